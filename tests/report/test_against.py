@@ -1,4 +1,4 @@
-"""The figure of one metric against another: one line an optimizer along its swept setting, every seed a point."""
+"""The figure of one metric against another: a line per optimizer along its swept setting, and a point per seed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     return made_run(tmp_path_factory.mktemp("against"), SUITE, Found(status=status))
 
 
-def test_a_figure_for_each_that_is_asked_for_and_each_model(results: Results) -> None:
+def test_there_is_a_figure_for_every_request_and_model(results: Results) -> None:
     assert [figure.name for figure in against([results])] == [
         "against__permuted__narrow__forgetting__effective_rank",
         "against__decay__narrow__forgetting__effective_rank",
@@ -76,7 +76,7 @@ def test_seeds_are_points_and_means_are_joined_along_the_setting(results: Result
     }
     points = {(x, y) for line in lines[SEEDS] for x, y in line.get_xydata()}
     assert points == set(values.values())
-    assert len(points) == 3 * 6 - 2, "two have diverged"
+    assert len(points) == 3 * 6 - 2, "two seeds have diverged"
     assert [len(line.get_xydata()) for line in lines["_means"]] == [3, 2]
     for line, strength in zip(lines["_means"][0].get_xydata(), ("-0.1", "0", "0.03"), strict=True):
         seeds = [value for trial, value in values.items() if f"/sgd/strength={strength}/" in trial]
@@ -108,7 +108,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("figures", FAULTS)
-def test_what_is_wrong_is_said_with_its_place(figures: str, tmp_path: Path) -> None:
+def test_invalid_figures_are_refused_with_their_place(figures: str, tmp_path: Path) -> None:
     path = tmp_path / "suite.yaml"
     text = SUITE.replace("figures: [{x: effective_rank, y: forgetting}]\n  decay", f"figures: {figures}\n  decay")
     assert text != SUITE

@@ -1,4 +1,4 @@
-"""`report --against`: the claims of two runs, each judged by its own data, and which verdicts change."""
+"""`report --against`: claims of two runs, each judged on its own data, and the verdicts that change."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ STATED = "experiment: digits, metric: average_accuracy, right: adam"
 def made(
     folder: Path, name: str, means: Mapping[str, float], more: str = "", rate: float = 0.1, margin: float = 0.01
 ) -> Path:
-    """A run in which optimizers have these average accuracies, with the same small differences between seeds."""
+    """Write a run with these average accuracies by optimizer and the same small differences between seeds."""
 
     def rows(trial: Trial) -> list[Row]:
         value = means[trial.optimizer] + 0.001 * trial.seed * (trial.optimizer != "adam")
@@ -53,7 +53,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return a, made(folder, "raw", {"sgd": 0.7, "adam": 0.6, "rates": 0.5}, more, rate=0.01)
 
 
-def test_verdicts_that_change_are_counted_with_both_effects(
+def test_changed_verdicts_are_counted_and_shown_with_both_effects(
     both: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     a, b = map(str, both)
@@ -63,11 +63,13 @@ def test_verdicts_that_change_are_counted_with_both_effects(
     assert found["counts"] == {"claims": 5, "compared": 2, "changes": 1, "reversed": 1}
     assert found["differences"] == ['name ("full", "raw")', "optimizers.sgd.lr (0.1, 0.01)"]
     by_name = {claim["claim"]: claim for claim in found["claims"]}
-    assert list(by_name) == ["up", "swept", "mine", "other", "late"], "in the order of A, then what B alone states"
+    assert list(by_name) == ["up", "swept", "mine", "other", "late"], (
+        "claims are in the order of A, followed by those of B alone"
+    )
     assert by_name["late"]["a"] is None
     assert by_name["mine"]["b"] is None
     assert by_name["other"]["stated_otherwise"] == [{"setting": "expect", "a": "higher", "b": "lower"}]
-    # As each run's own report has them.
+    # The numbers equal those in the report of each run.
     for side, path in zip("ab", both, strict=True):
         assert main(["report", str(path), "--format", "json"]) == 0
         own = {claim["claim"]: claim for claim in json.loads(capsys.readouterr().out)["claims"]}
@@ -78,7 +80,7 @@ def test_verdicts_that_change_are_counted_with_both_effects(
     assert [(line["expect"], not line["n_a"], not line["n_b"]) for line in lines if line["claim"] == "other"] == [
         ("higher", False, True),
         ("lower", True, False),
-    ], "each run's own claim with its own numbers"
+    ], "every claim has the numbers of its run"
     up = lines[0]
     assert (up["verdict_a"], up["verdict_b"], up["changes"]) == ("contradicted", "supported", "True")
     assert float(up["difference_a"]) == pytest.approx(-0.0965, abs=1e-3)
@@ -87,7 +89,7 @@ def test_verdicts_that_change_are_counted_with_both_effects(
 
 @pytest.mark.parametrize("form", [form for form in FORMATS if form not in ("json", "csv")])
 @pytest.mark.parametrize("columns", ["80", "120"])
-def test_people_read_the_same_in_every_format(
+def test_every_format_for_people_shows_the_same(
     form: str,
     columns: str,
     both: tuple[Path, Path],
@@ -110,7 +112,7 @@ def test_people_read_the_same_in_every_format(
         assert max(map(len, out.splitlines())) <= int(columns)
 
 
-def test_what_cannot_be_compared_is_an_error(
+def test_runs_that_cannot_be_compared_are_refused(
     both: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     a, b = map(str, both)

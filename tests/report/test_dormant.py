@@ -1,4 +1,4 @@
-"""Networks with many dormant units are listed apart where ranks are shown."""
+"""Networks with many dormant units are listed separately where ranks are shown."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def made(folder: Path, metrics: Sequence[str] = tuple(METRICS)) -> Path:
     return write_run(folder, SUITE, rows)
 
 
-def test_which_trials_of_an_arm_have_many(tmp_path: Path) -> None:
+def test_trials_with_many_dormant_units_are_found_for_every_arm(tmp_path: Path) -> None:
     found = {arm.optimizer: arm.many_dormant for arm in arms(results_of(made(tmp_path)))}
     assert found["sgd"] is None, "5% is not more than 5%"
     assert found["some"] == ManyDormant(7, (2, 5), (0.08, 0.11))
@@ -51,27 +51,31 @@ def test_which_trials_of_an_arm_have_many(tmp_path: Path) -> None:
     assert str(found["dead"]) == "7 of 7 trials: 40%"
 
 
-def test_a_report_names_them_in_one_line_by_the_table_and_by_the_claims(
+def test_a_report_lists_networks_with_many_dormant_units_below_table_and_claims(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shown = " ".join(report(made(tmp_path), "markdown", capsys).split())
     some, dead = "2 of 7 trials, seeds 2, 5: 8% to 11%", "7 of 7 trials: 40%"
     why = "Inactive units lower a rank."
     assert f"‡ More than 5% of units dormant: some, {some}; dead, {dead}. {why}" in shown
-    assert f"‡ More than 5% of units dormant: claim 1, m, some: {some}. {why}" in shown, "not of a claim on forgetting"
+    assert f"‡ More than 5% of units dormant: claim 1, m, some: {some}. {why}" in shown, (
+        "a claim on forgetting is not marked"
+    )
     assert r"\textdaggerdbl{} More than 5" in report(made(tmp_path / "again"), "latex", capsys)
     records = json.loads(report(tmp_path / "runs" / "made", "json", capsys))["results"]
     assert {(row["optimizer"], row["many_dormant"]) for row in records} == {("sgd", 0), ("some", 2), ("dead", 7)}
 
 
-def test_a_comparison_of_ranks_names_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_comparison_of_ranks_lists_networks_with_many_dormant_units(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = made(tmp_path)
     for metric, told in (("effective_rank", True), ("forgetting", False)):
         assert main(["compare", f"{path}:some", f"{path}:sgd", "--metric", metric]) == 0
         assert ("A (some), 2 of 7 trials" in " ".join(capsys.readouterr().out.split())) is told
 
 
-def test_without_a_rank_nothing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_ranks_dormant_units_are_not_mentioned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_run(
         tmp_path,
         SUITE.partition("claims:")[0],
@@ -83,7 +87,7 @@ def test_without_a_rank_nothing_is_said(tmp_path: Path, capsys: pytest.CaptureFi
     assert "‡" not in report(path, "markdown", capsys)
 
 
-def test_ranks_are_known_with_their_settings() -> None:
+def test_ranks_are_recognised_with_settings() -> None:
     assert all(map(is_rank, ("effective_rank", "srank delta=0.05", "stable_rank activation=before")))
     others = ("features_d", "features_n activation=before", "weight_effective_rank", "weight_stable_rank", "forgetting")
     assert not any(map(is_rank, (*others, "mine", "dormant_0.025")))

@@ -1,4 +1,4 @@
-"""Figures: drawn from made-up runs, and held to what a reader relies on: every seed, one colour, nothing fetched."""
+"""Figures of made-up runs: every seed is drawn, an optimizer has one colour, and nothing is fetched."""
 
 from __future__ import annotations
 
@@ -85,9 +85,9 @@ def seed_lines(figure: Figure) -> int:
     return sum(len(seed_curves(on_axes(panel))) for panel in figure.panels)
 
 
-def test_every_kind_is_drawn_with_words_for_who_reads_and_who_cannot_see_it(drawn: dict[str, Figure]) -> None:
+def test_every_kind_is_drawn_with_a_caption_and_a_text_alternative(drawn: dict[str, Figure]) -> None:
     assert set(drawn) == NAMES
-    # In test_readings_report.py, as it takes six seeds, and in test_text_report.py.
+    # Tested in test_readings_report.py, which has the six seeds needed, and in test_text_report.py.
     elsewhere = {"readings", "forgetting-curves"}
     assert {name.split("_")[0] for name in drawn} == {kind.name for kind in figure_kinds(STUDIES)} - elsewhere
     for figure in drawn.values():
@@ -114,7 +114,7 @@ def test_every_seed_is_a_line_in_spectra_and_pruning_curves(drawn: dict[str, Fig
     assert tuple(curves[0][:, 0]) == KEEPS
 
 
-def test_seeds_of_one_place_do_not_hide_each_other(drawn: dict[str, Figure]) -> None:
+def test_seeds_at_the_same_position_do_not_overlap(drawn: dict[str, Figure]) -> None:
     xs = [round(float(x), 6) for x, _ in seed_dots(drawn["final-accuracy_permuted"])]
     assert len(set(xs)) == len(xs) == 12
 
@@ -129,16 +129,18 @@ def test_sweeps_show_every_measure_at_every_value(drawn: dict[str, Figure]) -> N
         "earlier tasks at the end",
         "rates",
     ]
-    assert len(list(seed_dots(rates))) == 6 * 4 * 3  # panels, rates, seeds
+    assert len(list(seed_dots(rates))) == 6 * 4 * 3  # panels, learning rates, seeds
     curve, against = on_axes(rates.panels[0]), on_axes(rates.panels[-1])
     assert curve.get_xscale() == "log"
     assert [text.get_text() for text in against.texts] == ["0.0001", "0.001", "0.01", "0.1"]
-    assert [on_axes(panel).get_xscale() for panel in decays.panels] == ["symlog"] * 3, "one value is 0"
+    assert [on_axes(panel).get_xscale() for panel in decays.panels] == ["symlog"] * 3, (
+        "a value of 0 prevents a logarithmic axis"
+    )
     assert decays.panels[2].heading.startswith("effective rank")
     assert "sgd" not in rates.caption
 
 
-def test_only_numbers_that_alone_differ_are_sweeps(tmp_path: Path) -> None:
+def test_a_sweep_varies_a_single_number(tmp_path: Path) -> None:
     text = SUITE.replace("weight_decay: [0.0, 0.01, 0.1]", "weight_decay: [0.0, 0.1], lr: [0.1, 0.01]")
     text = text.replace("lr: 0.1}", "nesterov: [true, false], momentum: 0.9, lr: 0.1}")
     found = [sweep for group in groups([made_run(tmp_path, text)]) for sweep in sweeps(group)]
@@ -157,10 +159,10 @@ def test_heat_maps_hold_the_means_over_seeds(drawn: dict[str, Figure], results: 
     panels = [on_axes(panel) for panel in drawn["class-cosine_permuted_narrow"].panels]
     cells = [next(c for c in axes.collections if isinstance(c, PolyCollection)) for axes in panels]
     assert np.asarray(cells[0].get_array()) == pytest.approx(mean.ravel())
-    assert len({cell.get_clim() for cell in cells}) == 1, "one scale of colours for all optimizers"
+    assert len({cell.get_clim() for cell in cells}) == 1, "all optimizers share a colour scale"
 
 
-def test_only_the_end_over_all_tasks_is_read(results: Results) -> None:
+def test_spectra_are_read_at_the_end_over_all_tasks(results: Results) -> None:
     table = results.run.table("spectra").to_pylist()
     trial = "pairs/narrow/adam/default/seed=1"
     rows = [row for row in table if (row["trial"], row["after_task"], row["task"]) == (trial, 2, None)]
@@ -169,7 +171,7 @@ def test_only_the_end_over_all_tasks_is_read(results: Results) -> None:
     assert spectra(results)[trial] == pytest.approx(values / values.sum())
 
 
-def test_an_optimizer_has_one_colour_in_all_figures_and_no_two_series_look_alike(results: Results) -> None:
+def test_an_optimizer_has_one_colour_in_all_figures_and_all_series_look_different(results: Results) -> None:
     colours: dict[str, set[str]] = {}
     for group in groups([results]):
         looks = [look(series) for series in group.shown]
@@ -200,18 +202,18 @@ def contrast(a: str, b: str) -> float:
 
 
 @pytest.mark.parametrize("page", ["#ffffff", "#15181c"])
-def test_every_colour_is_seen_on_light_and_dark_pages(page: str) -> None:
+def test_every_colour_has_contrast_on_light_and_dark_pages(page: str) -> None:
     assert contrast("#ffffff", "#000000") == pytest.approx(21)
     for colour in PALETTE:
         assert contrast(colour, page) >= 3, colour
 
 
-def test_colours_and_markers_are_many_enough_and_distinct() -> None:
+def test_there_are_enough_distinct_colours_and_markers() -> None:
     assert len(set(PALETTE)) == len(set(MARKERS)) == len(PALETTE) == MAX_SERIES
     assert INK not in PALETTE
 
 
-def test_more_optimizers_than_a_panel_bears_are_shared_out(tmp_path: Path) -> None:
+def test_many_optimizers_are_split_into_panels(tmp_path: Path) -> None:
     many = "".join(f"  o{i}: {{target: sgd, lr: {0.1 + i}}}\n" for i in range(10))
     text = (
         f"name: many\nseeds: 1\noptimizers:\n{many}experiments:\n  permuted:\n"
@@ -222,7 +224,7 @@ def test_more_optimizers_than_a_panel_bears_are_shared_out(tmp_path: Path) -> No
     for name in ("task-accuracy_permuted_a", "spectrum_permuted"):
         assert [len(panel.series) for panel in found[name].panels] == [5, 5], name
     first, second = (on_axes(panel) for panel in found["task-accuracy_permuted_a"].panels)
-    assert first.get_ylim() == second.get_ylim(), "panels of one figure can be compared"
+    assert first.get_ylim() == second.get_ylim(), "panels of a figure share their axes"
     looks = [look(series) for series in groups([result])[0].shown]
     assert len({(one.colour, one.marker, one.filled) for one in looks}) == 10
     assert "1 seed." in found["spectrum_permuted"].caption
@@ -234,7 +236,7 @@ def test_variants_of_a_long_sweep_are_left_out_and_named(drawn: dict[str, Figure
     assert "Left out" not in drawn["sweep_pairs_narrow_lr"].caption
 
 
-def test_diverged_failed_and_missing_seeds_are_named_and_not_drawn(tmp_path: Path) -> None:
+def test_diverged_failed_and_missing_seeds_are_listed_but_not_drawn(tmp_path: Path) -> None:
     ends = {"permuted/narrow/sgd/default/seed=0": "diverged", "permuted/narrow/sgd/default/seed=1": "failed"}
     ends["permuted/wide/adam/default/seed=2"] = "missing"
 
@@ -285,9 +287,7 @@ def test_a_figure_without_its_table_is_left_out(tmp_path: Path, table: str, kind
     assert names == {name for name in NAMES if not name.startswith(kind)}
 
 
-def test_magnitudes_are_of_five_seeds_at_most_and_of_weights_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_magnitudes_use_at_most_five_seeds_and_only_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
     checkpoint = RunDirectory.checkpoint
     monkeypatch.setattr(RunDirectory, "checkpoint", lambda run, place: read.append(place) or checkpoint(run, place))
@@ -296,10 +296,10 @@ def test_magnitudes_are_of_five_seeds_at_most_and_of_weights_alone(
     assert len(series.trials) == 7
     assert len(read) == 5
     assert found is not None
-    assert 0.05 < found.median < 0.1, "of a normal distribution .67 of its width; the biases are 1000"
+    assert 0.05 < found.median < 0.1, "the median is .67 for normal weights; biases of 1000 are ignored"
 
 
-def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
+def test_several_runs_are_shown_side_by_side(tmp_path: Path) -> None:
     first, second = (made_run(tmp_path / name, name=name) for name in ("first", "second"))
     found = {figure.name: figure for figure in figures([first, second])}
     assert set(found) == NAMES
@@ -312,7 +312,7 @@ def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
     assert all(looks[i].marker != looks[i + 2].marker and looks[i].line != looks[i + 2].line for i in (0, 1))
 
 
-def test_svg_is_self_contained_and_takes_its_colours_from_the_page(svgs: dict[str, tuple[str, ...]]) -> None:
+def test_svg_is_self_contained_and_inherits_the_colours_of_the_page(svgs: dict[str, tuple[str, ...]]) -> None:
     ids: list[str] = []
     for name, panels in svgs.items():
         for svg in panels:
@@ -331,14 +331,14 @@ def test_svg_is_self_contained_and_takes_its_colours_from_the_page(svgs: dict[st
             assert "font-family" not in svg
             assert "DejaVu" not in svg
             references = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
-            assert references <= set(re.findall(r' id="([^"]+)"', svg)), "what is referred to is there"
-    assert len(set(ids)) == len(ids), "no id twice on a page"
+            assert references <= set(re.findall(r' id="([^"]+)"', svg)), "every reference has its target"
+    assert len(set(ids)) == len(ids), "ids are unique on a page"
     lines = svgs["task-accuracy_permuted_narrow"][0]
     assert f"var(--c0, {PALETTE[0]})" in lines
     assert len(re.findall(PALETTE[0], lines)) == len(re.findall(r"var\(--c0", lines))
 
 
-def test_text_of_a_panel_is_text_and_large_enough(svgs: dict[str, tuple[str, ...]]) -> None:
+def test_text_in_a_panel_is_stored_as_text_and_large_enough(svgs: dict[str, tuple[str, ...]]) -> None:
     for name, panels in svgs.items():
         for svg in panels:
             sizes = [float(size) for size in re.findall(r"font-size: ([\d.]+)px", svg)]
@@ -355,7 +355,7 @@ def test_the_same_data_give_the_same_bytes(results: Results, tmp_path: Path) -> 
         assert {k: p.read_bytes() for k, p in first.items()} == {k: p.read_bytes() for k, p in second.items()}
 
 
-def test_files_hold_all_panels_in_every_format(drawn: dict[str, Figure], tmp_path: Path) -> None:
+def test_files_contain_all_panels_in_every_format(drawn: dict[str, Figure], tmp_path: Path) -> None:
     figure = drawn["sweep_pairs_narrow_lr"]
     files = save(figure, tmp_path / "new" / "folder")
     assert {suffix: path.name for suffix, path in files.items()} == {
@@ -365,7 +365,7 @@ def test_files_hold_all_panels_in_every_format(drawn: dict[str, Figure], tmp_pat
     root = ElementTree.fromstring(svg)
     points = float(str(root.get("width")).removesuffix("pt"))
     assert points == pytest.approx(72 * max(sum(p.width for p in figure.panels[i : i + 3]) for i in (0, 3)))
-    assert "<text" not in svg, "a paper's SVG must not depend on the fonts of who opens it"
+    assert "<text" not in svg, "an SVG for a paper must not depend on the reader's fonts"
     assert len(re.findall(r'id="axes_\d+"', svg)) == len(figure.panels)
     assert files["png"].read_bytes().startswith(b"\x89PNG")
     pdf = files["pdf"].read_bytes()
@@ -374,7 +374,7 @@ def test_files_hold_all_panels_in_every_format(drawn: dict[str, Figure], tmp_pat
     assert {path.name for path in (tmp_path / "new" / "folder").iterdir()} == {path.name for path in files.values()}
 
 
-def test_a_folder_that_cannot_be_made_is_an_error_of_one_line(drawn: dict[str, Figure], tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(drawn: dict[str, Figure], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(StoreError, match="file: cannot write"):
         save(drawn["final-accuracy_pairs"], tmp_path / "file", ("svg",))
@@ -399,7 +399,7 @@ print(len(found))
     assert (done.returncode, done.stdout.strip()) == (0, str(len(NAMES))), done.stderr
 
 
-def test_labels_lie_beside_their_points_and_apart_from_each_other() -> None:
+def test_labels_are_next_to_their_points_and_do_not_overlap() -> None:
     centres, texts = [(0.5, 0.5), (0.52, 0.5), (0.5, 0.51), (0.1, 0.9)], ["0.001", "0.01", "0.1", "1"]
     size = (200.0, 150.0)
     offsets = place_labels(centres, texts, [(0.0, 1.0), (0.0, 1.0)], size)
@@ -426,14 +426,14 @@ def test_ticks_are_plain_text() -> None:
     assert [short(value) for value in (1e-5, 3.16e-5, 0.001, 50.0, 1e7)] == ["1e-5", "3.16e-5", "0.001", "50", "1e7"]
 
 
-def test_sparks_have_a_height_for_each_eighth() -> None:
+def test_sparklines_have_eight_heights() -> None:
     assert spark([i / 8 + 0.01 for i in range(8)]) == "▁▂▃▄▅▆▇█"
     assert spark([0.0, 1.0, -5.0, 5.0, math.inf, -math.inf, math.nan]) == "▁█▁██▁·"
     assert spark([]) == ""
     assert spark([10.0, 20.0], 10.0, 20.0) == "▁█"
 
 
-def test_bars_grow_by_eighths_and_keep_their_width() -> None:
+def test_bars_grow_in_eighths_and_keep_their_width() -> None:
     bars = [bar(i / 16, 0.0, 1.0, 2) for i in range(17)]
     assert bars[:5] == ["  ", "▏ ", "▎ ", "▍ ", "▌ "]
     assert bars[8:11] == ["█ ", "█▏", "█▎"]

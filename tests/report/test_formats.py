@@ -1,4 +1,4 @@
-"""Every format says the whole document, and nothing in a name can act in it."""
+"""Every format shows the whole document, and names cannot inject markup."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ texts = st.text(st.sampled_from(MARKUP), max_size=12) | st.text(max_size=8)
 
 
 def blocks(document: Report, kind: type) -> list[Any]:
-    """Every block of a kind, those in folds and those for some formats too."""
+    """Return all blocks of a kind, including folded ones and those for some formats only."""
     found = []
     pending = list(document.blocks)
     while pending:
@@ -181,7 +181,7 @@ def blocks(document: Report, kind: type) -> list[Any]:
 
 
 def table_of(names: list[str], tone: str = "plain") -> Report:
-    """A document of one table, with these texts as its captions, titles and cells."""
+    """Return a document of one table with these texts as caption, titles and cells."""
     columns = (Column(names[0], numeric=False), Column(names[1]))
     return Report("t", (Table(names[2], columns, tuple((Cell(n), Cell(n, cast(Tone, tone))) for n in names)),))
 
@@ -194,7 +194,7 @@ def terminal(document: Report, width: int, **options: Any) -> str:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_terminal_fits_its_width_with_every_number_whole(width: int) -> None:
+def test_terminal_output_fits_the_width_and_cuts_no_number(width: int) -> None:
     lines = terminal(sample(), width).splitlines()
     commands = {f"  {line}" for block in blocks(sample(), Commands) for line in block.text.split("\n")}
     assert max(cell_len(line) for line in lines if line not in commands) <= width
@@ -208,13 +208,13 @@ def test_terminal_fits_its_width_with_every_number_whole(width: int) -> None:
     assert sum("everything at once (continued)" in line for line in lines) == pieces - 1
     for name in ("my_opt*", "<script>alert(1)</script>"):
         rows = [line.split() for line in lines if line.startswith(f"{name}  ")]
-        assert len(rows) == pieces  # the keys are in every piece
+        assert len(rows) == pieces  # every piece repeats the key columns
         number = next(i for i, row in enumerate(wide.rows) if row[0].text == name)
         values = [value for row in rows for value in row if "±" in value or value == "–"]
         assert values == [cell.text for cell in wide.rows[number][2:]]
 
 
-def test_a_terminal_too_narrow_for_a_column_still_shows_it_whole() -> None:
+def test_a_column_wider_than_the_terminal_is_not_cut() -> None:
     printed = terminal(sample(), 9)
     assert "−0.042 [−0.048, −0.036]" in printed
     assert "0.968±0.002" in printed
@@ -226,7 +226,7 @@ def test_a_command_stays_one_line_on_a_terminal() -> None:
         assert f"  {line}\n" in terminal(sample(), 60)
 
 
-def test_terminal_leaves_out_what_it_cannot_show_and_marks_warnings() -> None:
+def test_terminal_output_omits_paper_only_blocks_and_marks_warnings() -> None:
     printed = terminal(sample(), 200)
     assert "Only in a log." in printed
     assert "! my_opt* lr=0.1: 8 of 10" in printed
@@ -234,13 +234,13 @@ def test_terminal_leaves_out_what_it_cannot_show_and_marks_warnings() -> None:
         assert hidden not in printed
 
 
-def test_colours_only_where_the_console_has_them() -> None:
+def test_colours_are_used_only_if_the_console_supports_them() -> None:
     assert "\x1b" not in terminal(sample(), 80)
     coloured = terminal(sample(), 200, force_terminal=True, color_system="standard", no_color=False)
     for text, code in (("supported", 32), ("contradicted", 31), ("8 of 10", 33), ("no evidence", 2)):
         assert re.search(rf"\x1b\[{code}m{text}", coloured), text
     assert "[bold]x[/bold] :smile:" in re.sub(r"\x1b\[[\d;]*m", "", coloured)
-    assert "\x1b[31m line" not in coloured  # a name's own escape sequence
+    assert "\x1b[31m line" not in coloured  # an escape sequence in a name
 
 
 @given(st.lists(st.integers(1, 30), max_size=30), st.integers(1, 80))
@@ -249,7 +249,7 @@ def test_pack_needs_the_fewest_pieces(widths: list[int], room: int) -> None:
     assert [i for piece in pieces for i in piece] == list(range(len(widths)))
     for piece in pieces:
         assert len(piece) == 1 or sum(widths[i] for i in piece) <= room
-    least = [0]  # the fewest pieces of the first i columns, by trying every last piece
+    least = [0]  # the fewest pieces for the first i columns, found by trying every last piece
     for i in range(1, len(widths) + 1):
         starts = [j for j in range(i) if j == i - 1 or sum(widths[j:i]) <= room]
         least.append(1 + min(least[j] for j in starts))
@@ -263,7 +263,7 @@ def test_pack_shares_equal_columns_evenly(columns: int, share: int) -> None:
 
 
 @pytest.mark.parametrize("width", range(15, 30))
-def test_no_line_break_parts_a_dagger_from_its_name(width: int) -> None:
+def test_a_dagger_stays_on_the_line_of_its_name(width: int) -> None:
     columns = (Column("x", numeric=False), Column("n"))
     table = Table("c", columns, ((Cell(marked("rates lr=0.1", True)), Cell("12345")),))
     assert "lr=0.1\N{NO-BREAK SPACE}†" in terminal(Report("t", (table,)), width)
@@ -274,7 +274,7 @@ def parsed(document: Report) -> list[Token]:
 
 
 def plain(token: Token) -> str:
-    """The text of an inline token, which has nothing but text, and strong text, in it."""
+    """Return the text of an inline token; assert that it contains only text and strong text."""
     children = token.children or []
     assert {child.type for child in children} <= {"text", "strong_open", "strong_close"}, token.content
     return "".join(child.content for child in children)
@@ -302,7 +302,7 @@ def test_markdown_renders_every_table_of_the_document() -> None:
 
 
 @given(st.lists(texts, min_size=3, max_size=5), st.sampled_from(["plain", "warning", "good"]))
-def test_markdown_tables_hold_any_characters(names: list[str], tone: str) -> None:
+def test_markdown_tables_can_contain_any_characters(names: list[str], tone: str) -> None:
     tokens = parsed(table_of(names, tone))
     cells = [plain(b) for a, b in pairwise(tokens) if a.type in ("th_open", "td_open")]
     titles = [" ".join(filter(None, layout.title_lines(Column(name)))).strip() for name in names[:2]]
@@ -319,7 +319,7 @@ def test_markdown_tables_hold_any_characters(names: list[str], tone: str) -> Non
 @example("# title #")
 @example("a](b) ![c](d)")
 @example("<http://e.org> &lt; &#35;")
-def test_markdown_texts_stay_texts(text: str) -> None:
+def test_text_in_markdown_stays_text(text: str) -> None:
     line = layout.one_line(text)
     document = Report(
         text, (Heading(text), Paragraph(text), Items((text, text)), Items((text,)), Paragraph(text, "good"))
@@ -333,7 +333,7 @@ def test_markdown_texts_stay_texts(text: str) -> None:
     assert not {"blockquote_open", "ordered_list_open", "code_block", "fence", "hr"} & set(kinds)
 
 
-def test_markdown_lets_no_html_through_but_its_own() -> None:
+def test_markdown_contains_only_its_own_html() -> None:
     tokens = parsed(sample())
     raw = [token.content for token in tokens if token.type == "html_block"]
     assert raw == [
@@ -348,7 +348,7 @@ def test_markdown_lets_no_html_through_but_its_own() -> None:
     assert images[0].content == 'Shampoo lies above SGD & AdamW at each of the "three" widths.'
 
 
-def test_markdown_code_survives_fences_in_it() -> None:
+def test_markdown_code_can_contain_fences() -> None:
     code = "echo 1\n```\n  ````` <b>"
     fences = [token for token in parsed(Report("t", (Commands(code), Paragraph("after")))) if token.type == "fence"]
     assert [fence.content for fence in fences] == [f"{code}\n"]
@@ -363,7 +363,7 @@ def test_markdown_warnings_are_alerts() -> None:
 
 
 def bare(text: str) -> str:
-    """LaTeX without its commands, escaped characters and formulas; what is left acts, or is text."""
+    """Remove commands, escaped characters and formulas from LaTeX; the rest is text or unescaped markup."""
     text = re.sub(r"\\[a-zA-Z]+(\{\})?|\\[{}$&#%_,]", "x", text)
     return re.sub(r"\$[^$]*\$", "x", text)
 
@@ -378,11 +378,11 @@ def balanced(text: str) -> bool:
 
 
 @given(texts)
-def test_latex_escapes_everything_that_acts(text: str) -> None:
+def test_latex_escapes_all_special_characters(text: str) -> None:
     escaped = latex.escape(text)
     assert balanced(escaped)
     assert not re.search(r"[\\$&#%_^]|--|,,|\n", bare(escaped))
-    assert not re.match(r"[\[*]", escaped)  # after a line break: its argument
+    assert not re.match(r"[\[*]", escaped)  # would be read as an argument after a line break
     if text.isascii() and text.isalnum():
         assert escaped == text
 
@@ -397,12 +397,12 @@ def test_latex_escapes_everything_that_acts(text: str) -> None:
         ("Erdo\u030bs", "Erdős"),
     ],
 )
-def test_latex_knows_the_characters_of_the_field(text: str, escaped: str) -> None:
+def test_latex_supports_the_characters_of_the_field(text: str, escaped: str) -> None:
     assert latex.escape(text) == escaped
 
 
 def tabulars(rendered: str) -> list[tuple[int, list[str]]]:
-    """(number of columns, rows) of every tabular."""
+    """Return (number of columns, rows) of every tabular."""
     found = []
     for spec, body in re.findall(
         r"\\begin\{tabular\}\{@\{\}([^\n]*)@\{\}\}\n(.*?)\\end\{tabular\}", rendered, re.DOTALL
@@ -423,7 +423,7 @@ def test_latex_rows_have_as_many_cells_as_columns(names: list[str]) -> None:
     assert balanced(rendered)
 
 
-def test_latex_is_sound_as_it_stands() -> None:
+def test_latex_environments_are_balanced() -> None:
     rendered = latex.render(sample())
     open_environments: list[str] = []
     for kind, name in re.findall(r"^\\(begin|end)\{(\w+)\}", rendered, re.MULTILINE):
@@ -435,13 +435,13 @@ def test_latex_is_sound_as_it_stands() -> None:
     labels = re.findall(r"\\label\{(.*)\}", rendered)
     assert len(labels) == len(set(labels)) > len(blocks(sample(), Table))
     found = tabulars(rendered)
-    assert len(found) == rendered.count(r"\begin{table}") == len(labels) - 1  # and one figure
+    assert len(found) == rendered.count(r"\begin{table}") == len(labels) - 1  # plus one figure
     for columns, rows in found:
         assert all(len(re.findall(r"(?<!\\)&", row)) == columns - 1 for row in rows)
     for table in blocks(sample(), Table):
         for row in table.rows:
             for cell in row:
-                # A folded name may have breaks in it.
+                # A long name may contain break points.
                 assert latex.escape(cell.text) in rendered.replace(r"\allowbreak{}", ""), cell.text
     assert r"\includegraphics[width=\linewidth]{\detokenize{figures/figure_3.pdf}}" in rendered
     assert r"\paragraph{Accuracy \textless{}matrices\textgreater{}}\mbox{}" in rendered
@@ -449,7 +449,7 @@ def test_latex_is_sound_as_it_stands() -> None:
     assert "Only in a log." not in rendered
 
 
-def test_latex_cuts_a_table_that_no_page_holds() -> None:
+def test_latex_splits_a_table_longer_than_a_page() -> None:
     rows = tuple((Cell(f"row {i}"), Cell(str(i))) for i in range(100))
     found = tabulars(latex.render(Report("t", (Table("c", (Column("a", numeric=False), Column("b")), rows),))))
     assert [len(rows) - 1 for _, rows in found] == [40, 40, 20]
@@ -470,8 +470,8 @@ def test_latex_compiles(tmp_path: Path) -> None:
     )
     (tmp_path / "report.tex").write_text(latex.render(document), encoding="utf-8")
     command = ["pdflatex", "-draftmode", "-interaction=nonstopmode", "-halt-on-error", "-file-line-error", "report.tex"]
-    # Draft mode typesets all but embeds no fonts. Font metrics are made in the test's folder, not in the home of who
-    # runs it.
+    # Draft mode typesets everything without embedding fonts. Font metrics are created in the folder of the test
+    # instead of the home directory.
     done = subprocess.run(
         command, cwd=tmp_path, env=os.environ | {"TEXMFVAR": str(tmp_path / "texmf")}, capture_output=True, check=False
     )

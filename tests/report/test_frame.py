@@ -1,4 +1,4 @@
-"""What surrounds the data of a panel: held to matplotlib's own ticks and texts, and to what can be read."""
+"""Axes and labels of panels agree with matplotlib's ticks and texts, and are legible."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def overlap(a: Box, b: Box) -> bool:
     return min(a[2], b[2]) > max(a[0], b[0]) and min(a[3], b[3]) > max(a[1], b[1])
 
 
-def readable(panel: Panel) -> list[str]:
-    """What is wrong with the texts of a panel: cut off, over one another or over the data."""
+def text_faults(panel: Panel) -> list[str]:
+    """Return the faults of the texts of a panel: cut off, or overlapping other texts or the data."""
     frame = framed(panel)[1]
     left, bottom, right, top = frame.outer
     faults = []
@@ -69,9 +69,9 @@ def readable(panel: Panel) -> list[str]:
     return faults
 
 
-def test_no_text_is_cut_off_or_over_another_or_over_the_data(drawn: list[Figure]) -> None:
+def test_no_text_is_cut_off_or_overlaps_text_or_data(drawn: list[Figure]) -> None:
     panels = [panel for figure in drawn for panel in figure.panels]
-    assert {fault for panel in panels for fault in readable(panel)} == set()
+    assert {fault for panel in panels for fault in text_faults(panel)} == set()
     frames = [framed(panel)[1] for panel in panels]
     assert not [label.text for frame in frames for label in labels(frame) if "…" in label.text]
     assert any(len(frame.panel.series) > 1 for frame in frames)
@@ -80,20 +80,20 @@ def test_no_text_is_cut_off_or_over_another_or_over_the_data(drawn: list[Figure]
         assert (x1 - x0) * (y1 - y0) > 0.4 * 72 * 72 * frame.panel.width * frame.panel.height
 
 
-def test_faults_of_texts_are_found() -> None:
+def test_overlapping_and_cut_texts_are_detected() -> None:
     def draw(axes: Axes) -> None:
         style.name_ticks(axes, "x", ["long name of a model"] * 2)
         style.name_ticks(axes, "y", ["m" * 60])
         axes.set(xlim=(-9, 9), ylim=(-1, 1))
 
-    faults = readable(Panel(draw, 2.0, 2.0))
+    faults = text_faults(Panel(draw, 2.0, 2.0))
     assert any("cut off" in fault for fault in faults)
     assert any("over" in fault for fault in faults)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 8])
 @pytest.mark.parametrize("letters", [3, 20, 40])
-def test_long_names_and_legends_find_their_place(results: Results, count: int, letters: int) -> None:
+def test_long_names_and_legends_fit(results: Results, count: int, letters: int) -> None:
     series = [
         dataclasses.replace(groups([results])[0].series[0], label=f"{i}{'m' * letters}"[:letters], colour=i)
         for i in range(count)
@@ -104,7 +104,7 @@ def test_long_names_and_legends_find_their_place(results: Results, count: int, l
         style.labels(axes, "x" * letters, "y" * (letters // 2))
 
     panel = Panel(draw, MAX_WIDTH, 3.0, "t" * 10, series)
-    assert readable(panel) == []
+    assert text_faults(panel) == []
     shown = [label.text for label in labels(framed(panel)[1])]
     assert letters == 40 or not any("…" in text for text in shown)
     assert all(any(one.label in text or f"{i}m" in text for text in shown) for i, one in enumerate(series))
@@ -135,7 +135,7 @@ def negative(axes: Axes) -> None:
 
 
 @pytest.mark.parametrize("draw", [log, symmetric, upside_down, half_of_the_names, negative])
-def test_ticks_are_those_that_matplotlib_draws(draw: Callable[[Axes], None]) -> None:
+def test_ticks_equal_those_of_matplotlib(draw: Callable[[Axes], None]) -> None:
     canvas, frame = framed(Panel(draw, 3.0, 3.0))
     (axes,) = canvas.axes
     with matplotlib.style.context(["default", STYLE]):
@@ -151,7 +151,7 @@ def test_ticks_are_those_that_matplotlib_draws(draw: Callable[[Axes], None]) -> 
         assert len(found) >= 2
 
 
-def test_a_common_factor_of_the_ticks_stands_with_the_name() -> None:
+def test_a_common_factor_of_ticks_is_shown_with_the_axis_name() -> None:
     def draw(axes: Axes) -> None:
         axes.set(xlim=(0, 4e7), xlabel="step")
 
@@ -159,7 +159,7 @@ def test_a_common_factor_of_the_ticks_stands_with_the_name() -> None:
 
 
 def ink(canvas: Canvas) -> NDArray[np.int64]:
-    """Left, top, right and bottom of everything that is drawn, in pixels."""
+    """Return left, top, right and bottom of the drawn area, in pixels."""
     agg = FigureCanvasAgg(canvas)
     agg.draw()
     rows, columns = np.nonzero(np.asarray(agg.buffer_rgba())[..., 3] > 100)
@@ -168,7 +168,7 @@ def ink(canvas: Canvas) -> NDArray[np.int64]:
 
 @pytest.mark.parametrize("upright", [False, True])
 @pytest.mark.parametrize("anchor", ["left", "center", "right"])
-def test_labels_lie_where_matplotlib_puts_a_text_of_its_own(anchor: Anchor, upright: bool) -> None:
+def test_labels_are_placed_like_texts_of_matplotlib(anchor: Anchor, upright: bool) -> None:
     label = Label(100.0, 100.0, "Mixed .93", 20, anchor, upright=upright)
     with matplotlib.style.context(["default", STYLE]):
         ours, theirs = (Canvas(figsize=(4, 4), dpi=72) for _ in range(2))
@@ -189,9 +189,9 @@ def test_an_empty_label_is_not_drawn() -> None:
     assert Labels([Label(0, 0, "", 8)], IdentityTransform()).labels == []
 
 
-def test_measured_widths_are_those_of_the_font() -> None:
+def test_measured_widths_equal_those_of_the_font() -> None:
     with matplotlib.style.context(["default", STYLE]):
-        canvas = Canvas((1, 1), dpi=7200)  # so that no glyph is fitted to pixels
+        canvas = Canvas((1, 1), dpi=7200)  # so that glyphs are not fitted to pixels
         renderer = FigureCanvasAgg(canvas).get_renderer()
         for text in ("accuracy at the end", "10⁻³", "−0.25", "adam-rates lr=0.000316"):
             drawn = Text(0, 0, text, figure=canvas, fontproperties=FontProperties(family=FONT, size=9))
@@ -210,11 +210,11 @@ def test_the_number_of_artists_grows_with_series_but_not_with_seeds_ticks_or_cel
     for one, other in zip(drawn, larger, strict=True):
         assert [artists(panel) for panel in one.panels] == [artists(panel) for panel in other.panels], one.name
         for panel in one.panels:
-            named = len(on_axes(panel).texts)  # next to their lines
+            named = len(on_axes(panel).texts)  # labels next to lines
             assert artists(panel) <= (35 + 5 * max(named, len(panel.series))) * (1 + len(panel.below)), one.name
 
 
-def test_panels_below_one_another_share_their_axis_and_follow_without_a_gap() -> None:
+def test_stacked_panels_share_their_axis_without_gaps() -> None:
     def draw(top: float) -> Callable[[Axes], None]:
         return lambda axes: axes.set(xlim=(0, 1), ylim=(0, top), ylabel="y") and None
 
@@ -223,27 +223,27 @@ def test_panels_below_one_another_share_their_axis_and_follow_without_a_gap() ->
     canvas, frame = framed(panel)
     boxes = [axes.get_position().get_points() * (3.0 * 72, 4.5 * 72) for axes in canvas.axes]
     assert len({tuple(box[:, 0].round(6)) for box in boxes}) == 1
-    assert frame.inner[2] == pytest.approx(3.0 * 72 - 0.5 * 72 - 3), "as the one with the least room"
+    assert frame.inner[2] == pytest.approx(3.0 * 72 - 0.5 * 72 - 3), "all panels use the margins of the narrowest"
     tops, bottoms = [box[1, 1] for box in boxes], [box[0, 1] for box in boxes]
     assert all(low > high for low, high in zip(bottoms, tops[1:], strict=False))
     assert frame.outer[1] == pytest.approx(72 * 2.5)
 
 
-def test_no_tick_objects_are_made(drawn: list[Figure]) -> None:
+def test_no_tick_objects_are_created(drawn: list[Figure]) -> None:
     def ticks(panel: Panel) -> list[int]:
         drawn = framed(panel)[0].axes
         assert len(drawn) == 1 + len(panel.below)
         (counts,) = {tuple(len(axis.majorTicks) for axis in (axes.xaxis, axes.yaxis)) for axes in drawn}
         return list(counts)
 
-    # Those that matplotlib makes with any axes, and looks at no more.
+    # Matplotlib creates these with any axes and does not use them.
     nothing = ticks(Panel(lambda axes: None, 3.0, 3.0))
     assert {*nothing} <= {1, 2}
     for figure in drawn:
         assert [ticks(panel) for panel in figure.panels] == [nothing] * len(figure.panels), figure.name
 
 
-def test_every_panel_is_drawn_once_for_a_page_and_once_for_all_files(drawn: list[Figure], tmp_path: Path) -> None:
+def test_a_panel_is_drawn_once_for_a_page_and_once_for_all_files(drawn: list[Figure], tmp_path: Path) -> None:
     calls: Counter[int] = Counter()
 
     def counted(number: int, panel: Panel) -> Panel:
@@ -261,7 +261,7 @@ def test_every_panel_is_drawn_once_for_a_page_and_once_for_all_files(drawn: list
     assert calls == dict.fromkeys(range(len(figure.panels)), 2)
 
 
-def test_cells_too_small_for_numbers_have_a_scale_of_colours() -> None:
+def test_cells_too_small_for_numbers_have_a_colour_scale() -> None:
     values = np.random.default_rng(0).uniform(0, 1, (31, 30))
     names = TaskNames(tuple(str(i) for i in range(30)), "task")
     heat_map = HeatMap(values, 0.0, 1.0, TaskNames(("none", *names.names), "after"), names)

@@ -1,4 +1,4 @@
-"""The HTML report: one sound file that fetches nothing, legible at any width, in the light and in the dark."""
+"""The HTML report: one valid file that fetches nothing and is legible at any width, in light and dark mode."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ VOID = {"meta", "link", "br"}
 
 
 class Elements(HTMLParser):
-    """What a page consists of: its elements with their attributes and text; fails where tags do not match."""
+    """Parse a page into elements with attributes and text; fail if tags do not match."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -71,7 +71,7 @@ def rendered() -> str:
     return page.render(sample())
 
 
-def test_the_page_is_sound_and_says_everything() -> None:
+def test_the_page_is_valid_and_complete() -> None:
     elements = Elements(rendered())
     tags = [tag for tag, *_ in elements.found]
     assert tags.count("html") == tags.count("main") == tags.count("h1") == tags.count("style") == 1
@@ -95,7 +95,7 @@ def test_the_page_is_sound_and_says_everything() -> None:
     assert elements.texts("code")[0] == "optbench report\n\\end{verbatim} ±"
 
 
-def test_a_page_has_contents_that_lead_to_its_headings() -> None:
+def test_a_page_has_a_table_of_contents_that_links_to_its_headings() -> None:
     elements = Elements(rendered())
     targets = {a["id"]: text for tag, a, text in elements.found if tag in ("h2", "h3") and "id" in a}
     links = {(a["href"] or "").removeprefix("#"): text for tag, a, text in elements.found if tag == "a"}
@@ -105,7 +105,7 @@ def test_a_page_has_contents_that_lead_to_its_headings() -> None:
     assert not few.texts("nav", "a")
 
 
-def test_a_page_on_a_run_opens_with_what_was_found(tmp_path: Path) -> None:
+def test_a_page_on_a_run_starts_with_claims_and_the_primary_comparison(tmp_path: Path) -> None:
     suite = CLAIMED.format(seeds=7)
     path = write_run(tmp_path, suite, lambda trial: rows_of("ok", _better(trial), {}, init_hash=str(trial.seed)))
     found = Elements(page.render(run_report(summarise([results_of(path)], ()))))
@@ -133,7 +133,7 @@ def _better(trial: Trial) -> list[list[float]]:
     return [[0.1, 0.1], [value, 0.1], [value, value]]
 
 
-def test_every_table_names_its_rows_and_columns() -> None:
+def test_every_table_has_row_and_column_headers() -> None:
     elements = Elements(rendered())
     for table in elements.texts("table"):
         assert table
@@ -144,7 +144,7 @@ def test_every_table_names_its_rows_and_columns() -> None:
     assert len(scopes) == scopes.count("col") + scopes.count("row")
 
 
-def test_nothing_is_fetched_and_nothing_runs() -> None:
+def test_a_page_fetches_nothing_and_executes_nothing() -> None:
     elements = Elements(rendered())
     for tag, attributes, _ in elements.found:
         assert tag not in ("script", "iframe", "object", "embed", "form", "base", "img")
@@ -162,7 +162,7 @@ def test_nothing_is_fetched_and_nothing_runs() -> None:
 
 
 @given(texts)
-def test_any_name_is_a_text(name: str) -> None:
+def test_any_name_is_shown_as_text(name: str) -> None:
     document = table_of([name] * 3, "warning")
     elements = Elements(page.render(Report(name, (*document.blocks, Paragraph(name, "warning")))))
     line = one_line(name)
@@ -170,7 +170,7 @@ def test_any_name_is_a_text(name: str) -> None:
     assert next(a["aria-label"] for tag, a, _ in elements.found if a.get("role") == "region") == line
 
 
-def test_a_figure_is_described_and_without_panels_left_out() -> None:
+def test_figures_are_described_and_omitted_without_panels() -> None:
     elements = Elements(rendered())
     images = [attributes["aria-label"] for _, attributes, _ in elements.found if attributes.get("role") == "img"]
     assert images == ['Shampoo lies above SGD & AdamW at each of the "three" widths.']
@@ -179,7 +179,7 @@ def test_a_figure_is_described_and_without_panels_left_out() -> None:
     ]
 
 
-def test_panels_stand_in_the_page_as_they_are() -> None:
+def test_panels_are_embedded_unchanged() -> None:
     figure = next(figure for figure in blocks(sample(), Illustration) if figure.panels)
     assert len(figure.panels) == 2
     assert all(f'<div class="panel">\n{svg}\n</div>' in rendered() for svg in figure.panels)
@@ -206,7 +206,7 @@ def contrast(one: str, other: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-def test_contrast_is_computed_as_wcag_does() -> None:
+def test_contrast_agrees_with_wcag() -> None:
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
     assert contrast("#767676", "#ffffff") == pytest.approx(4.54, abs=0.005)
 
@@ -259,8 +259,11 @@ SWITCHES = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-ru
 
 @dataclass(frozen=True)
 class Seen:
-    """results: what was measured in each frame. console: what the browser wrote there. asked: what it asked for, by
-    path, the frames' pages aside."""
+    """What a browser reported.
+
+    results: the measurements in each frame. console: messages of the browser. asked: requested paths, except the pages
+    of the frames.
+    """
 
     results: list[dict[str, Any]]
     console: list[str]
@@ -268,7 +271,7 @@ class Seen:
 
 
 def measured(profile: Path, frames: list[tuple[int, str]], *options: str) -> Seen:
-    """What a browser makes of pages in frames so many pixels wide."""
+    """Measure how a browser shows pages in frames of the given widths in pixels."""
     chromium = shutil.which("chromium")
     assert chromium is not None
     elements = "".join(
@@ -320,11 +323,11 @@ def measured(profile: Path, frames: list[tuple[int, str]], *options: str) -> See
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_browser_shows_it_without_overflow_errors_or_requests(tmp_path: Path, scheme: str) -> None:
+def test_a_browser_shows_the_report_without_overflow_errors_or_requests(tmp_path: Path, scheme: str) -> None:
     options = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
     seen = measured(tmp_path, [(1280, rendered()), (360, rendered()), (360, FAULTY)], *options)
     *reports, faulty = seen.results
-    # What is looked for would be seen.
+    # The measurements detect a faulty page.
     assert faulty["scroll"] > faulty["client"]
     assert faulty["requests"] == 1
     assert seen.asked == ["/missing.png"]
@@ -345,7 +348,7 @@ def test_a_browser_shows_it_without_overflow_errors_or_requests(tmp_path: Path, 
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
-def test_long_names_and_large_figures_stay_within_a_phone(tmp_path: Path) -> None:
+def test_long_names_and_large_figures_fit_on_a_phone(tmp_path: Path) -> None:
     long = "averyveryverylongnamewithnoblankinit" * 5
     table = Table(long, (Column(long, numeric=False), Column("value")), ((Cell(long), Cell("1")),))
     figure = Illustration("f", long, long, long, (PANEL.format(width=2000, height=1000, colour="#000", title="t"),))

@@ -1,4 +1,4 @@
-"""Per-trial records in JSON and csv: the values that a report's means are of."""
+"""Per-trial records in JSON and csv have the values that a report averages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().out
 
 
-def test_trials_have_the_values_that_the_means_are_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_trials_have_the_values_that_are_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = made_run(tmp_path, CONTROLLED)
     assert results.control_rows, "the run has controls"
     run = str(results.run.path)
@@ -39,7 +39,7 @@ def test_trials_have_the_values_that_the_means_are_of(tmp_path: Path, capsys: py
         assert not finite or fmean(finite) == row["mean"]
 
 
-def test_csv_has_trials_in_place_of_means(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_csv_has_trials_instead_of_means(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(made_run(tmp_path, CONTROLLED).run.path)
     trials = json.loads(said(capsys, run, "--format", "json", "--per-trial"))["trials"]
     lines = list(csv.DictReader(io.StringIO(said(capsys, run, "--format", "csv", "--per-trial"))))

@@ -1,4 +1,4 @@
-"""Names at the ends of lines: in the order of the lines, apart, inside, and moved no further than that takes."""
+"""Names at the ends of lines keep their order and distance, stay inside, and move no further than necessary."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PLACES = st.lists(st.floats(0, 1), min_size=1, max_size=16)
 
 
 @given(PLACES, st.floats(0, 0.3))
-def test_places_keep_their_order_their_distance_and_the_axis(places: list[float], gap: float) -> None:
+def test_positions_keep_order_and_distance_and_stay_on_the_axis(places: list[float], gap: float) -> None:
     found = spaced(places, gap)
     room = min(gap, 1 / max(1, len(places) - 1))
     assert min(found) >= -1e-9
@@ -24,11 +24,11 @@ def test_places_keep_their_order_their_distance_and_the_axis(places: list[float]
     assert [found[i] for i in order] == sorted(found)
 
 
-def test_places_that_are_apart_already_stay() -> None:
+def test_positions_that_are_far_enough_apart_do_not_move() -> None:
     assert spaced([0.9, 0.1, 0.5], 0.2) == pytest.approx([0.9, 0.1, 0.5])
 
 
-def test_no_places_are_nearer_to_where_they_belong() -> None:
+def test_positions_are_the_nearest_possible() -> None:
     places, gap = np.array([0.02, 0.03, 0.5, 0.52, 0.97, 0.98, 0.99]), 0.08
     apart = {"type": "ineq", "fun": lambda x: np.diff(x) - gap}
     best = minimize(lambda x: ((x - places) ** 2).sum(), np.linspace(0, 1, 7), bounds=[(0, 1)] * 7, constraints=apart)

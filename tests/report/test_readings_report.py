@@ -1,4 +1,4 @@
-"""Readings of claims in a report: a line in every format, every reading where there is room, a specification curve."""
+"""Readings of claims in a report: a line in every format, all readings where there is room, a specification curve."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_tables_are_not_widened_by_readings(run: Path, capsys: pytest.CaptureFix
     tables = shown[: shown.index("<details>")]
     assert "Hoyer" in tables
     assert "effective" not in tables
-    assert "| effective rank" in shown, "but every measure is listed"
+    assert "| effective rank" in shown, "every measure is listed in the fold"
 
 
 def test_listed_metrics_keep_their_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,8 +72,8 @@ def test_listed_metrics_keep_their_columns(tmp_path: Path, capsys: pytest.Captur
     assert "effective rank" in shown[: shown.index("<details>")]
 
 
-def test_what_measures_were_taken_on_is_no_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The sizes of features come with measures of them, wherever these are read."""
+def test_sizes_of_features_are_not_shown_as_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Sizes of features are stored with every measure of features."""
     suite = """
 name: sizes
 seeds: 2
@@ -122,7 +122,7 @@ def test_json_has_every_reading(run: Path, capsys: pytest.CaptureFixture[str]) -
     assert last["reason"] == "none of 8 pairs has a value on both sides"
 
 
-def test_compare_leaves_readings_out_unless_they_are_named(
+def test_compare_omits_readings_unless_they_are_named(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(run.parents[1])
@@ -138,7 +138,7 @@ def test_compare_leaves_readings_out_unless_they_are_named(
     assert "stable_rank" in {row["metric"] for row in json.loads(capsys.readouterr().out)["results"]}
 
 
-def test_the_curve_is_sorted_and_marks_what_each_reading_is(run: Path) -> None:
+def test_the_curve_is_sorted_and_marks_the_choices_of_each_reading(run: Path) -> None:
     results = results_of(run)
     [part] = judge_claims(results)[0].parts
     points = drawn(part)
@@ -184,14 +184,14 @@ def test_the_figure_is_in_the_page_and_in_files(run: Path, capsys: pytest.Captur
     assert svg.count(">last task<") == 1
 
 
-def test_a_claim_of_many_parts_has_a_panel_for_the_first_ones(tmp_path: Path) -> None:
+def test_a_claim_with_many_parts_has_panels_for_the_first_ones(tmp_path: Path) -> None:
     rates = str([0.01 * i for i in range(1, 15)])
     [figure] = readings([results_of(made(tmp_path, METRICS[:2], value, rates=rates, seeds=6))])
     assert len(figure.panels) == MOST_PARTS
     assert "Shown are the first 12 of 14 parts of the claim." in figure.caption
 
 
-def test_layers_have_rows_and_columns_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_layers_have_separate_rows_and_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = ("srank", "srank activation=before", "srank delta=0.1", "srank delta=0.1,activation=before")
     path = made(
         tmp_path,
@@ -214,7 +214,7 @@ def test_two_runs_have_a_figure_each(run: Path, tmp_path: Path) -> None:
     assert names == ["readings_c_made", "readings_c_other"]
 
 
-def test_a_wide_interval_is_cut_and_an_effect_of_many_times_bends_the_axis(tmp_path: Path) -> None:
+def test_a_wide_interval_is_clipped_and_a_large_effect_bends_the_axis(tmp_path: Path) -> None:
     def wide(trial: Trial, metric: str, data: str) -> float:
         if metric == "stable_rank" and trial.optimizer == "a":
             return 10.0 + (-1) ** trial.seed * 8.0
@@ -245,13 +245,13 @@ def test_the_axis_is_increasing_and_has_round_ticks_with_room(low: float, high: 
     assert scale.place(low) == pytest.approx(PAD)
 
 
-def test_nothing_is_drawn_of_readings_without_values(tmp_path: Path) -> None:
+def test_readings_without_values_are_not_drawn(tmp_path: Path) -> None:
     path = made(tmp_path, METRICS, lambda *_: None)
     assert readings([results_of(path)]) == []
     assert {r.says for r in judge_claims(results_of(path))[0].parts[0].readings} == {Says.UNDEFINED}
 
 
-def test_a_record_without_a_metric_that_is_read_is_named_in_one_line(
+def test_a_record_that_lacks_a_metric_of_a_reading_is_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = made(tmp_path, ("srank", "{kind: srank, delta: 0.1}"), lambda *_: 1.0, measured=("srank", "srank delta=0.1"))

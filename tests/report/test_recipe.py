@@ -1,4 +1,4 @@
-"""Reports say how a protocol departs from plain steps."""
+"""Reports describe how a protocol differs from plain steps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from optbench.report.recipe import recipe
 from optbench.suite.protocol import Protocol, WeightAveraging
 
 
-def test_each_departure_is_a_sentence() -> None:
+def test_every_difference_is_described_in_a_sentence() -> None:
     assert recipe(Protocol()) == ""
     averaging = WeightAveraging(kind="ema", decay=0.999)
     full = recipe(Protocol(clip_norm=1.0, weight_averaging=averaging, precision="bfloat16"))
@@ -16,7 +16,7 @@ def test_each_departure_is_a_sentence() -> None:
     )
 
 
-def test_a_schedule_is_a_sentence() -> None:
+def test_a_schedule_is_described_in_a_sentence() -> None:
     def said(**schedule: object) -> str:
         return recipe(Protocol.model_validate({"schedule": schedule}))
 

@@ -1,4 +1,4 @@
-"""The report on runs: sums over seeds against numbers worked out by hand, and nothing that went wrong left unsaid."""
+"""The report on runs: summaries over seeds agree with hand-computed values, and every failure is reported."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def make(
     status: str = "complete",
     name: str = "made",
 ) -> Path:
-    """A run with these rows by trial id."""
+    """Write a run with these rows by trial id."""
     suite = SUITE.format(seeds=seeds, stopping=stopping)
     return write_run(folder, suite, lambda trial: results.get(trial.id, []), status=status, name=name)
 
@@ -79,7 +79,7 @@ def text_of(summary: Summary, width: int = 80) -> str:
 
 
 def flat(summary: Summary, width: int = 80) -> str:
-    """The text without line breaks, which a narrow window adds."""
+    """Return the text without line breaks, which depend on the width."""
     return " ".join(text_of(summary, width).split())
 
 
@@ -87,7 +87,7 @@ def summary_of(*paths: Path) -> Summary:
     return summarise([results_of(path) for path in paths])
 
 
-def test_means_and_deviations_are_those_of_the_worked_example(run_path: Path) -> None:
+def test_means_and_deviations_agree_with_the_worked_example(run_path: Path) -> None:
     section = summary_of(run_path).sections[0]
     row = section.rows[0]
     assert (section.experiment, section.model, row.label, row.arm.count("ok")) == (
@@ -96,7 +96,7 @@ def test_means_and_deviations_are_those_of_the_worked_example(run_path: Path) ->
         "sgd",
         2,
     )
-    sd = 0.02 / math.sqrt(2)  # of two values .02 apart
+    sd = 0.02 / math.sqrt(2)  # standard deviation of two values .02 apart
     expected = {
         "average_accuracy": (0.71, sd),
         "forgetting": (0.275, 0.0),
@@ -117,7 +117,7 @@ def test_means_and_deviations_are_those_of_the_worked_example(run_path: Path) ->
     assert np.allclose(row.matrix, np.array(EXAMPLE) + 0.01)
 
 
-def test_diverged_and_failed_trials_are_counted_and_have_no_part_in_the_means(run_path: Path) -> None:
+def test_diverged_and_failed_trials_are_counted_and_excluded_from_the_means(run_path: Path) -> None:
     summary = summary_of(run_path)
     fast, slow = summary.sections[1].rows
     assert (fast.label, *fast.arm.counts.values()) == ("adam lr=0.001", 2, 1, 1, 0, 0, 0)
@@ -148,7 +148,7 @@ def test_only_class_incremental_experiments_show_last_and_earlier_tasks(run_path
     assert earlier.mean == pytest.approx(0.6)
 
 
-def test_a_measure_that_was_not_taken_has_no_column_and_one_undefined_somewhere_is_said(tmp_path: Path) -> None:
+def test_missing_measures_have_no_column_and_undefined_ones_are_noted(tmp_path: Path) -> None:
     results = {trial: rows_of("ok", EXAMPLE, {"effective_rank": 20.0}) for trial in every_trial()}
     results["permuted-mnist/mlp-100/sgd/default/seed=1"] = rows_of("ok", EXAMPLE, {"effective_rank": None})
     summary = summary_of(make(tmp_path, results))
@@ -178,7 +178,7 @@ def test_a_single_seed_has_no_deviation(tmp_path: Path) -> None:
     assert "±" not in text_of(summary).split("mean±sd")[0]
 
 
-def test_a_run_without_any_result_says_so(tmp_path: Path) -> None:
+def test_a_run_without_results_is_reported_as_such(tmp_path: Path) -> None:
     summary = summary_of(make(tmp_path, {}, status="interrupted"))
     assert not summary.measured
     shown = flat(summary)
@@ -196,13 +196,13 @@ def test_a_run_without_any_result_says_so(tmp_path: Path) -> None:
         ("null", "No early stopping: 1 epoch a task."),
     ],
 )
-def test_the_split_that_early_stopping_looks_at_is_said(tmp_path: Path, stopping: str, said: str) -> None:
+def test_the_split_used_by_early_stopping_is_reported(tmp_path: Path, stopping: str, said: str) -> None:
     summary = summary_of(make(tmp_path, {trial: rows_of() for trial in every_trial()}, stopping=stopping))
     assert summary.sections[0].stopping == (said,)
     assert said in flat(summary)
 
 
-def test_what_was_run_and_how_to_repeat_it_is_said(run_path: Path) -> None:
+def test_settings_and_the_command_to_repeat_a_run_are_shown(run_path: Path) -> None:
     shown = flat(summary_of(run_path))
     assert "tuning: on permuted-mnist 7 settings × 2 seeds for sgd" in shown
     assert "optbench run made.yaml" in shown
@@ -210,7 +210,7 @@ def test_what_was_run_and_how_to_repeat_it_is_said(run_path: Path) -> None:
     assert "torch 2.13.0" in shown
 
 
-def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
+def test_several_runs_are_shown_side_by_side(tmp_path: Path) -> None:
     one = make(tmp_path, {trial: rows_of() for trial in every_trial()}, name="one")
     two = make(tmp_path, {trial: rows_of("ok", shifted(0.05)) for trial in every_trial()}, name="two")
     summary = summary_of(one, two)
@@ -218,17 +218,17 @@ def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
     assert [(row.run, row.label) for row in rows] == [("one", "sgd"), ("two", "sgd")]
     means = [spread.mean for row in rows if (spread := row.values["average_accuracy"]) is not None]
     assert means == pytest.approx([0.7, 0.75])
-    assert len(summary.sections) == 2, "the same experiments, not twice"
+    assert len(summary.sections) == 2, "runs of the same suite share sections"
     lines = text_of(summary, 120).splitlines()
     assert any(line.startswith("one") and "0.700±0.000" in line for line in lines)
     assert any(line.startswith("two") and "0.750±0.000" in line for line in lines)
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
-def test_every_table_fits_and_every_number_is_whole(run_path: Path, width: int) -> None:
+def test_every_table_fits_and_no_number_is_cut(run_path: Path, width: int) -> None:
     summary = summary_of(run_path)
     shown = text_of(summary, width)
-    commands = ("  optbench run", "  /")  # stay on one line, to be copied
+    commands = ("  optbench run", "  /")  # stay on one line so that they can be copied
     assert max(len(line) for line in shown.splitlines() if not line.startswith(commands)) <= width
     assert "…" not in shown
     for section in summary.sections:
@@ -245,14 +245,14 @@ def test_more_room_means_fewer_tables(run_path: Path) -> None:
     assert counts[-1] == 6, "two topics and a sparkline for each of two experiments"
 
 
-def test_neutral_measures_have_no_arrow_and_directed_ones_have(run_path: Path) -> None:
+def test_only_directed_measures_have_an_arrow(run_path: Path) -> None:
     arrows = {m.name: m.arrow for section in summary_of(run_path).sections for m in section.measures}
     assert arrows["average_accuracy"] == "↑"
     assert arrows["forgetting"] == "↓"
     assert arrows["effective_rank"] == arrows["hoyer"] == ""
 
 
-def test_the_median_and_quartiles_are_numpys(tmp_path: Path) -> None:
+def test_median_and_quartiles_agree_with_numpy(tmp_path: Path) -> None:
     values = [10.0, 14.0, 11.0, 30.0, 12.0]
     results = {trial: rows_of() for trial in every_trial(5)}
     for seed, value in enumerate(values):
@@ -281,7 +281,7 @@ def spread(mean: float, sd: float | None) -> Spread:
         (spread(-0.0126, None), 3, "-0.013"),
     ],
 )
-def test_spreads_are_short_and_exact(value: Spread | None, digits: int, shown: str) -> None:
+def test_spreads_are_printed_with_matching_digits(value: Spread | None, digits: int, shown: str) -> None:
     assert spread_text(value, digits) == shown
 
 
@@ -302,11 +302,11 @@ def test_spreads_are_short_and_exact(value: Spread | None, digits: int, shown: s
         (lambda: p_value(None), "–"),
     ],
 )
-def test_numbers_are_short_and_true(write: Callable[[], str], shown: str) -> None:
+def test_numbers_are_printed_briefly_and_correctly(write: Callable[[], str], shown: str) -> None:
     assert write() == shown
 
 
-def test_the_spread_leaves_out_what_is_not_finite() -> None:
+def test_the_spread_ignores_values_that_are_not_finite() -> None:
     found = Spread.of([1.0, math.nan, 3.0])
     assert found is not None
     assert (found.mean, found.sd, found.n) == (2.0, math.sqrt(2), 2)
@@ -317,7 +317,7 @@ def records(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
-def test_json_and_csv_hold_every_metric_unrounded(run_path: Path) -> None:
+def test_json_and_csv_have_every_metric_unrounded(run_path: Path) -> None:
     summary = summary_of(run_path)
     told = json.loads(report_json(summary))
     assert (told["format"], told["version"]) == ("optbench-report", 1)
@@ -339,7 +339,7 @@ def test_json_and_csv_hold_every_metric_unrounded(run_path: Path) -> None:
     assert np.allclose(told["matrices"][0]["accuracy"], np.array(EXAMPLE) + 0.01)
 
 
-def test_the_keys_of_json_and_csv_stay(run_path: Path) -> None:
+def test_the_keys_of_json_and_csv_are_stable(run_path: Path) -> None:
     summary = summary_of(run_path)
     header = (
         "run experiment model optimizer variant planned ok diverged failed missing metric direction "
@@ -358,6 +358,6 @@ def test_the_keys_of_json_and_csv_stay(run_path: Path) -> None:
     assert {"run", "suite", "suite_hash", "status", "command", "repeat", "seeds", "statuses"} <= set(told["runs"][0])
 
 
-def test_trials_of_the_made_up_run_have_the_ids_the_tests_expect(run_path: Path) -> None:
+def test_trials_of_the_made_up_run_have_the_expected_ids(run_path: Path) -> None:
     planned: Sequence[Trial] = trials(load_suite(run_path / "suite.yaml"))
     assert [trial.id for trial in planned] == every_trial()

@@ -1,4 +1,4 @@
-"""What it takes to add a study: its blocks, records, csv columns and figures come into a report by themselves."""
+"""Adding a study: its blocks, records, csv columns and figures appear in reports automatically."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def counted(leads: bool) -> Study[int]:
 
 
 @pytest.mark.parametrize("leads", [True, False])
-def test_a_study_comes_into_every_format(leads: bool, tmp_path: Path) -> None:
+def test_a_study_appears_in_every_format(leads: bool, tmp_path: Path) -> None:
     results = made_run(tmp_path)
     report = run_report(summarise([results], (*STUDIES, counted(leads))))
     plain = run_report(summarise([results], STUDIES))
@@ -58,12 +58,12 @@ def test_a_study_comes_into_every_format(leads: bool, tmp_path: Path) -> None:
     assert {key: value for key, value in last.items() if value} == {"metric": "count", "counted": str(n)}
     names = [figure.name for figure in figures([results], (*STUDIES, counted(leads)))]
     results_first = next(name for name in names if name.startswith("final-accuracy"))
-    assert (names.index("counted") < names.index(results_first)) == leads, "figures are in the order of the tables"
+    assert (names.index("counted") < names.index(results_first)) == leads, "figures follow the order of the tables"
     assert [name for name in names if name != "counted"] == [figure.name for figure in figures([results], STUDIES)]
     assert names.count("counted") == 1
 
 
-def test_a_format_is_a_module_and_a_line(tmp_path: Path) -> None:
+def test_a_format_needs_only_a_module_and_a_registry_line(tmp_path: Path) -> None:
     suffixes = [suffix for found in FORMATS.values() for suffix in found.suffixes]
     assert len(set(suffixes)) == len(suffixes)
     report = run_report(summarise([made_run(tmp_path)], STUDIES))
@@ -72,7 +72,7 @@ def test_a_format_is_a_module_and_a_line(tmp_path: Path) -> None:
         assert importlib.import_module(f"optbench.report.formats.{name}").render(report)
 
 
-def test_no_report_knows_a_study(tmp_path: Path) -> None:
+def test_the_report_package_does_not_import_studies(tmp_path: Path) -> None:
     results = made_run(tmp_path)
     report = run_report(summarise([results], ()))
     assert set(json.loads(render_text(report, "json"))).isdisjoint(study.name for study in STUDIES)

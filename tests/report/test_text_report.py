@@ -1,4 +1,4 @@
-"""Runs on text in reports, comparisons, claims and gates: negative bits per byte, in their own words."""
+"""Runs on text in reports, comparisons, claims and gates use bits per byte, with their own unit and name."""
 
 from __future__ import annotations
 
@@ -60,18 +60,18 @@ FORGOTTEN = {"sgd": 0.5, "adam": 0.3, "to-adam": 0.4, "noisy": 0.5}
 
 
 def rows(trial: Trial) -> list[Row]:
-    """Text: learnt to 2.5 bits per byte, with .01 between optimizers, and the first domain forgotten again."""
+    """Make rows learnt to 2.5 bits per byte, .01 apart between optimizers, with the first domain forgotten later."""
     noise = np.random.default_rng([trial.seed, len(trial.optimizer)]).uniform(0, 0.002)
     found: list[Row] = [trial_row("ok")]
     learnt = 2.5 + 0.01 * (trial.optimizer == "adam") + noise
     forgotten = FORGOTTEN[trial.optimizer] + noise
-    if trial.experiment == "text":  # it was followed while the second domain was trained
+    if trial.experiment == "text":  # scored while the second domain was trained
         found += [EarlierRow(2, step, 1, 2.0, 0.4, learnt + forgotten * share) for step, share in ((5, 0.8), (10, 1.0))]
     for after, task in np.ndindex(3, 2):
         bits = None
         if trial.experiment == "text":
             bits = 7.0 if after <= task else learnt + forgotten * (after == 2 and task == 0)
-        right = 0.5 if bits is None else 0.4  # of the next token: much above the most frequent one
+        right = 0.5 if bits is None else 0.4  # next-token accuracy far above the share of the most frequent token
         found.append(
             AccuracyRow(
                 after, task + 1, right + noise, 2.0, 1000, right, 2.0, 0.1, bits, None if bits is None else bits
@@ -94,7 +94,7 @@ def test_values_and_verdicts_are_in_bits_per_byte(run: Path) -> None:
     assert sgd.value("forgetting", 0) == pytest.approx(0.5, abs=0.003)
     assert sgd.validated("average_accuracy", 0) == sgd.value("average_accuracy", 0)
     assert images[0].value("average_accuracy", 0) == pytest.approx(0.5, abs=0.003)
-    assert not results.not_learnt, "what was learnt is judged by the accuracy of the next token"
+    assert not results.not_learnt, "learning is judged by next-token accuracy"
     found = {one.metric.name: one for one in compare_arms(adam, sgd).metrics}
     forgetting = found["forgetting"].metric
     assert (forgetting.unit, forgetting.margin) == ("bits per byte", MARGIN)
@@ -102,7 +102,7 @@ def test_values_and_verdicts_are_in_bits_per_byte(run: Path) -> None:
     assert found["average_accuracy"].metric.said == "average score"
     assert compare_arms(*images[:2]).metrics[0].metric.margin == 0.005
     verdicts = {judged.name: (str(judged.verdict), judged.margin) for judged in judge_claims(results)}
-    # .01 bits between what they learn is less than the margin of bits, and twice that of accuracies.
+    # A difference of .01 bits is below the margin for bits, but twice the margin for accuracies.
     assert verdicts["keeps"] == ("supported", MARGIN)
     assert verdicts["alike"] == ("supported", MARGIN)
     assert verdicts["sure"][1] == 0.005
@@ -129,17 +129,17 @@ def test_claims_name_the_score(run: Path, capsys: pytest.CaptureFixture[str]) ->
         "last task score of adam lower than of sgd, by 0.02 or more [where the mean learning score is above 0]" in shown
     )
     assert "left out: mean learning score -2.5" in shown
-    assert "average score -2." in shown, "beside a claim"
-    assert shown.count("accuracy") == 1, "of the claim about images"
+    assert "average score -2." in shown, "next to a claim"
+    assert shown.count("accuracy") == 1, "in the claim about images"
 
 
-def test_forgetting_curves_begin_where_the_domain_was_learnt_and_end_where_it_ends(run: Path) -> None:
+def test_forgetting_curves_start_after_learning_and_end_with_the_run(run: Path) -> None:
     results = results_of(run)
     found = read_curves(results)
     assert {task for _, task in found} == {1}
     assert {trial for trial, _ in found} == {trial.id for trial in results.trials if trial.experiment == "text"}
     for (trial, _), curve in found.items():
-        matrix = results.matrices[trial]  # here the same on validation data
+        matrix = results.matrices[trial]  # validation data has the same values here
         (first, learnt), (_, between), (last, end) = curve
         assert (first, last) == (1.0, 2.0)
         assert (learnt, end) == (matrix[1, 0], matrix[2, 0])
@@ -149,7 +149,7 @@ def test_forgetting_curves_begin_where_the_domain_was_learnt_and_end_where_it_en
     assert "on prose at the end: sgd" in figure.alt
 
 
-def test_figures_of_text_have_its_score_on_their_axes(run: Path) -> None:
+def test_figures_of_text_have_bits_per_byte_on_their_axes(run: Path) -> None:
     drawn = figures([results_of(run)], STUDIES)
     mine = [figure for figure in drawn if "text" in figure.name]
     assert {figure.name.partition("_")[0] for figure in mine} >= {
@@ -161,7 +161,7 @@ def test_figures_of_text_have_its_score_on_their_axes(run: Path) -> None:
     assert any("Test accuracy" in figure.caption for figure in drawn if "images" in figure.name)
 
 
-def test_switched_optimizers_are_read_in_bits_per_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_switched_optimizers_are_compared_in_bits_per_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_run(tmp_path, SWITCHED, rows, name="switched")
     shown = report(path, "markdown", capsys).split("Switching optimizers")[1].replace("<br>", " ")
     noisy, switched = (shown.split(f"text, gpt, {name}: ")[1].split("images, net")[0] for name in ("noisy", "to-adam"))
@@ -181,7 +181,7 @@ def test_gates_are_in_bits_per_byte(run: Path) -> None:
     assert main([*words, "average_accuracy:-1%"]) == 0
 
 
-def test_tuning_on_text_looks_at_validation_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tuning_on_text_uses_validation_bits_per_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_run(tmp_path, TUNED, rows, name="tuned")
     shown = " ".join(report(path, "markdown", capsys).split())
     assert "among the settings whose learning score is within 0.1 of the optimizer's best" in shown

@@ -1,4 +1,4 @@
-"""Claims about the variants that meet a condition: which take part, what is said of the others, and what is refused."""
+"""Claims with conditions on variants: which variants take part, how others are reported, and what is refused."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def suite_text(claim: str, seeds: int = 8, rates: Sequence[float] = RATES) -> st
 
 
 def made(folder: Path, claim: str, last: Sequence[Sequence[float]], earlier: Sequence[float], **given: object) -> Path:
-    """A run in which adam at RATES[i] gets `earlier[i]` of the first pair, and with seed s `last[i][s]` of the last."""
+    """Write a run in which adam at RATES[i] has accuracy `earlier[i]` on the first pair, `last[i][s]` on the last."""
     rates = tuple(given.pop("rates", RATES))  # type: ignore[call-overload]
 
     def rows(trial: Trial) -> list[Row]:
@@ -68,13 +68,15 @@ KEPT = (0.337, 0.002, 0.0, 0.001)
 
 
 def spread(means: Sequence[float], seeds: int = 8) -> list[list[float]]:
-    """Values over seeds around each of the means, in steps that cancel."""
+    """Return values over seeds with these means; the deviations of seeds sum to 0."""
     return [[mean + 0.001 * (s - (seeds - 1) / 2) for s in range(seeds)] for mean in means]
 
 
-def test_the_two_readings_of_any_learning_rate(tmp_path: Path) -> None:
+def test_claims_about_any_learning_rate_depend_on_whether_it_must_learn(tmp_path: Path) -> None:
     literal = judged(results_of(made(tmp_path, KEEPS_NOTHING, spread(SLOW), KEPT, name="literal")))
-    assert literal.verdict is ClaimVerdict.CONTRADICTED, "by the rate that has not learnt the last pair"
+    assert literal.verdict is ClaimVerdict.CONTRADICTED, (
+        "the learning rate that has not learnt the last pair contradicts it"
+    )
     assert (len(literal.parts), literal.left_out) == (4, ())
     restated = judged(results_of(made(tmp_path, f"{KEEPS_NOTHING}, {LEARNS}", spread(SLOW), KEPT, name="restated")))
     assert restated.verdict is ClaimVerdict.SUPPORTED
@@ -93,10 +95,10 @@ def test_the_two_readings_of_any_learning_rate(tmp_path: Path) -> None:
     st.lists(st.sampled_from([0.0, 0.05, 0.3]), min_size=4, max_size=4),
     st.sampled_from([(0.81, None), (None, 0.81), (0.61, 0.91)]),
 )
-def test_a_claim_with_a_condition_is_the_claim_about_the_variants_that_meet_it(
+def test_a_conditional_claim_equals_the_claim_about_the_variants_that_meet_it(
     last: list[list[float]], earlier: list[float], bounds: tuple[float | None, float | None]
 ) -> None:
-    # No mean of six of these values is a bound: which side of it rounding would put the mean is not the question here.
+    # No mean of six of these values equals a bound, so rounding cannot decide.
     above, below = bounds
     said = ", ".join(f"{k}: {v}" for k, v in (("above", above), ("below", below)) if v is not None)
     inside = [
@@ -112,7 +114,7 @@ def test_a_claim_with_a_condition_is_the_claim_about_the_variants_that_meet_it(
         if not inside:
             assert found.verdict is ClaimVerdict.NOT_COMPARABLE
             return
-        # The same suite without the other variants, judged without a condition.
+        # The same suite without the excluded variants, judged without a condition.
         alone = judged(results_of(made(Path(folder), KEEPS_NOTHING, last, earlier, rates=inside, name="alone")))
     assert found.verdict is alone.verdict
     assert [part.judgement for part in found.parts] == [part.judgement for part in alone.parts]
@@ -130,7 +132,7 @@ def test_a_mean_at_the_bound_is_neither_above_nor_below_it(tmp_path: Path) -> No
 def test_conditions_hold_for_both_sides_and_for_several_metrics(tmp_path: Path) -> None:
     two = "last_task_accuracy: {above: 0.9}, earlier_tasks_accuracy: {above: 0.001, below: 0.3}"
     claim = f"experiment: digits, metric: forgetting, left: sgd, right: adam, expect: lower, where: {{{two}}}"
-    # sgd has the numbers of the first rate: it learns.
+    # sgd has the values of the first learning rate, which learns.
     found = judged(results_of(made(tmp_path, claim, spread((0.95, 0.94, 0.95, 0.6)), (0.2, 0.2, 0.5, 0.9))))
     assert [(part.left.label, getattr(part.right, "label", "")) for part in found.parts] == [
         ("sgd", "adam lr=1e-05"),
@@ -141,11 +143,11 @@ def test_conditions_hold_for_both_sides_and_for_several_metrics(tmp_path: Path) 
         ("adam lr=0.01", ["last_task_accuracy", "earlier_tasks_accuracy"]),
     ]
     none = judged(results_of(made(tmp_path, claim, spread((0.5, 0.94, 0.95, 0.6)), (0.2, 0.2, 0.2, 0.2), name="none")))
-    assert none.parts == (), "without its left side there is nothing to compare"
+    assert none.parts == (), "without the left side there are no parts"
     assert none.left_out[0].arm.label == "sgd"
 
 
-def test_the_mean_is_over_the_trials_that_are_ok_and_says_over_how_many(
+def test_the_mean_is_over_trials_that_are_ok_and_their_number_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def rows(trial: Trial) -> list[Row]:
@@ -168,7 +170,7 @@ def test_the_mean_is_over_the_trials_that_are_ok_and_says_over_how_many(
 
 
 @pytest.mark.parametrize("name", ["terminal", "markdown", "html", "latex"])
-def test_every_format_names_the_condition_and_what_it_leaves_out(
+def test_every_format_shows_the_condition_and_excluded_variants(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -181,7 +183,7 @@ def test_every_format_names_the_condition_and_what_it_leaves_out(
     assert "claim 1, small, adam lr=1e-05: left out: mean last task accuracy 0.374, not above 0.9" in shown
 
 
-def test_json_has_the_condition_and_what_it_leaves_out(
+def test_json_has_the_condition_and_excluded_variants(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -198,7 +200,7 @@ def test_json_has_the_condition_and_what_it_leaves_out(
     }
 
 
-def test_a_condition_survives_being_written_out_and_makes_no_other_suite(tmp_path: Path) -> None:
+def test_a_condition_survives_a_round_trip_and_does_not_change_the_hash(tmp_path: Path) -> None:
     path, again = tmp_path / "a.yaml", tmp_path / "b.yaml"
     path.write_text(suite_text(f"{KEEPS_NOTHING}, where: {{forgetting: {{below: 1}}, hoyer: {{above: 0, below: 1}}}}"))
     suite = load_suite(path)
@@ -230,7 +232,7 @@ AT = len("  c: {") + len(KEEPS_NOTHING) + len(", where: {") + 1
         ("[forgetting]", AT - 1, "a mapping"),
     ],
 )
-def test_a_condition_that_means_nothing_is_refused_with_its_place(
+def test_an_invalid_condition_is_refused_with_its_place(
     where: str, column: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "s.yaml"

@@ -20,7 +20,7 @@ ABOUT = "experiment: digits, metric: average_accuracy"
 
 
 def judged(folder: Path, claim: str, left: Sequence[float], right: Sequence[float], others: float = 0.2) -> JudgedClaim:
-    """The claim on a run in which adam has the accuracies `left` at .001 and `right` at .01, and else `others`."""
+    """Judge the claim on a run in which adam has accuracies `left` at .001, `right` at .01, and otherwise `others`."""
 
     def rows(trial: Trial) -> list[Row]:
         rate = trial.hyperparameters["lr"]
@@ -34,7 +34,7 @@ EIGHT = [0.5 + 0.01 * seed for seed in range(8)]
 WIDE = [(-1) ** seed * 0.03 * (1 + seed / 100) for seed in range(8)]
 
 
-def test_a_side_names_one_variant_and_the_others_take_no_part(tmp_path: Path) -> None:
+def test_a_side_can_name_one_variant(tmp_path: Path) -> None:
     right = [value - 0.1 - 0.001 * seed for seed, value in enumerate(EIGHT)]
     claim = judged(tmp_path, f"{ABOUT}, left: adam lr=0.001, right: adam lr=0.01, expect: higher", EIGHT, right)
     [part] = claim.parts
@@ -47,17 +47,17 @@ def test_a_side_names_one_variant_and_the_others_take_no_part(tmp_path: Path) ->
     ("apart", "margin", "verdict"),
     [
         ([0.0] * 8, 0.005, ClaimVerdict.SUPPORTED),
-        # Significant, in one direction on every seed, and smaller than the margin: equivalent all the same.
+        # Significant, with the same sign on every seed, but smaller than the margin: still equivalent.
         ([0.002 + 1e-5 * seed for seed in range(8)], 0.005, ClaimVerdict.SUPPORTED),
         ([0.1 + 1e-5 * seed for seed in range(8)], 0.005, ClaimVerdict.CONTRADICTED),
-        # A difference, by the estimate not within the margin, and yet the interval reaches into it.
+        # The estimate exceeds the margin, but the interval reaches into it.
         ([0.0054 + 0.0008 * (seed - 3.5) for seed in range(8)], 0.005, ClaimVerdict.NO_EVIDENCE),
-        # Neither a difference nor its absence is shown.
+        # Neither a difference nor equivalence is shown.
         (WIDE, 0.005, ClaimVerdict.NO_EVIDENCE),
         (WIDE, 0.05, ClaimVerdict.SUPPORTED),
     ],
 )
-def test_equivalence_is_an_interval_within_the_margin(
+def test_equivalence_requires_an_interval_within_the_margin(
     apart: list[float], margin: float, verdict: ClaimVerdict, tmp_path: Path
 ) -> None:
     text = f"{ABOUT}, left: adam lr=0.001, right: adam lr=0.01, expect: equivalent, margin: {margin}"
@@ -85,7 +85,7 @@ def test_a_variant_is_not_compared_with_itself(tmp_path: Path) -> None:
     assert "3 parts" in next(s for s in suite_shortages(results.suite, results.trials) if "claim" in s.about).tests
 
 
-def test_a_report_says_that_a_premise_does_not_hold(tmp_path: Path) -> None:
+def test_a_report_says_when_a_premise_does_not_hold(tmp_path: Path) -> None:
     premise = f"c: {{{ABOUT}, left: adam lr=0.001, right: 0.9, expect: higher}}"
     text = suite_text(f"{ABOUT}, left: adam lr=0.001, right: 0.2, expect: higher, given: [c]", 8)
     run = write_run(
@@ -132,7 +132,7 @@ DISTANCE = "relative_distance_from_init"
         ),
     ],
 )
-def test_sides_and_margins_that_cannot_be_meant(
+def test_invalid_sides_and_margins_are_refused(
     claim: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "rates.yaml"

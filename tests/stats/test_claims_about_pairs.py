@@ -58,7 +58,7 @@ def claims(path: Path) -> dict[str, JudgedClaim]:
 
 
 def values(path: Path, metric: str, *arms: tuple[str, str]) -> list[float]:
-    """The values in `pairs.parquet` between these arms, in seed order; of one arm with its controls."""
+    """Return the values in `pairs.parquet` between two arms, or of one arm with its controls, in seed order."""
     table = pd.read_parquet(path / "pairs.parquet")
     table = table[table.metric == metric].sort_values("seed")
     sides = zip(
@@ -69,9 +69,7 @@ def values(path: Path, metric: str, *arms: tuple[str, str]) -> list[float]:
     return table.value[[set(found) == set(arms) and len(set(found)) == len(set(arms)) for found in sides]].tolist()
 
 
-def test_each_part_is_the_signed_rank_test_of_the_values_between_the_solutions(
-    path: Path, claims: dict[str, JudgedClaim]
-) -> None:
+def test_each_part_tests_the_values_between_the_solutions(path: Path, claims: dict[str, JudgedClaim]) -> None:
     parts = claims["apart"].parts
     for part, rate in zip(parts, ("lr=0.003", "lr=0.03"), strict=True):
         left = values(path, "weight_distance", ("sgd", "default"), ("adam", rate))
@@ -84,7 +82,9 @@ def test_each_part_is_the_signed_rank_test_of_the_values_between_the_solutions(
     assert [part.left.label for part in parts] == ["sgd with adam lr=0.003", "sgd with adam lr=0.03"]
 
 
-def test_one_variant_of_a_pair_is_one_part_in_either_order(path: Path, claims: dict[str, JudgedClaim]) -> None:
+def test_naming_one_variant_of_a_pair_gives_one_part_in_either_order(
+    path: Path, claims: dict[str, JudgedClaim]
+) -> None:
     [part] = claims["one"].parts
     left = values(path, "weight_distance", ("sgd", "default"), ("adam", "lr=0.03"))
     right = values(path, "weight_distance", ("sgd", "default"))
@@ -106,7 +106,7 @@ def test_a_seed_on_which_either_trial_diverged_has_no_value(claims: dict[str, Ju
 def test_parts_are_counted_before_training(path: Path) -> None:
     suite = load_suite(path / "suite.yaml", ["seeds=6"])
     [shortage] = [found for found in suite_shortages(suite, trials(suite)) if "claim" in found.about]
-    assert shortage.family == 2, "two rates of adam, each with its own null"
+    assert shortage.family == 2, "two learning rates of adam, each with its own null"
 
 
 def test_reports_name_both_sides(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,7 +181,7 @@ def test_sides_that_cannot_be_compared_are_rejected(
         ),
     ],
 )
-def test_a_claim_is_about_solutions_that_the_experiment_compares(
+def test_a_claim_about_a_pair_that_is_not_compared_is_refused(
     pairs: str, claim: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = "\n".join(line if "pairs:" not in line else f"    {pairs}" for line in SUITE.splitlines())

@@ -1,4 +1,4 @@
-"""Seeds that can show something: how many a verdict takes, and where a user is told that there are too few."""
+"""How many seeds a verdict needs, and where users are told that there are too few."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def suite_text(seeds: object, primary: str = "[average_accuracy, forgetting, eff
 
 
 def rows(trial: Trial) -> Sequence[Row]:
-    """sgd forgets less than the others on every seed, by a different amount each time."""
+    """Make sgd forget less than the others on every seed, by a different amount."""
     forgets = (0.1 if trial.optimizer == "sgd" else 0.2) + 0.001 * trial.seed * (trial.optimizer == "sgd")
     matrix = [[0.1, 0.1], [0.9, 0.1], [0.9 - forgets, 0.9]]
     return rows_of("ok", matrix, {"effective_rank": 20 + 10 * forgets}, init_hash=str(trial.seed))
@@ -60,17 +60,17 @@ def words(text: str) -> str:
     return re.sub(r"\s+", " ", text.replace("\\", ""))
 
 
-# --- the numbers
+# --- Numbers of seeds
 
 
 @pytest.mark.parametrize(
     ("family", "needed"), [(1, 6), (2, 7), (3, 7), (4, 8), (6, 8), (7, 9), (12, 9), (13, 10), (25, 10)]
 )
-def test_the_number_of_seeds_is_the_first_that_the_test_itself_finds_enough(family: int, needed: int) -> None:
+def test_the_required_number_of_seeds_is_the_smallest_that_gives_a_verdict(family: int, needed: int) -> None:
     assert seeds_needed(family) == needed
 
     def verdicts(n: int) -> set[Verdict]:
-        # The clearest result that there is: all seeds agree, in every metric.
+        # The clearest possible result: all seeds agree in every metric.
         pairs = PairedValues(np.arange(1.0, n + 1), np.zeros(n), np.zeros(n, np.bool_), np.zeros(n, np.bool_))
         found = judge([Question(compare_paired(pairs, "higher"), "higher", 0.0)] * family)
         told = needed if n < needed else None
@@ -81,7 +81,7 @@ def test_the_number_of_seeds_is_the_first_that_the_test_itself_finds_enough(fami
     assert verdicts(needed - 1) <= {Verdict.NO_EVIDENCE, Verdict.NOT_COMPARABLE}
 
 
-def test_families_of_different_size_are_told_apart() -> None:
+def test_families_of_different_size_are_reported_separately() -> None:
     assert comparison_shortages({"a": 3, "b": 1}, 7) == []
     text = shortage_text(comparison_shortages({"a": 3, "b": 1, "c": 3}, 5))
     assert text == (
@@ -95,12 +95,12 @@ def test_families_of_different_size_are_told_apart() -> None:
     assert shortage_text(claim_shortages([1], 1)).startswith("1 seed is too few to show a difference")
 
 
-# --- where it is said
+# --- Where it is reported
 
 SIX = "6 seeds are too few to show a difference: expected at least 7 for permuted and digits (3 primary metrics"
 
 
-def test_a_dry_run_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_reports_too_few_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "s.yaml"
     path.write_text(suite_text(6))
     assert main(["run", str(path), "--dry-run"]) == 0
@@ -111,7 +111,7 @@ def test_a_dry_run_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert err == ""
     assert main(["run", str(path), "--dry-run", "--seeds", "8"]) == 0
     assert "too few" not in capsys.readouterr().out
-    # Another family of each experiment, and a suite that tunes, which judges nothing.
+    # Experiments with different families, and a tuning suite, which has no verdicts.
     path.write_text(suite_text(6, "[average_accuracy]"))
     assert main(["run", str(path), "--dry-run"]) == 0
     assert "expected at least 7 for permuted (3 primary" in capsys.readouterr().out
@@ -121,7 +121,7 @@ def test_a_dry_run_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize("quiet", [[], ["--quiet"]])
-def test_a_run_says_it_first_and_in_its_report(
+def test_a_run_reports_too_few_seeds_first_and_in_its_report(
     quiet: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "s.yaml"
@@ -132,10 +132,10 @@ def test_a_run_says_it_first_and_in_its_report(
     assert err.startswith("optbench: warning: 2 seeds are too few to show a difference: expected at least 7 for perm")
     assert (words(err).count("too few"), words(out).count("too few")) == (1, 1)
     assert words(out).index("too few") < words(out).index("learning and forgetting")
-    assert "2 pairs" not in out, "once, and not once for each part of each claim"
+    assert "2 pairs" not in out, "reported once, not for every part of every claim"
 
 
-def test_a_run_that_is_refused_says_only_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_refused_run_reports_only_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "s.yaml"
     path.write_text(suite_text(2))
     said = refusal(capsys, tmp_path, "run", path, "--runs-dir", tmp_path / "s.yaml")
@@ -156,7 +156,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("form", ["terminal", "markdown", "html", "latex"])
-def test_a_report_says_it_once(form: str, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_mentions_too_few_seeds_once(form: str, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, said in (("of-3", 1), ("of-6", 1), ("of-8", 0)):
         assert main(["report", name, "--runs-dir", str(runs), "--format", form]) == 0
         shown = words(capsys.readouterr().out)
@@ -165,15 +165,17 @@ def test_a_report_says_it_once(form: str, runs: Path, capsys: pytest.CaptureFixt
         assert "cannot show anything" not in shown
 
 
-def test_a_report_says_where_trials_that_failed_left_too_few(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Eight seeds would have been enough, and six are left of one side: that is said of the parts, once for all."""
+def test_a_report_says_which_parts_have_too_few_seeds_after_failures(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Eight seeds would be enough, but one side has six left; this is reported once for all parts."""
     assert main(["report", "lost", "--runs-dir", str(runs), "--format", "markdown"]) == 0
     shown = words(capsys.readouterr().out)
     assert "too few to show" not in shown
     assert shown.count("6 pairs cannot show anything in a family of 4") == 1
 
 
-def test_compare_says_it_once(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_mentions_too_few_seeds_once(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sides = ["of-6:sgd", "of-6:rates", "--runs-dir", str(runs)]
     assert main(["compare", *sides]) == 0
     out, err = capsys.readouterr()
@@ -193,7 +195,7 @@ def test_compare_says_it_once(runs: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_compare_names_the_pairs_that_lost_seeds(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Between two runs: sgd has eight seeds on both sides, the rates six."""
+    """In a comparison of two runs, sgd has eight seeds on both sides and the others six."""
     assert main(["compare", "lost", "of-8", "--runs-dir", str(runs)]) == 0
     err = capsys.readouterr().err
     assert err.count("too few") == 1
@@ -202,17 +204,19 @@ def test_compare_names_the_pairs_that_lost_seeds(runs: Path, capsys: pytest.Capt
     assert "sgd" not in err
 
 
-def test_the_json_of_a_report_has_the_number_that_would_do(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_json_of_a_report_has_the_required_number_of_seeds(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "of-3", "--runs-dir", str(runs), "--format", "json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert "expected at least 7" in told["runs"][0]["too_few_seeds"]
     assert [part["seeds_needed"] for claim in told["claims"] for part in claim["parts"]] == [8, 8, 8, 8, 6]
 
 
-# --- one model of several
+# --- One model of several
 
 
-def test_model_keeps_the_experiments_and_claims_about_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_model_option_keeps_experiments_and_claims_about_the_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "s.yaml"
     path.write_text(suite_text(2))
 
@@ -231,7 +235,7 @@ def test_model_keeps_the_experiments_and_claims_about_it(tmp_path: Path, capsys:
     assert said == "--model: experiment 'digits' has none of the given names (it has: small)"
 
 
-def test_a_claim_about_a_model_that_is_left_out_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_claims_about_an_excluded_model_are_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, runs_dir = tmp_path / "s.yaml", tmp_path / "runs"
     path.write_text(suite_text(1).replace("models: [wide]", "models: [wide, small]"))
     for model, optimizer in (("wide", "sgd"), ("small", "sgd")):
@@ -242,5 +246,5 @@ def test_a_claim_about_a_model_that_is_left_out_is_left_out(tmp_path: Path, caps
         assert main(["report", name, "--runs-dir", str(runs_dir), "--format", "json"]) == 0
         claims = json.loads(capsys.readouterr().out)["claims"]
         assert [[part["model"] for part in claim["parts"]] for claim in claims] == [[model]]
-        # What it wrote down is a suite that repeats it.
+        # The stored suite repeats the run.
         assert main(["run", str(runs_dir / name / "suite.yaml"), "--dry-run"]) == 0

@@ -34,7 +34,7 @@ claims:
 """
 RANK = "{experiment: one, metric: effective_rank, left: LEFT, right: RIGHT, expect: EXPECT, MATCHED}"
 WITHIN = "matched: {on: learning_accuracy, within: 0.005}"
-# Validation and test accuracy, and rank, by variant: on test data another variant would be the nearest.
+# Validation accuracy, test accuracy and rank by variant; on test data another variant would be nearest.
 FOUND = {
     "default": (0.970, 0.960, 50.0),
     "lr=0.001": (0.940, 0.960, 60.0),
@@ -65,7 +65,7 @@ def judged(folder: Path, suite: str, rows: Callable[[Trial], list[Row]] = rows_o
     return judge_claims(results_of(write_run(folder, suite, rows)))[0]
 
 
-def test_the_nearest_on_validation_data_is_compared(tmp_path: Path) -> None:
+def test_the_nearest_variant_on_validation_data_is_compared(tmp_path: Path) -> None:
     claim = judged(tmp_path, text(RANK))
     (part,) = claim.parts
     assert not isinstance(part.right, float)
@@ -75,12 +75,12 @@ def test_the_nearest_on_validation_data_is_compared(tmp_path: Path) -> None:
     assert part.match.difference == pytest.approx(-0.003)
     assert claim.verdict is ClaimVerdict.SUPPORTED
     (far,) = claim.unmatched
-    assert (far.left.model, far.right.variant) == ("n", "lr=0.001"), "on the other model nothing is near enough"
+    assert (far.left.model, far.right.variant) == ("n", "lr=0.001"), "on the other model no variant is near enough"
     assert far.difference == pytest.approx(-0.07)
 
 
-def test_sides_may_be_exchanged(tmp_path: Path) -> None:
-    """A single variant on the right is matched with one of the left, not with each."""
+def test_sides_can_be_swapped(tmp_path: Path) -> None:
+    """A single variant on the right is matched with one variant of the left, not with each."""
     claim = judged(tmp_path, text(RANK, "adamw", "shampoo", "lower"))
     (part,) = claim.parts
     assert part.left.variant == "lr=0.01"
@@ -89,7 +89,7 @@ def test_sides_may_be_exchanged(tmp_path: Path) -> None:
     assert claim.verdict is ClaimVerdict.SUPPORTED
 
 
-def test_a_variant_that_mostly_diverged_is_no_match(tmp_path: Path) -> None:
+def test_a_variant_that_mostly_diverged_is_not_matched(tmp_path: Path) -> None:
     def rows(trial: Trial) -> list[Row]:
         return rows_of(trial, "diverged" if trial.variant == "lr=0.01" and trial.seed > 2 else "ok")
 
@@ -99,7 +99,7 @@ def test_a_variant_that_mostly_diverged_is_no_match(tmp_path: Path) -> None:
     assert [pair.right.variant for pair in claim.unmatched] == ["lr=0.1", "lr=0.001"]
 
 
-def test_only_matches_count_where_enough_seeds_are_asked_for(tmp_path: Path) -> None:
+def test_only_matched_parts_count_towards_the_required_seeds(tmp_path: Path) -> None:
     results = results_of(write_run(tmp_path, text(RANK), rows_of))
     assert not [found for found in suite_shortages(results.suite, results.trials) if "claim" in found.about]
     crossed = results_of(write_run(tmp_path, text(RANK.replace(", MATCHED", "")), rows_of, name="crossed"))
@@ -107,7 +107,7 @@ def test_only_matches_count_where_enough_seeds_are_asked_for(tmp_path: Path) -> 
     assert (short.family, short.needed) == (6, 8)
 
 
-def test_a_report_says_what_was_matched_and_what_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_lists_matched_and_unmatched_variants(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_run(tmp_path, text(RANK), rows_of)
     shown = " ".join(report(path, "markdown", capsys).replace("\\", "").split())
     assert "[at matched learning accuracy]" in shown
@@ -132,7 +132,7 @@ def test_a_report_says_what_was_matched_and_what_is_left(tmp_path: Path, capsys:
         ((", within: 0.005", ""), "matched: expected the key 'within'"),
     ],
 )
-def test_what_cannot_be_matched_is_refused(change: tuple[str, str], message: str, tmp_path: Path) -> None:
+def test_invalid_matching_is_refused(change: tuple[str, str], message: str, tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
     path.write_text(text(RANK).replace(*change))
     with pytest.raises(SuiteError, match=re.escape(message)):

@@ -1,4 +1,4 @@
-"""Readings of a claim: what each says by itself, next to a verdict that is the primary's alone."""
+"""Readings of a claim: the result of each, next to a verdict that depends only on the primary reading."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def noise(trial: Trial, metric: str) -> float:
 
 
 def value(trial: Trial, metric: str, data: str) -> float | None:
-    """On the last task everything is the other way round."""
+    """Return values whose differences are reversed on the last task."""
     sign = 1 if data == "pooled" else -1
     return 20 + noise(trial, metric) + (4 * sign * APART[metric] if trial.optimizer == "a" else 0.0)
 
@@ -39,7 +39,7 @@ def says(readings: tuple[JudgedReading, ...]) -> dict[tuple[str, str], Says]:
     return {(reading.cell.name, reading.cell.data): reading.says for reading in readings}
 
 
-def test_each_reading_says_what_its_own_test_shows(tmp_path: Path) -> None:
+def test_every_reading_reports_the_result_of_its_own_test(tmp_path: Path) -> None:
     claim = judged(made(tmp_path, METRICS, value, data="pooled, last", seeds=8))
     [part] = claim.parts
     found = says(part.readings)
@@ -55,7 +55,7 @@ def test_each_reading_says_what_its_own_test_shows(tmp_path: Path) -> None:
     assert sum(counts(part.readings).values()) == 10
 
 
-def test_the_verdict_is_that_of_a_claim_about_the_primary_alone(tmp_path: Path) -> None:
+def test_the_verdict_equals_that_of_a_claim_about_the_primary_alone(tmp_path: Path) -> None:
     for primary in ("effective_rank", "pca99", "participation_ratio"):
         read = judged(made(tmp_path, METRICS, value, name=f"read-{primary}", primary=primary))
         text = suite_text(METRICS)
@@ -76,28 +76,28 @@ def test_the_verdict_is_that_of_a_claim_about_the_primary_alone(tmp_path: Path) 
         assert primary_reading.result == read.parts[0].result
 
 
-def test_the_verdict_may_be_about_the_last_task(tmp_path: Path) -> None:
+def test_the_primary_reading_can_be_on_the_last_task(tmp_path: Path) -> None:
     data = "pooled, last"
     primary = "effective_rank, data: last"
     claim = judged(made(tmp_path, METRICS, value, data=data, primary=primary))
-    assert claim.verdict is ClaimVerdict.CONTRADICTED, "on the last task it is higher"
+    assert claim.verdict is ClaimVerdict.CONTRADICTED, "the rank is higher on the last task"
     assert claim.parts[0].result.median_a == pytest.approx(
         np.median([value(t, "effective_rank", "last") for t in results_of(tmp_path / "runs/made").trials[:8]])
     )
 
 
-def test_readings_are_judged_for_each_part_without_correction_over_parts_or_readings(tmp_path: Path) -> None:
+def test_readings_are_tested_without_correction_over_parts_or_readings(tmp_path: Path) -> None:
     def several(trial: Trial, metric: str, data: str) -> float:
         return 10.0 + 0.01 * trial.seed + (1.0 if trial.optimizer == "a" else 0.0)
 
-    # Six seeds reach p = .031, which a correction over two parts, or two readings, would make .062.
+    # Six seeds reach p = .031, which correcting over two parts or two readings would double.
     claim = judged(made(tmp_path, METRICS[:2], several, seeds=6, rates="[0.1, 0.2]"))
     assert [part.left.variant for part in claim.parts] == ["lr=0.1", "lr=0.2"]
     assert claim.verdict is ClaimVerdict.NO_EVIDENCE
     assert [set(says(part.readings).values()) for part in claim.parts] == [{Says.HIGHER}] * 2
 
 
-def test_readings_without_enough_values_are_undefined_and_say_why(tmp_path: Path) -> None:
+def test_readings_without_enough_values_are_undefined_with_a_reason(tmp_path: Path) -> None:
     def gaps(trial: Trial, metric: str, data: str) -> float | None:
         lost = metric == "stable_rank" and trial.seed < 3
         return None if lost else value(trial, metric, data)
@@ -120,7 +120,7 @@ def test_a_difference_below_the_margin_has_a_direction(tmp_path: Path) -> None:
     assert set(says(claim.parts[0].readings).values()) == {Says.LOWER}
 
 
-def test_other_initial_weights_or_a_side_that_diverged_make_every_reading_undefined(tmp_path: Path) -> None:
+def test_different_initial_weights_or_a_diverged_side_make_all_readings_undefined(tmp_path: Path) -> None:
     differing = judged(made(tmp_path, METRICS, value, name="start", start=lambda t: f"{t.optimizer}{t.seed}"))
     assert {(r.says, r.reason) for r in differing.parts[0].readings} == {(Says.UNDEFINED, "initial weights differ")}
     lost = judged(
@@ -136,7 +136,7 @@ def test_other_initial_weights_or_a_side_that_diverged_make_every_reading_undefi
     assert "only one side diverged on 1 of 8 pairs" in lost.parts[0].readings[0].reason
 
 
-def test_the_effect_is_free_of_scale_and_knows_no_division_by_zero(tmp_path: Path) -> None:
+def test_the_relative_effect_is_scale_free_and_never_divides_by_zero(tmp_path: Path) -> None:
     def scaled(trial: Trial, metric: str, data: str) -> float:
         if metric == "srank":
             return 1.0 if trial.optimizer == "a" else 0.0
@@ -149,12 +149,12 @@ def test_the_effect_is_free_of_scale_and_knows_no_division_by_zero(tmp_path: Pat
     one, thousand, negative = (relative[name] for name in ("effective_rank", "stable_rank", "pca99"))
     assert one is not None
     assert thousand == pytest.approx(one)
-    assert negative == pytest.approx([-one[0], -one[2], -one[1]]), "the sign is that of the difference"
+    assert negative == pytest.approx([-one[0], -one[2], -one[1]]), "the effect has the sign of the difference"
     assert one[0] == pytest.approx(2 / 10.35)
     assert all(map(math.isfinite, one))
 
 
-def test_against_a_number(tmp_path: Path) -> None:
+def test_readings_can_be_compared_with_a_number(tmp_path: Path) -> None:
     [part] = judged(made(tmp_path, METRICS, value, right="10")).parts
     assert set(says(part.readings).values()) >= {Says.LOWER, Says.HIGHER}
     for reading in part.readings:

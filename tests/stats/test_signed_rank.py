@@ -1,4 +1,4 @@
-"""The signed-rank test, its interval and Holm's correction against scipy, slow twins, examples and symmetries."""
+"""The signed-rank test, its interval and Holm's correction against SciPy, slow references, examples and symmetries."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def array(values: list[float]) -> Array:
     return np.array(values, dtype=np.float64)
 
 
-# Few distinct sizes: ties and zeros everywhere.
+# Few distinct values, so that ties and zeros are common.
 tied = st.lists(st.integers(-4, 4).map(float), min_size=1, max_size=12).map(array)
-# With infinities too, for what must hold of every input.
+# Includes infinities, for properties of any input.
 any_differences = st.lists(
     st.one_of(st.integers(-4, 4).map(float), st.floats(-5, 5), st.sampled_from([-math.inf, math.inf])),
     min_size=1,
@@ -46,7 +46,7 @@ def untied(rng: np.random.Generator, n: int) -> Array:
 
 
 def p_by_enumeration(d: Array) -> float:
-    """Every sign for every rank: the definition of the test, in 2ⁿ steps."""
+    """Compute p by enumerating the signs of all ranks, the definition of the test, in 2ⁿ steps."""
     d = d[d != 0]
     if len(d) == 0:
         return 1.0
@@ -54,11 +54,11 @@ def p_by_enumeration(d: Array) -> float:
     signs = np.array(list(itertools.product([0, 1], repeat=len(d))))
     null = signs @ ranks
     observed = ranks[d > 0].sum()
-    # Midranks are halves: sums are exact.
+    # Midranks are multiples of 1/2, so sums are exact.
     return min(1.0, 2 * min(float((null <= observed).mean()), float((null >= observed).mean())))
 
 
-def test_worked_example() -> None:
+def test_test_and_interval_agree_with_a_worked_example() -> None:
     test = signed_rank_test(EXAMPLE)
     assert (test.p, test.n, test.exact) == (6 / 1024, 10, True)
     assert (test.positive, test.negative) == (53.5, 1.5)
@@ -69,7 +69,7 @@ def test_worked_example() -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(tied)
-def test_p_is_that_of_all_signs(d: Array) -> None:
+def test_p_agrees_with_the_enumeration_of_signs(d: Array) -> None:
     assert signed_rank_test(d).p == pytest.approx(p_by_enumeration(d), rel=1e-12)
 
 
@@ -112,7 +112,7 @@ def test_approximations_take_over_smoothly() -> None:
     assert high_above == pytest.approx(high, abs=0.02)
 
 
-def test_zeros_alone_are_no_evidence() -> None:
+def test_zero_differences_give_p_1() -> None:
     test = signed_rank_test(np.zeros(8))
     assert (test.p, test.n, test.positive, test.negative) == (1.0, 0, 0.0, 0.0)
 
@@ -133,7 +133,7 @@ def test_no_p_is_below_the_smallest(d: Array) -> None:
 
 
 @given(any_differences, st.integers(0, 2**32 - 1))
-def test_order_of_pairs_does_not_matter(d: Array, seed: int) -> None:
+def test_the_order_of_pairs_does_not_matter(d: Array, seed: int) -> None:
     shuffled = np.random.default_rng(seed).permutation(d)
     assert signed_rank_test(shuffled) == signed_rank_test(d)
     assert interval(shuffled, 0.9) == interval(d, 0.9)
@@ -141,7 +141,7 @@ def test_order_of_pairs_does_not_matter(d: Array, seed: int) -> None:
 
 
 @given(any_differences)
-def test_turning_signs_mirrors_everything(d: Array) -> None:
+def test_flipping_signs_mirrors_all_results(d: Array) -> None:
     test, turned = signed_rank_test(d), signed_rank_test(-d)
     assert turned.p == test.p
     assert (turned.positive, turned.negative) == (test.negative, test.positive)
@@ -151,7 +151,7 @@ def test_turning_signs_mirrors_everything(d: Array) -> None:
 
 
 @given(tied, st.integers(-20, 20), st.sampled_from([0.001, 0.25, 1.0, 30.0]))
-def test_shift_and_scale_carry_over(d: Array, shift: int, scale: float) -> None:
+def test_estimates_follow_shifts_and_scalings(d: Array, shift: int, scale: float) -> None:
     moved = scale * (d + shift)
     assert hodges_lehmann(moved) == pytest.approx(scale * (hodges_lehmann(d) + shift), abs=1e-9)
     bounds = interval(d, 0.9)
@@ -161,7 +161,7 @@ def test_shift_and_scale_carry_over(d: Array, shift: int, scale: float) -> None:
 
 
 @pytest.mark.parametrize(("n", "level"), [(6, 0.95), (8, 0.95), (8, 0.9), (10, 0.95), (11, 1 - 0.05 / 3)])
-def test_interval_is_what_the_test_does_not_reject(n: int, level: float) -> None:
+def test_the_interval_contains_the_shifts_that_the_test_does_not_reject(n: int, level: float) -> None:
     d = untied(np.random.default_rng(n), n)
     bounds = interval(d, level)
     assert bounds is not None
@@ -174,8 +174,8 @@ def test_interval_is_what_the_test_does_not_reject(n: int, level: float) -> None
 
 
 @pytest.mark.parametrize(("n", "level"), [(5, 1 - 2 / 2**5), (6, 0.95), (9, 0.9), (10, 0.95), (20, 0.99), (60, 0.95)])
-def test_interval_covers_its_level_and_no_wider_one_is_needed(n: int, level: float) -> None:
-    # On d = 2⁰, 2¹, ... every Walsh average is another number, so ranks can be read off the endpoints.
+def test_the_interval_has_its_level_and_is_as_narrow_as_possible(n: int, level: float) -> None:
+    # For d = 2⁰, 2¹, ... all Walsh averages are distinct, so ranks can be read off the endpoints.
     d = np.exp2(np.arange(n)) if n <= 20 else untied(np.random.default_rng(0), n)
     bounds = interval(d, level)
     assert bounds is not None
@@ -185,7 +185,7 @@ def test_interval_covers_its_level_and_no_wider_one_is_needed(n: int, level: flo
 
 
 def p_lower_tail(n: int, k: int) -> float:
-    """P(W ≤ k) by counting the sets of distinct ranks with each sum, in integers."""
+    """Return P(W ≤ k) by counting sets of distinct ranks by their sum, in integers."""
     ways = [1] + [0] * k
     for rank in range(1, n + 1):
         for total in range(k, rank - 1, -1):
@@ -201,7 +201,7 @@ def test_interval_needs_enough_pairs(n: int, level: float, found: bool) -> None:
 
 
 @given(any_differences)
-def test_estimates_are_numbers_and_in_order(d: Array) -> None:
+def test_estimates_are_numbers_inside_nested_intervals(d: Array) -> None:
     averages = walsh_averages(d)
     assert len(averages) == len(d) * (len(d) + 1) // 2
     assert not np.isnan(averages).any()
@@ -224,7 +224,7 @@ def test_walsh_averages_are_the_means_of_all_pairs(d: Array) -> None:
     assert hodges_lehmann(d) == pytest.approx(float(np.median(means)), abs=1e-12)
 
 
-def test_an_effect_beyond_the_detectable_shows_and_a_smaller_one_does_not() -> None:
+def test_effects_above_the_detectable_size_are_significant_and_smaller_ones_are_not() -> None:
     rng = np.random.default_rng(7)
     d = rng.normal(0.0, 1.0, 12)
     noise = d - hodges_lehmann(d)
@@ -232,7 +232,7 @@ def test_an_effect_beyond_the_detectable_shows_and_a_smaller_one_does_not() -> N
     assert smallest is not None
     for sign in (-1, 1):
         assert signed_rank_test(noise + sign * 1.001 * smallest).p <= 0.05
-    # On the side of the longer arm, an effect just short of it does not.
+    # On the side where the interval is longer, a slightly smaller effect is not significant.
     assert max(signed_rank_test(noise + sign * 0.999 * smallest).p for sign in (-1, 1)) > 0.05
 
 
@@ -243,7 +243,7 @@ def test_infinite_differences_share_the_highest_rank() -> None:
     assert test.p == signed_rank_test(np.where(np.isinf(d), np.sign(d) * 99.0, d)).p
 
 
-def test_infinite_differences_in_the_estimate() -> None:
+def test_estimates_handle_infinite_differences() -> None:
     inf = math.inf
     assert walsh_averages(np.array([-inf, 1.0, inf])).tolist() == [-inf, -inf, 0.0, 1.0, inf, inf]
     assert hodges_lehmann(np.array([-inf, inf])) == 0.0
@@ -252,18 +252,18 @@ def test_infinite_differences_in_the_estimate() -> None:
     assert detectable(np.array([-inf, -inf, 1.0, 2.0, 3.0, 4.0, 5.0])) is None
 
 
-def test_float_noise_breaks_no_ties() -> None:
+def test_floating_point_noise_does_not_break_ties() -> None:
     noisy = np.array([0.05 - 0.02, 0.03, -(0.1 + 0.2 - 0.27), 0.7 - 0.67, 0.3 - 0.3, 0.1 + 0.2 - 0.3])
     clean = np.array([0.03, 0.03, -0.03, 0.03, 0.0, 0.0])
-    assert len(set(np.abs(noisy[:4]).tolist())) > 1, "no noise to speak of"
+    assert len(set(np.abs(noisy[:4]).tolist())) > 1, "the example has no noise"
     assert noisy[5] != 0
-    # The noise of the last is relative to what was subtracted, .3, and of the first few to the largest difference.
+    # The noise of the last value is relative to the subtracted .3, that of the first to the largest difference.
     np.testing.assert_array_equal(round_differences(noisy), clean)
     assert signed_rank_test(noisy) == signed_rank_test(clean)
     assert walsh_averages(noisy).tolist() == walsh_averages(clean).tolist()
 
 
-def test_rounding_is_relative_to_what_was_subtracted() -> None:
+def test_rounding_is_relative_to_the_subtracted_values() -> None:
     d = np.array([1e-16, 1e-5])
     assert round_differences(d)[0] == 1e-16
     assert round_differences(d, magnitude=1.0).tolist() == [0.0, 1e-5]
@@ -273,7 +273,7 @@ def test_rounding_is_relative_to_what_was_subtracted() -> None:
         )
 
 
-def test_rounding_leaves_infinities_and_no_minus_zero() -> None:
+def test_rounding_keeps_infinities_and_removes_negative_zero() -> None:
     d = round_differences(np.array([-math.inf, math.inf, -0.0, -1e-30, 1.0]))
     assert d.tolist() == [-math.inf, math.inf, 0.0, 0.0, 1.0]
     assert not np.signbit(d[2:]).any()
@@ -281,31 +281,31 @@ def test_rounding_leaves_infinities_and_no_minus_zero() -> None:
     assert round_differences(np.array([])).tolist() == []
 
 
-def test_a_missing_difference_is_our_own_mistake() -> None:
+def test_a_missing_difference_is_an_assertion_error() -> None:
     with pytest.raises(AssertionError, match="without a value"):
         signed_rank_test(np.array([1.0, math.nan]))
 
 
 def holm_by_definition(p_values: list[float]) -> list[float]:
-    """Holm 1979 as it is written: of the hypotheses ordered by p, each is held to the hardest step up to its own."""
+    """Adjust p-values as defined by Holm (1979): the running maximum over hypotheses ordered by p."""
     ordered = sorted(p_values)
     m = len(ordered)
     steps = [max(min(1.0, (m - j) * ordered[j]) for j in range(i + 1)) for i in range(m)]
     return [steps[ordered.index(p)] for p in p_values]
 
 
-def test_holm_worked_example() -> None:
+def test_holm_agrees_with_a_worked_example() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([]) == []
 
 
 @given(st.lists(st.floats(0, 1), max_size=8))
-def test_holm_is_its_definition(p_values: list[float]) -> None:
+def test_holm_agrees_with_its_definition(p_values: list[float]) -> None:
     assert holm(p_values) == pytest.approx(holm_by_definition(p_values))
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0.001, 0.5))
-def test_holm_rejects_what_stepping_down_rejects(p_values: list[float], alpha: float) -> None:
+def test_holm_rejects_the_same_as_stepping_down(p_values: list[float], alpha: float) -> None:
     adjusted = holm(p_values)
     rejected: set[int] = set()
     for step, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):

@@ -1,6 +1,6 @@
-"""Simulated seeds: intervals cover what they say, the null gives no verdicts, and planted effects are found.
+"""Simulated seeds: intervals have their coverage, the null gives few verdicts, and planted effects are found.
 
-Standard errors: a share of .05 has .0034 over 4,000 replicates, .0049 over 2,000 and .0069 over 1,000.
+The standard error of a share of .05 is .0034 over 4,000 replicates, .0049 over 2,000 and .0069 over 1,000.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from optbench.stats.verdict import Judgement, Question, Verdict, judge
 Array = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, tuple[int, ...]], Array]
 
-# Differences of accuracies, as they might be: standard deviation or scale .01, symmetric about 0.
+# Plausible differences of accuracies: symmetric about 0, standard deviation or scale .01.
 NOISE: dict[str, Draw] = {
     "normal": lambda rng, shape: rng.normal(0.0, 0.01, shape),
     "Laplace": lambda rng, shape: rng.laplace(0.0, 0.01, shape),
@@ -39,7 +39,7 @@ def test_intervals_of_ten_seeds_cover_their_level(noise: str) -> None:
     bounds = np.array([interval(d) for d in effect + NOISE[noise](rng, (replicates, 10))])
     covered = float(((bounds[:, 0] <= effect) & (effect <= bounds[:, 1])).mean())
     assert 0.93 <= covered <= 0.97
-    # Untied, the coverage is known: 1 - 2 P(W ≤ 8) for ten ranks.
+    # Without ties the coverage is 1 - 2 P(W ≤ 8) for ten ranks.
     if noise != "multiples of 1e-4":
         assert covered == pytest.approx(1 - 50 / 1024, abs=4 * math.sqrt(0.05 * 0.95 / replicates))
 
@@ -47,7 +47,7 @@ def test_intervals_of_ten_seeds_cover_their_level(noise: str) -> None:
 def experiment(
     rng: np.random.Generator, noise: Draw, n: int, effects: tuple[float, float, float], diverging: float
 ) -> list[Judgement]:
-    """Judge a primary family of three: metrics of one trial are correlated, and so are the trials of one seed."""
+    """Judge a primary family of three metrics, correlated within a trial and between trials of a seed."""
     seeds, trials = noise(rng, (n, 1, 1)), noise(rng, (n, 2, 1))
     values = 0.9 + seeds + trials + noise(rng, (n, 2, len(FAMILY)))
     values[:, 0] += effects
@@ -89,7 +89,7 @@ def test_a_planted_effect_is_found_with_its_sign(noise: str, sign: int) -> None:
         assert sum(verdicts[i] == verdict for verdicts in found) >= 0.8 * replicates
 
 
-def test_equivalence_is_rarely_said_of_a_difference_as_large_as_the_margin() -> None:
+def test_a_difference_as_large_as_the_margin_is_rarely_called_equivalent() -> None:
     rng = np.random.default_rng(40)
     replicates, margin = 2000, 0.01
     said = 0

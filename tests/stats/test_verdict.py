@@ -1,4 +1,4 @@
-"""Paired results and verdicts: worked examples, every verdict by an example, divergence, and what symmetry demands."""
+"""Paired results and verdicts: worked examples, an example of every verdict, divergence, and symmetries."""
 
 from __future__ import annotations
 
@@ -34,28 +34,28 @@ MIRRORED = {
 def pairs(
     a: Sequence[float] | Array, b: Sequence[float] | Array, fell_a: Sequence[int] = (), fell_b: Sequence[int] = ()
 ) -> PairedValues:
-    """Pairs in which the seeds `fell_a` of A and `fell_b` of B diverged, NaN as the store gives them."""
+    """Return pairs in which the seeds `fell_a` of A and `fell_b` of B diverged, with NaN values as in the store."""
     a, b = np.array(a, dtype=np.float64), np.array(b, dtype=np.float64)
     diverged_a, diverged_b = np.isin(np.arange(len(a)), fell_a), np.isin(np.arange(len(b)), fell_b)
     return PairedValues(np.where(diverged_a, np.nan, a), np.where(diverged_b, np.nan, b), diverged_a, diverged_b)
 
 
 def shifted(d: Sequence[float] | Array, direction: Direction = "higher", **fell: Sequence[int]) -> PairedResult:
-    """The result for pairs that differ by d."""
+    """Return the result for pairs that differ by d."""
     d = np.array(d, dtype=np.float64)
     base = np.resize(BASE, len(d))
     return compare_paired(pairs(base + d, base, **fell), direction)
 
 
 def only(result: PairedResult, direction: Direction = "higher", margin: float = 0.005) -> Judgement:
-    """The judgement of a family of one."""
+    """Return the judgement of a family of one."""
     (judgement,) = judge([Question(result, direction, margin)])
     return judgement
 
 
 @st.composite
 def some_pairs(draw: st.DrawFn) -> PairedValues:
-    """Coarse accuracies with a common difference, ties, undefined values and diverged seeds."""
+    """Draw coarse accuracies with a common difference, ties, undefined values and diverged seeds."""
     n = draw(st.integers(0, 12))
     ahead = draw(st.integers(-4, 4))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -70,7 +70,7 @@ def swap(p: PairedValues) -> PairedValues:
     return PairedValues(p.b, p.a, p.diverged_b, p.diverged_a)
 
 
-def test_worked_example() -> None:
+def test_results_agree_with_a_worked_example() -> None:
     result = shifted(EXAMPLE)
     assert (result.pairs, result.n, result.undefined, result.diverged_a, result.diverged_b) == (10, 10, 0, 0, 0)
     assert result.difference == 0.03
@@ -85,7 +85,7 @@ def test_worked_example() -> None:
     assert result.median_b == pytest.approx(float(np.median(BASE)))
 
 
-def test_wins_follow_the_direction_and_ties_are_none() -> None:
+def test_wins_depend_on_the_direction_and_exclude_ties() -> None:
     d = [0.1, 0.2, 0.0, -0.1]
     assert [shifted(d, direction).wins for direction in DIRECTIONS] == [0.5, 0.25, 0.5]
 
@@ -97,15 +97,15 @@ def test_equal_differences_have_no_standardised_mean() -> None:
     assert shifted([0.1] * 7).rank_biserial == 1
 
 
-def test_values_that_differ_by_float_noise_are_ties() -> None:
-    # The mean over tasks depends on their order in the last bit, however small the largest difference is.
+def test_values_that_differ_by_floating_point_noise_are_ties() -> None:
+    # The last bit of a mean over tasks depends on their order.
     a = [(0.1 + 0.2 + 0.3) / 3] * 7 + [0.20001]
     b = [(0.3 + 0.2 + 0.1) / 3] * 7 + [0.2]
     assert a[0] != b[0]
     assert compare_paired(pairs(a, b), "higher").differences == (0.0,) * 7 + (1e-5,)
 
 
-# One example for each verdict.
+# One example of each verdict
 
 
 @pytest.mark.parametrize(
@@ -117,26 +117,26 @@ def test_values_that_differ_by_float_noise_are_ties() -> None:
         (-EXAMPLE, "lower", 0.005, Verdict.BETTER),
         (EXAMPLE, "neutral", 0.005, Verdict.HIGHER),
         (-EXAMPLE, "neutral", 0.005, Verdict.LOWER),
-        (EXAMPLE, "higher", 0.03, Verdict.BETTER),  # exactly the margin is enough
+        (EXAMPLE, "higher", 0.03, Verdict.BETTER),  # a difference equal to the margin is enough
         (EXAMPLE, "higher", 0.031, Verdict.BELOW_MARGIN),
         (EXAMPLE, "neutral", 0.031, Verdict.BELOW_MARGIN),
         (EXAMPLE, "higher", 0.1, Verdict.BELOW_MARGIN),  # though the 90% interval is within the margin
         (EXAMPLE - 0.025, "higher", 0.025, Verdict.EQUIVALENT),
         (EXAMPLE - 0.025, "neutral", 0.025, Verdict.EQUIVALENT),
-        (EXAMPLE - 0.025, "higher", 0.02, Verdict.NO_EVIDENCE),  # an end of the 90% interval is the margin
+        (EXAMPLE - 0.025, "higher", 0.02, Verdict.NO_EVIDENCE),  # an end of the 90% interval equals the margin
         (EXAMPLE - 0.025, "higher", 0.0, Verdict.NO_EVIDENCE),
         (np.zeros(10), "higher", 0.005, Verdict.EQUIVALENT),
         (np.zeros(10), "higher", 0.0, Verdict.NO_EVIDENCE),
         (EXAMPLE[:5], "higher", 0.005, Verdict.NOT_COMPARABLE),
     ],
 )
-def test_every_verdict_by_an_example(d: Array, direction: Direction, margin: float, verdict: Verdict) -> None:
+def test_every_verdict_has_an_example(d: Array, direction: Direction, margin: float, verdict: Verdict) -> None:
     judgement = only(shifted(d, direction), direction, margin)
     assert judgement.verdict == verdict
     assert (judgement.reason == "") == (verdict in MIRRORED)
 
 
-def test_reasons_say_what_is_needed() -> None:
+def test_verdicts_come_with_reasons() -> None:
     assert only(shifted(EXAMPLE[:5])).reason == "5 pairs; the smallest two-sided p of 5 pairs is 0.0625"
     assert only(shifted(EXAMPLE[:1])).reason == "1 pair; the smallest two-sided p of 1 pair is 1"
     assert only(shifted(EXAMPLE), margin=0.05).reason == "0.03 is less than the margin 0.05"
@@ -148,7 +148,7 @@ def test_reasons_say_what_is_needed() -> None:
     assert only(missing).reason == "5 pairs of 7 can be used; the smallest two-sided p of 5 pairs is 0.0625"
 
 
-def test_no_evidence_says_what_would_have_shown() -> None:
+def test_no_evidence_states_the_detectable_effect() -> None:
     d = EXAMPLE - 0.025
     for m in (1, 2, 3):
         first = judge([Question(shifted(d), "higher", 0.005)] * m)[0]
@@ -158,10 +158,10 @@ def test_no_evidence_says_what_would_have_shown() -> None:
         assert first.reason == f"an effect above {first.detectable:.3g} would have shown"
 
 
-def test_no_evidence_says_when_nothing_could_have_shown() -> None:
+def test_no_evidence_states_when_no_effect_is_detectable() -> None:
     result = shifted(EXAMPLE[:7])
     assert result.p == 2 / 2**7
-    # All seven seeds agree, and seven are too few for four metrics.
+    # All seven seeds agree, but seven are too few for four metrics.
     judgements = judge([Question(result, "higher", 0.005)] * 4)
     assert {j.verdict for j in judgements} == {Verdict.NO_EVIDENCE}
     assert judgements[0].detectable is None
@@ -169,11 +169,11 @@ def test_no_evidence_says_when_nothing_could_have_shown() -> None:
     assert judge([Question(result, "higher", 0.005)] * 3)[0].verdict == Verdict.BETTER
 
 
-def test_ties_are_named_where_they_decide() -> None:
+def test_ties_are_named_as_the_reason() -> None:
     mostly_equal = only(shifted([0.0] * 11 + [0.1]), margin=0.0)
     assert (mostly_equal.verdict, mostly_equal.detectable) == (Verdict.NO_EVIDENCE, None)
     assert mostly_equal.reason == "too many ties: equal values in 11 of 12 pairs"
-    # Six of six that differ agree; the interval counts the other four too.
+    # All six untied pairs agree, but the interval also counts the four ties.
     half_equal = only(shifted([0.0] * 4 + [0.1] * 6))
     assert half_equal.holm_p == 2 / 2**6
     assert half_equal.verdict == Verdict.NO_EVIDENCE
@@ -184,25 +184,25 @@ def test_ties_are_named_where_they_decide() -> None:
     assert same_size.reason == "the 95% interval includes 0: differences of the same size"
 
 
-def test_pairs_that_are_none_get_no_verdict() -> None:
+def test_incomparable_pairs_get_no_verdict() -> None:
     question = Question(shifted(EXAMPLE), "higher", 0.005, comparable=False, reason="initial weights differ")
     assert judge([question]) == [Judgement(None, Verdict.NOT_COMPARABLE, "initial weights differ", None)]
 
 
-# The family.
+# The family
 
 
-def test_holm_over_the_family() -> None:
+def test_p_values_are_corrected_over_the_family() -> None:
     results = [shifted(EXAMPLE), shifted(EXAMPLE - 0.01), shifted(EXAMPLE - 0.025)]
     first, second, third = (result.p or 0.0 for result in results)
     judgements = judge([Question(result, "higher", 0.005) for result in results])
     assert [j.holm_p for j in judgements] == pytest.approx([3 * first, 2 * second, third])
-    # The second is significant alone, and not among three.
+    # The second is significant alone but not among three.
     assert only(results[1]).verdict == Verdict.BETTER
     assert [j.verdict for j in judgements] == [Verdict.BETTER, Verdict.NO_EVIDENCE, Verdict.NO_EVIDENCE]
 
 
-def test_a_question_without_a_test_still_counts() -> None:
+def test_a_question_without_a_test_counts_in_the_family() -> None:
     asked = Question(shifted(EXAMPLE), "higher", 0.005)
     undefined = Question(compare_paired(pairs([math.nan] * 10, BASE), "higher"), "higher", 0.005)
     other_start = dataclasses.replace(asked, comparable=False, reason="initial weights differ")
@@ -214,7 +214,7 @@ def test_a_question_without_a_test_still_counts() -> None:
 
 
 @given(st.lists(some_pairs(), max_size=5), st.sampled_from(DIRECTIONS))
-def test_a_larger_family_never_says_more(family: list[PairedValues], direction: Direction) -> None:
+def test_a_larger_family_never_adds_verdicts(family: list[PairedValues], direction: Direction) -> None:
     questions = [Question(compare_paired(p, direction), direction, 0.005) for p in family]
     together = judge(questions)
     for question, judgement in zip(questions, together, strict=True):
@@ -225,7 +225,7 @@ def test_a_larger_family_never_says_more(family: list[PairedValues], direction: 
             assert alone.verdict == judgement.verdict
 
 
-# Divergence.
+# Divergence
 
 
 @pytest.mark.parametrize(("direction", "worst"), [("higher", -math.inf), ("lower", math.inf)])
@@ -239,7 +239,7 @@ def test_a_diverged_seed_takes_the_worst_rank(direction: Direction, worst: float
     assert (result.median_a, result.median_b) == (0.5, 0.4)
 
 
-def test_a_diverged_value_is_not_looked_at() -> None:
+def test_the_value_of_a_diverged_seed_is_ignored() -> None:
     flags = np.array([True] + [False] * 6)
     none = np.zeros(7, dtype=bool)
     a = np.linspace(0.5, 0.6, 7)
@@ -269,7 +269,7 @@ def test_undefined_pairs_are_counted() -> None:
     a = [math.nan, 0.5, 0.5, math.nan, 0.5, math.inf, 0.5]
     b = [0.4, math.nan, 0.4, 0.4, 0.4, 0.4, 0.4]
     for direction in DIRECTIONS:
-        # B diverged where A has no value: A cannot be ranked above or below.
+        # B diverged where A has no value, so the pair cannot be ranked.
         result = compare_paired(pairs(a, b, fell_b=[3]), direction)
         assert (result.pairs, result.n, result.undefined) == (7, 3, 4)
         assert result.differences == (0.1, 0.1, 0.1)
@@ -291,7 +291,7 @@ def test_more_diverged_seeds_never_help() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(6, 12), st.integers(-3, 6), st.integers(1, 4))
-def test_divergence_of_a_never_makes_it_better(seed: int, n: int, ahead: int, m: int) -> None:
+def test_divergence_never_improves_a_verdict(seed: int, n: int, ahead: int, m: int) -> None:
     rng = np.random.default_rng(seed)
     a, b = (rng.integers(0, 8, n) + ahead) / 100, rng.integers(0, 8, n) / 100
     fell_b = np.flatnonzero(rng.random(n) < 0.1).tolist()
@@ -299,13 +299,13 @@ def test_divergence_of_a_never_makes_it_better(seed: int, n: int, ahead: int, m:
     for k in range(n + 1):
         result = compare_paired(pairs(a, b, list(range(k)), fell_b), "higher")
         judgement = judge([Question(result, "higher", 0.005)] * m)[0]
-        # Ahead by more than any size is not comparable, but it is ahead.
+        # An infinite lead is not comparable but still counts as a lead.
         ahead_now = judgement.verdict == Verdict.BETTER or result.difference == math.inf
         assert was_ahead or not ahead_now, f"{k} diverged seeds made A better"
         was_ahead = ahead_now
 
 
-def test_too_many_diverged_seeds_leave_no_size_of_effect() -> None:
+def test_too_many_diverged_seeds_leave_no_effect_size() -> None:
     judgement = only(shifted(EXAMPLE, fell_a=range(8), fell_b=[9]))
     assert judgement.verdict == Verdict.NOT_COMPARABLE
     assert judgement.reason == "no size of effect: A diverged on 8 of 10 seeds, B on 1"
@@ -321,7 +321,7 @@ def test_a_few_diverged_seeds_leave_the_interval_unbounded() -> None:
     assert judgement.reason == "the interval is unbounded: A diverged on 2 of 10 seeds"
 
 
-def test_diverging_alike_is_not_being_equivalent() -> None:
+def test_diverging_on_the_same_seeds_is_not_equivalence() -> None:
     both = shifted(EXAMPLE, fell_a=range(10), fell_b=range(10))
     assert (both.n, both.difference, both.p) == (10, 0.0, 1.0)
     judgement = only(both)
@@ -332,12 +332,12 @@ def test_diverging_alike_is_not_being_equivalent() -> None:
     assert only(almost, margin=1.0).verdict == Verdict.NO_EVIDENCE
 
 
-# What holds of any pairs.
+# Properties of any pairs
 
 
 @settings(max_examples=200, deadline=None)
 @given(some_pairs(), st.sampled_from(DIRECTIONS))
-def test_every_pair_is_accounted_for(p: PairedValues, direction: Direction) -> None:
+def test_every_pair_is_counted_once(p: PairedValues, direction: Direction) -> None:
     result = compare_paired(p, direction)
     fell = p.diverged_a | p.diverged_b
     unused_by_divergence = int((fell & (np.isfinite(p.a) | p.diverged_a)).sum()) if direction == "neutral" else 0
@@ -379,7 +379,7 @@ def test_the_order_of_seeds_does_not_matter(p: PairedValues, direction: Directio
 
 @settings(max_examples=200, deadline=None)
 @given(some_pairs(), st.sampled_from(DIRECTIONS), st.integers(1, 4), st.sampled_from([0.0, 0.005, 0.03]))
-def test_verdicts_keep_their_definitions(p: PairedValues, direction: Direction, m: int, margin: float) -> None:
+def test_verdicts_agree_with_their_definitions(p: PairedValues, direction: Direction, m: int, margin: float) -> None:
     result = compare_paired(p, direction)
     judgement = judge([Question(result, direction, margin)] * m)[0]
     said = judgement.verdict
@@ -408,13 +408,13 @@ def test_verdicts_keep_their_definitions(p: PairedValues, direction: Direction, 
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5))
-def test_five_pairs_say_nothing_however_clear(sizes: list[int]) -> None:
+def test_five_pairs_never_give_a_verdict(sizes: list[int]) -> None:
     result = shifted(np.array(sizes) / 10)
     assert result.p is not None
     assert result.p >= smallest_p(5) > ALPHA
     assert only(result).verdict == Verdict.NOT_COMPARABLE
 
 
-def test_pairs_of_different_lengths_are_our_own_mistake() -> None:
+def test_pairs_of_different_lengths_are_an_assertion_error() -> None:
     with pytest.raises(AssertionError, match="different lengths"):
         PairedValues(np.zeros(3), np.zeros(4), np.zeros(3, dtype=bool), np.zeros(4, dtype=bool))

@@ -1,4 +1,4 @@
-"""What a claim is about must be measured where it is made: refused before anything is trained."""
+"""A claim about a metric that its experiment does not measure is refused before training."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def size(weights):
         ("[{kind: srank, delta: .1}]", "srank", "", "claims.c", 32),
     ],
 )
-def test_a_metric_that_is_not_taken_is_refused(
+def test_a_claim_about_an_unmeasured_metric_is_refused(
     metrics: str, metric: str, more: str, place: str, column: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     suite = tmp_path / "claimed.yaml"
@@ -64,7 +64,7 @@ def test_a_metric_that_is_not_taken_is_refused(
         ("[pruned_accuracy_1_global]", "pruning_area_layer"),
     ],
 )
-def test_what_is_taken_or_derived_may_be_claimed(metrics: str, metric: str, tmp_path: Path) -> None:
+def test_claims_about_measured_or_derived_metrics_are_accepted(metrics: str, metric: str, tmp_path: Path) -> None:
     suite = tmp_path / "claimed.yaml"
     suite.write_text(SUITE.format(metrics=metrics, metric=metric, more=""), encoding="utf-8")
     assert main(["run", str(suite), "--dry-run"]) == 0

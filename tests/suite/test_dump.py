@@ -1,4 +1,4 @@
-"""Writing a suite out: it loads back equal, in any YAML, and its hash says what it means."""
+"""Writing a suite: it loads back equal in any version of YAML, and its hash depends on its meaning."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def reload(suite: Suite) -> Suite:
 
 
 def typed(value: Any) -> Any:
-    """The value with its types: 1, 1.0 and True are equal, and so are 0.0 and -0.0."""
+    """Return the value with its types, to distinguish 1, 1.0 and True, and 0.0 and -0.0."""
     if isinstance(value, dict):
         return [(key, typed(item)) for key, item in value.items()]
     if isinstance(value, list):
@@ -109,7 +109,7 @@ def typed(value: Any) -> Any:
 
 @settings(max_examples=60, deadline=None)
 @given(suites())
-def test_what_is_written_loads_back_equal(suite: Suite) -> None:
+def test_a_written_suite_loads_back_equal(suite: Suite) -> None:
     again = reload(suite)
     assert again == suite
     assert typed(again.model_dump()) == typed(suite.model_dump())
@@ -119,12 +119,12 @@ def test_what_is_written_loads_back_equal(suite: Suite) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(suites())
-def test_a_yaml_1_1_reader_reads_the_same(suite: Suite) -> None:
+def test_a_yaml_1_1_reader_reads_the_same_values(suite: Suite) -> None:
     text = dump_suite(suite)
     assert typed(yaml.safe_load(text)) == typed(parse_yaml(text, "x").value) == typed(suite.model_dump())
 
 
-def test_every_default_is_written_out() -> None:
+def test_every_default_is_written() -> None:
     written = yaml.safe_load(dump_suite(Suite.model_validate(SMALL)))
     assert written["seeds"] == [0, 1]
     assert written["stage"] == "eval"
@@ -159,7 +159,7 @@ def test_a_schedule_is_written_with_the_keys_of_its_kind_and_loads_back() -> Non
     assert suite_hash(scheduled(kind="cosine")) == suite_hash(scheduled(**explicit))
 
 
-def test_the_hash_is_of_what_the_suite_means() -> None:
+def test_the_hash_depends_only_on_the_meaning_of_a_suite() -> None:
     original = suite_hash(Suite.model_validate(SMALL))
     assert len(original) == 16
     assert int(original, 16) >= 0
@@ -182,13 +182,13 @@ def test_the_hash_is_of_what_the_suite_means() -> None:
     assert len({original, *(suite_hash(suite) for suite in others)}) == len(others) + 1
 
 
-def test_the_hash_stays_what_it_is() -> None:
-    # Runs on disk carry it: a new release that changes it makes them look like runs of another suite.
+def test_the_hash_is_stable_between_releases() -> None:
+    # Stored runs have this hash; if a release changed it, they would look like runs of another suite.
     assert suite_hash(Suite.model_validate(SMALL)) == "72720d48c60de6f7"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {"a": [float("nan")]}, {1: 2}, (1, 2), object()])
-def test_what_yaml_cannot_hold_is_refused_in_a_suite_made_in_code(value: Any) -> None:
+def test_values_that_yaml_cannot_represent_are_refused_in_code(value: Any) -> None:
     with pytest.raises(ValueError, match="expected"):
         changed(optimizers={"sgd": {"target": "sgd", "x": value}})
     experiment = {**SMALL["experiments"]["e"], "optimizers": {"sgd": {"x": value}}}

@@ -1,4 +1,4 @@
-"""Suites that extend others: what is merged, where a fault is said to stand, and that any change can be said."""
+"""Suites that extend others: merging, places of errors, and that any change can be expressed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def load(own: str, base: str = "base.yaml", *overrides: str) -> Suite:
     return load_suite(Path("own.yaml"), overrides)
 
 
-def test_a_suite_that_says_nothing_else_is_its_base(folder: Path) -> None:
+def test_a_suite_that_only_extends_equals_its_base(folder: Path) -> None:
     assert load("") == load_suite(Path("base.yaml"))
     assert load("", "smoke") == load_suite(shipped_suites()["smoke"])
 
@@ -72,10 +72,10 @@ experiments:
     meant["experiments"]["e"]["protocol"]["max_steps"] = 9
     meant["experiments"]["e"]["metrics"] = ["stable_rank"]
     meant["experiments"]["f"] = {"tasks": {"kind": "rotated"}, "models": {"net": {"kind": "mlp"}}}
-    assert dump_suite(suite) == dump_suite(Suite.model_validate(meant)), "in the same order, too"
+    assert dump_suite(suite) == dump_suite(Suite.model_validate(meant)), "the order is kept"
 
 
-def test_null_removes_what_the_base_has(folder: Path) -> None:
+def test_null_removes_a_key_of_the_base(folder: Path) -> None:
     suite = load(
         """
 optimizers: {sgd: {momentum: null}}
@@ -85,17 +85,17 @@ claims: null
     )
     assert suite.optimizers["sgd"].hyperparameters == {"lr": 0.1}
     assert suite.experiments["e"].models.keys() == {"net"}
-    assert suite.experiments["e"].tasks.count == 3, "the default"  # type: ignore[union-attr]
+    assert suite.experiments["e"].tasks.count == 3, "the default applies"  # type: ignore[union-attr]
     assert suite.claims == {}
     suite = load("optimizers: {adam: null}\nclaims: {c: null}\nexperiments: {e: {optimizers: {adam: null}}}")
     assert (suite.optimizers.keys(), suite.claims) == ({"sgd"}, {})
 
 
-def test_null_is_a_value_where_the_schema_gives_it_a_meaning(folder: Path) -> None:
+def test_null_is_a_value_if_the_schema_gives_it_a_meaning(folder: Path) -> None:
     experiment = load(
         "experiments: {e: {protocol: {early_stopping: null}, metrics: null, optimizers: null}}"
     ).experiments
-    assert experiment["e"].protocol.early_stopping is None, "none, though the default is some"
+    assert experiment["e"].protocol.early_stopping is None, "null overrides a default that is not null"
     assert (experiment["e"].metrics, experiment["e"].optimizers) == (None, None)
 
 
@@ -114,7 +114,7 @@ def test_null_is_a_value_where_the_schema_gives_it_a_meaning(folder: Path) -> No
         ),
     ],
 )
-def test_null_takes_away_what_does_not_go_with_another_kind(
+def test_null_removes_keys_that_another_kind_does_not_have(
     tmp_path: Path, before: str, kept: dict[str, object], changes: list[str]
 ) -> None:
     file = tmp_path / "s.yaml"
@@ -131,23 +131,23 @@ def test_null_takes_away_what_does_not_go_with_another_kind(
     assert getattr(found, key) == type(getattr(found, key)).model_validate(kept)
 
 
-def test_null_with_its_tag_is_the_value(folder: Path) -> None:
+def test_null_with_a_tag_is_the_value_null(folder: Path) -> None:
     for null in ("!!null", "!!null null", "!!null ''", "!!null ~"):
         suite = load(f"optimizers:\n  sgd:\n    momentum: {null}")
         assert suite.optimizers["sgd"].hyperparameters == {"lr": 0.1, "momentum": None}
-    # In a mapping of its own there is nothing to remove.
+    # In a new mapping null has nothing to remove.
     assert load("optimizers: {own: {target: sgd, momentum: null}}").optimizers["own"].hyperparameters == {
         "momentum": None
     }
 
 
-def test_an_experiments_list_of_optimizers_is_the_mapping_it_stands_for(folder: Path) -> None:
+def test_a_list_of_optimizers_merges_like_the_equivalent_mapping(folder: Path) -> None:
     merged = load("experiments: {e: {optimizers: {adam: {lr: 0.5}}}}").experiments["e"].optimizers
     assert merged == {"sgd": {}, "adam": {"lr": 0.5}}
     assert load("claims: null\nexperiments: {e: {optimizers: [adam]}}").experiments["e"].optimizers == {"adam": {}}
 
 
-def test_a_chain_of_files_and_then_the_command_line(folder: Path) -> None:
+def test_the_command_line_overrides_a_chain_of_files(folder: Path) -> None:
     (folder / "sub").mkdir()
     (folder / "sub/middle.yaml").write_text("extends: ../base.yaml\nseeds: 5\nname: middle\n")
     suite = load("name: own", "sub/middle.yaml", "optimizers.sgd.lr=7")
@@ -160,7 +160,7 @@ def test_anchors_and_merge_keys_stay_within_a_file(folder: Path) -> None:
     assert [o.hyperparameters for o in suite.optimizers.values()] == [{"lr": 0.7}, {"lr": 0.7}]
 
 
-# Faults: in the file in which the value stands.
+# Errors name the file that contains the value.
 
 FAULTS = [
     ("optimizers: {sgd: {lr: 0.1}}\nseds: 3", "own.yaml:3:1: unknown key 'seds'; did you mean 'seeds'?"),
@@ -174,13 +174,13 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("own", "message"), FAULTS)
-def test_a_fault_stands_where_the_faulty_value_was_written(folder: Path, own: str, message: str) -> None:
+def test_an_error_is_placed_where_the_faulty_value_was_written(folder: Path, own: str, message: str) -> None:
     with pytest.raises(SuiteError, match=re.escape(message)) as caught:
         load(own)
     assert str(caught.value).startswith(message), caught.value
 
 
-def test_a_name_that_null_removed_is_said_to_be(folder: Path) -> None:
+def test_an_unknown_name_removed_by_null_is_reported_as_removed(folder: Path) -> None:
     with pytest.raises(SuiteError) as caught:
         load("optimizers: {adam: null}")
     said = "experiments.e.optimizers: unknown optimizer 'adam' (valid: sgd); removed in own.yaml:2"
@@ -191,7 +191,7 @@ def test_a_name_that_null_removed_is_said_to_be(folder: Path) -> None:
     load("optimizers: {adam: {target: adam, lr: 0.1}}", "mid.yaml")
 
 
-def test_a_fault_of_the_base_alone_and_one_of_the_command_line(folder: Path) -> None:
+def test_errors_in_the_base_and_on_the_command_line_name_their_place(folder: Path) -> None:
     (folder / "base.yaml").write_text(BASE.replace("max_epochs: 3", "max_epochs: -3"))
     with pytest.raises(SuiteError, match=r"^base\.yaml:10:28: experiments\.e\.protocol\.max_epochs"):
         load("name: own")
@@ -215,13 +215,13 @@ BASES = [
     pytest.param(
         "many.yaml",
         f"own.yaml:1:10: extends: too large: more than {MAX_VALUES} values in all files together",
-        marks=pytest.mark.slow,  # 10 s
+        marks=pytest.mark.slow,  # takes 10 s
     ),
 ]
 
 
 @pytest.mark.parametrize(("base", "message"), BASES)
-def test_a_base_that_is_none_is_one_line(
+def test_an_invalid_base_is_refused_in_one_line(
     folder: Path, capsys: pytest.CaptureFixture[str], base: str, message: str
 ) -> None:
     Path("list.yaml").write_text("- a\n")
@@ -242,7 +242,7 @@ def test_a_cycle_of_several_files_is_refused(folder: Path) -> None:
         load("name: own", "a.yaml")
 
 
-def test_a_bases_own_files_lie_next_to_it(folder: Path) -> None:
+def test_targets_in_a_base_are_relative_to_the_base(folder: Path) -> None:
     (folder / "lab").mkdir()
     (folder / "lab/base.yaml").write_text(
         BASE.replace("target: sgd", "target: ./mine.py:Own").replace("target: adam", "target: ./here.py:Own")
@@ -251,7 +251,7 @@ def test_a_bases_own_files_lie_next_to_it(folder: Path) -> None:
     (folder / "here.py").write_text("")
     suite = load("optimizers: {outer: {target: sam, base: {target: ./mine.py:Other}}}", "lab/base.yaml")
     assert suite.optimizers["sgd"].target == "./lab/mine.py:Own"
-    assert suite.optimizers["adam"].target == "./here.py:Own", "of the working directory"
+    assert suite.optimizers["adam"].target == "./here.py:Own", "a file of the working directory"
     assert suite.optimizers["outer"].hyperparameters["base"] == {"target": "./mine.py:Other"}
     (folder / "other").mkdir()
     (folder / "other/own.yaml").write_text("extends: ../lab/base.yaml\n")
@@ -259,7 +259,7 @@ def test_a_bases_own_files_lie_next_to_it(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("_train_here")
-def test_a_run_and_its_resolved_suite_know_nothing_of_the_base(folder: Path) -> None:
+def test_a_run_and_its_resolved_suite_do_not_need_the_base(folder: Path) -> None:
     small = "batch_size: 32, max_steps: 2, train_examples: 100, validation_examples: 100, test_examples: 100"
     load(f"seeds: 1\nexperiments: {{e: {{models: {{wide: null}}, metrics: [], protocol: {{{small}}}}}}}")
     words = ["--device", "cpu", "--jobs", "1", "--quiet", "--set", "experiments.e.tasks.count=1"]
@@ -272,11 +272,11 @@ def test_a_run_and_its_resolved_suite_know_nothing_of_the_base(folder: Path) -> 
     assert resolved.optimizers["sgd"].hyperparameters["momentum"] == 0.9
 
 
-# Whatever differs can be said.
+# Any difference can be expressed.
 
 
-def test_every_shipped_suite_can_be_said_as_a_change_of_others(tmp_path: Path) -> None:
-    """Of itself and of the three before it: of all others would be hundreds of pairs."""
+def test_every_shipped_suite_can_be_written_as_a_change_of_others(tmp_path: Path) -> None:
+    """Each is compared with itself and the three before it, since all pairs would be hundreds."""
     suites = {name: load_suite(path) for name, path in shipped_suites().items()}
     raw = {name: read_document(path).value for name, path in shipped_suites().items()}
     file = tmp_path / "own.yaml"
@@ -284,7 +284,7 @@ def test_every_shipped_suite_can_be_said_as_a_change_of_others(tmp_path: Path) -
     for base, meant in ((names[i - k], name) for i, name in enumerate(names) for k in range(4)):
         file.write_text(dump({"extends": base, **difference(raw[base], suites[base], suites[meant])}))
         assert load_suite(file) == suites[meant], (base, meant)
-        assert (file.read_text() == f"extends: {base}\n") == (base == meant), "nothing but what differs"
+        assert (file.read_text() == f"extends: {base}\n") == (base == meant), "only differences are written"
 
 
 VALUES = st.sampled_from([None, 0.1, 1, 1.0, True, "no", [0.1, None], {"log": [0.1, 1.0], "points": 3}, {"a": {}}, {}])
@@ -299,7 +299,7 @@ RECORD = st.fixed_dictionaries(
 
 @st.composite
 def suites(draw: st.DrawFn) -> dict[str, Any]:
-    """Plain content of a valid suite, with keys that are there or not, null, shorthand or written out."""
+    """Draw the plain content of a valid suite, with keys missing, null, abbreviated or written in full."""
     names = draw(st.lists(st.sampled_from("abc"), min_size=1, unique=True))
     protocol = st.fixed_dictionaries(
         {},
@@ -333,7 +333,7 @@ def suites(draw: st.DrawFn) -> dict[str, Any]:
 
 @settings(max_examples=60, deadline=None)
 @given(suites(), suites())
-def test_any_suite_can_be_said_as_a_change_of_any_other(
+def test_any_suite_can_be_written_as_a_change_of_any_other(
     tmp_path_factory: pytest.TempPathFactory, one: dict[str, Any], other: dict[str, Any]
 ) -> None:
     folder = tmp_path_factory.mktemp("suites")
@@ -342,11 +342,11 @@ def test_any_suite_can_be_said_as_a_change_of_any_other(
     try:
         base, meant = load_suite(folder / "base.yaml"), load_suite(folder / "other.yaml")
     except SuiteError:
-        return  # a sweep over the same value twice, say
+        return  # for example a sweep with a duplicate value
     (folder / "own.yaml").write_text(dump({"extends": "base.yaml", **difference(one, base, meant)}))
     assert load_suite(folder / "own.yaml") == meant
 
 
-def test_outlines_of_a_suite_see_through_it(folder: Path) -> None:
+def test_reading_a_document_resolves_extends(folder: Path) -> None:
     load("optimizers: {mine: {target: sgd}}")
     assert read_document(Path("own.yaml")).value["optimizers"].keys() == {"sgd", "adam", "mine"}

@@ -1,4 +1,4 @@
-"""Broken suite files: each is one clear line, at the right place. Columns and lines count from 1."""
+"""Broken suite files: each gives one clear line with the right place. Lines and columns count from 1."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def failure(path: Path, text: str | bytes) -> str:
 
 
 @pytest.mark.parametrize("name", BROKEN_YAML)
-def test_broken_yaml_is_one_line_with_its_place(name: str, tmp_path: Path) -> None:
+def test_broken_yaml_is_refused_in_one_line_with_its_place(name: str, tmp_path: Path) -> None:
     text, place, words = BROKEN_YAML[name]
     path = tmp_path / "s.yaml"
     message = failure(path, text)
@@ -100,7 +100,7 @@ def test_broken_yaml_is_one_line_with_its_place(name: str, tmp_path: Path) -> No
     assert words in message
 
 
-# old text, new text, place, words that the message contains
+# old text, new text, place, part of the message
 BROKEN_SUITES: dict[str, tuple[str, str, str, str]] = {
     "unknown top key": ("name: good", "name: good\nsedes: 3", "2:1", "unknown key 'sedes'; did you mean 'seeds'?"),
     "name missing": ("name: good\n", "", "1:1", "expected the key 'name'"),
@@ -252,7 +252,7 @@ BROKEN_SUITES: dict[str, tuple[str, str, str, str]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN_SUITES)
-def test_broken_suite_is_one_line_with_its_place(name: str, tmp_path: Path) -> None:
+def test_a_broken_suite_is_refused_in_one_line_with_its_place(name: str, tmp_path: Path) -> None:
     old, new, place, words = BROKEN_SUITES[name]
     assert old in GOOD
     path = tmp_path / "s.yaml"
@@ -262,7 +262,7 @@ def test_broken_suite_is_one_line_with_its_place(name: str, tmp_path: Path) -> N
     assert words in message
 
 
-def test_several_faults_come_in_the_order_of_the_file_and_at_most_five(tmp_path: Path) -> None:
+def test_at_most_five_errors_are_listed_in_the_order_of_the_file(tmp_path: Path) -> None:
     lines = failure(tmp_path / "s.yaml", GOOD.replace("lr: 0.1", "l-r: 1").replace("count: 2", "count: 0")).split("\n")
     assert [line.split(":")[1] for line in lines] == ["4", "10"]
     many = "".join(f"bad{i}: 1\n" for i in range(9))
@@ -271,21 +271,21 @@ def test_several_faults_come_in_the_order_of_the_file_and_at_most_five(tmp_path:
     assert lines[-1].endswith("(and 4 more)")
 
 
-def test_merged_key_is_blamed_where_it_was_written(tmp_path: Path) -> None:
+def test_an_error_in_a_merged_key_is_placed_where_it_was_written(tmp_path: Path) -> None:
     text = GOOD.replace("sgd: {", "sgd: &s {").replace("lr: 0.1", "lr: [1, 1]").replace("    lr: 1e-3", "    <<: *s")
     lines = failure(tmp_path / "s.yaml", text).split("\n")
-    # Both optimizers have the fault, and there is one place to mend.
+    # Both optimizers have the error, and it can be fixed in one place.
     assert [line.split(":")[1:3] for line in lines] == [["4", "25"], ["4", "25"]]
 
 
-def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
+def test_a_file_that_is_not_utf8_is_refused_with_the_place(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
     assert failure(path, b"a: 1\nb: \xe4\n") == f"{path}:2:4: not UTF-8 text (byte 0xe4)"
     assert failure(path, b"\xef\xbb\xbfb: \xe4\n") == f"{path}:1:4: not UTF-8 text (byte 0xe4)"
     assert failure(path, GOOD.encode("utf-16")) == f"{path}:1:1: not UTF-8 text (byte 0xff)"
 
 
-def test_files_that_cannot_be_suites(tmp_path: Path) -> None:
+def test_files_that_cannot_be_suites_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SuiteError, match=r"gone\.yaml: no such file$"):
         load_suite(tmp_path / "gone.yaml")
     with pytest.raises(SuiteError, match=r": expected a suite file, got a directory$"):

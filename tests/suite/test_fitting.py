@@ -1,4 +1,4 @@
-"""What of a suite does not go together is refused where it is written, before anything is loaded."""
+"""Incompatible parts of a suite are refused with their place, before any data is loaded."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def written(folder: Path, dataset: str, tasks: str, model: str = OWN, protocol: 
         (("{kind: text-files, files: {}}", "{kind: domains}"), None, "dataset.files: "),
     ],
 )
-def test_what_does_not_fit_is_one_line(
+def test_incompatible_parts_are_refused_in_one_line(
     parts: tuple[str, ...], place: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = written(tmp_path, *parts)
@@ -103,7 +103,7 @@ def test_what_does_not_fit_is_one_line(
     assert (f"{path}:{place}: experiments.one.{message}" if place else message) in said
 
 
-def test_a_suite_says_how_large_its_vocabulary_is(tmp_path: Path) -> None:
+def test_the_vocabulary_of_a_suite_is_known_before_loading(tmp_path: Path) -> None:
     def settings(dataset: str) -> dict[str, object]:
         return load_suite(written(tmp_path, dataset, "{kind: domains}")).experiments["one"].dataset.settings
 

@@ -1,4 +1,4 @@
-"""What users write for "none" and for a range of seeds: either it means that, or the message says what does."""
+"""Ways to write "none" and a range of seeds: each is accepted, or the message gives the accepted form."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def written(folder: Path, seeds: str = "2", stopping: str = "null", pairs: str =
 
 
 @pytest.mark.parametrize("key", ["stopping", "pairs", "twins"])
-def test_false_switches_off_what_null_does(key: str, tmp_path: Path) -> None:
+def test_false_disables_a_setting_like_null(key: str, tmp_path: Path) -> None:
     assert load_suite(written(tmp_path, **{key: "false"})) == load_suite(written(tmp_path))
 
 
-def test_false_switches_off_from_the_command_line_too(tmp_path: Path) -> None:
+def test_false_disables_a_setting_on_the_command_line(tmp_path: Path) -> None:
     path = written(tmp_path, stopping="{patience: 2}")
     override = "experiments.one.protocol.early_stopping=false"
     assert load_suite(path, [override]).experiments["one"].protocol.early_stopping is None
@@ -48,7 +48,7 @@ def test_false_switches_off_from_the_command_line_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ("off", "write true or false (or null for none), or quote it"),  # and `false` does
+        ("off", "write true or false (or null for none), or quote it"),  # while `false` is accepted
         ("no", "write true or false (or null for none), or quote it"),
         ("'off'", "expected a mapping, or null, got 'off'"),
         ("none", "expected a mapping, or null, got 'none'"),
@@ -57,14 +57,14 @@ def test_false_switches_off_from_the_command_line_too(tmp_path: Path) -> None:
         ("[]", "expected a mapping, or null, got an empty list"),
     ],
 )
-def test_other_words_for_none_are_refused_with_the_right_one(value: str, said: str, tmp_path: Path) -> None:
+def test_other_words_for_none_are_refused_with_the_accepted_one(value: str, said: str, tmp_path: Path) -> None:
     for path in (written(tmp_path, stopping=value), written(tmp_path, pairs=value)):
         with pytest.raises(SuiteError) as refused:
             load_suite(path)
         assert said in str(refused.value)
 
 
-def test_null_is_named_only_where_it_is_a_value(tmp_path: Path) -> None:
+def test_null_is_suggested_only_if_it_is_accepted(tmp_path: Path) -> None:
     path = written(tmp_path)
     path.write_text(path.read_text().replace("{kind: permuted}", "permuted"))
     with pytest.raises(SuiteError, match="tasks: expected a mapping, got 'permuted'"):
@@ -85,7 +85,9 @@ RANGES = {
 
 
 @pytest.mark.parametrize("text", RANGES)
-def test_a_range_of_seeds_says_what_would_do(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_range_of_seeds_is_refused_with_the_accepted_form(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     in_suite, in_option = RANGES[text]
     path = written(tmp_path, seeds=f"'{text}'")
     said = refusal(capsys, tmp_path, "run", path, "--dry-run")
@@ -100,19 +102,19 @@ def test_a_range_of_seeds_says_what_would_do(text: str, tmp_path: Path, capsys: 
 
 @given(st.integers(0, 40), st.integers(0, 11), st.sampled_from(["-", "..", "...", ":", " to ", " - ", "–"]))
 @settings(max_examples=60, deadline=None)
-def test_what_a_message_says_to_write_means_the_seeds_of_the_range(first: int, more: int, between: str) -> None:
+def test_the_suggested_form_means_the_seeds_of_the_range(first: int, more: int, between: str) -> None:
     form = instead_of_range(f"{first}{between}{first + more}", brackets=False)
     assert form is not None
     assert parse_seeds(form.rpartition(" ")[2]) == tuple(range(first, first + more + 1))
 
 
 @pytest.mark.parametrize("text", ["", "5", "0,1", "4-0", "a-b", "1-", "-1", "1-2-3", "1.5", "0-4,6"])
-def test_other_texts_are_no_ranges(text: str) -> None:
+def test_other_texts_are_not_taken_for_ranges(text: str) -> None:
     assert instead_of_range(text, brackets=True) is None
 
 
 @pytest.mark.parametrize("text", ["4-0", "1-2-3", "0-4,6"])
-def test_what_is_neither_gets_no_advice_on_ranges(text: str, tmp_path: Path) -> None:
+def test_invalid_seeds_that_are_not_ranges_get_no_suggestion(text: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="expected a number of seeds of at least 1"):
         parse_seeds(text)
     with pytest.raises(SuiteError, match="seeds: expected a list"):

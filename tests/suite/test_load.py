@@ -1,4 +1,4 @@
-"""Good suites: what the file says is what arrives; and the check of optimizers gets every setting."""
+"""Valid suites are loaded exactly as written, and the check of optimizers gets every setting."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_everything_arrives(file: Path) -> None:
+def test_every_value_of_the_file_is_loaded(file: Path) -> None:
     suite = load_suite(file)
     assert (suite.name, suite.stage, suite.seed, suite.seeds) == ("full-1.0", "tune", 7, [3, 1])
     assert suite.description == "Two lines,\nand a – dash.\n"
@@ -114,7 +114,7 @@ def test_a_byte_order_mark_and_windows_line_ends_change_nothing(file: Path, tmp_
         ("", None),
     ],
 )
-def test_scalars_are_those_of_yaml_1_2(text: str, value: Any) -> None:
+def test_scalars_follow_yaml_1_2(text: str, value: Any) -> None:
     found = parse_yaml(f"a: {text}\n", "x").value["a"]
     assert found == value
     assert type(found) is type(value)
@@ -130,7 +130,7 @@ def test_keys_are_text_as_written() -> None:
     }
 
 
-def test_of_several_merged_mappings_the_first_wins_and_own_keys_win_over_all() -> None:
+def test_the_first_merged_mapping_wins_and_direct_keys_override_all() -> None:
     text = "a: &a {x: 1, y: 1}\nb: &b {y: 2, z: 2, w: 2}\nc: {w: 3, <<: [*a, *b]}\n"
     assert parse_yaml(text, "x").value["c"] == {"x": 1, "y": 1, "z": 2, "w": 3}
 
@@ -151,7 +151,7 @@ def test_a_logarithmic_grid_is_evenly_spaced_and_keeps_its_ends() -> None:
 
 
 class Recorder:
-    """Stands for the registry: keeps what it is asked, and refuses what it is told to."""
+    """A replacement for the registry that records calls and refuses given settings."""
 
     def __init__(self, refuse: Mapping[str, Any] | None = None, message: str = "") -> None:
         self.asked: list[tuple[str, dict[str, Any]]] = []
@@ -176,7 +176,7 @@ def test_the_check_gets_every_variant_of_the_suite_and_of_its_experiments(file: 
     ]
 
 
-def test_a_refused_setting_is_blamed_at_its_place(file: Path) -> None:
+def test_a_refused_setting_is_reported_with_its_place(file: Path) -> None:
     def message(check: Recorder, *overrides: str) -> str:
         with pytest.raises((SuiteError, UsageError)) as caught:
             load_suite(file, overrides, check_optimizer=check)
@@ -186,11 +186,11 @@ def test_a_refused_setting_is_blamed_at_its_place(file: Path) -> None:
     assert message(Recorder({"lr": 5}, refused)) == (
         f"{file}:19:33: experiments.rotated.v2.optimizers.heavy: {refused}"
     )
-    # What the experiment does not change stands with the suite's optimizer.
+    # A setting that the experiment does not change is placed at the optimizer of the suite.
     assert message(Recorder({"lr": 5}, "'momentum' and more")).startswith(f"{file}:10:21: experiments.")
     assert message(Recorder({"lr": 0.001}, "the 'target' is odd")).startswith(f"{file}:9:14: optimizers.sgd: the")
     assert message(Recorder({"lr": 0.001}, "no")) == f"{file}:9:3: optimizers.sgd: no"
-    # From the command line, the flag is to blame, whether or not the message names the key.
+    # A setting from the command line is placed at the flag, even if the message does not name the key.
     for text in ("'lr' is odd", "odd"):
         expected = f"--set optimizers.sgd.lr=9: optimizers.sgd: {text}"
         assert message(Recorder({"lr": 9}, text), "optimizers.sgd.lr=9") == expected

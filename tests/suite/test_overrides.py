@@ -1,4 +1,4 @@
-"""`--set key.path=value`: what it changes, and that its errors cite it."""
+"""`--set key.path=value`: what it changes, and that errors quote it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def plain(suite: Suite) -> dict[str, Any]:
         ("experiments.one.models={m: {kind: mlp}}", ["experiments", "one", "models", "m", "kind"], "mlp"),
     ],
 )  # fmt: skip
-def test_an_override_changes_what_it_names(override: str, path: list[str], value: Any, file: Path) -> None:
+def test_an_override_changes_the_named_value(override: str, path: list[str], value: Any, file: Path) -> None:
     found: Any = plain(load_suite(file, [override]))
     for part in path:
         found = found[part]
@@ -85,7 +85,7 @@ def test_later_overrides_win_and_build_on_earlier_ones(file: Path) -> None:
     assert load_suite(file, overrides).optimizers["x"].model_dump() == {"target": "sgd", "lr": 2}
 
 
-def test_the_longest_existing_name_is_meant(tmp_path: Path) -> None:
+def test_the_longest_existing_name_is_matched(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
     path.write_text(TEXT.replace("  adam: {target: adam}", "  adam: {target: adam, v2: {lr: 1}}"))
     suite = load_suite(path, ["optimizers.adam.v2.lr=3"])
@@ -122,14 +122,14 @@ def test_the_longest_existing_name_is_meant(tmp_path: Path) -> None:
         ("optimizers.sgd.lr=[1, 1]", "optimizers.sgd: 'lr' lists the value 1 twice"),
     ],
 )  # fmt: skip
-def test_its_errors_cite_it_and_the_nearest_name(override: str, message: str, file: Path) -> None:
+def test_errors_quote_the_override_and_the_nearest_name(override: str, message: str, file: Path) -> None:
     with pytest.raises(UsageError) as caught:
         load_suite(file, [override])
     assert str(caught.value).startswith(f"--set {override}: {message}")
     assert "\n" not in str(caught.value)
 
 
-def test_a_fault_of_the_file_keeps_its_place_beside_an_override(file: Path) -> None:
+def test_an_error_in_the_file_keeps_its_place_next_to_that_of_an_override(file: Path) -> None:
     file.write_text(TEXT.replace("seeds: 3", "seeds: 0"))
     with pytest.raises(SuiteError) as caught:
         load_suite(file, ["stage=x"])

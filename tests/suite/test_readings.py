@@ -1,4 +1,4 @@
-"""Claims over readings in a suite: what they mean, what is measured for them, and what is refused with its place."""
+"""Claims over readings in a suite: their meaning, the metrics they add, and errors with their place."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_readings_are_every_metric_in_every_layer_on_all_data(tmp_path: Path) ->
     assert names(suite) == ["hoyer", "srank", "srank delta=0.1", "srank delta=0.2"]
 
 
-def test_a_default_that_is_spelt_out_is_the_same_reading(tmp_path: Path) -> None:
+def test_an_explicit_default_is_the_same_reading(tmp_path: Path) -> None:
     same = "metrics: [srank], layers: [{delta: 0.01}, {delta: 0.1}], primary: {metric: srank, layer: {}}"
     claim = loaded(tmp_path, text(same)).claims["c"]
     assert (claim.primary.name, claim.primary.layer) == ("srank", "delta 0.01")
@@ -78,7 +78,7 @@ def test_a_default_that_is_spelt_out_is_the_same_reading(tmp_path: Path) -> None
         ("[effective_rank, {kind: srank, delta: 0.05}, srank, pca99]", []),
     ],
 )
-def test_only_what_is_not_measured_anyway_is_added(listed: str, added: list[str], tmp_path: Path) -> None:
+def test_only_metrics_that_are_not_already_measured_are_added(listed: str, added: list[str], tmp_path: Path) -> None:
     metrics = "metrics: [effective_rank, forgetting, {kind: srank, delta: 0.05}, pca99, srank, steps]"
     suite = loaded(tmp_path, text(f"{metrics}, primary: {{metric: pca99}}", listed))
     assert [entry.name for entry in unlisted(suite, "one")] == added
@@ -86,7 +86,7 @@ def test_only_what_is_not_measured_anyway_is_added(listed: str, added: list[str]
         assert with_readings(suite) is suite
 
 
-def test_readings_survive_being_written_out_and_count_as_listed(tmp_path: Path) -> None:
+def test_readings_survive_a_round_trip_and_count_as_listed(tmp_path: Path) -> None:
     suite = loaded(tmp_path, text(f"{METRICS}, data: [pooled, last], {PRIMARY}"))
     written = tmp_path / "written.yaml"
     written.write_text(dump_suite(suite), encoding="utf-8")
@@ -103,7 +103,7 @@ def test_readings_survive_being_written_out_and_count_as_listed(tmp_path: Path) 
     assert suite_differences(less, suite)[0].startswith("experiments.one.metrics")
 
 
-def test_an_extending_suite_may_turn_a_metric_into_readings_and_back(tmp_path: Path) -> None:
+def test_an_extending_suite_can_replace_a_metric_by_readings_and_back(tmp_path: Path) -> None:
     loaded(tmp_path, SUITE.format(listed="null", subject="metric: effective_rank"), "base")
     inside = f"metric: null, readings: {{{METRICS}, data: [last], {PRIMARY}}}"
     over = loaded(tmp_path, f"extends: ./base.yaml\nclaims: {{c: {{{inside}}}}}\n", "over")
@@ -113,7 +113,7 @@ def test_an_extending_suite_may_turn_a_metric_into_readings_and_back(tmp_path: P
     assert list(unlisted(back, "one")) == []
 
 
-def test_the_dry_run_says_how_many_readings_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_dry_run_counts_the_readings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loaded(tmp_path, text(f"{METRICS}, data: [pooled, last], {PRIMARY}"))
     assert main(["run", str(tmp_path / "read.yaml"), "--dry-run"]) == 0
     shown = capsys.readouterr().out
@@ -172,7 +172,7 @@ def test_the_dry_run_says_how_many_readings_there_are(tmp_path: Path, capsys: py
         (f"metric: [srank], {PRIMARY}", "metric:", "unknown key 'metric'; did you mean 'metrics'?"),
     ],
 )
-def test_readings_that_mean_nothing_are_refused_with_their_place(
+def test_invalid_readings_are_refused_with_their_place(
     readings: str, at: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "s.yaml"
@@ -206,7 +206,7 @@ def test_a_claim_has_either_a_metric_or_readings(
     assert said in message
 
 
-def test_the_documented_claim_is_one(tmp_path: Path) -> None:
+def test_the_documented_claim_is_valid(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "docs" / "readings.md").read_text(encoding="utf-8")
     suite = loaded(tmp_path, text.split("```yaml\n")[1].split("```")[0], "documented")
     claim = suite.claims["shampoo-has-a-lower-rank"]

@@ -1,4 +1,4 @@
-"""Which accuracies are taken: worked examples, and what a suite may say."""
+"""Which accuracies are measured: worked examples, and the rules a suite can give."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from optbench.suite.scoring import Every, Rule, scored_tasks, scoring
         (Every(every=3), 4, [(1, 3), (1, 2), (2, 3), (3, 4), (4,)]),
     ],
 )
-def test_worked_examples(rule: Rule, tasks: int, expected: list[tuple[int, ...]]) -> None:
+def test_scored_tasks_agree_with_worked_examples(rule: Rule, tasks: int, expected: list[tuple[int, ...]]) -> None:
     assert [scored_tasks(rule, tasks, after) for after in range(tasks + 1)] == expected
 
 
-def test_every_first_task_is_every_task() -> None:
+def test_scoring_every_1_task_is_scoring_all() -> None:
     for after in range(31):
         assert scored_tasks(Every(every=1), 30, after) == scored_tasks("all", 30, after)
 
 
 @pytest.mark.parametrize("tasks", [1, 20, 21, 500])
-def test_unsaid_it_is_all_of_up_to_twenty_tasks_else_current(tasks: int) -> None:
+def test_by_default_all_of_up_to_twenty_tasks_are_scored_and_else_the_current_one(tasks: int) -> None:
     meant: Rule = "all" if tasks <= 20 else "current"
     assert all(scored_tasks(None, tasks, after) == scored_tasks(meant, tasks, after) for after in (0, 1, tasks))
     assert (scoring(None, tasks) is None) == (tasks <= 20)
 
 
-def test_current_is_linear_in_tasks() -> None:
+def test_scoring_the_current_task_is_linear_in_tasks() -> None:
     assert sum(len(scored_tasks("current", 500, after)) for after in range(501)) == 1000
 
 
-def test_a_rule_is_written_as_it_is_read() -> None:
+def test_a_rule_survives_a_round_trip() -> None:
     for written in (None, "all", "current", {"every": 7}):
         protocol = Protocol.model_validate({"score": written})
         assert protocol.model_dump(mode="json")["score"] == written
@@ -55,7 +55,7 @@ def test_a_rule_is_written_as_it_is_read() -> None:
         (5, "got 5"),
     ],
 )
-def test_anything_else_is_one_fault(written: object, message: str) -> None:
+def test_an_invalid_rule_gives_one_error(written: object, message: str) -> None:
     with pytest.raises(ValidationError, match=message) as caught:
         Protocol.model_validate({"score": written})
     assert len(caught.value.errors()) == 1

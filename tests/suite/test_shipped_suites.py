@@ -1,4 +1,4 @@
-"""The shipped suites are valid, and what they say of their tuning is true."""
+"""The shipped suites are valid, and their statements about tuning are true."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_every_shipped_suite_loads_and_names_itself(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TUNED)
-def test_what_a_suite_says_of_its_tuning_is_true(name: str) -> None:
+def test_the_stated_tuning_of_a_suite_agrees_with_its_values(name: str) -> None:
     suite = shipped(name)
     assert suite.tune is not None
     assert suite.tune.seeds is not None
@@ -58,8 +58,10 @@ def test_what_a_suite_says_of_its_tuning_is_true(name: str) -> None:
                 used = value_at(effective(suite, experiment, optimizer), dimension.path)
                 if cost.chosen is not None:
                     assert cost.chosen[dimension.name] == used
-                assert used in dimension.values or cost.settings > len(search.grid), "on the grid, or it was widened"
-        assert len(budgets) == 1, "the same budget for everyone"
+                assert used in dimension.values or cost.settings > len(search.grid), (
+                    "values are on the grid unless it was widened"
+                )
+        assert len(budgets) == 1, "all optimizers have the same budget"
         assert {o for e, o in searched if e == experiment} <= settings.tuning.keys()
     for (experiment, optimizer), tie in tied.items():
         leader = value_at(effective(suite, experiment, tie.of), tie.of_path)
@@ -77,7 +79,7 @@ def value_at(hyperparameters: dict[str, Any], path: tuple[str, ...]) -> Any:
     return functools.reduce(lambda inner, key: inner[key], path, hyperparameters)
 
 
-def test_continual_is_the_papers_section_3_1() -> None:
+def test_suite_continual_follows_section_3_1_of_the_paper() -> None:
     suite = shipped("continual")
     assert len(suite.seeds) == 10
     assert set(suite.experiments["permuted-mnist"].models) == {"mlp-50", "mlp-100", "mlp-200"}
@@ -96,15 +98,15 @@ def test_continual_is_the_papers_section_3_1() -> None:
     assert smoke.optimizers.keys() <= suite.optimizers.keys()
 
 
-# What makes the suites small: nothing but seeds, steps, tasks, examples, and of several widths those that claims name.
-# Two seeds where that costs little, so that there is something to spread over processes.
+# Suites are reduced only in seeds, steps, tasks and examples, and of several widths to those that claims name.
+# Two seeds are kept where that costs little, so that there is work to spread over processes.
 PROTOCOL = {"max_steps": 2, "train_examples": 1500, "validation_examples": 200, "test_examples": 200}
 OF_TEXT = {"max_steps": 2, "validation_examples": 10, "test_examples": 10}
 SEEDS = {"smoke": 2}
 
 
 def small(name: str) -> list[str]:
-    """The options that make a suite small."""
+    """Return the options that reduce a suite."""
     suite = shipped(name)
     settings: dict[str, Any] = {}
     for place, experiment in suite.experiments.items():
@@ -154,7 +156,7 @@ TITLES = {
 
 
 class KeptPool(Pool):
-    """Outlives its run, which saves seconds of starting processes for the next one."""
+    """A pool that outlives its run, to save the seconds of starting processes again."""
 
     def close(self) -> None: ...
 
@@ -188,7 +190,7 @@ def run_suite(suite: str, to: Path, jobs: int, *words: str) -> Path:
 
 @pytest.fixture(scope="module")
 def small_run(request: pytest.FixtureRequest, _kept_pools: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of each shipped suite in small, named like it, by two processes."""
+    """Run a shipped suite, reduced, with two processes; the run has the name of the suite."""
     name = request.param
     return run_suite(name, tmp_path_factory.mktemp("small") / name, 2, *small(name))
 
@@ -201,10 +203,12 @@ def small_run(request: pytest.FixtureRequest, _kept_pools: None, tmp_path_factor
     ],
     indirect=True,
 )
-def test_every_shipped_suite_runs_through_in_small(small_run: Path) -> None:
+def test_every_shipped_suite_runs_when_reduced(small_run: Path) -> None:
     run = read_run(small_run)
     resolved = small_run / "suite.yaml"
-    assert dump_suite(load_suite(resolved)) == resolved.read_text(encoding="utf-8"), "what repeats the run"
+    assert dump_suite(load_suite(resolved)) == resolved.read_text(encoding="utf-8"), (
+        "the resolved suite repeats the run"
+    )
     assert set(run.table("trials")["status"].to_pylist()) == {"ok"}
     report = small_run.parent / "report.md"
     assert main(["report", str(small_run), "--format", "markdown", "-o", str(report)]) == 0
@@ -226,8 +230,8 @@ def test_every_shipped_suite_runs_through_in_small(small_run: Path) -> None:
     ],
     indirect=True,
 )
-def test_every_shipped_suite_gives_the_same_tables_again_from_its_run(small_run: Path) -> None:
-    # By one process: so in cohorts of another size, too.
+def test_every_shipped_suite_gives_the_same_tables_when_repeated(small_run: Path) -> None:
+    # With one process, so that cohorts have another size.
     again = run_suite(str(small_run / "suite.yaml"), small_run.parent / "again", 1)
     assert (again / "suite.yaml").read_bytes() == (small_run / "suite.yaml").read_bytes()
     assert_same_tables(small_run, again)

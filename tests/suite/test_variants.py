@@ -1,4 +1,4 @@
-"""Sweeps: which values are swept, in which order, and under which names."""
+"""Sweeps: swept values, their order and their names."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from optbench.suite import variants
 from optbench.suite.variants import MAX_VARIANTS
 
 
-def test_nothing_swept_is_one_default() -> None:
+def test_without_a_sweep_there_is_one_default_variant() -> None:
     settings = {"lr": 0.1, "betas": [0.9, 0.99], "base": {"target": "adam", "betas": [0.9, 0.99]}, "nesterov": True}
     (only,) = variants(settings)
     assert (only.name, only.hyperparameters) == ("default", settings)
     assert [only.name for only in variants({})] == ["default"]
 
 
-def test_the_optimizer_inside_a_wrapper_may_be_swept_too() -> None:
+def test_the_optimizer_inside_a_wrapper_can_be_swept() -> None:
     base = {"target": "sam", "base": {"target": "sgd", "lr": [0.1, 0.2], "momentum": 0.9}, "rho": 0.5}
     found = variants({"rho": [1, 2], "base": base})
     assert [variant.name for variant in found] == [
@@ -35,7 +35,7 @@ def test_the_optimizer_inside_a_wrapper_may_be_swept_too() -> None:
         variants({"base": {"target": "sgd", "lr": []}})
 
 
-def test_combinations_in_order_with_the_last_key_fastest() -> None:
+def test_combinations_are_ordered_with_the_last_key_fastest() -> None:
     found = variants({"lr": [0.1, 0.01], "eps": 1e-8, "momentum": {"log": [0.5, 0.9], "points": 2}})
     assert [variant.name for variant in found] == [
         "lr=0.1,momentum=0.5",
@@ -59,7 +59,7 @@ def test_combinations_in_order_with_the_last_key_fastest() -> None:
         ({"lr": {"log": [1e-4, 1], "points": 5}}, ["lr=0.0001", "lr=0.001", "lr=0.01", "lr=0.1", "lr=1"]),
     ],
 )
-def test_names(settings: dict[str, Any], names: list[str]) -> None:
+def test_variants_are_named_by_their_values(settings: dict[str, Any], names: list[str]) -> None:
     assert [variant.name for variant in variants(settings)] == names
 
 
@@ -92,7 +92,7 @@ def test_names_of_floats_are_exact(value: float) -> None:
         ({"a": list(range(101)), "b": list(range(100))}, "'a': the sweeps make 10100 variants, more than 10000"),
     ],
 )
-def test_senseless_sweeps_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_invalid_sweeps_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(OptimizerError) as caught:
         variants(settings)
     assert str(caught.value).startswith(message)
@@ -103,7 +103,7 @@ sweeps = st.lists(scalars, min_size=1, max_size=4, unique_by=value_name)
 
 
 @given(st.dictionaries(st.sampled_from("abcd"), st.one_of(scalars, sweeps), max_size=4))
-def test_names_tell_all_combinations_apart(settings: dict[str, Any]) -> None:
+def test_names_of_all_combinations_differ(settings: dict[str, Any]) -> None:
     found = variants(settings)
     count = 1
     for value in settings.values():
@@ -115,7 +115,7 @@ def test_names_tell_all_combinations_apart(settings: dict[str, Any]) -> None:
             assert chosen in value if isinstance(value, list) else chosen == value
 
 
-def test_listed_settings_are_variants_of_their_own() -> None:
+def test_listed_settings_are_separate_variants() -> None:
     listed = variants({"lr": 0.1, "variants": [{"lr": 0.3}, {"lr": 0.5, "momentum": 0.9}], "nesterov": False})
     assert [(v.name, v.hyperparameters) for v in listed] == [
         ("lr=0.3", {"lr": 0.3, "nesterov": False}),
@@ -128,9 +128,9 @@ def test_listed_settings_combine_with_sweeps_and_reach_into_wrappers() -> None:
     listed = variants({"rho": [1, 2], "base": base, "variants": [{"base": {"lr": 5}}, {"base": {"lr": 6}, "rho": 3}]})
     assert [v.name for v in listed] == ["base.lr=5,rho=1", "base.lr=5,rho=2", "base.lr=6,rho=3"]
     assert [v.hyperparameters["rho"] for v in listed] == [1, 2, 3]
-    assert [v.hyperparameters["base"]["lr"] for v in listed] == [5, 5, 6], "a listed value stands above a sweep"
+    assert [v.hyperparameters["base"]["lr"] for v in listed] == [5, 5, 6], "a listed value overrides a sweep"
     assert all(v.hyperparameters["base"].items() >= {("target", "sgd"), ("momentum", 0.9)} for v in listed)
-    assert base["lr"] == [0.1, 0.2], "the settings given are not changed"
+    assert base["lr"] == [0.1, 0.2], "the given settings are not modified"
 
 
 @pytest.mark.parametrize(
@@ -143,6 +143,6 @@ def test_listed_settings_combine_with_sweeps_and_reach_into_wrappers() -> None:
         ([{"lr": 0.1}, {"lr": 0.1}], "'variants' lists the setting .* twice"),
     ],
 )
-def test_a_list_of_settings_that_is_none_is_refused(value: object, message: str) -> None:
+def test_an_invalid_list_of_settings_is_refused(value: object, message: str) -> None:
     with pytest.raises(OptimizerError, match=message):
         variants({"lr": 0.1, "variants": value})
