@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,19 +10,22 @@ from pathlib import Path
 from optbench.cli.output import results, say
 from optbench.cli.training import DONE, INTERRUPTED, NOTHING_MEASURED, SOME_FAILED, Request, options_of, watched
 from optbench.counting import kept
-from optbench.errors import UsageError
+from optbench.errors import UsageError, nearest
 from optbench.selection import check_name, parse_seeds
 from optbench.store import find_run, read_run
+from optbench.store.read import run_ids
 from optbench.studies.fingerprint import panel, terminal
 from optbench.studies.fingerprint.drawing import check_file, draw, save
 from optbench.studies.fingerprint.standing import Fingerprint
 from optbench.studies.fingerprint.training import (
+    LATEST,
     Wanted,
     check_unused,
     find_fingerprinted,
     train,
     wanted_again,
 )
+from optbench.targets.source import is_file
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ def _train(request: FingerprintRequest) -> int:
         )
     else:
         resume = None
+        _check_no_run_was_meant(request.target, given.runs_dir)
         check_name(given.name)
         if given.name is not None:
             check_unused(given.runs_dir, given.name)
@@ -73,6 +78,7 @@ def _train(request: FingerprintRequest) -> int:
         panel.check_seeds(panel.shipped(), seeds, "--seeds")
         wanted = Wanted(request.target, given.settings, seeds, request.quick)
     with watched(given) as view:
+        view.counts_seeds = False  # the page says how many its own verdicts need
         trained = train(wanted, options_of(given, resume), view)
     if trained.interrupted:
         finished = read_run(trained.run).table("trials", "trial").num_rows
@@ -81,6 +87,15 @@ def _train(request: FingerprintRequest) -> int:
         say(f"optbench: interrupted; {kept(finished)}; continue with: {shlex.join(['optbench', *command, str(again)])}")
         return INTERRUPTED
     return _show(request, trained.run, trained.optimizer, new=True)
+
+
+def _check_no_run_was_meant(target: str, runs_dir: Path) -> None:
+    """Raise UsageError for a target such as `latst:adamw`: no module has this name, and a run has a similar one."""
+    where, _, optimizer = target.rpartition(":")
+    module = where.partition(".")[0]
+    meant = nearest(where, [LATEST, *run_ids(runs_dir)]) if where and not is_file(where) else None
+    if meant is not None and not Path(module).exists() and importlib.util.find_spec(module) is None:
+        raise UsageError(f"{target}: unknown run or module '{where}'; did you mean '{meant}:{optimizer}'?")
 
 
 def _show(request: FingerprintRequest, path: Path, optimizer: str | None, *, new: bool = False) -> int:

@@ -60,11 +60,14 @@ class QuietView(View):
         self.path: Path | None = None
         """Where results are written, once known."""
         self.tracker: Tracker | None = None
+        self.counts_seeds = True
+        """Whether to warn if the suite's comparisons and claims have too few seeds."""
 
     def started(self, plan: Plan, path: Path, device: str, jobs: int) -> None:
         self.path = path
         self.tracker = Tracker(plan, time.monotonic)
-        if shortages := suite_shortages(plan.suite, plan.trials):
+        shortages = suite_shortages(plan.suite, plan.trials) if self.counts_seeds else None
+        if shortages:
             self._print(f"optbench: warning: {shortage_text(shortages)}")
 
     def progress(self, progress: Progress) -> None:

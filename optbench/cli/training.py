@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -122,6 +123,10 @@ def _suite(request: Request, resume: Path | None) -> tuple[Suite, Path]:
     if request.suite is None and resume is None:
         raise UsageError("run needs a SUITE: a path, or a name that `optbench list suites` shows")
     check_directory(request.name, resume, force=request.force and request.on == "local")
+    if resume is not None:
+        for setting in request.settings:
+            if re.split(r"[.=]", setting, maxsplit=1)[0] == "claims":
+                raise UsageError(f"--set {setting}: a resumed run keeps the claims that it was started with")
     seeds = parse_seeds(request.seeds) if request.seeds is not None else ()
     keep, additions = parse_optimizers(request.optimizers)
     choice = Choice(seeds, request.experiments, keep, additions, request.settings, request.models)

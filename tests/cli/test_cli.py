@@ -292,6 +292,8 @@ def test_a_dry_run_of_a_resumption_lists_finished_trials(
     assert "to do pairs/mlp-16/sgd/default/seed=0-1\n" in shown, "a failed trial is tried again"
     assert main(["run", "--resume", str(path), "--dry-run", "--seeds", "3"]) == 2
     assert "other settings" in capsys.readouterr().err
+    assert main(["run", "--resume", str(path), "--dry-run", "--set", "claims.c.expect=lower"]) == 2
+    assert "a resumed run keeps the claims that it was started with" in capsys.readouterr().err
 
 
 def test_a_dry_run_survives_user_code_that_exits(suite_path: Path, tmp_path: Path) -> None:

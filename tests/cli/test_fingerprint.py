@@ -178,6 +178,7 @@ def test_an_optimizer_without_a_learning_rate_is_trained_untuned(
     code, out, err = run(capsys, "./mine.py:Still", "--seeds", "1", "--name", "still")
     assert code == 0
     assert "not tuned: Still: it has no learning rate" in err
+    assert "too few" not in err, "the page itself says how many seeds its verdicts need"
     assert "It has no learning rate." in out
     assert "On permuted, it has not learnt on 1 of 1 seed" in out
 
@@ -194,6 +195,7 @@ def test_an_optimizer_without_a_learning_rate_is_trained_untuned(
         (["adam", "--set", "rl=0.1"], "--set rl=0.1: unknown hyper-parameter of adam 'rl'; did you mean 'lr'?"),
         (["adam", "--name", "panel"], "this run exists"),
         (["panel:sdg"], "panel: unknown optimizer 'sdg'; did you mean 'sgd'?"),
+        (["panle:sgd"], "panle:sgd: unknown run or module 'panle'; did you mean 'panel:sgd'?"),
         (["panel"], "expected RUN:OPTIMIZER, as the run has sgd, adamw"),
         (["panel:sgd", "--seeds", "3"], "panel:sgd: this run is drawn as it is, without --seeds"),
         (["--resume", "panel"], "expected a run NAME-tune that optbench fingerprint began"),
