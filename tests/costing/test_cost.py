@@ -1,4 +1,4 @@
-"""`optbench cost` from the command line to the report: a process for each optimizer, a file, every format."""
+"""`optbench cost`: a process for each optimizer, the file of results, and the report in every format."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Broken(Mine):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where `cost` has measured a user's optimizer, three times, in `runs`."""
+    """Return a folder whose `runs` has three results of `cost` for a user's optimizer."""
     there = tmp_path_factory.mktemp("cost")
     (there / "mine.py").write_text(MINE, encoding="utf-8")
     before = Path.cwd()
@@ -73,7 +73,7 @@ def file(folder: Path) -> Path:
     return found
 
 
-def test_a_users_optimizer_is_measured_and_what_goes_wrong_is_in_its_row(file: Path) -> None:
+def test_a_users_optimizer_is_measured_and_failures_are_in_its_row(file: Path) -> None:
     result = load(file)
     mine, greedy, broken = result.rows
     assert mine.status == "ok"
@@ -95,7 +95,7 @@ def test_a_users_optimizer_is_measured_and_what_goes_wrong_is_in_its_row(file: P
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_report_shows_it_in_every_format(form: str, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_shows_costs_in_every_format(form: str, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(file), "--format", form]) == 0
     out = capsys.readouterr().out
     assert "Mine" in out
@@ -111,7 +111,7 @@ def test_report_shows_it_in_every_format(form: str, file: Path, capsys: pytest.C
         assert rows[2]["step_seconds"] == ""
 
 
-def test_report_finds_it_by_its_name_and_shows_several(
+def test_report_finds_results_by_name_and_shows_several(
     folder: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["report", file.stem, "--runs-dir", str(folder / "runs")]) == 0
@@ -122,11 +122,11 @@ def test_report_finds_it_by_its_name_and_shows_several(
     both = capsys.readouterr().out
     assert both.count("tiny: memory") == 2 * one.count("tiny: memory") == 2
     assert "other" in both
-    assert (folder / "table.md").read_text().count("| Mine") == 4, "twice its times, memory, state"
+    assert (folder / "table.md").read_text().count("| Mine") == 4, "two results, each with times, memory and state"
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_a_terminal_shows_every_row_on_its_width(
+def test_a_terminal_shows_every_row_within_its_width(
     width: int, file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
@@ -134,10 +134,10 @@ def test_a_terminal_shows_every_row_on_its_width(
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= width
     assert any(line.startswith("! broken: failed: ValueError: out of order") for line in lines)
-    assert sum(line.startswith("greedy") and "too large" in line for line in lines) == 3, "both times, and memory"
+    assert sum(line.startswith("greedy") and "too large" in line for line in lines) == 3, "both times and the memory"
 
 
-def test_what_does_not_fit_is_said_before_anything_is_allocated(
+def test_an_optimizer_that_does_not_fit_is_reported_before_allocation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -146,7 +146,7 @@ def test_what_does_not_fit_is_said_before_anything_is_allocated(
     (row,) = load(next(Path("runs").glob("cost-*.json"))).rows
     assert row.status == "too large"
     assert row.needed is not None
-    # Two matrices of 30,522² in float32, and the copies that their decomposition takes.
+    # Two float32 matrices of 30,522² and the copies needed to decompose them.
     assert row.needed > 2 * 4 * 30_522**2
     assert row.parameters == 110_106_428
     assert f"it would need about {size_text(row.needed)}" in " ".join(out.split())
@@ -165,7 +165,7 @@ def test_what_does_not_fit_is_said_before_anything_is_allocated(
         (["--format", "pdf"], "--format: unknown format 'pdf'"),
     ],
 )
-def test_slips_end_before_anything_is_measured(
+def test_mistakes_are_refused_before_measuring(
     words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -186,7 +186,9 @@ def test_slips_end_before_anything_is_measured(
         ("[" * 100_000, "unreadable"),
     ],
 )
-def test_files_that_are_no_results(text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_that_are_not_results_are_refused(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "cost.json").write_text(text)
     assert main(["report", str(tmp_path / "cost.json")]) == 2
     out, err = capsys.readouterr()
@@ -195,7 +197,7 @@ def test_files_that_are_no_results(text: str, message: str, tmp_path: Path, caps
     assert err.count("\n") == 1
 
 
-def test_runs_and_results_do_not_go_together(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_and_results_of_cost_cannot_be_mixed(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(file), "a-run"]) == 2
     assert "expected runs or results of optbench cost, got both" in capsys.readouterr().err
     assert main(["report", str(file), "--median"]) == 2
@@ -227,7 +229,7 @@ def job() -> CostJob:
         (f"print({FIRST!r}, flush=True); raise SystemExit(7)", "failed", "ended with exit code 7"),
     ],
 )
-def test_a_process_that_ends_otherwise_is_a_row(
+def test_a_process_that_dies_or_is_too_slow_gives_a_row(
     code: str, status: str, note: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "WORKER", (sys.executable, "-c", code))
@@ -237,18 +239,18 @@ def test_a_process_that_ends_otherwise_is_a_row(
     assert "\x1b" not in row.note
 
 
-def test_there_is_memory_and_a_process_takes_some_of_it() -> None:
+def test_available_and_resident_memory_are_measured() -> None:
     assert 1 << 26 < memory.resident() <= memory.peak()
     assert memory.available() > 1 << 26
 
 
-def test_numbers_have_three_digits() -> None:
+def test_numbers_are_printed_with_three_digits() -> None:
     shown = [digits(value) for value in (0, 0.01234, 0.1234, 1.234, 12.34, 123.4, 12345.0)]
     assert shown == ["0", "0.0123", "0.123", "1.23", "12.3", "123", "12,300"]
     assert [size_text(n) for n in (0, 1 << 19, 3 << 30, None)] == ["0 MiB", "0.500 MiB", "3.00 GiB", "–"]
 
 
-def test_a_result_of_nothing_but_losses_has_a_report(file: Path) -> None:
+def test_a_result_with_only_failures_has_a_report(file: Path) -> None:
     result = load(file)
     empty = result.model_copy(update={"rows": result.rows[1:]})
     for form in FORMATS:

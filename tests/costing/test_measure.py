@@ -1,4 +1,4 @@
-"""What is measured: estimates against what optimizers hold, where the time goes, and how refreshes are spread."""
+"""Measuring cost: estimates against the actual state of optimizers, time by part, and the cost of refreshes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MICRO = {
 
 
 def measured(one: Contender, size: Size, **changes: Any) -> tuple[dict[str, Any], Any]:
-    """What is measured of an optimizer in this process, and what was estimated."""
+    """Measure an optimizer in this process; return the result and the estimate."""
     settings = complete(one.target, one.settings)
     spec = resolve_spec(find(one.target), settings)
     job = CostJob(one.name, one.target, settings, "micro", size.batch, (1,), "cpu", 4, 60.0, 1 << 40)
@@ -45,7 +45,7 @@ def measured(one: Contender, size: Size, **changes: Any) -> tuple[dict[str, Any]
 
 @pytest.mark.parametrize("family", MICRO)
 @pytest.mark.parametrize("name", [name for name in CONTENDERS if name != "pytorch-optimizer-shampoo"])
-def test_the_state_that_is_estimated_is_the_state_that_is_held(name: str, family: str) -> None:
+def test_the_estimated_state_equals_the_actual_state(name: str, family: str) -> None:
     found, told = measured(CONTENDERS[name], MICRO[family])
     assert told.state == found["state"]
     assert (found["state"] == 0) == (name in ("sgd", "power-sgd-2", "power-sgd-3"))
@@ -62,7 +62,7 @@ def test_the_state_that_is_estimated_is_the_state_that_is_held(name: str, family
     assert (timing.renewed is not None) == (name in ("shampoo", "shampoo-512", "shampoo-1024"))
 
 
-def test_what_an_optimizer_does_with_which_parameter() -> None:
+def test_parameters_are_assigned_to_the_parts_of_an_optimizer() -> None:
     held = {}
     for one in (
         *chosen(["adamw", "muon", "soap"]),
@@ -76,11 +76,11 @@ def test_what_an_optimizer_does_with_which_parameter() -> None:
     assert held["soap"]["embeddings, heads"] == (pytest.approx(8, rel=0.05), ()), "by Adam"
     assert held["soap"]["matrices"][1] == (32, 8)
     assert held["soap"]["vectors"][1] == ()
-    # The vocabulary of 300 is above Shampoo's limit.
+    # The vocabulary of 300 exceeds Shampoo's limit.
     assert held["shampoo"]["embeddings, heads"][1] == held["shampoo"]["matrices"][1] == (6, 2)
 
 
-def test_a_footprint_is_the_most_that_is_alive_at_once() -> None:
+def test_a_footprint_is_the_peak_of_live_memory() -> None:
     with Footprint() as footprint:
         a = torch.zeros(1000, device="meta")
         b = a + 1
@@ -96,7 +96,7 @@ def test_a_footprint_is_the_most_that_is_alive_at_once() -> None:
         y = leaf.exp()
         z = y.sin()
         del y
-        assert footprint.live == 4000, "what a backward pass will need"
+        assert footprint.live == 4000, "tensors saved for the backward pass"
         z.sum().backward()
         del z
     assert leaf.grad is not None
@@ -104,7 +104,7 @@ def test_a_footprint_is_the_most_that_is_alive_at_once() -> None:
 
 
 class Marked(torch.optim.Optimizer):
-    """A user's optimizer that marks parts of its step as PyTorch's profiler has it."""
+    """A user's optimizer that marks parts of its step with the regions of PyTorch's profiler."""
 
     def __init__(self, params: Any) -> None:
         super().__init__(params, {})
@@ -123,7 +123,7 @@ def wait(ms: float) -> None:
         pass
 
 
-def test_time_counts_for_the_innermost_region() -> None:
+def test_time_is_attributed_to_the_innermost_region() -> None:
     watch = RegionTimer("wall")
     optimizer = Marked([nn.Parameter(torch.zeros(1))])
     with watch.step() as seconds:
@@ -137,17 +137,17 @@ def test_time_counts_for_the_innermost_region() -> None:
         wait(4)
     assert sum(again.values()) <= time.perf_counter() - begun
     before = dict(again)
-    optimizer.step()  # outside of the block
+    optimizer.step()  # outside the block
     assert again == before
 
 
-def test_refreshes_count_as_often_as_they_come() -> None:
+def test_refreshes_are_weighted_by_their_frequency() -> None:
     parts = {"gradient": 5.0, "statistics": 0.5, "roots": 0.0, "update": 0.5}
     steps = [parts, parts | {"roots": 10.0}] * 3
     found = _timing(1, "wall", 0, steps, 10, None)
     assert (found.ordinary, found.refresh, found.every) == (1.0, 11.0, 10)
     assert (found.step, found.roots, found.gradient) == pytest.approx((2.0, 1.0, 5.0))
-    # Which of two in a row refreshes is found out.
+    # Of two consecutive steps, the one that refreshes is detected.
     assert _timing(1, "wall", 0, steps[1:-1], 10, None).step == pytest.approx(2.0)
     by_need = _timing(1, "wall", 0, steps, None, 0.5)
     assert (by_need.step, by_need.refresh, by_need.high) == (6.0, None, 11.0)
@@ -166,13 +166,13 @@ def test_refreshes_count_as_often_as_they_come() -> None:
         (["adam"], ["adam.=1"], "empty part"),
     ],
 )
-def test_slips_are_named(words: list[str], settings: list[str], message: str) -> None:
+def test_mistakes_are_refused(words: list[str], settings: list[str], message: str) -> None:
     with pytest.raises(OptbenchError) as caught:
         chosen(words, settings)
     assert message in str(caught.value)
 
 
-def test_names_and_settings() -> None:
+def test_contenders_get_names_and_settings() -> None:
     assert [one.name for one in chosen([])] == list(CONTENDERS)
     a, b, c = chosen(
         ["x.y=shampoo-512", "./mine.py:Mine", "power=powerpropagation"],
@@ -186,7 +186,7 @@ def test_names_and_settings() -> None:
 
 
 @pytest.mark.parametrize("alpha", [1.5, 2.0, 3.0])
-def test_twins_have_the_flow_of_powerpropagation(alpha: float) -> None:
+def test_twins_follow_the_gradient_flow_of_powerpropagation(alpha: float) -> None:
     reparameterised, twin = sparse(alpha, lr=0.2)
     assert reparameterised.twin == twin.name
     lr, beta, scale = (twin.settings[name] for name in ("lr", "beta", "bias_scale"))
@@ -210,5 +210,5 @@ def test_an_optimizer_with_a_closure_is_measured(tmp_path: Path, monkeypatch: py
     three, told = measured(twice, MICRO["gpt"], steps=20)
     assert told.state == three["state"] == 0
     ratio = three["timings"][0].gradient / one["timings"][0].gradient
-    assert 2 < ratio < 4.5, "the evaluations of a step are gradients"
+    assert 2 < ratio < 4.5, "evaluations within a step count as gradients"
     assert not math.isnan(ratio)

@@ -1,4 +1,4 @@
-"""The networks that optimizers are measured on: published sizes, layers as PyTorch has them, and real text."""
+"""The networks used to measure cost: published sizes, agreement with PyTorch's layers, and real text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BERT = Size("micro", "", "bert", 1, 16, 4, 400, 12, 4, masked=0.25)
 
 
 def count(model: nn.Module, *prefixes: str) -> int:
-    """Parameters, or those whose names begin with one of these."""
+    """Count parameters, or those whose names begin with one of these prefixes."""
     return sum(p.numel() for name, p in model.named_parameters() if name.startswith(prefixes or ""))
 
 
@@ -37,10 +37,10 @@ def test_bert_base_has_the_published_parameters() -> None:
 
 
 @pytest.mark.parametrize("name", ["tiny", "small"])
-def test_the_others_are_the_shipped_gpt(name: str) -> None:
+def test_the_other_networks_are_the_shipped_gpt(name: str) -> None:
     size = SIZES[name]
     layers, d = size.layers, size.width
-    # GPT-2's count, 12 d² + 13 d a layer, with a head that is not tied to the tokens' embedding.
+    # GPT-2 has 12 d² + 13 d parameters per layer; here the head is not tied to the embedding.
     expected = 12 * layers * d * d + 13 * layers * d + (2 * size.vocabulary + size.context) * d + 2 * d
     model = networks.network(size, "meta")
     assert isinstance(model, Gpt)
@@ -48,7 +48,7 @@ def test_the_others_are_the_shipped_gpt(name: str) -> None:
 
 
 def copied(layer: nn.TransformerEncoderLayer, ours: dict[str, Any]) -> None:
-    """Give PyTorch's layer the weights of ours."""
+    """Copy the weights of our layer to PyTorch's."""
     with torch.no_grad():
         for name in ("weight", "bias"):
             joined = torch.cat([getattr(part, name) for part in ours["in"]])
@@ -65,7 +65,7 @@ def copied(layer: nn.TransformerEncoderLayer, ours: dict[str, Any]) -> None:
 
 
 def perturbed(model: nn.Module) -> nn.Module:
-    """Other weights than the initial ones, whose biases are 0 and gains 1."""
+    """Return perturbed weights, because initial biases are 0 and gains 1."""
     torch.manual_seed(3)
     with torch.no_grad():
         for p in model.parameters():
@@ -73,7 +73,7 @@ def perturbed(model: nn.Module) -> nn.Module:
     return model
 
 
-def test_bert_is_pytorchs_layers_with_its_heads() -> None:
+def test_bert_agrees_with_pytorchs_layers() -> None:
     model: Any = perturbed(networks.network(BERT)).double()
     layer, table = model.bert["encoder"]["layer"][0], model.bert["embeddings"]
     own, after = layer["attention"]["self"], layer["attention"]["output"]
@@ -94,7 +94,9 @@ def test_bert_is_pytorchs_layers_with_its_heads() -> None:
 
 
 @pytest.mark.parametrize(("size", "classes"), [(GPT, [128]), (BERT, [400, 2])])
-def test_at_first_everything_is_a_guess_and_every_parameter_has_a_gradient(size: Size, classes: list[int]) -> None:
+def test_the_initial_loss_is_that_of_guessing_and_every_parameter_has_a_gradient(
+    size: Size, classes: list[int]
+) -> None:
     torch.manual_seed(0)
     model = networks.network(size)
     batch = networks.batch(size, 0)
@@ -104,7 +106,7 @@ def test_at_first_everything_is_a_guess_and_every_parameter_has_a_gradient(size:
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
 
 
-def test_batches_are_text_and_depend_on_the_step_alone() -> None:
+def test_batches_are_text_and_depend_only_on_the_step() -> None:
     def text(tokens: Tensor) -> bytes:
         return bytes(tokens.tolist())
 
@@ -117,7 +119,7 @@ def test_batches_are_text_and_depend_on_the_step_alone() -> None:
         assert torch.equal(row[1:], wanted[:-1])
 
 
-def test_masked_tokens_are_to_be_told_and_every_other_second_half_is_from_elsewhere() -> None:
+def test_masked_tokens_are_targets_and_random_second_halves_are_labelled() -> None:
     tokens, segments, places = networks.batch(BERT, 0).inputs
     wanted, follows = networks.batch(BERT, 0).targets
     assert len(wanted) == round(0.25 * tokens.numel()) == (tokens == networks.MASK).sum()
@@ -132,7 +134,7 @@ def test_masked_tokens_are_to_be_told_and_every_other_second_half_is_from_elsewh
         assert (found.tobytes() in joined) == bool(whole)
 
 
-def test_kinds_of_parameters() -> None:
+def test_parameters_are_classified_by_kind() -> None:
     kinds = networks.kinds(networks.network(BERT, "meta"))
     assert kinds["bert.embeddings.word_embeddings.weight"] == kinds["bert.embeddings.position_embeddings.weight"]
     assert kinds["bert.embeddings.word_embeddings.weight"] == "embeddings, heads"

@@ -1,4 +1,4 @@
-"""Datasets: the embedded MNIST against its originals, and the others from tiny files in the genuine formats."""
+"""Datasets: the embedded MNIST against the original, and others from tiny files in the published formats."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def mnist() -> Dataset:
 
 
 @pytest.mark.parametrize("name", SHA256)
-def test_embedded_mnist_is_the_original_byte_for_byte(mnist: Dataset, name: str) -> None:
+def test_embedded_mnist_equals_the_original_byte_for_byte(mnist: Dataset, name: str) -> None:
     split = mnist.train if name.startswith("train") else mnist.test
     data = split.inputs[:, 0] if "images" in name else split.targets.to(torch.uint8)
     header = bytes([0, 0, 8, data.ndim]) + b"".join(side.to_bytes(4, "big") for side in data.shape)
@@ -66,21 +66,21 @@ def test_embedded_mnist_constants_are_the_statistics_of_its_pixels(mnist: Datase
     assert statistics(mnist.train.inputs) == (mnist.mean, mnist.std)
 
 
-def test_writing_to_one_loaded_copy_leaves_the_next_alone(mnist: Dataset) -> None:
+def test_modifying_a_loaded_copy_does_not_affect_the_next(mnist: Dataset) -> None:
     fresh = embedded_mnist()
     fresh.train.inputs.zero_()
     assert int(embedded_mnist().train.inputs.max()) == 255
     assert int(mnist.train.inputs.max()) == 255
 
 
-def test_the_package_data_stay_small() -> None:
+def test_the_package_data_is_small() -> None:
     folder = Path(sys.modules["optbench.data"].__file__ or "").parent
     sizes = {file.name: file.stat().st_size for file in folder.iterdir() if file.suffix in {".parquet", ".md"}}
     assert sizes.pop("text.parquet") < 2_000_000
     assert sum(sizes.values()) < 10_000_000
 
 
-def test_a_damaged_embedded_file_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_damaged_embedded_file_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "mnist.parquet").write_bytes(b"PAR1 but not really")
     monkeypatch.setattr("optbench.data.mnist.files", lambda package: tmp_path)
     with pytest.raises(DataError, match=r"^the embedded MNIST cannot be read; reinstall optbench"):
@@ -95,7 +95,7 @@ def test_the_catalogue_imports_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_an_unknown_name_is_answered_with_the_nearest() -> None:
+def test_an_unknown_name_is_refused_with_the_nearest() -> None:
     with pytest.raises(KindError, match="unknown dataset 'mnits'; did you mean 'mnist'"):
         load("mnits")
 
@@ -119,17 +119,17 @@ def test_statistics_agree_with_numpy_over_a_chunk_boundary() -> None:
     np.testing.assert_allclose(std, scaled.std(axis=(0, 2, 3)), atol=5.1e-5)
 
 
-# --- published files: what each dataset's authors publish, with 15 and 6 images in it ---
+# --- published files: the files that authors publish, reduced to 15 and 6 images ---
 
 
 def contents(name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Images (N, C, H, W) and labels (N,) of both splits, as `load` should give them."""
+    """Return images (N, C, H, W) and labels (N,) of both splits, as `load` should return them."""
     info = FACTS[name]
     draw = np.random.default_rng(sum(name.encode()))
     return {
         split: (
             draw.integers(0, 256, (size, *info.shape), dtype=np.uint8),
-            # Every class would not fit in 15 images; the first and the last are there.
+            # Not every class fits into 15 images; the first and the last do.
             np.linspace(0, info.classes - 1, size).astype(np.int64),
         )
         for split, size in (("train", TRAIN), ("test", TEST))
@@ -142,7 +142,7 @@ def idx_gz(array: np.ndarray) -> bytes:
 
 
 def old_pickle(value: object) -> bytes:
-    """A pickle with dtypes spelt as NumPy spelt them when CIFAR was published: flags as 0 and 1, not booleans."""
+    """Return a pickle with dtypes as written by NumPy when CIFAR was published: flags are 0 and 1, not booleans."""
     buffer = io.BytesIO()
     pickler = pickle.Pickler(buffer, protocol=2)
     pickler.dispatch_table = {type(np.dtype("u1")): lambda dtype: (np.dtype, ("u1", 0, 1), dtype.__reduce__()[2])}
@@ -165,7 +165,7 @@ def md5(content: bytes) -> str:
 
 
 def publication(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """The published files of a dataset by their place under the data folder; torchvision is told their checksums."""
+    """Return the published files of a dataset by their path in the data folder; patch torchvision's checksums."""
     data = contents(name)
     datasets = torchvision_datasets()
     if name in {"fashion-mnist", "kmnist"}:
@@ -182,7 +182,7 @@ def publication(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
         with zipfile.ZipFile(buffer, "w") as archive:
             for split, (images, labels) in data.items():
                 prefix = f"gzip/emnist-balanced-{split}"
-                # Column by column, as EMNIST has them.
+                # Column by column, as in EMNIST.
                 archive.writestr(f"{prefix}-images-idx3-ubyte.gz", idx_gz(images[:, 0].transpose(0, 2, 1)))
                 archive.writestr(f"{prefix}-labels-idx1-ubyte.gz", idx_gz(labels))
         monkeypatch.setattr(datasets.EMNIST, "md5", md5(buffer.getvalue()))
@@ -208,7 +208,7 @@ def publication(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     table = {}
     for split, (images, labels) in data.items():
         buffer = io.BytesIO()
-        # Rows, columns, channels, images; and the digit 0 has the label 10.
+        # Axes are rows, columns, channels, images, and the digit 0 has label 10.
         ten = np.where(labels == 0, 10, labels)[:, None].astype(np.uint8)
         scipy.io.savemat(buffer, {"X": images.transpose(2, 3, 1, 0), "y": ten})
         file = f"{split}_32x32.mat"
@@ -225,7 +225,7 @@ def put(files: dict[str, bytes], folder: Path) -> None:
 
 
 class Response(io.BytesIO):
-    """What `urlopen` answers with."""
+    """A response of `urlopen`."""
 
     def __init__(self, url: str, content: bytes) -> None:
         super().__init__(content)
@@ -240,7 +240,7 @@ class Response(io.BytesIO):
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """No network; the list fills with the addresses that were asked for."""
+    """Block the network; return the list of requested addresses."""
     asked: list[str] = []
 
     def urlopen(request: urllib.request.Request, *_: object, **__: object) -> Response:
@@ -253,7 +253,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The catalogue that `load` sees expects 15 and 6 images of the published datasets."""
+    """Make the catalogue of `load` expect 15 and 6 images of the published datasets."""
     infos = {
         name: info if info.embedded else replace(info, train_size=TRAIN, test_size=TEST) for name, info in FACTS.items()
     }
@@ -315,14 +315,14 @@ def test_a_download_is_announced_and_prints_nothing_to_standard_output(
     told: list[str] = []
     assert_holds(load(name, tmp_path / "new" / "folder", notify=told.append), name)
     assert told == [f"{name}: not complete in {tmp_path / 'new' / 'folder'}; fetching and unpacking what is missing"]
-    # Neither stream is a terminal here, so no progress bar either.
+    # Neither stream is a terminal here, so there is no progress bar.
     assert capfd.readouterr() == ("", "")
     told.clear()
     load(name, tmp_path / "new" / "folder", notify=told.append)
     assert told == []
 
 
-def test_progress_shows_on_a_terminal_and_only_when_somebody_is_told(
+def test_progress_is_shown_only_on_a_terminal_with_messages_enabled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Terminal(io.StringIO):
@@ -349,7 +349,7 @@ def test_progress_shows_on_a_terminal_and_only_when_somebody_is_told(
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_damaged_files_are_one_clear_line(
+def test_damaged_files_are_reported_in_one_line(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     put({place: content[:-9] for place, content in publication(name, monkeypatch).items()}, tmp_path)
@@ -380,10 +380,10 @@ def test_unpacked_files_that_are_not_the_dataset_are_refused(
         load("fashion-mnist", tmp_path)
 
 
-def test_the_warning_of_numpy_2_4_about_old_pickles_is_not_passed_on(
+def test_the_warning_of_numpy_2_4_about_old_pickles_is_suppressed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # NumPy 2.4.0 to 2.4.4 warn by themselves; here any version does, and a warning is an error in these tests.
+    # Only NumPy 2.4.0 to 2.4.4 warn; here every version is made to, and warnings are errors in these tests.
     unpickle = pickle.load
 
     def load_with_warning(file: io.BufferedReader, **options: str) -> object:
@@ -396,31 +396,31 @@ def test_the_warning_of_numpy_2_4_about_old_pickles_is_not_passed_on(
     assert_holds(load("cifar10", tmp_path), "cifar10")
 
 
-def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match="cannot be downloaded"):
         load("fashion-mnist", tmp_path / "file" / "data")
 
 
-def test_an_unusable_torchvision_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_unusable_torchvision_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
     with pytest.raises(DataError, match="torchvision, which reads this dataset, cannot be imported"):
         load("cifar10", tmp_path)
 
 
 @pytest.mark.parametrize("name", FACTS)
-def test_a_shipped_dataset_is_a_callable_as_a_users_is(name: str) -> None:
+def test_a_shipped_dataset_is_a_function_like_a_users(name: str) -> None:
     assert list(DATASETS.names) == [*FACTS, "text-domains", "text-files", MODULAR_ADDITION, *DERIVED]
     assert list(DATASETS.settings(name).model_fields) == ["resize"]
     assert DATASETS.load(name).__annotations__["return"] == "Dataset"
 
 
-def test_a_shipped_dataset_is_a_target_too(mnist: Dataset) -> None:
+def test_a_shipped_dataset_can_be_named_as_a_target(mnist: Dataset) -> None:
     found = load(DatasetSettings.of("optbench.data.shipped:mnist"))
     assert torch.equal(found.train.inputs, mnist.train.inputs)
 
 
-def test_pooled_images_are_rounded_means_of_blocks_with_their_own_statistics() -> None:
+def test_pooled_images_are_rounded_means_of_blocks_with_recomputed_statistics() -> None:
     whole, pooled = load("mnist"), load(DatasetSettings.of("mnist", resize=14))
     assert pooled.inputs.shape == (1, 14, 14)
     for half, small in ((whole.train, pooled.train), (whole.test, pooled.test)):
@@ -433,12 +433,12 @@ def test_pooled_images_are_rounded_means_of_blocks_with_their_own_statistics() -
     assert pooled.std == pytest.approx((scaled.std(correction=0).item(),), abs=1e-4)
 
 
-def test_without_resize_a_dataset_is_its_name_alone() -> None:
+def test_without_resize_a_dataset_is_written_as_its_name() -> None:
     assert DatasetSettings.of("mnist", resize=None).model_dump() == "mnist"
     assert DatasetSettings.of("mnist", resize=7).model_dump() == {"kind": "mnist", "resize": 7}
 
 
 @pytest.mark.parametrize("side", [13, 56])
-def test_a_side_that_divides_no_image_is_refused_with_those_that_do(side: int) -> None:
+def test_a_side_that_does_not_divide_the_image_is_refused_with_valid_sides(side: int) -> None:
     with pytest.raises(ValidationError, match=r"resize: expected a divisor of 28, .*7, 14, 28; got"):
         DatasetSettings.of("mnist", resize=side)

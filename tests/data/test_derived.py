@@ -1,4 +1,4 @@
-"""Datasets made of another one, and modular addition."""
+"""Datasets derived from another one, and modular addition."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def same(one: Split, other: Split) -> bool:
     return torch.equal(one.inputs, other.inputs) and torch.equal(one.targets, other.targets)
 
 
-def test_classes_keep_their_examples_in_order_under_new_numbers(mnist: Dataset) -> None:
+def test_selected_classes_keep_their_examples_in_order_and_are_renumbered(mnist: Dataset) -> None:
     found = made("classes", keep=[7, 2])
     for half, whole in ((found.train, mnist.train), (found.test, mnist.test)):
         chosen = (whole.targets == 7) | (whole.targets == 2)
@@ -87,25 +87,27 @@ def test_imbalanced_classes_are_a_geometric_sequence_of_one_hundred_to_one(mnist
     assert len(set(made("imbalanced", ratio=1, of=faces()).train.targets.bincount().tolist())) == 1
 
 
-def test_a_share_of_labels_is_wrong_and_only_in_training(mnist: Dataset) -> None:
+def test_a_share_of_labels_is_wrong_only_in_training(mnist: Dataset) -> None:
     found = made("noisy-labels", share=0.3)
     wrong = found.train.targets != mnist.train.targets
     assert int(wrong.sum()) == 18_000
     assert torch.equal(found.train.inputs, mnist.train.inputs)
     assert same(found.test, mnist.test)
     steps = (found.train.targets - mnist.train.targets)[wrong] % 10
-    assert torch.bincount(steps, minlength=10)[1:].double() == pytest.approx(2000.0, rel=0.1), "uniform over the others"
+    assert torch.bincount(steps, minlength=10)[1:].double() == pytest.approx(2000.0, rel=0.1), (
+        "wrong labels are uniform over the other classes"
+    )
 
 
-def test_the_patch_goes_with_the_label_in_training_and_with_another_class_at_test(mnist: Dataset) -> None:
+def test_the_patch_indicates_the_label_in_training_and_another_class_at_test(mnist: Dataset) -> None:
     found = made("spurious-patch", probability=0.9, size=2)
     for half, plain in ((found.train, mnist.train), (found.test, mnist.test)):
         assert half.cues is not None
         assert torch.equal(half.targets, plain.targets)
         changed = half.inputs != plain.inputs
-        assert int(changed.flatten(1).sum(1).max()) <= 4, "nothing but a patch of 2 × 2"
+        assert int(changed.flatten(1).sum(1).max()) <= 4, "only a patch of 2 × 2 differs"
         places = {}
-        for cue in range(10):  # where that class has its patch: what all images of the cue have at 255
+        for cue in range(10):  # the place of the patch of a class: pixels that are 255 in all images with this cue
             always = (half.inputs[half.cues == cue] == 255).all(0).nonzero()
             assert len(always) == 4
             places[cue] = frozenset(map(tuple, always[:, 1:].tolist()))
@@ -117,7 +119,7 @@ def test_the_patch_goes_with_the_label_in_training_and_with_another_class_at_tes
     assert float((independent.test.cues == independent.test.targets).double().mean()) == pytest.approx(0.1, abs=0.02)
 
 
-def test_a_patch_is_as_bright_as_floats_get_and_more_classes_have_a_grid() -> None:
+def test_a_patch_has_the_maximum_brightness_and_many_classes_use_a_grid() -> None:
     found = made("spurious-patch", faces(classes=15, count=150), size=2, probability=1.0)
     assert torch.equal(found.train.cues, found.train.targets)
     top = float(load(DatasetSettings.of("./mine.py:faces", classes=15, count=150)).train.inputs.max())
@@ -128,7 +130,7 @@ def test_a_patch_is_as_bright_as_floats_get_and_more_classes_have_a_grid() -> No
         made("spurious-patch", faces(), size=7)
 
 
-def test_cues_follow_their_examples_into_parts_and_tasks(mnist: Dataset) -> None:
+def test_cues_stay_with_their_examples_in_parts_and_tasks(mnist: Dataset) -> None:
     data = made("spurious-patch")
     protocol = Protocol(validation_examples=59_000, test_examples=500)
     family = TaskFamily(TaskSettings.of("permuted", count=2), data, protocol, 0, torch.device("cpu"))
@@ -142,7 +144,7 @@ def test_cues_follow_their_examples_into_parts_and_tasks(mnist: Dataset) -> None
 
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
-def test_corrupted_images_are_as_defined_and_the_same_again(mnist: Dataset, corruption: str) -> None:
+def test_corrupted_images_agree_with_their_definition_and_are_reproducible(mnist: Dataset, corruption: str) -> None:
     images = mnist.test.inputs[:300]
     found = corrupt(images, corruption, torch.Generator().manual_seed(1))
     assert found.dtype == torch.uint8
@@ -160,7 +162,7 @@ def test_corrupted_images_are_as_defined_and_the_same_again(mnist: Dataset, corr
         by, images = int(severity), torch.nn.functional.pad(images, (4,) * 4)
         found = corrupt(images, corruption, torch.Generator().manual_seed(1))
         moves = [torch.roll(images, (dy, dx), (2, 3)) for dy, dx in ((by, 0), (-by, 0), (0, by), (0, -by))]
-        # Within a black border rolling brings in nothing else.
+        # Rolling moves only the black border across the edge.
         chosen = [[torch.equal(one[i], found[i]) for one in moves] for i in range(len(images))]
         assert all(map(any, chosen))
         assert all(sum(row[k] for row in chosen) > 40 for k in range(4)), "in each direction"
@@ -177,7 +179,7 @@ def test_corrupted_images_are_as_defined_and_the_same_again(mnist: Dataset, corr
         assert torch.allclose(window, window.T)
 
 
-def test_corrupted_data_are_spoilt_at_test_alone(mnist: Dataset) -> None:
+def test_only_test_data_is_corrupted(mnist: Dataset) -> None:
     found, other = made("corrupted", corruption="noise-0.2"), made("corrupted", corruption="noise-0.2", seed=1)
     assert same(found.train, mnist.train)
     assert torch.equal(found.test.targets, mnist.test.targets)
@@ -185,7 +187,7 @@ def test_corrupted_data_are_spoilt_at_test_alone(mnist: Dataset) -> None:
     assert not same(found.test, other.test)
 
 
-def test_modular_addition_is_every_sum_once() -> None:
+def test_modular_addition_has_every_sum_once() -> None:
     data = load(DatasetSettings.of("modular-addition", train_share=0.3))
     inputs, targets = (torch.cat([getattr(h, n) for h in (data.train, data.test)]) for n in ("inputs", "targets"))
     assert (len(data.train), len(data.test)) == (2823, 6586)
@@ -202,7 +204,7 @@ SETTINGS = {"classes": {"keep": [2, 0]}, "corrupted": {"corruption": "blur-1"}}
 
 
 @pytest.mark.parametrize("kind", DERIVED)
-def test_what_is_known_beforehand_is_so_and_it_keeps_the_contract(
+def test_derived_datasets_are_as_announced_and_satisfy_the_contract(
     kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = DatasetSettings.of(kind, of={"kind": "noisy-labels", "of": "mnist"}, **SETTINGS.get(kind, {}))
@@ -239,7 +241,7 @@ def test_what_is_known_beforehand_is_so_and_it_keeps_the_contract(
         ("{kind: corrupted, of: ./mine.py:points, corruption: blur-1}", "", "of: expected images of shape (C, H, W)"),
     ],
 )
-def test_faults_are_refused_where_they_are_written(
+def test_invalid_settings_are_refused_with_their_place(
     dataset: str, place: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "suite.yaml").write_text(
@@ -259,7 +261,7 @@ experiments:
     assert re.search(rf":{place}:", said) or not place
 
 
-def test_cues_have_to_fit_their_examples() -> None:
+def test_cues_must_match_their_examples() -> None:
     inputs, targets = torch.zeros(3, 2), torch.arange(3)
     for cues, said in ((torch.zeros(3), "float32"), (torch.zeros(2).long(), "(2,)"), (torch.arange(3) + 1, "1..3")):
         fault = fault_of(Split(inputs, targets, cues), 3, None)
@@ -277,8 +279,8 @@ def test_cues_have_to_fit_their_examples() -> None:
         {"kind": "modular-addition", "modulus": "many"},
     ],
 )
-def test_what_was_not_checked_is_not_known(written: dict[str, object]) -> None:
-    """As in the suite of a run that somebody has changed."""
+def test_unchecked_settings_have_no_known_sizes(written: dict[str, object]) -> None:
+    """Such settings occur in the suite of a run that was edited."""
     found = DatasetSettings.as_written(written)
     assert found.known is None
     assert next(found.chain) == found

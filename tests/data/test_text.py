@@ -1,4 +1,4 @@
-"""Text: the embedded domains against their checksums, stretches, tokens of bytes and of a byte-pair encoding."""
+"""Text: checksums of the embedded domains, stretches, byte tokens and byte-pair encoding."""
 
 from __future__ import annotations
 
@@ -50,20 +50,20 @@ def parts(text: Text) -> list[torch.Tensor]:
 # --- the embedded domains ---
 
 
-def test_the_embedded_texts_are_the_originals_byte_for_byte(texts: dict[str, bytes]) -> None:
+def test_the_embedded_texts_equal_the_originals_byte_for_byte(texts: dict[str, bytes]) -> None:
     assert {name: hashlib.sha256(text).hexdigest() for name, text in texts.items()} == SHA256
     assert tuple(texts) == TEXT_DOMAINS.domains
     assert all(text.isascii() and len(text) == TEXT_DOMAINS.size for text in texts.values())
 
 
-def test_the_terms_travel_with_the_data() -> None:
+def test_the_licence_terms_are_shipped_with_the_data() -> None:
     terms = (Path(__file__).parents[2] / "optbench/data/TEXT-LICENSE.md").read_text(encoding="utf-8")
     assert "WordNet 3.0 Copyright 2006 by Princeton University.  All rights reserved." in terms
     assert "PYTHON SOFTWARE FOUNDATION LICENSE VERSION 2" in terms
     assert all(digest in terms for digest in SHA256.values())
 
 
-def test_a_damaged_embedded_file_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_damaged_embedded_file_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "text.parquet").write_bytes(b"PAR1 but not really")
     monkeypatch.setattr("optbench.data.text_domains.files", lambda package: tmp_path)
     with pytest.raises(DataError, match=r"^the embedded text cannot be read; reinstall optbench"):
@@ -73,18 +73,18 @@ def test_a_damaged_embedded_file_is_one_clear_line(monkeypatch: pytest.MonkeyPat
 # --- stretches and windows ---
 
 
-def test_the_last_twentieths_are_held_out_and_nothing_is_in_two_stretches(
+def test_the_last_twentieths_are_held_out_and_stretches_do_not_overlap(
     as_bytes: Dataset, texts: dict[str, bytes]
 ) -> None:
     assert as_bytes.texts is not None
     for name, text in as_bytes.texts.items():
         assert [len(part) for part in parts(text)] == [1_080_000, 60_000, 60_000]
         assert b"".join(part.numpy().tobytes() for part in parts(text)) == texts[name]
-        assert {part.dtype for part in parts(text)} == {torch.uint8}  # small in memory
+        assert {part.dtype for part in parts(text)} == {torch.uint8}  # tokens are stored compactly
 
 
 @given(st.integers(0, 200))
-def test_stretches_make_up_the_text_whatever_its_length(length: int) -> None:
+def test_stretches_cover_a_text_of_any_length(length: int) -> None:
     content = bytes(range(length))
     train, validation, test = stretches(content)
     assert train + validation + test == content
@@ -92,7 +92,7 @@ def test_stretches_make_up_the_text_whatever_its_length(length: int) -> None:
 
 
 @given(st.integers(10, 60), st.integers(1, 9))
-def test_consecutive_windows_make_every_token_a_target_once(length: int, context: int) -> None:
+def test_in_consecutive_windows_every_token_is_a_target_once(length: int, context: int) -> None:
     tokens = torch.arange(length, dtype=torch.uint8)
     windows = consecutive_windows(tokens, context)
     count = (length - 1) // context
@@ -102,7 +102,7 @@ def test_consecutive_windows_make_every_token_a_target_once(length: int, context
     assert windows[:, 1:].flatten().tolist() == list(range(1, count * context + 1))
 
 
-def test_drawn_windows_reach_every_place_and_no_other() -> None:
+def test_drawn_windows_cover_every_position_and_stay_inside() -> None:
     found = drawn_windows(torch.arange(10, dtype=torch.int16), 3, 5000, torch.Generator().manual_seed(0))
     first, times = found[:, 0].unique(return_counts=True)
     assert first.tolist() == list(range(7))  # the last window ends with the last token
@@ -110,7 +110,7 @@ def test_drawn_windows_reach_every_place_and_no_other() -> None:
     assert torch.equal(found, found[:, :1] + torch.arange(4))
 
 
-def test_a_dataset_of_text_shows_its_windows_and_the_next_tokens(as_bytes: Dataset, texts: dict[str, bytes]) -> None:
+def test_a_dataset_of_text_has_windows_and_next_tokens(as_bytes: Dataset, texts: dict[str, bytes]) -> None:
     assert (as_bytes.inputs.shape, as_bytes.inputs.vocabulary, as_bytes.classes) == ((128,), 128, 128)
     assert torch.equal(as_bytes.train.inputs[:, 1:], as_bytes.train.targets[:, :-1])
     assert bytes(as_bytes.test.inputs[0].tolist()) == texts["scripture"][-60_000:][:128]
@@ -130,12 +130,12 @@ def test_the_bytes_of_tokens_sum_to_the_length_of_the_text(as_bytes: Dataset, as
     assert as_bpe.classes == as_bpe.vocabulary == 160
 
 
-def test_a_trained_encoding_is_the_same_every_time() -> None:
+def test_training_an_encoding_is_reproducible() -> None:
     assert Bpe.trained([CONTENT], 150, 128) == Bpe.trained([CONTENT], 150, 128)
 
 
 def reference(texts: list[bytes], vocabulary: int) -> list[tuple[int, int]]:
-    """Byte-pair encoding as it is told: count all pairs of all words, join the first of the most frequent, repeat."""
+    """Run byte-pair encoding literally: count all pairs of all words, join the first most frequent one, repeat."""
     from optbench.data.bpe import _WORDS
 
     words = Counter(word for text in texts for word in _WORDS.findall(text))
@@ -157,28 +157,28 @@ def reference(texts: list[bytes], vocabulary: int) -> list[tuple[int, int]]:
     return merges
 
 
-def test_the_merges_are_those_of_a_plain_implementation(texts: dict[str, bytes]) -> None:
+def test_merges_agree_with_a_plain_implementation(texts: dict[str, bytes]) -> None:
     some = [texts["code"][:6000], texts["prose"][:6000], b"aaaa aaa aaaaaaa ---- -----\n\n\n\n" * 9]
     assert list(Bpe.trained(some, 230, 128).merges) == reference(some, 230)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200) | st.text("ab \n-1é", max_size=60).map(str.encode))
-def test_whatever_is_encoded_is_decoded_to_the_same_bytes(text: bytes) -> None:
+def test_decoding_restores_any_encoded_bytes(text: bytes) -> None:
     encoding = Bpe.trained([CONTENT, b"aaaaaaaa --------", "éé".encode() * 9], 300, 256)
     (tokens,) = encoding.encode([text])
     assert encoding.decode(tokens) == text
     assert encoding.token_bytes[tokens].sum() == len(text)
-    assert np.array_equal(encoding.encode([CONTENT, text])[1], tokens)  # whatever it is encoded along with
+    assert np.array_equal(encoding.encode([CONTENT, text])[1], tokens)  # independent of the text it is encoded with
 
 
 # --- entropy ---
 
 
-def test_the_unigram_entropy_of_a_worked_example() -> None:
+def test_unigram_entropy_agrees_with_a_worked_example() -> None:
     tokens = torch.tensor([0, 0, 1, 2], dtype=torch.uint8)
     assert unigram_entropy(tokens, torch.ones(4, dtype=torch.int64)) == pytest.approx(1.5)
-    # The same text in tokens of 1, 1 and 4 bytes: 4 × 1.5 bits for 1 + 1 + 1 + 4 bytes.
+    # With tokens of 1, 1 and 4 bytes the same text has 4 × 1.5 bits for 1 + 1 + 1 + 4 bytes.
     assert unigram_entropy(tokens, torch.tensor([1, 1, 4])) == pytest.approx(6 / 7)
 
 
@@ -186,22 +186,22 @@ def test_the_entropy_of_uniform_bytes_is_seven_bits() -> None:
     assert unigram_entropy(torch.arange(128), torch.ones(128, dtype=torch.int64)) == 7.0
 
 
-def test_the_entropies_of_the_domains_are_those_of_their_letters(as_bytes: Dataset, texts: dict[str, bytes]) -> None:
+def test_entropies_of_domains_agree_with_counts_of_their_characters(as_bytes: Dataset, texts: dict[str, bytes]) -> None:
     counts = np.array(list(Counter(texts["prose"][:1_080_000]).values())) / 1_080_000
     found = as_bytes.unigram_entropies()
     assert found["prose"] == pytest.approx(-(counts * np.log2(counts)).sum())
     assert all(4.0 < entropy < 5.0 for entropy in found.values())
 
 
-def test_longer_tokens_leave_less_entropy_for_each_byte(as_bytes: Dataset, as_bpe: Dataset) -> None:
+def test_longer_tokens_have_less_entropy_per_byte(as_bytes: Dataset, as_bpe: Dataset) -> None:
     plain, joined = as_bytes.unigram_entropies(), as_bpe.unigram_entropies()
     assert all(joined[name] < plain[name] for name in plain)
 
 
-# --- a user's own ---
+# --- users' texts ---
 
 
-def test_other_bytes_than_ascii_make_a_vocabulary_of_256(tmp_path: Path) -> None:
+def test_non_ascii_bytes_give_a_vocabulary_of_256(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(CONTENT)
     (tmp_path / "b.txt").write_text("Grüße aus Köln! " * 200, encoding="utf-8")
     a, b = (str(tmp_path / name) for name in ("a.txt", "b.txt"))
@@ -225,7 +225,7 @@ def test_other_bytes_than_ascii_make_a_vocabulary_of_256(tmp_path: Path) -> None
         (CONTENT[:200], {"tokens": "bpe", "vocabulary": 140}, "texts: mine.validation: expected at least 9 tokens"),
     ],
 )
-def test_texts_that_cannot_be_read_in_windows_are_refused(
+def test_texts_that_cannot_be_split_into_windows_of_tokens_are_refused(
     content: bytes, more: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.txt").write_bytes(content)
@@ -235,7 +235,7 @@ def test_texts_that_cannot_be_read_in_windows_are_refused(
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_text_is_refused_by_its_name(tmp_path: Path) -> None:
+def test_a_missing_text_is_refused_with_its_name(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match=r"none\.txt: there is no file .*none\.txt$"):
         load(DatasetSettings.of("text-files", files={"mine": str(tmp_path / "none.txt")}))
 
@@ -274,7 +274,7 @@ def next_tokens(*rows: list[int]) -> Split:
 TEXT = next_tokens([0, 1, 2], [2, 1, 0])
 
 
-def test_a_dataset_says_how_many_bytes_its_tokens_stand_for() -> None:
+def test_a_dataset_gives_the_number_of_bytes_of_its_tokens() -> None:
     found = Dataset("text", TEXT, TEXT, 3, token_bytes=torch.tensor([1, 2, 0]))
     assert found.token_bytes is not None
     assert found.token_bytes[found.test.targets].sum() == (2 + 0) + (2 + 1)
@@ -292,7 +292,7 @@ def test_a_dataset_says_how_many_bytes_its_tokens_stand_for() -> None:
         (torch.tensor([0, 0, 0]), "expected train targets that stand for text, got only tokens of 0 bytes"),
     ],
 )
-def test_wrong_bytes_of_tokens_are_refused(token_bytes: Any, message: str) -> None:
+def test_wrong_token_bytes_are_refused(token_bytes: Any, message: str) -> None:
     with pytest.raises(DataError) as error:
         Dataset("text", TEXT, TEXT, 3, token_bytes=token_bytes)
     assert str(error.value) == f"dataset text: token_bytes: {message}"
@@ -305,7 +305,7 @@ def test_wrong_bytes_of_tokens_are_refused(token_bytes: Any, message: str) -> No
         (Split(torch.zeros(2, 3).long(), torch.tensor([0, 1])), "int64 (3,) with one target"),
     ],
 )
-def test_only_text_with_a_target_at_every_position_has_bytes(half: Split, form: str) -> None:
+def test_token_bytes_require_a_target_at_every_position(half: Split, form: str) -> None:
     with pytest.raises(DataError, match="token_bytes: expected None") as error:
         Dataset("moons", half, half, 2, token_bytes=torch.tensor([1, 1]))
     assert form in str(error.value)

@@ -1,4 +1,4 @@
-"""The catalog: complete and consistent metadata, and measuring one trial by name."""
+"""The catalog of metrics: complete, consistent metadata, and measuring a trial by metric name."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_importing_the_catalog_imports_no_torch() -> None:
 def test_every_entry_is_complete(name: str) -> None:
     metric = METRICS[name]
     assert metric.name == name
-    assert is_name(name), "a suite must be able to name it"
+    assert is_name(name), "a suite must be able to name the metric"
     assert metric.formula
     assert metric.source
     assert len(metric.formula.splitlines()) == 1
@@ -101,7 +101,7 @@ def test_every_entry_is_complete(name: str) -> None:
     }[metric.kind]
 
 
-def test_only_accuracies_and_costs_are_better_or_worse() -> None:
+def test_only_accuracies_and_costs_have_a_direction() -> None:
     assert {m.name: m.direction for m in METRICS.values() if m.direction != "neutral"} == {
         "average_accuracy": "higher",
         "forgetting": "lower",
@@ -139,7 +139,7 @@ def test_unknown_names_are_refused_with_the_nearest() -> None:
         assert str(error.value).startswith(message)
 
 
-def test_selection_keeps_the_order_asked_for_and_each_name_once() -> None:
+def test_selection_keeps_the_requested_order_without_duplicates() -> None:
     assert [m.name for m in select(["hoyer", "forgetting", "hoyer"])] == ["hoyer", "forgetting"]
     assert [m.name for m in select(["hoyer", "forgetting"], "continual")] == ["forgetting"]
     assert [m.name for m in select(None)] == list(DEFAULT_METRICS)
@@ -148,8 +148,8 @@ def test_selection_keeps_the_order_asked_for_and_each_name_once() -> None:
 
 def test_every_metric_is_measured_by_exactly_one_function() -> None:
     features, labels = normal(200, 6), torch.arange(200) % 3
-    # Cost is recorded by the engine; online accuracies, pruning curves, the landscape, networks, collapse, updates,
-    # transfer, learning, overlaps and pairs are its own.
+    # Metrics of cost, online accuracy, pruning, landscape, networks, collapse, updates, transfer, learning, overlap
+    # and pairs are measured elsewhere.
     elsewhere = ("online", "cost", "pruning", "landscape", "model", "collapse", "updates", "overlap", "pair")
     elsewhere = (*elsewhere, "transfer", "curve")
     everything = [metric.name for metric in METRICS.values() if metric.kind not in elsewhere]
@@ -160,23 +160,23 @@ def test_every_metric_is_measured_by_exactly_one_function() -> None:
     ]
     assert sorted(m.metric for m in measured) == sorted(everything)
     assert all(m.value is not None and math.isfinite(m.value) for m in measured)
-    assert not [m for m in measured if m.note], "nothing to remark on well-behaved input"
+    assert not [m for m in measured if m.note], "well-behaved input gives no notes"
 
 
-def test_accuracy_is_measured_as_the_functions_do() -> None:
+def test_measures_of_accuracy_equal_their_functions() -> None:
     found = by_name(measure_accuracy(None, ACCURACY))
     assert found["forgetting"].value == pytest.approx(0.275)
     assert found["average_accuracy"].value == pytest.approx(0.7)
     assert found.keys() == {m.name for m in METRICS.values() if m.kind == "continual"}
 
 
-def test_one_task_is_null_with_a_note() -> None:
+def test_metrics_over_pairs_of_tasks_are_null_for_one_task() -> None:
     found = by_name(measure_accuracy(None, np.array([[0.1], [0.9]])))
     assert found["forgetting"] == Measurement("forgetting", None, None, "expected at least 2 tasks, got 1")
     assert found["average_accuracy"] == Measurement("average_accuracy", None, 0.9, None)
 
 
-def test_features_are_measured_as_the_functions_do() -> None:
+def test_measures_of_features_equal_their_functions() -> None:
     features, labels = trial()
     found = by_name(measure_features(list(METRICS), features, labels))
     for name in ("effective_rank", "effective_rank_sv", "stable_rank", "participation_ratio", "srank", "pca99"):
@@ -190,7 +190,7 @@ def test_features_are_measured_as_the_functions_do() -> None:
     assert (found["features_n"].value, found["features_d"].value) == (200, 6)
 
 
-def test_one_decomposition_serves_every_measure_of_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_measures_of_rank_share_one_decomposition(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     spectrum = rank.spectrum
     monkeypatch.setattr(rank, "spectrum", lambda features: made.append(1) or spectrum(features))
@@ -198,7 +198,7 @@ def test_one_decomposition_serves_every_measure_of_rank(monkeypatch: pytest.Monk
     assert made == [1]
 
 
-def test_number_and_width_come_with_any_measure_of_features() -> None:
+def test_the_size_of_features_is_added_to_any_measure_of_features() -> None:
     features, labels = trial()
     assert set(by_name(measure_features(["dead_share"], features, labels))) == {
         "dead_share",
@@ -232,19 +232,19 @@ def test_all_zero_features_are_rank_zero() -> None:
     assert found["class_cosine_mean"].value is None
 
 
-def test_few_examples_are_noted_beside_the_value() -> None:
+def test_few_examples_give_a_value_and_a_note() -> None:
     found = by_name(measure_features(["effective_rank", "stable_rank"], normal(10, 4), torch.arange(10) % 2))
     assert found["effective_rank"].value is not None
     assert found["effective_rank"].note == "N = 10 < 10 d = 40: the rank is at most 4"
 
 
 @pytest.mark.parametrize(("features", "labels"), [((4,), (4,)), ((2, 4, 3), (4,)), ((4, 3), (5,)), ((4, 3), (2, 4))])
-def test_other_shapes_are_refused(features: tuple[int, ...], labels: tuple[int, ...]) -> None:
+def test_wrong_shapes_are_refused(features: tuple[int, ...], labels: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"expected features \(N, d\) and targets \(N,\), got"):
         measure_features(None, torch.zeros(features), torch.zeros(labels, dtype=torch.int64))
 
 
-def test_weights_are_measured_per_layer_and_together() -> None:
+def test_weights_are_measured_by_layer_and_overall() -> None:
     weights = {"first": normal(4, 5), "conv": normal(2, 3, 2, 2, seed=1) * 100, "bias": torch.zeros(4)}
     weights["first"][0] = 0
     measured = measure_weights(list(METRICS), weights)
@@ -257,7 +257,7 @@ def test_weights_are_measured_per_layer_and_together() -> None:
         assert by_name(measured)[name].value == float(function(together))
 
 
-def test_near_zero_weights_are_held_against_the_rms_of_their_own_layer() -> None:
+def test_near_zero_weights_are_relative_to_the_rms_of_their_layer() -> None:
     small, large = torch.full((2, 10), 1e-3), torch.full((3, 10), 1e3)
     large[0] = 1.0
     measured = measure_weights(["near_zero_share"], {"small": small, "large": large})
@@ -277,6 +277,6 @@ def test_undefined_weights_are_null_with_a_note() -> None:
     assert all(m.value is None and m.note for m in broken)
 
 
-def test_biases_alone_are_no_weights() -> None:
+def test_biases_are_not_measured_as_weights() -> None:
     assert measure_weights(None, {"bias": torch.ones(4), "gain": torch.ones(2)}) == []
     assert measure_weights(["forgetting"], {"w": torch.ones(2, 2)}) == []

@@ -1,4 +1,4 @@
-"""Measures of neural collapse against the worked example, plain sums, the collapsed state, and their invariances."""
+"""Measures of neural collapse: a worked example, plain sums, the collapsed state, and invariances."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def draws(seed: int = 0, examples: int = 90, width: int = 8, classes: int = 4) -
 
 
 def plainly(of: Collapse) -> list[float]:
-    """Class by class, with NumPy's pseudo-inverse."""
+    """Compute the measures class by class with NumPy's pseudo-inverse."""
     assert of.head is not None
     h, y, w, guess = of.features.numpy(), of.targets.numpy(), of.head.numpy(), of.predicted.numpy()
     there = sorted(set(y.tolist()))
@@ -54,7 +54,7 @@ def values(of: Collapse) -> list[float]:
     return [float(measure(of)) for measure in ALL]
 
 
-def test_worked_example() -> None:
+def test_measures_agree_with_a_worked_example() -> None:
     features = torch.tensor([[1.0, 0], [3, 0], [0, 2], [0, 2], [-1, -1], [-3, -1]])
     head = torch.tensor([[2.0, 0], [0, 1], [-1, -2]])
     of = Collapse(features, torch.tensor([0, 0, 1, 1, 2, 2]), (features @ head.T).argmax(1), head)
@@ -62,13 +62,13 @@ def test_worked_example() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_they_are_what_sums_class_by_class_give(seed: int) -> None:
+def test_measures_agree_with_sums_over_classes(seed: int) -> None:
     of = draws(seed)
     assert of.classes.tolist() == [0, 1, 3]
     assert values(of) == pytest.approx(plainly(of), rel=1e-9)
 
 
-def test_a_collapsed_network_has_none_of_it_left() -> None:
+def test_a_collapsed_network_has_values_of_zero() -> None:
     simplex = torch.eye(5, dtype=torch.float64) - 0.2
     turned = simplex @ torch.linalg.qr(draws(width=5, examples=5).features).Q
     targets = torch.arange(50) % 5
@@ -76,7 +76,7 @@ def test_a_collapsed_network_has_none_of_it_left() -> None:
     assert values(of) == pytest.approx([0.0] * 6, abs=1e-12)
 
 
-def test_turning_moving_and_scaling_features_with_the_head_changes_nothing_but_nc0() -> None:
+def test_rotating_shifting_and_scaling_features_with_the_head_changes_only_nc0() -> None:
     of = draws()
     turn = torch.linalg.qr(draws(1, examples=8).features).Q
     assert of.head is not None
@@ -86,7 +86,7 @@ def test_turning_moving_and_scaling_features_with_the_head_changes_nothing_but_n
     assert values(scaled) == pytest.approx([4 * values(of)[0], *values(of)[1:]], rel=1e-12)
 
 
-def test_the_margin_is_the_distance_to_the_nearest_boundary_in_units_of_the_spread() -> None:
+def test_the_margin_is_the_distance_to_the_nearest_boundary_divided_by_the_spread() -> None:
     of = draws(examples=40)
     assert of.head is not None
     assert of.logits is not None
@@ -97,7 +97,7 @@ def test_the_margin_is_the_distance_to_the_nearest_boundary_in_units_of_the_spre
     ]
     expected = np.mean(distances) / np.sqrt(np.trace(np.cov(h.T, bias=True)))
     assert class_margin(of) == pytest.approx(float(expected), rel=1e-9)
-    # Two points at ±3 on the first axis, on the right side of a boundary through 0: a margin of 3, a spread of 3.
+    # Two points at ±3 on the first axis, on the correct side of a boundary through 0: margin 3, spread 3.
     two = torch.tensor([[3.0, 1], [-3, 1]])
     head = torch.tensor([[1.0, 0], [-1, 0]])
     right = Collapse(two, torch.tensor([0, 1]), torch.tensor([0, 1]), head, two @ head.T)
@@ -107,7 +107,7 @@ def test_the_margin_is_the_distance_to_the_nearest_boundary_in_units_of_the_spre
     assert class_margin(scaled) == pytest.approx(class_margin(of), rel=1e-9)
 
 
-def test_undefined_values_say_why() -> None:
+def test_undefined_values_have_a_note() -> None:
     of = draws()
 
     def notes(collapse: Collapse | None) -> dict[str, str | None]:
@@ -123,8 +123,8 @@ def test_undefined_values_say_why() -> None:
     assert {m.note for m in broken if m.value is None} == {"features that are not finite"}
 
 
-def test_sgd_with_strong_l2_collapses_to_a_tenth_of_what_it_began_with(tmp_path: Path) -> None:
-    """The known extreme: trained until hardly an example is wrong against the same training after five steps."""
+def test_sgd_with_strong_l2_collapses_to_a_tenth_of_the_initial_value(tmp_path: Path) -> None:
+    """A known extreme case: training until almost no example is wrong, compared with the state after five steps."""
     path = run_file(
         tmp_path,
         """
@@ -148,7 +148,7 @@ experiments:
     at_end = table[(table.after_task == 1) & (table.task == 1)]
     found: dict[tuple[str, str], float] = at_end.set_index(["metric", "experiment"])["value"].to_dict()
     assert found["nc1", "late"] < found["nc1", "early"] / 10
-    assert found["nc4", "late"] < 0.02 < found["nc4", "early"], "its labels are those of the nearest mean"
-    assert abs(found["quantised_drop_8", "late"]) <= 0.01, "an example in a hundred"
+    assert found["nc4", "late"] < 0.02 < found["nc4", "early"], "its predictions equal those of the nearest class mean"
+    assert abs(found["quantised_drop_8", "late"]) <= 0.01, "at most one example in a hundred is wrong"
     curve = pd.read_parquet(path / "curves.parquet").query("experiment == 'late'")
     assert curve.train_loss.iloc[-1] < 0.1

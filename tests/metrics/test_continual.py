@@ -1,4 +1,4 @@
-"""Continual metrics against the worked example, plain loops, and the properties their definitions imply."""
+"""Continual metrics: a worked example, plain loops, and properties implied by their definitions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EXAMPLE = np.array([[0.1, 0.1, 0.1], [0.9, 0.1, 0.2], [0.95, 0.8, 0.3], [0.5, 0.
 
 
 def by_loops(name: str, r: Matrix) -> float:
-    """The formulas as they are written, with tasks counted from 1."""
+    """Compute the formulas literally, with tasks counted from 1."""
     tasks = r.shape[1]
 
     def at(row: int, task: int) -> float:
@@ -49,7 +49,7 @@ def by_loops(name: str, r: Matrix) -> float:
 
 @st.composite
 def matrices(draw: st.DrawFn, smallest: int = 2) -> Matrix:
-    """(seeds, T+1, T) accuracies."""
+    """Draw accuracies (seeds, T+1, T)."""
     tasks = draw(st.integers(smallest, 6))
     seeds = draw(st.integers(1, 4))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -66,18 +66,18 @@ def matrices(draw: st.DrawFn, smallest: int = 2) -> Matrix:
         (continual.learning_accuracy, 2.6 / 3),
     ],
 )
-def test_worked_example(metric: Callable[[Matrix], Matrix], expected: float) -> None:
+def test_metrics_agree_with_a_worked_example(metric: Callable[[Matrix], Matrix], expected: float) -> None:
     assert float(metric(EXAMPLE)) == pytest.approx(expected, abs=1e-12)
 
 
-def test_forgetting_leaves_out_the_final_row_and_rows_before_the_task() -> None:
+def test_forgetting_ignores_the_final_row_and_rows_before_the_task() -> None:
     accuracy = np.array([[0.99, 0.0], [0.5, 0.0], [0.7, 0.9]])
     assert float(continual.forgetting(accuracy)) == pytest.approx(-0.2)
 
 
 @settings(deadline=None, max_examples=60)
 @given(matrices())
-def test_agrees_with_the_formulas_written_as_loops(accuracy: Matrix) -> None:
+def test_metrics_agree_with_plain_loops(accuracy: Matrix) -> None:
     for metric in ALL:
         expected = [by_loops(metric.__name__, matrix) for matrix in accuracy]
         np.testing.assert_allclose(metric(accuracy), expected, atol=1e-12)
@@ -103,7 +103,7 @@ def test_no_change_after_the_first_task_forgets_nothing(accuracy: Matrix) -> Non
 @settings(deadline=None, max_examples=40)
 @given(matrices())
 def test_forgetting_is_at_least_the_negative_of_backward_transfer(accuracy: Matrix) -> None:
-    """The best accuracy since a task was learnt is no lower than the one right after."""
+    """The best accuracy since learning a task is at least the accuracy right after it."""
     assert (continual.forgetting(accuracy) + continual.backward_transfer(accuracy) >= -1e-12).all()
 
 
@@ -115,7 +115,7 @@ def test_scaling_accuracies_scales_every_metric(accuracy: Matrix) -> None:
 
 
 @pytest.mark.parametrize("metric", ALL)
-def test_leading_axes_are_kept(metric: Callable[[Matrix], Matrix]) -> None:
+def test_metrics_are_batched_over_leading_axes(metric: Callable[[Matrix], Matrix]) -> None:
     accuracy = np.random.default_rng(0).random((2, 3, 5, 4))
     together = metric(accuracy)
     assert together.shape == (2, 3)
@@ -124,7 +124,7 @@ def test_leading_axes_are_kept(metric: Callable[[Matrix], Matrix]) -> None:
         assert together[index] == metric(accuracy[index])
 
 
-def test_one_task_leaves_only_the_means_over_all_tasks() -> None:
+def test_for_one_task_only_means_over_tasks_are_defined() -> None:
     accuracy = np.array([[0.1], [0.9]])
     assert float(continual.average_accuracy(accuracy)) == 0.9
     assert float(continual.learning_accuracy(accuracy)) == 0.9
@@ -145,13 +145,13 @@ NEEDS: dict[str, continual.Needs] = {
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("metric", ALL)
-def test_one_non_finite_entry_makes_that_seed_nan_and_no_other(metric: Callable[[Matrix], Matrix], bad: float) -> None:
-    """NaN off the diagonal is an accuracy that was not scored: it counts where the metric needs it."""
+def test_a_non_finite_entry_makes_only_its_seed_nan(metric: Callable[[Matrix], Matrix], bad: float) -> None:
+    """NaN off the diagonal is an unscored accuracy, which matters only to metrics that need it."""
     for row, column in np.ndindex(4, 3):
         accuracy = np.stack([EXAMPLE, EXAMPLE])
         accuracy[0, row, column] = bad
         values = metric(accuracy)
-        # By the formula: does another number there change the value?
+        # The metric needs the entry if changing it changes the value.
         other = EXAMPLE.copy()
         other[row, column] = 9.0
         lower = EXAMPLE.copy()
@@ -167,6 +167,6 @@ def test_one_non_finite_entry_makes_that_seed_nan_and_no_other(metric: Callable[
 
 @pytest.mark.parametrize("shape", [(3,), (3, 3), (3, 4), (1, 0), (2, 5, 3)])
 @pytest.mark.parametrize("metric", ALL)
-def test_another_shape_is_refused(metric: Callable[[Matrix], Matrix], shape: tuple[int, ...]) -> None:
+def test_a_wrong_shape_is_refused(metric: Callable[[Matrix], Matrix], shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"expected accuracy of shape \(\.\.\., T\+1, T\)"):
         metric(np.zeros(shape))

@@ -1,4 +1,4 @@
-"""Landscape measures against worked examples, dense Hessians, and their invariances."""
+"""Loss-landscape measures: worked examples, dense Hessians, and invariances."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def draws(seed: int = 0) -> torch.Generator:
 
 
 def quadratic(matrix: Tensor) -> Loss:
-    """½ wᵀ A w, whose Hessian is A."""
+    """Return the loss ½ wᵀ A w, whose Hessian is A."""
     return lambda w: 0.5 * w @ matrix.to(w) @ w
 
 
@@ -52,7 +52,7 @@ def line(loss: Loss, first: Tensor, last: Tensor, points: int = 11) -> Tensor:
 
 
 def tiny_network(activation: type[nn.Module]) -> tuple[Loss, Tensor, Callable[[], float]]:
-    """A network of 59 weights on 40 examples: its loss, its weights in float32 and, by hand, the loss there."""
+    """Return the loss of a network of 59 weights on 40 examples, its float32 weights, and a plain reference loss."""
     generator = draws(3)
     network = nn.Sequential(nn.Linear(4, 7), activation(), nn.Linear(7, 3))
     shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
@@ -94,7 +94,7 @@ symmetric = st.integers(2, 6).flatmap(
 )
 
 
-def test_barrier_of_a_double_well_is_its_hill() -> None:
+def test_the_barrier_of_a_double_well_is_its_maximum() -> None:
     assert float(barrier(line(lambda w: (w.square() - 1).square().sum(), vector(-1), vector(1)))) == 1.0
 
 
@@ -109,7 +109,7 @@ def test_barrier_of_a_solution_with_itself_is_exactly_zero() -> None:
     assert float(barrier(line(loss, weights, weights))) == 0.0
 
 
-def test_the_accuracy_barrier_is_what_accuracy_loses_on_the_way() -> None:
+def test_the_accuracy_barrier_is_the_largest_drop_below_the_line() -> None:
     dip = torch.linspace(0.9, 0.8, 11, dtype=torch.float64)
     dip[5] = 0.25
     assert float(accuracy_barrier(dip)) == pytest.approx(0.6)
@@ -118,7 +118,7 @@ def test_the_accuracy_barrier_is_what_accuracy_loses_on_the_way() -> None:
 
 @given(values=values_on_a_line, slope=numbers, offset=numbers)
 @settings(deadline=None)
-def test_a_barrier_is_not_negative_has_no_direction_and_ignores_a_straight_line(
+def test_a_barrier_is_nonnegative_symmetric_and_ignores_a_linear_trend(
     values: Tensor, slope: float, offset: float
 ) -> None:
     found = float(barrier(values))
@@ -131,7 +131,7 @@ def test_a_barrier_is_not_negative_has_no_direction_and_ignores_a_straight_line(
     assert float(accuracy_barrier(-values)) == found
 
 
-def test_barriers_of_lines_stacked_are_those_of_each_alone() -> None:
+def test_barriers_of_stacked_lines_equal_those_of_single_lines() -> None:
     lines = torch.randn(2, 3, 15, generator=draws(), dtype=torch.float64)
     alone = torch.stack([barrier(one) for one in lines.flatten(0, 1)]).view(2, 3)
     assert torch.equal(barrier(lines), alone)
@@ -161,7 +161,7 @@ def test_a_line_meets_its_ends_exactly_and_stays_at_a_single_solution(solutions:
     torch.testing.assert_close(points[5], (first + last) / 2, rtol=1e-14, atol=1e-14)
 
 
-def test_lines_of_members_stacked_are_those_of_each_alone() -> None:
+def test_lines_of_stacked_members_equal_those_of_single_members() -> None:
     first, last = torch.randn(2, 3, 5, generator=draws())
     alphas = torch.linspace(0, 1, 11)
     together = interpolate(first, last, alphas)
@@ -169,7 +169,7 @@ def test_lines_of_members_stacked_are_those_of_each_alone() -> None:
     assert torch.equal(together, torch.stack([interpolate(first[i], last[i], alphas) for i in range(3)]))
 
 
-def test_distances_and_angles_of_the_three_four_five_triangle() -> None:
+def test_distances_and_angles_agree_with_the_three_four_five_triangle() -> None:
     start, solution = vector(1, 0, 0), vector(1, 3, 4)
     assert float(distance_from_init(solution, start)) == 5
     assert float(relative_distance_from_init(solution, 2 * start)) == pytest.approx(math.sqrt(26) / 2)
@@ -183,7 +183,7 @@ def test_distances_and_angles_of_the_three_four_five_triangle() -> None:
 
 @given(solutions=three_solutions, power=st.integers(-20, 20))
 @settings(deadline=None)
-def test_distance_is_a_metric_and_the_angle_knows_no_scale(solutions: list[list[float]], power: int) -> None:
+def test_distance_is_a_metric_and_the_angle_is_scale_free(solutions: list[list[float]], power: int) -> None:
     start, a, b = (vector(*values) for values in solutions)
     assert float(distance_from_init(start, start)) == 0
     assert float(distance_from_init(a, start)) == float(distance_from_init(start, a))
@@ -206,7 +206,7 @@ def test_distance_is_a_metric_and_the_angle_knows_no_scale(solutions: list[list[
         assert torch.equal(relative_distance_from_init(a * scale, start * scale), relative_distance_from_init(a, start))
 
 
-def test_distances_of_members_stacked_are_those_of_each_alone() -> None:
+def test_distances_of_stacked_members_equal_those_of_single_members() -> None:
     start, a, b = torch.randn(3, 4, 7, generator=draws())
     for function, given_ in (
         (distance_from_init, (a, start)),
@@ -234,14 +234,14 @@ def test_an_undefined_distance_is_nan_with_a_note(weights: Tensor, start: Tensor
     assert displacement_note(weights, start) == note
 
 
-def test_distances_in_order_have_no_note_and_a_scalar_is_refused() -> None:
+def test_defined_distances_have_no_note_and_a_scalar_is_refused() -> None:
     assert displacement_note(vector(1), vector(2)) is None
     with pytest.raises(ValueError, match=r"shape \(\.\.\., P\)"):
         distance_from_init(torch.tensor(1.0), torch.tensor(1.0))
 
 
 @pytest.mark.parametrize(("at", "plain", "adaptive"), [(1.0, 0.315, 0.315), (2.0, 0.615, 1.26)])
-def test_sharpness_of_a_parabola(at: float, plain: float, adaptive: float) -> None:
+def test_sharpness_agrees_with_the_formula_for_a_parabola(at: float, plain: float, adaptive: float) -> None:
     def loss(w: Tensor) -> Tensor:
         return 1.5 * w.square().sum()
 
@@ -250,7 +250,7 @@ def test_sharpness_of_a_parabola(at: float, plain: float, adaptive: float) -> No
 
 
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
-def test_sharpness_of_a_network_is_the_rise_along_the_formula(activation: type[nn.Module]) -> None:
+def test_sharpness_of_a_network_agrees_with_the_formula(activation: type[nn.Module]) -> None:
     loss, weights, by_hand = tiny_network(activation)
     w = weights.double().requires_grad_()
     (g,) = torch.autograd.grad(loss(w), w)
@@ -264,8 +264,8 @@ def test_sharpness_of_a_network_is_the_rise_along_the_formula(activation: type[n
 
 @given(power=st.integers(-8, 8))
 @settings(max_examples=10, deadline=None)
-def test_adaptive_sharpness_does_not_see_a_rescaling_that_the_function_does_not(power: int) -> None:
-    # f = a·b·x is the same for (a s, b / s); plain sharpness is not.
+def test_adaptive_sharpness_is_invariant_to_rescalings_that_keep_the_function(power: int) -> None:
+    # f = a·b·x is the same for (a s, b / s), but plain sharpness differs.
     def loss(w: Tensor) -> Tensor:
         return (w[0] * w[1] - 1).square() + (w[2] - w[0] * w[1]).square()
 
@@ -314,7 +314,7 @@ def test_an_undefined_sharpness_is_nan_with_a_note(
 
 
 @pytest.mark.parametrize("rho", [0.0, -1.0, math.inf, math.nan])
-def test_rho_must_be_a_reach(rho: float) -> None:
+def test_rho_must_be_positive_and_finite(rho: float) -> None:
     for measure in (sam_sharpness, adaptive_sam_sharpness):
         with pytest.raises(ValueError, match="expected rho to be positive and finite"):
             measure(lambda w: w.sum(), vector(1), rho)
@@ -326,7 +326,7 @@ def test_a_loss_that_is_not_finite_is_nan_with_a_note() -> None:
     assert found.note == "the loss is not finite"
 
 
-def test_the_top_eigenvalue_is_the_largest_not_the_one_of_largest_size() -> None:
+def test_the_top_eigenvalue_is_the_largest_not_the_largest_in_magnitude() -> None:
     found = hessian_top_eigenvalue(quadratic(torch.diag(vector(3, 1, -5))), vector(1, 1, 1), draws())
     assert found.value == pytest.approx(3, rel=1e-12)
     assert found.residual < 1e-12
@@ -335,13 +335,13 @@ def test_the_top_eigenvalue_is_the_largest_not_the_one_of_largest_size() -> None
 
 @given(matrix=symmetric, seed=st.integers(0, 1000))
 @settings(max_examples=40, deadline=None)
-def test_top_eigenvalue_and_trace_of_any_quadratic_are_those_of_its_matrix(matrix: Tensor, seed: int) -> None:
+def test_top_eigenvalue_and_trace_of_a_quadratic_agree_with_its_matrix(matrix: Tensor, seed: int) -> None:
     eigenvalues = np.linalg.eigvalsh(matrix.numpy())
     size = np.abs(eigenvalues).max()
     loss, at = quadratic(matrix), torch.ones(len(matrix))
     found = hessian_top_eigenvalue(loss, at, draws(seed), tolerance=1e-9)
     assert found.value == pytest.approx(eigenvalues[-1], abs=1e-8 * size + 1e-300)
-    # Where it cancels nearly to zero, λ has no digits that a relative residual could vouch for.
+    # If λ nearly cancels to zero, a relative residual cannot guarantee any of its digits.
     if abs(found.value) > 1e-3 * size:
         assert found.residual <= 1e-9
         assert found.note is None
@@ -352,11 +352,11 @@ def test_top_eigenvalue_and_trace_of_any_quadratic_are_those_of_its_matrix(matri
 
 
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
-def test_the_top_eigenvalue_of_a_network_is_that_of_its_dense_hessian(activation: type[nn.Module]) -> None:
+def test_the_top_eigenvalue_of_a_network_agrees_with_its_dense_hessian(activation: type[nn.Module]) -> None:
     loss, weights, _ = tiny_network(activation)
     hessian = dense_hessian(loss, weights)
     expected = torch.linalg.eigvalsh(hessian)
-    assert expected[0] < 0 < expected[-1], "an indefinite Hessian, or the test shows less than it says"
+    assert expected[0] < 0 < expected[-1], "the test needs an indefinite Hessian"
     for seed in range(3):
         found = hessian_top_eigenvalue(loss, weights, draws(seed))
         assert found.residual <= 1e-4
@@ -367,8 +367,8 @@ def test_the_top_eigenvalue_of_a_network_is_that_of_its_dense_hessian(activation
     assert exact.value == pytest.approx(float(expected[-1]), rel=1e-12)
 
 
-def test_the_residual_is_that_of_the_vector_and_bounds_the_error() -> None:
-    # Stopped early on an even spectrum, the residual says how far off the value may be.
+def test_the_residual_bounds_the_error_of_the_eigenvalue() -> None:
+    # On an even spectrum with few iterations the residual bounds the error.
     eigenvalues = torch.linspace(1, 10, 50, dtype=torch.float64)
     found = hessian_top_eigenvalue(quadratic(torch.diag(eigenvalues)), torch.ones(50), draws(), iterations=5)
     assert found.iterations == 5
@@ -378,8 +378,8 @@ def test_the_residual_is_that_of_the_vector_and_bounds_the_error() -> None:
     assert float((eigenvalues - found.value).abs().min()) <= found.residual * found.value
 
 
-def test_the_basis_stays_orthogonal_where_plain_lanczos_loses_it() -> None:
-    # The dominant eigenvalue converges at once, and without reorthogonalisation its vector creeps back in from then on.
+def test_the_basis_stays_orthogonal_where_plain_lanczos_fails() -> None:
+    # The dominant eigenvalue converges immediately; without reorthogonalisation its vector would reappear.
     eigenvalues = torch.cat([torch.linspace(-1, 0.9, 78), torch.tensor([0.95, -1e7])]).double()
     found = hessian_top_eigenvalue(quadratic(torch.diag(eigenvalues)), torch.ones(80), draws(), tolerance=1e-6)
     assert found.value == pytest.approx(0.95, rel=1e-7)
@@ -387,7 +387,7 @@ def test_the_basis_stays_orthogonal_where_plain_lanczos_loses_it() -> None:
 
 
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
-def test_the_trace_of_a_network_lies_within_its_errors_of_the_dense_one(activation: type[nn.Module]) -> None:
+def test_the_trace_of_a_network_is_within_its_standard_errors_of_the_dense_one(activation: type[nn.Module]) -> None:
     loss, weights, _ = tiny_network(activation)
     hessian = dense_hessian(loss, weights)
     found = [hessian_trace(loss, weights, draws(seed), probes=200) for seed in range(5)]
@@ -396,7 +396,7 @@ def test_the_trace_of_a_network_lies_within_its_errors_of_the_dense_one(activati
     for trace in found:
         assert abs(trace.value - float(hessian.trace())) < 4 * deviation
         assert trace.error == pytest.approx(deviation, rel=0.4)
-    assert len({trace.value for trace in found}) == 5, "every seed has probes of its own"
+    assert len({trace.value for trace in found}) == 5, "seeds have different probes"
 
 
 def test_the_trace_of_a_diagonal_hessian_is_exact() -> None:
@@ -406,7 +406,7 @@ def test_the_trace_of_a_diagonal_hessian_is_exact() -> None:
 
 @given(power=st.integers(-100, 100))
 @settings(max_examples=10, deadline=None)
-def test_scaling_the_loss_scales_the_hessian_and_leaves_the_residual(power: int) -> None:
+def test_scaling_the_loss_scales_the_hessian_but_not_the_residual(power: int) -> None:
     loss, weights, _ = tiny_network(nn.ReLU)
     scale = 2.0**power
     plain, scaled = (hessian_top_eigenvalue(one, weights, draws(1)) for one in (loss, lambda w: loss(w) * scale))
@@ -415,7 +415,7 @@ def test_scaling_the_loss_scales_the_hessian_and_leaves_the_residual(power: int)
     assert scaled.iterations == plain.iterations
 
 
-def test_equal_draws_give_equal_bits_and_no_global_ones_are_used() -> None:
+def test_equal_generators_give_equal_bits_and_the_global_one_is_unused() -> None:
     loss, weights, _ = tiny_network(nn.Tanh)
     before = torch.get_rng_state()
     assert hessian_top_eigenvalue(loss, weights, draws(7)) == hessian_top_eigenvalue(loss, weights, draws(7))
@@ -453,7 +453,7 @@ def test_an_undefined_hessian_is_nan_with_a_note(loss: Loss, weights: Tensor, no
     assert top.note == trace.note == note
 
 
-def test_measuring_leaves_the_weights_alone_and_needs_no_gradient_mode() -> None:
+def test_measuring_does_not_change_weights_and_works_without_grad() -> None:
     loss, weights, _ = tiny_network(nn.ReLU)
     before = weights.clone()
     with torch.no_grad():
@@ -463,7 +463,7 @@ def test_measuring_leaves_the_weights_alone_and_needs_no_gradient_mode() -> None
     assert weights.grad is None
 
 
-def test_senseless_arguments_are_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     loss, weights = quadratic(torch.eye(2)), vector(1, 1)
     for wrong in ({"tolerance": 0.0}, {"iterations": 0}, {"tolerance": math.nan}):
         with pytest.raises(ValueError, match="Lanczos: expected tolerance > 0 and iterations ≥ 1"):

@@ -1,4 +1,4 @@
-"""Metrics with settings, a user's and registered ones: named apart, validated, described in the record."""
+"""Settings of users' and registered metrics: distinct names, validation, and description in the record."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, _train_here: None) -> Path:
     return folder / "a"
 
 
-def test_each_setting_is_a_metric_of_its_own_name(run: Path) -> None:
+def test_every_setting_is_a_separate_metric_with_its_own_name(run: Path) -> None:
     found = set(pd.read_parquet(run / "metrics.parquet").metric)
     assert found == {
         "hoyer",
@@ -70,7 +70,7 @@ def test_each_setting_is_a_metric_of_its_own_name(run: Path) -> None:
     assert (final(run, "sam_sharpness rho=0.2") > final(run, "sam_sharpness")).all()
 
 
-def test_the_record_has_every_setting_and_readers_need_no_code(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_record_has_every_setting_and_reading_needs_no_code(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = {entry["name"]: entry for entry in json.loads((run / "run.json").read_text())["metrics"]}
     assert record["size power=2"]["settings"] == {"power": 2.0, "side": "rows"}
     assert record["sam_sharpness rho=0.2"] == {
@@ -103,7 +103,7 @@ def test_the_resolved_suite_repeats_the_run(run: Path, tmp_path: Path) -> None:
         pd.testing.assert_series_equal(final(run, name), final(tmp_path / "b", name), check_exact=True)
 
 
-def test_a_setting_that_is_the_default_is_no_other_metric() -> None:
+def test_an_explicit_default_is_the_same_metric() -> None:
     entry = MetricSettings.of("sam_sharpness", rho=0.05)
     assert (entry.name, entry.model_dump()) == ("sam_sharpness", "sam_sharpness")
     assert entry.in_catalog
@@ -134,7 +134,7 @@ def test_a_companion_with_settings_is_recorded_reported_and_compared(
     assert [one["metric"] for one in json.loads(capsys.readouterr().out)["results"]] == [error]
 
 
-def test_a_setting_reaches_the_function_of_a_registered_metric() -> None:
+def test_settings_are_passed_to_the_function_of_a_registered_metric() -> None:
     weights = Weights({"w": torch.tensor([[0.01, 1.0, 1.0, 2.0]])})
     found = resolve([MetricSettings.of("near_zero_share"), MetricSettings.of("near_zero_share", relative=1.0)])
     measured = {m.metric: m.value for m in take(found, weights) if m.layer is None}
@@ -142,7 +142,7 @@ def test_a_setting_reaches_the_function_of_a_registered_metric() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in METRIC_KINDS.names if METRIC_KINDS.names[name]])
-def test_every_setting_of_ours_has_a_type_and_a_default(name: str) -> None:
+def test_every_setting_of_registered_metrics_has_a_type_and_a_default(name: str) -> None:
     for setting, field in METRIC_KINDS.settings(name).model_fields.items():
         assert not field.is_required()
         typed = field.annotation in (int, float) or setting in (*SETTINGS, "corruption")
@@ -183,7 +183,7 @@ def test_wrong_settings_are_refused(
     assert said in refusal(capsys, tmp_path, "run", str(suite), "--runs-dir", str(tmp_path / "runs"))
 
 
-def test_a_claim_of_a_setting_that_is_not_taken_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_claim_about_an_unmeasured_setting_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     suite = written(tmp_path, "[{kind: ./mine.py:size, power: 2}]", "size power=3", MINE)
     said = refusal(capsys, tmp_path, "run", str(suite), "--runs-dir", str(tmp_path / "runs"), lines=2)
     assert "experiments.e.primary: unknown metric 'size power=3'; did you mean 'size power=2'?" in said

@@ -1,4 +1,4 @@
-"""Overlap of tasks: known cases, each null, and the same values from a whole training."""
+"""Overlap of tasks: known cases, the nulls, and agreement with a whole training."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def normal(seed: int, rows: int = 2000, width: int = WIDTH) -> Tensor:
 
 
 def varying(axes: slice, seed: int = 0) -> Tensor:
-    """Features that vary along some axes alone, and lie far from the origin."""
+    """Return features that vary only along some axes and lie far from the origin."""
     found = torch.full((2000, WIDTH), 5.0, dtype=torch.float64)
     found[:, axes] += normal(seed)[:, axes] * torch.linspace(1, 2, WIDTH)[axes]
     return found
@@ -47,19 +47,19 @@ def of(x: Tensor) -> TaskFeatures:
     return TaskFeatures(x, x)
 
 
-def test_features_that_turn_are_kept_by_cka_and_moved_for_subspaces() -> None:
+def test_rotated_features_are_kept_for_cka_but_not_for_subspaces() -> None:
     before = varying(slice(0, 16))
-    turned = torch.roll(before, 8, 1)  # along eight of the axes, and eight others
+    turned = torch.roll(before, 8, 1)  # along eight of the same axes and eight others
     same, moved = Change(of(before), of(before)), Change(of(before), of(turned))
     assert kept_cka([same]).value == pytest.approx(1)
     assert kept_overlap([same]).value == pytest.approx(1)
-    assert kept_cka([moved]).value == pytest.approx(1), "CKA does not see rotations"
+    assert kept_cka([moved]).value == pytest.approx(1), "CKA is invariant to rotations"
     assert kept_overlap([moved]).value == pytest.approx(0.5)
-    assert kept_overlap([same, moved]).value == pytest.approx(0.75), "the mean over tasks"
+    assert kept_overlap([same, moved]).value == pytest.approx(0.75), "values are averaged over tasks"
     assert kept_cka_means([moved]).value == pytest.approx(1)
 
 
-def test_the_null_of_kept_features_pairs_examples_wrongly() -> None:
+def test_the_null_of_kept_features_mismatches_examples() -> None:
     x = normal(0)
     change = Change(of(x), of(x @ normal(1, WIDTH)))
     found = kept_cka([change], broken=True).value
@@ -67,7 +67,7 @@ def test_the_null_of_kept_features_pairs_examples_wrongly() -> None:
     assert found < 0.1 < kept_cka([change]).value
 
 
-def test_tasks_share_what_their_covariances_share() -> None:
+def test_overlap_of_tasks_agrees_with_that_of_their_covariances() -> None:
     one, half, none = of(varying(slice(0, 16))), of(varying(slice(8, 24), 1)), of(varying(slice(20, 36), 2))
     assert tasks_overlap([one, none]).value == pytest.approx(0, abs=1e-12)
     assert tasks_cka([one, none]).value == pytest.approx(0, abs=1e-12)
@@ -80,13 +80,13 @@ def test_tasks_share_what_their_covariances_share() -> None:
     assert overlap_chance([one]).value == DIRECTIONS / WIDTH
 
 
-def test_random_directions_overlap_as_chance_has_it() -> None:
+def test_random_directions_overlap_by_chance() -> None:
     frames = [torch.linalg.qr(normal(100 + i, WIDTH)).Q[:, :16] for i in range(12)]
     draws = [TaskFeatures(normal(i, 500, 16) @ frame.mT) for i, frame in enumerate(frames)]
     assert tasks_overlap(draws).value == pytest.approx(overlap_chance(draws).value, abs=0.03)
 
 
-def test_what_is_undefined_says_why() -> None:
+def test_undefined_values_have_a_note() -> None:
     x, flat = normal(0), torch.ones(50, WIDTH, dtype=torch.float64)
     found = {
         kept_cka([]): "expected at least 2 tasks, got 1",
@@ -109,14 +109,14 @@ OVERLAPS = [name for name, metric in METRICS.items() if metric.kind == "overlap"
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_training_has_them_of_the_networks_that_tasks_ended_with() -> None:
+def test_a_training_measures_overlaps_of_networks_at_the_ends_of_tasks() -> None:
     text = small_text()
     metrics = ["kept_cka", "kept_cka_means", "kept_overlap", "tasks_cka", "tasks_overlap"]
     wanted = text_suite({"target": "adamw", "lr": 1e-2}, metrics=metrics)
     results = train_suite(wanted, text)
     rows = {(row.metric, row.task): row for row in results[0].rows if isinstance(row, MetricRow)}
     assert {name for name, _ in rows} >= set(OVERLAPS)
-    assert rows["kept_cka", 1].value == rows["kept_cka", None].value, "of two tasks only the first is kept"
+    assert rows["kept_cka", 1].value == rows["kept_cka", None].value, "of two tasks only the first can be kept"
     assert ("tasks_cka", 1) not in rows
     value = {name: rows[name, None].value for name in OVERLAPS}
     assert value["overlap_chance"] == 1
@@ -138,7 +138,7 @@ def test_a_training_has_them_of_the_networks_that_tasks_ended_with() -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_resumed_training_has_the_networks_of_earlier_tasks() -> None:
+def test_a_resumed_training_still_has_the_networks_of_earlier_tasks() -> None:
     text = small_text()
     suite = text_suite({"target": "adamw", "lr": 1e-2}, metrics=["kept_cka", "kept_overlap"])
     workspace = Workspace.of(suite.experiments["small"], text, suite.seed, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Measures of plasticity against worked examples, plain loops, SciPy, and the properties their definitions imply."""
+"""Measures of plasticity: worked examples, plain loops, SciPy, and properties implied by their definitions."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def kept_by_loops(a: list[float]) -> float:
 
 @st.composite
 def sequences(draw: st.DrawFn, smallest: int = 2) -> Sequences:
-    """(seeds, T) accuracies above 0."""
+    """Draw accuracies (seeds, T) above 0."""
     shape = draw(st.integers(1, 4)), draw(st.integers(smallest, 45))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     return rng.integers(1, 101, shape) / 100
@@ -54,7 +54,7 @@ def sequences(draw: st.DrawFn, smallest: int = 2) -> Sequences:
 @pytest.mark.parametrize(
     ("accuracy", "kept", "slope"), [(FALLING, 0.79592, -0.20202), (RISING_THEN_FLAT, 0.96508, 0.0)]
 )
-def test_worked_examples(accuracy: Sequences, kept: float, slope: float) -> None:
+def test_measures_agree_with_worked_examples(accuracy: Sequences, kept: float, slope: float) -> None:
     assert float(plasticity_kept(accuracy)) == pytest.approx(kept, abs=5e-6)
     assert float(plasticity_slope(accuracy)) == pytest.approx(slope, abs=5e-6)
 
@@ -78,7 +78,7 @@ def test_against_fresh_compares_the_last_tenth() -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(sequences())
-def test_agrees_with_plain_loops_and_scipy(accuracy: Sequences) -> None:
+def test_measures_agree_with_plain_loops_and_scipy(accuracy: Sequences) -> None:
     np.testing.assert_allclose(plasticity_kept(accuracy), [kept_by_loops(list(a)) for a in accuracy], rtol=1e-12)
     slopes = plasticity_slope(accuracy) / 100
     np.testing.assert_allclose(slopes, [theilslopes(a).slope for a in accuracy], atol=1e-14)
@@ -88,8 +88,8 @@ def test_agrees_with_plain_loops_and_scipy(accuracy: Sequences) -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(sequences())
-def test_what_order_does(accuracy: Sequences) -> None:
-    """Rising keeps all with a slope of at least 0; reversing turns the slope; no order keeps more than all."""
+def test_the_order_of_tasks_affects_measures_as_defined(accuracy: Sequences) -> None:
+    """A rising sequence keeps 1 and has slope ≥ 0, reversing negates the slope, and no order keeps more than 1."""
     rising = np.sort(accuracy, axis=-1)
     assert (plasticity_kept(rising) == 1).all()
     assert (plasticity_slope(rising) >= 0).all()
@@ -100,7 +100,7 @@ def test_what_order_does(accuracy: Sequences) -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(sequences(), st.integers(0, 2**32 - 1), st.floats(0.1, 0.9))
-def test_scaling_and_permuting_seeds(accuracy: Sequences, seed: int, factor: float) -> None:
+def test_scaling_and_permuting_seeds_carry_over(accuracy: Sequences, seed: int, factor: float) -> None:
     order = np.random.default_rng(seed).permutation(len(accuracy))
     for metric in ALL:
         np.testing.assert_array_equal(metric(accuracy[order]), metric(accuracy)[order])
@@ -109,7 +109,7 @@ def test_scaling_and_permuting_seeds(accuracy: Sequences, seed: int, factor: flo
 
 
 @pytest.mark.parametrize("tasks", [1, 2, 9, 10, 19, 120])
-def test_a_level_sequence_keeps_exactly_all_and_has_no_slope(tasks: int) -> None:
+def test_a_constant_sequence_keeps_exactly_1_and_has_slope_0(tasks: int) -> None:
     level = np.full(tasks, 0.1 + 0.2)
     assert float(plasticity_kept(level)) == 1
     assert float(against_fresh(level, level)) == 0
@@ -117,14 +117,14 @@ def test_a_level_sequence_keeps_exactly_all_and_has_no_slope(tasks: int) -> None
         assert float(plasticity_slope(level)) == 0
 
 
-def test_a_network_that_stops_learning_after_the_first_task_is_found_out() -> None:
+def test_a_network_that_stops_learning_after_the_first_task_is_detected() -> None:
     frozen = np.concatenate([[0.7], np.full(99, 0.1)])
     assert float(plasticity_kept(frozen)) == pytest.approx(0.1 / 0.16)
     assert float(against_fresh(frozen, FRESH)) == pytest.approx(-0.75)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_sequence_that_is_not_finite_has_no_value_and_touches_no_other(bad: float) -> None:
+def test_a_non_finite_sequence_is_nan_and_does_not_affect_others(bad: float) -> None:
     accuracy = np.stack([FALLING, RISING_THEN_FLAT])
     broken = accuracy.copy()
     broken[0, 3] = bad
@@ -138,7 +138,7 @@ def test_a_sequence_that_is_not_finite_has_no_value_and_touches_no_other(bad: fl
         assert note(broken[1], of=of) is None
 
 
-def test_what_is_undefined_and_why() -> None:
+def test_undefined_values_have_a_note() -> None:
     assert np.isnan(plasticity_slope([0.5]))
     assert note([0.5], of="slope") == "expected at least 2 tasks, got 1"
     assert note([0.5], of="kept") is None
@@ -150,7 +150,7 @@ def test_what_is_undefined_and_why() -> None:
 
 
 @pytest.mark.parametrize("metric", [plasticity_kept, plasticity_slope, partial(against_fresh, fresh=[0.5])])
-def test_other_shapes_are_refused(metric: Callable[[object], object]) -> None:
+def test_wrong_shapes_are_refused(metric: Callable[[object], object]) -> None:
     for wrong in (0.5, np.zeros((3, 0))):
         with pytest.raises(ValueError, match=r"expected accuracies of shape \(\.\.\., T\) with T ≥ 1, got "):
             metric(wrong)

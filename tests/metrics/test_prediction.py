@@ -1,4 +1,4 @@
-"""Measures of predictions against worked examples, counts one by one, and their bounds and invariances."""
+"""Measures of predictions: worked examples, plain counts, bounds and invariances."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def draws(seed: int, examples: int = 500, classes: int = 7) -> tuple[Tensor, Ten
 
 
 def of_two(*first: float) -> Tensor:
-    """Logits of two classes, the first with these probabilities."""
+    """Return logits of two classes, the first with these probabilities."""
     p = torch.tensor(first, dtype=torch.float64)
     return torch.stack([p, 1 - p], 1).log()
 
 
-def test_worked_examples() -> None:
+def test_measures_agree_with_worked_examples() -> None:
     assert float(calibration_error(of_two(0.9, 0.6, 0.55, 0.2), torch.tensor([0, 1, 0, 1]))) == pytest.approx(0.1125)
     weight = torch.tensor([-1, -0.4, 0.1, 0.24, 0.7], dtype=torch.float64)
     torch.testing.assert_close(quantised(weight, 3) * 3, torch.tensor([-3.0, -1, 0, 1, 2], dtype=torch.float64))
@@ -55,7 +55,7 @@ def test_worked_examples() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_they_are_what_counting_one_by_one_gives(seed: int) -> None:
+def test_measures_agree_with_plain_counts(seed: int) -> None:
     logits, targets = draws(seed)
     right, all_, bins = Counter[int](), Counter[int](), dict[int, list[tuple[float, int]]]()
     for row, label in zip(logits.softmax(-1).tolist(), targets.tolist(), strict=True):
@@ -71,7 +71,7 @@ def test_they_are_what_counting_one_by_one_gives(seed: int) -> None:
     assert float(calibration_error(logits, targets)) == pytest.approx(sum(gaps) / 500)
 
 
-def test_a_network_that_is_sure_and_right_is_calibrated_and_one_that_is_sure_and_wrong_is_not() -> None:
+def test_a_confident_network_is_calibrated_only_if_it_is_right() -> None:
     targets = torch.arange(6) % 3
     sure = 1000 * nn.functional.one_hot(targets, 3).double()
     assert float(calibration_error(sure, targets)) == 0
@@ -79,7 +79,7 @@ def test_a_network_that_is_sure_and_right_is_calibrated_and_one_that_is_sure_and
     assert float(calibration_error(torch.zeros(6, 3), targets)) == pytest.approx(0, abs=1e-7)
 
 
-def test_several_tasks_together_are_their_examples_together() -> None:
+def test_pooled_tasks_equal_their_pooled_examples() -> None:
     parts = [draws(seed) for seed in range(3)]
     logits, targets = (torch.cat(found) for found in zip(*parts, strict=True))
     metrics = select(OF_CLASSES)
@@ -87,7 +87,7 @@ def test_several_tasks_together_are_their_examples_together() -> None:
     assert pooled == take(metrics, Features(logits, targets, logits))
 
 
-def test_undefined_values_say_why() -> None:
+def test_undefined_values_have_a_note() -> None:
     logits, targets = draws(0)
     text = {m.metric: m for m in take(select(OF_CLASSES), Features(logits, targets, logits, classes=False))}
     assert text["worst_class_accuracy"].note == "expected classes, got the tokens of a text"
@@ -100,7 +100,7 @@ def test_undefined_values_say_why() -> None:
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_rounding_is_symmetric_keeps_the_largest_and_has_so_many_levels(bits: int) -> None:
+def test_quantisation_is_symmetric_keeps_the_maximum_and_has_the_stated_levels(bits: int) -> None:
     weight = draws(1)[0]
     found = quantised(weight, bits)
     assert len(found.unique()) <= 2**bits - 1
@@ -111,14 +111,14 @@ def test_rounding_is_symmetric_keeps_the_largest_and_has_so_many_levels(bits: in
     torch.testing.assert_close(quantised(4 * weight, bits), 4 * found, rtol=0, atol=0)
 
 
-def test_rounding_leaves_zeros_and_what_is_not_finite() -> None:
+def test_quantisation_keeps_zeros_and_non_finite_values() -> None:
     assert not quantised(torch.zeros(3, 2), 4).any()
     assert quantised(torch.tensor([[math.inf, 1.0]]), 4).tolist() == [[math.inf, 1.0]]
     with pytest.raises(ValueError, match=r"^expected at least 2 bits, got 1$"):
         quantised(torch.ones(2), 1)
 
 
-def test_a_drop_is_of_weights_alone_and_leaves_the_network_as_it_is() -> None:
+def test_the_quantisation_drop_uses_only_weights_and_leaves_the_network_unchanged() -> None:
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(3000, 6, generator=generator)
     network = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5)).eval()
@@ -138,7 +138,7 @@ def test_a_drop_is_of_weights_alone_and_leaves_the_network_as_it_is() -> None:
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
-def test_a_run_has_what_its_checkpoint_gives(tmp_path: Path, mnist: Dataset) -> None:
+def test_a_run_agrees_with_its_checkpoint(tmp_path: Path, mnist: Dataset) -> None:
     path = run_file(
         tmp_path,
         """
@@ -168,7 +168,7 @@ experiments:
     shares = torch.tensor([(logits.argmax(1) == c)[test.targets == c].double().mean() for c in range(10)])
     for task, half in ((1, test.targets < 5), (2, test.targets >= 5), (0, test.targets >= 0)):
         own = shares if not task else shares[5 * task - 5 : 5 * task]
-        # Sums in another order may decide a tie between two classes differently.
+        # Another order of summation may break a tie between two classes differently.
         assert found["worst_class_accuracy", task] == pytest.approx(float(own.min()), abs=0.04)
         assert found["balanced_accuracy", task] == pytest.approx(float(own.mean()), abs=0.005)
         expected = float(calibration_error(logits[half], test.targets[half]))

@@ -1,4 +1,4 @@
-"""Pruning: exactly the largest stay, whatever the ties; and what is read off a curve, against other ways to read it."""
+"""Pruning keeps exactly the largest weights despite ties; measures of a curve agree with other ways to compute them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BRIEFLY = settings(max_examples=40, deadline=None)
 
 SPARSITY = 1 - np.array(KEEP)
 OUTPUT = "head.weight"
-# Few values: most weights are tied with others, and many are zero.
+# Few distinct values, so that most weights are tied and many are zero.
 TIED = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, -2.0, 1e-40, math.inf])
 VALUES = st.one_of(TIED, st.floats(width=32, allow_nan=False))
 FRACTIONS = st.one_of(st.sampled_from(KEEP), st.integers(0, 1000).map(lambda k: k / 1000))
@@ -40,7 +40,7 @@ FRACTIONS = st.one_of(st.sampled_from(KEEP), st.integers(0, 1000).map(lambda k: 
 
 @st.composite
 def networks(draw: st.DrawFn) -> dict[str, Tensor]:
-    """A hidden layer, a convolution and an output layer, of any small size, with a bias."""
+    """Draw a network of a hidden layer, a convolution and an output layer of small sizes, with a bias."""
     found = {}
     for name, axes in (("hidden.weight", 2), ("bias", 1), ("conv.weight", 4), (OUTPUT, 2)):
         shape = draw(st.tuples(*[st.integers(1, 4 if axes < 4 else 2)] * axes))
@@ -54,7 +54,7 @@ CURVES = st.lists(st.integers(0, 100), min_size=len(KEEP), max_size=len(KEEP)).m
 
 
 def by_hand(weights: dict[str, Tensor], keep: float, scope: Scope) -> dict[str, list[bool]]:
-    """The mask as Python sorts it, in exact arithmetic: the fraction is the decimal number that it prints as."""
+    """Compute the mask by sorting in Python with exact decimal fractions."""
     share = Fraction(repr(keep))
     layers = {name: w.flatten().tolist() for name, w in weights.items() if w.ndim >= 2}
     pools = [list(layers)] if scope == "global" else [[name] for name in layers]
@@ -73,7 +73,7 @@ def by_hand(weights: dict[str, Tensor], keep: float, scope: Scope) -> dict[str, 
 @pytest.mark.parametrize("scope", SCOPES)
 @BRIEFLY
 @given(weights=networks(), keep=FRACTIONS)
-def test_exactly_the_largest_stay_and_of_equal_ones_the_first(
+def test_exactly_the_largest_weights_are_kept_and_ties_keep_the_first(
     scope: Scope, weights: dict[str, Tensor], keep: float
 ) -> None:
     found = mask(weights, keep, scope, OUTPUT)
@@ -84,7 +84,7 @@ def test_exactly_the_largest_stay_and_of_equal_ones_the_first(
 @pytest.mark.parametrize("scope", SCOPES)
 @BRIEFLY
 @given(weights=networks())
-def test_every_fraction_keeps_its_count_of_one_ranking_and_what_smaller_ones_keep(
+def test_every_fraction_keeps_its_count_and_contains_smaller_fractions(
     scope: Scope, weights: dict[str, Tensor]
 ) -> None:
     ranking = rank_weights(weights, scope)
@@ -110,27 +110,29 @@ def test_pruned_weights_are_the_same_bits_or_zero(scope: Scope, weights: dict[st
     stays = mask(weights, keep, scope, OUTPUT)
     for name, pruned in prune(weights, keep, scope, OUTPUT).items():
         expected = original[name] if name == "bias" else torch.where(stays[name], original[name], torch.zeros(()))
-        assert torch.equal(pruned.view(torch.int32), expected.view(torch.int32)), "bit for bit, -0 too"
-        assert torch.equal(weights[name].view(torch.int32), original[name].view(torch.int32)), "the input stays"
+        assert torch.equal(pruned.view(torch.int32), expected.view(torch.int32)), "bits are kept, including those of -0"
+        assert torch.equal(weights[name].view(torch.int32), original[name].view(torch.int32)), (
+            "the input is not modified"
+        )
 
 
 @pytest.mark.parametrize("scope", SCOPES)
 @BRIEFLY
 @given(weights=networks())
-def test_all_kept_is_the_network_itself_and_none_kept_is_zero(scope: Scope, weights: dict[str, Tensor]) -> None:
+def test_keeping_all_is_the_network_itself_and_keeping_none_is_zero(scope: Scope, weights: dict[str, Tensor]) -> None:
     for name, same in prune(weights, 1.0, scope, OUTPUT).items():
         assert torch.equal(same.view(torch.int32), weights[name].view(torch.int32))
     for name, nothing in prune(weights, 0.0, scope, OUTPUT).items():
         assert torch.equal(nothing, weights[name]) if name == "bias" else not nothing.any()
 
 
-def test_the_scopes_differ_where_layers_differ_in_scale() -> None:
+def test_scopes_differ_if_layers_differ_in_scale() -> None:
     weights = {"small": torch.full((2, 5), 0.1), "large": torch.full((1, 10), 10.0), OUTPUT: torch.full((2, 5), 1.0)}
     whole = {name: int(stays.sum()) for name, stays in mask(weights, 0.5, "global", OUTPUT).items()}
     assert whole == {"small": 0, "large": 10, OUTPUT: 5}
     single = {name: int(stays.sum()) for name, stays in mask(weights, 0.3, "layer", OUTPUT).items()}
     assert single == {"small": 3, "large": 3, OUTPUT: 6}
-    assert mask(weights, 0.7, "layer", OUTPUT)[OUTPUT].all(), "at most all of the output layer"
+    assert mask(weights, 0.7, "layer", OUTPUT)[OUTPUT].all(), "the output layer is at most kept completely"
 
 
 def test_the_fractions_are_twenty_from_a_hundredth_to_one() -> None:
@@ -141,12 +143,12 @@ def test_the_fractions_are_twenty_from_a_hundredth_to_one() -> None:
 
 
 @given(st.integers(0, 1000), st.integers(0, 10**6))
-def test_a_decimal_fraction_of_a_count_is_rounded_up_as_decimals_are(thousandths: int, n: int) -> None:
+def test_fractions_of_a_count_are_rounded_up_in_decimal_arithmetic(thousandths: int, n: int) -> None:
     assert kept(thousandths / 1000, n) == -(-thousandths * n // 1000)
 
 
-def test_counts_that_floats_get_wrong() -> None:
-    assert math.ceil(0.07 * 100) == 8, "what rounding makes of it"
+def test_counts_are_exact_where_floating_point_is_wrong() -> None:
+    assert math.ceil(0.07 * 100) == 8, "floating-point rounding gives 8"
     assert (kept(0.07, 100), kept(0.01, 1000), kept(1.0, 266_200), kept(1e-9, 5), kept(0.0, 5)) == (
         7,
         10,
@@ -157,7 +159,7 @@ def test_counts_that_floats_get_wrong() -> None:
 
 
 @pytest.mark.parametrize("keep", [-0.1, 1.1, math.nan, math.inf])
-def test_other_fractions_are_refused(keep: float) -> None:
+def test_invalid_fractions_are_refused(keep: float) -> None:
     weights = {OUTPUT: torch.ones(2, 2)}
     for refused in (
         lambda: kept(keep, 4),
@@ -183,7 +185,7 @@ def test_a_network_without_weights_has_nothing_to_prune(scope: Scope) -> None:
     assert prune(bias, 0.5, scope) == bias
 
 
-def test_worked_example() -> None:
+def test_measures_agree_with_a_worked_example() -> None:
     sparsity, accuracy = (0, 0.5, 1), (0.9, 0.8, 0.1)
     assert float(pruning_area(sparsity, accuracy)) == pytest.approx(0.65)
     assert float(holding_sparsity(sparsity, accuracy)) == 0
@@ -193,17 +195,17 @@ def test_worked_example() -> None:
 
 
 @given(CURVES, st.permutations(range(len(KEEP))))
-def test_the_area_is_the_trapezoid_whatever_the_order(accuracy: np.ndarray, order: list[int]) -> None:
+def test_the_area_is_the_trapezoid_sum_in_any_order(accuracy: np.ndarray, order: list[int]) -> None:
     expected = trapezoid(accuracy[::-1], SPARSITY[::-1])
     assert float(pruning_area(SPARSITY[order], accuracy[order])) == pytest.approx(expected, abs=1e-12)
 
 
-def test_the_area_leaves_out_what_was_not_measured() -> None:
+def test_the_area_covers_only_the_measured_range() -> None:
     assert float(pruning_area(SPARSITY, np.full(20, 0.8))) == pytest.approx(0.8 * 0.99)
 
 
 @given(CURVES, st.sampled_from([0.5, 0.9, 0.99, 1.0]))
-def test_the_sparsity_that_holds_is_the_last_before_any_that_does_not(accuracy: np.ndarray, share: float) -> None:
+def test_the_holding_sparsity_is_the_last_before_the_first_failure(accuracy: np.ndarray, share: float) -> None:
     found = float(holding_sparsity(SPARSITY, accuracy, share))
     dense = Fraction(repr(float(accuracy[-1])))
     if dense == 0:
@@ -219,13 +221,13 @@ def test_the_sparsity_that_holds_is_the_last_before_any_that_does_not(accuracy: 
 
 
 @given(CURVES)
-def test_on_a_falling_curve_it_is_the_largest_that_holds(accuracy: np.ndarray) -> None:
+def test_on_a_falling_curve_the_holding_sparsity_is_the_largest_that_holds(accuracy: np.ndarray) -> None:
     falling = np.sort(accuracy) + 0.1
     holds = falling >= 0.99 * falling[-1]
     assert float(holding_sparsity(SPARSITY, falling)) == SPARSITY[holds].max()
 
 
-def test_a_curve_that_rises_again_held_only_to_the_first_fall() -> None:
+def test_a_curve_that_recovers_holds_only_up_to_its_first_drop() -> None:
     assert float(holding_sparsity([0, 0.2, 0.4, 0.6, 0.8], [0.9, 0.9, 0.5, 0.9, 0.9])) == 0.2
     assert float(holding_sparsity([0, 0.2, 0.4, 0.6, 0.8], [0.9, 0.95, 0.9, 0.9, 0.9])) == 0.8
 
@@ -237,14 +239,14 @@ def test_between_points_accuracy_is_linear_in_log_keep(accuracy: np.ndarray, kee
 
 
 @given(CURVES)
-def test_at_a_point_it_is_that_point(accuracy: np.ndarray) -> None:
+def test_at_a_measured_point_accuracy_is_that_of_the_point(accuracy: np.ndarray) -> None:
     assert [float(pruned_accuracy(SPARSITY, accuracy, keep)) for keep in KEEP] == accuracy.tolist()
 
 
-def test_outside_of_what_was_measured_there_is_no_accuracy() -> None:
+def test_outside_the_measured_range_accuracy_is_undefined() -> None:
     assert math.isnan(pruned_accuracy(SPARSITY, np.ones(20), 0.009))
     assert math.isnan(pruned_accuracy([0.5, 0.9], [0.5, 0.4], 1.0))
-    assert math.isnan(pruned_accuracy([1.0], [0.5], 0.5)), "nothing kept has no logarithm"
+    assert math.isnan(pruned_accuracy([1.0], [0.5], 0.5)), "a fraction of 0 has no logarithm"
 
 
 FUNCTIONS = {
@@ -256,7 +258,7 @@ FUNCTIONS = {
 
 @pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
 class TestCurves:
-    def test_leading_axes_are_kept(self, function: object) -> None:
+    def test_measures_are_batched_over_leading_axes(self, function: object) -> None:
         assert callable(function)
         many = np.random.default_rng(0).uniform(0.1, 1, (3, 2, 20))
         found = function(SPARSITY, many)
@@ -265,7 +267,7 @@ class TestCurves:
             np.testing.assert_allclose(found[i, j], function(SPARSITY, many[i, j]), rtol=1e-12)
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-    def test_a_curve_with_a_hole_is_undefined_and_others_are_not(self, function: object, bad: float) -> None:
+    def test_only_a_curve_with_a_missing_point_is_undefined(self, function: object, bad: float) -> None:
         assert callable(function)
         curves = np.full((2, 20), 0.5)
         curves[0, 7] = bad
@@ -284,7 +286,7 @@ class TestCurves:
             ([0, math.nan], [1, 1]),
         ],
     )
-    def test_what_is_no_curve_is_refused(self, function: object, sparsity: list[float], accuracy: list[float]) -> None:
+    def test_invalid_curves_are_refused(self, function: object, sparsity: list[float], accuracy: list[float]) -> None:
         assert callable(function)
         with pytest.raises(ValueError, match="expected sparsit"):
             function(sparsity, accuracy)
@@ -292,7 +294,7 @@ class TestCurves:
 
 def test_too_few_points_are_undefined() -> None:
     assert math.isnan(pruning_area([0.0], [0.9]))
-    assert math.isnan(holding_sparsity([0.1, 0.5], [0.9, 0.9])), "the dense accuracy is not known"
+    assert math.isnan(holding_sparsity([0.1, 0.5], [0.9, 0.9])), "the dense accuracy is unknown"
     with pytest.raises(ValueError, match="expected share to be above 0"):
         holding_sparsity([0.0], [0.9], share=0)
 

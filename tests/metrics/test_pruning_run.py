@@ -1,4 +1,4 @@
-"""Pruning curves through the command line: recomputed from the checkpoints, and shown by every report."""
+"""Pruning curves of a run: recomputed from checkpoints, and shown in every report."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def curves(path: Path) -> dict[tuple[str, str], dict[float, float]]:
-    """(optimizer, scope) -> fraction kept -> accuracy."""
+    """Map (optimizer, scope) and the fraction kept to the accuracy."""
     table = pd.read_parquet(path / "pruning.parquet")
     return {
         (str(optimizer), str(scope)): dict(zip(rows.keep, rows.accuracy, strict=True))
@@ -68,31 +68,31 @@ def results(path: Path) -> Results:
     return read_results(read_run(path))
 
 
-def test_every_fraction_of_both_scopes_is_there_after_the_last_task(
+def test_every_fraction_of_both_scopes_is_measured_after_the_last_task(
     path: Path, curves: dict[tuple[str, str], dict[float, float]]
 ) -> None:
     table = pd.read_parquet(path / "pruning.parquet")
     assert (table.after_task == 2).all()
     assert not table.duplicated(["trial", "scope", "keep"]).any()
-    # A diverged network has no solution to prune.
+    # Diverged networks are not pruned.
     assert set(curves) == {(optimizer, scope) for optimizer in GOOD for scope in ("global", "layer")}
     assert all(list(curve) == list(KEEP) for curve in curves.values())
     assert table.accuracy.between(0, 1).all()
 
 
-def test_with_all_weights_it_is_the_accuracy_of_all_tasks_pooled(
+def test_with_all_weights_it_is_the_pooled_accuracy_of_all_tasks(
     path: Path, curves: dict[tuple[str, str], dict[float, float]]
 ) -> None:
     table = pd.read_parquet(path / "accuracy.parquet")
     last = table[table.after_task == 2]
     for (optimizer, _), curve in curves.items():
         rows = last[last.optimizer == optimizer]
-        assert rows.examples.nunique() == 2, "tasks of different size, so that pooling shows"
+        assert rows.examples.nunique() == 2, "tasks must differ in size for pooling to matter"
         pooled = (rows.accuracy * rows.examples).sum() / rows.examples.sum()
         assert curve[1.0] == pytest.approx(pooled, abs=1e-12)
 
 
-def test_every_row_can_be_recomputed_with_nothing_but_torch(
+def test_every_row_can_be_recomputed_in_plain_torch(
     path: Path, curves: dict[tuple[str, str], dict[float, float]], results: Results, mnist: Dataset
 ) -> None:
     suite = results.suite
@@ -113,12 +113,12 @@ def test_every_row_can_be_recomputed_with_nothing_but_torch(
                 name: piece.view(weight.shape) for (name, weight), piece in zip(matrices.items(), pieces, strict=True)
             }
             right = (forward({**weights, **pruned}, inputs).argmax(1) == labels).sum().item()
-            # Sums in another order may decide a tie between two classes differently.
+            # Another order of summation may break a tie between two classes differently.
             assert right == pytest.approx(accuracy * len(labels), abs=1), (optimizer, scope, keep)
 
 
 def largest(flat: torch.Tensor, share: float) -> torch.Tensor:
-    """All but the ⌈share·n⌉ largest set to zero."""
+    """Set all but the ⌈share·n⌉ largest to zero."""
     order = np.argsort(-flat.abs().numpy(), kind="stable")
     kept = torch.zeros_like(flat)
     stay = torch.from_numpy(order[: math.ceil(share * len(flat) - 1e-9)])
@@ -140,7 +140,7 @@ def checkpoint(path: Path, optimizer: str) -> str:
     return Path(str(table[table.optimizer == optimizer].checkpoint.item())).name
 
 
-def test_measures_are_derived_from_the_curves_on_reading(
+def test_measures_are_derived_from_curves_when_a_run_is_read(
     path: Path, curves: dict[tuple[str, str], dict[float, float]], results: Results
 ) -> None:
     assert not pd.read_parquet(path / "metrics.parquet").metric.str.startswith(("prun", "hold")).any()
@@ -160,7 +160,7 @@ def test_measures_are_derived_from_the_curves_on_reading(
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_every_format_shows_it(
+def test_every_format_shows_pruning(
     path: Path,
     form: str,
     curves: dict[tuple[str, str], dict[float, float]],
@@ -198,7 +198,7 @@ def read_csv(text: str) -> list[dict[str, Any]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
-def test_a_claim_may_name_a_point_of_the_curve(
+def test_a_claim_can_be_about_a_point_of_the_curve(
     path: Path, results: Results, capsys: pytest.CaptureFixture[str]
 ) -> None:
     claim = json.loads(report(path, "json", capsys))["claims"][0]
@@ -207,10 +207,10 @@ def test_a_claim_may_name_a_point_of_the_curve(
         results.values["pruned_accuracy_0.1_layer"][trial.id] for trial in results.trials if trial.optimizer in GOOD
     ]
     assert [part["median_a"], part["median_b"]] == pytest.approx(expected)
-    assert claim["verdict"] == "not comparable", "one seed"
+    assert claim["verdict"] == "not comparable", "there is only one seed"
 
 
-def test_the_list_of_metrics_names_them(capsys: pytest.CaptureFixture[str]) -> None:
+def test_pruning_metrics_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "metrics"]) == 0
     words = capsys.readouterr().out.split()
     for scope in ("global", "layer"):
@@ -218,7 +218,7 @@ def test_the_list_of_metrics_names_them(capsys: pytest.CaptureFixture[str]) -> N
             assert f"{name}_{scope}" in words
 
 
-def test_magnitudes_are_those_of_the_checkpoint(path: Path, results: Results) -> None:
+def test_magnitudes_agree_with_the_checkpoint(path: Path, results: Results) -> None:
     drawn = {figure.name: figure for figure in figures([results])}
     assert len(drawn["weight-magnitudes_halves_net"].panels) == 1
     assert "1 seed." in drawn["weight-magnitudes_halves_net"].caption
@@ -236,14 +236,14 @@ def test_magnitudes_are_those_of_the_checkpoint(path: Path, results: Results) ->
             assert below == pytest.approx((sizes < 10**edge).mean(), abs=2 / len(sizes))
 
 
-def test_checkpoints_may_be_gone_and_must_not_be_damaged(
+def test_missing_checkpoints_are_accepted_and_damaged_ones_refused(
     path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(path, copy)
     (copy / "checkpoints" / checkpoint(copy, "sgd")).unlink()
     names = [figure.name for figure in figures([read_results(read_run(copy))])]
-    assert "weight-magnitudes_halves_net" in names, "of adam"
+    assert "weight-magnitudes_halves_net" in names, "the checkpoint of adam"
     damaged = copy / "checkpoints" / checkpoint(copy, "adam")
     damaged.write_bytes(damaged.read_bytes()[:50])
     capsys.readouterr()

@@ -1,4 +1,4 @@
-"""Rank measures against the worked examples, independent SVD references, and their invariances."""
+"""Rank measures: worked examples, independent SVD references, and invariances."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def reference(features: Tensor) -> dict[str, float]:
-    """Everything again, with NumPy's SVD and covariance and SciPy's entropy."""
+    """Compute all measures with NumPy's SVD and covariance and SciPy's entropy."""
     f = features.double().numpy()
     sigma = np.linalg.svd(f, compute_uv=False)
     lam = np.clip(np.linalg.eigvalsh(np.cov(f, rowvar=False)), 0, None)[::-1]
-    lam[len(f) - 1 :] = 0  # what rounding leaves of those that are exactly zero
+    lam[len(f) - 1 :] = 0  # rounding noise in values that are exactly zero
     effective = float(np.exp(scipy.stats.entropy(lam)))
     varying = f[:, np.ptp(f, axis=0) > 0]
     rho = np.clip(np.linalg.eigvalsh(np.atleast_2d(np.corrcoef(varying, rowvar=False))), 0, None)
@@ -76,7 +76,7 @@ def reference(features: Tensor) -> dict[str, float]:
 
 @st.composite
 def features(draw: st.DrawFn) -> Tensor:
-    """(N, d) with a decaying spectrum and a mean, N on either side of d."""
+    """Draw features (N, d) with a decaying spectrum and a mean, N above or below d."""
     examples, width = draw(st.integers(2, 40)), draw(st.integers(1, 12))
     seed = draw(st.integers(0, 10_000))
     decay = torch.arange(1, width + 1, dtype=torch.float64) ** -draw(st.floats(0, 2))
@@ -104,7 +104,7 @@ def features(draw: st.DrawFn) -> Tensor:
         (lambda f: rank.eigenvalue_count(f, 0.3), 2.0),
     ],
 )
-def test_worked_example(metric: Callable[[Tensor], Tensor], expected: float) -> None:
+def test_measures_agree_with_worked_examples(metric: Callable[[Tensor], Tensor], expected: float) -> None:
     assert float(metric(EXAMPLE)) == pytest.approx(expected, abs=5e-6)
 
 
@@ -116,20 +116,20 @@ def test_srank_sums_singular_values_and_pca99_their_squares() -> None:
 
 @pytest.mark.parametrize("delta", [0.0, 0.01, 0.25, 0.5])
 def test_srank_reaches_an_exact_tie(delta: float) -> None:
-    """A hundred equal singular values: k of them are exactly the share k / 100, whatever the rounding."""
+    """Of a hundred equal singular values, k are exactly the share k / 100 despite rounding."""
     assert int(rank.srank(torch.linalg.qr(normal(150, 100)).Q * 3.7, delta)) == round(100 * (1 - delta))
 
 
 @pytest.mark.parametrize("delta", [-0.1, 1.0, math.nan])
-def test_srank_refuses_other_deltas(delta: float) -> None:
+def test_srank_refuses_invalid_deltas(delta: float) -> None:
     with pytest.raises(ValueError, match="delta: expected 0 ≤ delta < 1, got"):
         rank.srank(EXAMPLE, delta)
 
 
 @settings(deadline=None, max_examples=60)
 @given(features())
-def test_agrees_with_an_independent_reference(f: Tensor) -> None:
-    if f.shape[1] == 1:  # np.cov drops the axis
+def test_measures_agree_with_an_independent_reference(f: Tensor) -> None:
+    if f.shape[1] == 1:  # np.cov drops an axis of length 1
         f = torch.cat([f, -2 * f], dim=1)
     expected = reference(f)
     for metric in ALL:
@@ -137,7 +137,7 @@ def test_agrees_with_an_independent_reference(f: Tensor) -> None:
 
 
 def shaped(kind: str) -> Tensor:
-    """A feature matrix of some shape or flaw."""
+    """Return a feature matrix with the named shape or defect."""
     if kind == "tall":
         return normal(2500, 6).relu() + normal(6, seed=1)
     if kind == "wide":
@@ -154,24 +154,24 @@ def test_every_shape_agrees_with_numpy(kind: str) -> None:
     f = shaped(kind)
     expected = reference(f)
     for metric in ALL:
-        # Of a matrix that lacks rank NumPy has singular values of 1e-16 where ours may have others.
+        # For a rank-deficient matrix NumPy has singular values of 1e-16, which may differ from ours.
         assert float(metric(f)) == pytest.approx(expected[metric.__name__], rel=1e-10, abs=1e-10), metric.__name__
 
 
 @settings(deadline=None, max_examples=40)
 @given(features(), st.floats(1e-6, 1e6))
-def test_scaling_and_rotating_change_no_rank(f: Tensor, scale: float) -> None:
+def test_ranks_are_invariant_to_scaling_and_rotation(f: Tensor, scale: float) -> None:
     turn = torch.linalg.qr(normal(f.shape[1], f.shape[1], seed=7)).Q
     for metric in SCALE_FREE:
         turned = f if metric is rank.effective_rank_correlation else f @ turn
         assert float(metric(scale * turned)) == pytest.approx(float(metric(f)), rel=1e-8), metric.__name__
-    # A threshold is a variance: it has to scale with the features.
+    # A threshold is a variance and must scale with the features.
     assert rank.eigenvalue_count(scale * f @ turn, scale**2) == rank.eigenvalue_count(f)
 
 
 @settings(deadline=None, max_examples=40)
 @given(features())
-def test_bounds_and_order(f: Tensor) -> None:
+def test_ranks_keep_their_bounds_and_order(f: Tensor) -> None:
     examples, width = f.shape
     known = rank.spectrum(f)
     for metric in ALL:
@@ -187,7 +187,7 @@ def test_bounds_and_order(f: Tensor) -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(features())
-def test_shifting_changes_no_rank_of_the_covariance(f: Tensor) -> None:
+def test_ranks_of_the_covariance_are_invariant_to_shifts(f: Tensor) -> None:
     for metric in OF_VARIANCE:
         assert float(metric(f + 10.0)) == pytest.approx(float(metric(f)), rel=1e-6), metric.__name__
 
@@ -206,15 +206,15 @@ def test_spectrum_agrees_with_direct_decompositions(examples: int, width: int) -
     assert torch.equal(rank.covariance_eigenvalues(f), known.lam)
 
 
-def test_small_singular_values_keep_their_digits() -> None:
-    """A Gram matrix in float64 would lose everything below 1e-8 of the largest."""
+def test_small_singular_values_are_accurate() -> None:
+    """A Gram matrix in float64 would lose all values below 1e-8 of the largest."""
     sigma = torch.tensor([1.0, 1e-6, 1e-10], dtype=torch.float64)
     f = torch.linalg.qr(normal(40, 3)).Q * sigma @ torch.linalg.qr(normal(3, 3, seed=1)).Q
     torch.testing.assert_close(rank.spectrum(f).sigma, sigma, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("shape", [(4, 30, 6), (2, 3, 5, 6), (1, 12, 3)])
-def test_members_stacked_equal_members_alone(shape: tuple[int, ...]) -> None:
+def test_stacked_members_equal_single_members(shape: tuple[int, ...]) -> None:
     f = normal(*shape).float()
     for metric in [*ALL, rank.feature_examples, rank.feature_width]:
         together = metric(f)
@@ -224,7 +224,7 @@ def test_members_stacked_equal_members_alone(shape: tuple[int, ...]) -> None:
             assert torch.equal(together[index], metric(f[index]))
 
 
-def test_a_non_finite_member_disturbs_no_other() -> None:
+def test_a_non_finite_member_does_not_affect_others() -> None:
     f = normal(3, 20, 4)
     f[1, 3, 2] = math.nan
     for metric in ALL:
@@ -247,8 +247,8 @@ def test_all_zero_features_have_rank_zero_and_a_note() -> None:
 
 
 @pytest.mark.parametrize("level", [0.1, 1e-3, 12345.678])
-def test_features_that_do_not_vary_have_no_variance_at_all(level: float) -> None:
-    """Rounding of the mean must not leave a spectrum of noise behind."""
+def test_constant_features_have_exactly_zero_variance(level: float) -> None:
+    """Rounding of the mean must not leave a noise spectrum."""
     f = torch.full((37, 3), level, dtype=torch.float64) * torch.tensor([1.0, -0.3, 0.7], dtype=torch.float64)
     assert not rank.covariance_eigenvalues(f).any()
     assert [float(metric(f)) for metric in OF_VARIANCE] == [0] * len(OF_VARIANCE)
@@ -284,7 +284,7 @@ def test_few_examples_are_noted() -> None:
 
 
 @pytest.mark.parametrize("scale", [1e-44, 1e-38, 1e37])
-def test_the_whole_range_of_float32_is_measured(scale: float) -> None:
+def test_features_over_the_whole_range_of_float32_can_be_measured(scale: float) -> None:
     f = torch.randint(-3, 4, (50, 4), generator=torch.Generator().manual_seed(0)).float()
     scaled = f * scale
     assert scaled.isfinite().all()
@@ -306,7 +306,7 @@ def test_pooling_triangles_equals_decomposing_all_examples(examples: int, width:
         assert float(metric(made)) == pytest.approx(float(metric(whole)), rel=1e-10), metric.__name__
 
 
-def test_pooling_leaves_out_parts_without_examples_and_keeps_what_is_not_finite() -> None:
+def test_pooling_ignores_empty_parts_and_keeps_non_finite_values() -> None:
     f, broken = normal(20, 3), torch.full((5, 3), math.inf)
     none = rank.spectrum(torch.zeros(0, 3))
     assert float(rank.effective_rank(rank.pooled([none, rank.spectrum(f)]))) == pytest.approx(
@@ -318,19 +318,19 @@ def test_pooling_leaves_out_parts_without_examples_and_keeps_what_is_not_finite(
     assert rank.note(made, centred=False) == "the features are not finite"
 
 
-def test_units_that_do_not_vary_have_no_part_in_the_correlation_matrix() -> None:
+def test_constant_units_are_excluded_from_the_correlation_matrix() -> None:
     f = normal(100, 4)
     padded = torch.cat([f, torch.full((100, 2), 3.3, dtype=torch.float64)], dim=1)
     assert float(rank.effective_rank_correlation(padded)) == pytest.approx(float(rank.effective_rank_correlation(f)))
     assert rank.note(padded, centred=True, correlation=True) == "2 of 6 units do not vary and are left out"
-    # However much the scales of units differ, here beyond what squares hold.
+    # The scales of units differ by more than squares can represent.
     scales = torch.tensor([1e-200, 1.0, 1e200, -1e30], dtype=torch.float64)
     assert float(rank.effective_rank_correlation(f * scales)) == pytest.approx(
         float(rank.effective_rank_correlation(f))
     )
 
 
-def test_ranks_of_a_weight_matrix() -> None:
+def test_ranks_of_a_weight_matrix_agree_with_a_worked_example() -> None:
     """σ = 2, 1, 1: entropy rank 2√2, stable rank 6/4."""
     turned = torch.linalg.qr(normal(7, 3)).Q @ torch.diag(torch.tensor([2.0, 1.0, 1.0], dtype=torch.float64))
     for weights in (turned, turned.T * -3.0, rank.singular_values(turned)):

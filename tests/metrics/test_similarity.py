@@ -1,4 +1,4 @@
-"""Similarity measures against worked examples, all-pairs references, and their invariances."""
+"""Similarity measures: worked examples, all-pairs references, and invariances."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 @st.composite
 def classified(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
-    """Features (N, d) of at least two classes, all norms positive, with their labels."""
+    """Draw features (N, d) of at least two classes with positive norms, and their labels."""
     examples, width, classes = draw(st.integers(2, 25)), draw(st.integers(1, 6)), draw(st.integers(2, 4))
     seed = draw(st.integers(0, 10_000))
     labels = torch.randint(classes, (examples,), generator=torch.Generator().manual_seed(seed))
@@ -48,7 +48,7 @@ def classified(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     return normal(examples, width, seed=seed) + 0.5, labels
 
 
-def test_worked_example_of_classes() -> None:
+def test_class_measures_agree_with_a_worked_example() -> None:
     features, labels = TWO_CLASSES
     assert float(class_cosine_mean(features, labels)) == pytest.approx(0.44721, abs=5e-6)
     assert float(pairwise_class_cosine(features, labels)) == pytest.approx(0.35355, abs=5e-6)
@@ -57,18 +57,18 @@ def test_worked_example_of_classes() -> None:
     torch.testing.assert_close(matrix, expected)
 
 
-def test_every_pair_of_examples_counts_once_whatever_the_sizes_of_the_classes() -> None:
-    # Classes of 1, 2 and 3 examples: 2 + 3 + 6 = 11 pairs, of cosine 1, 0 and 0. The mean over pairs of classes, which
-    # classes of equal size would have, is 1/3.
+def test_every_pair_of_examples_counts_once_for_any_class_sizes() -> None:
+    # Classes of 1, 2 and 3 examples have 2 + 3 + 6 = 11 pairs, with cosines 1, 0 and 0. The mean over pairs of classes,
+    # as for classes of equal size, would be 1/3.
     features = torch.tensor([[1.0, 0], [2, 0], [3, 0], [0, 1], [0, 2], [0, 3]])
     labels = torch.tensor([0, 1, 1, 2, 2, 2])
     assert float(pairwise_class_cosine(features, labels)) == pytest.approx(2 / 11)
-    # An example of norm zero is in no pair, also not in the count of pairs.
+    # An example of norm zero belongs to no pair and is not counted.
     padded = torch.cat([features, torch.zeros(4, 2)])
     assert float(pairwise_class_cosine(padded, torch.cat([labels, torch.tensor([0, 1, 2, 3])]))) == pytest.approx(
         2 / 11
     )
-    # Classes of equal size: the plain mean over pairs of classes of the products of mean directions.
+    # For classes of equal size it is the mean over pairs of classes of products of mean directions.
     equal = torch.tensor([[1.0, 0], [1, 1], [2, 0], [3, 0], [0, 1], [0, 2]])
     means = {
         c: (equal[2 * c : 2 * c + 2] / equal[2 * c : 2 * c + 2].norm(dim=1, keepdim=True)).mean(0) for c in range(3)
@@ -104,7 +104,7 @@ def test_class_measures_ignore_scale_rotation_and_order(case: tuple[Tensor, Tens
         torch.testing.assert_close(metric(moved, labels[order]), expected, rtol=1e-6, atol=1e-9, equal_nan=True)
 
 
-def test_examples_of_norm_zero_are_left_out_and_counted() -> None:
+def test_examples_of_norm_zero_are_excluded_and_counted() -> None:
     features, labels = TWO_CLASSES
     padded, padded_labels = torch.cat([features, torch.zeros(3, 2)]), torch.cat([labels, torch.tensor([0, 1, 1])])
     for metric in (class_cosine, class_cosine_mean, pairwise_class_cosine):
@@ -113,12 +113,12 @@ def test_examples_of_norm_zero_are_left_out_and_counted() -> None:
     assert similarity.note(features, labels) is None
 
 
-def test_a_class_without_direction_is_nan_and_left_out_of_the_mean() -> None:
+def test_a_class_without_direction_is_nan_and_excluded_from_the_mean() -> None:
     features, labels = TWO_CLASSES
     cancelling = torch.tensor([[0.1, 0.2], [0.2, 0.4], [-0.3, -0.6]], dtype=torch.float64)
     features = torch.cat([features.double(), cancelling])
     labels = torch.cat([labels, torch.full((3,), 2)])
-    assert cancelling.mean(0).any(), "the mean cancels to rounding, not to zero"
+    assert cancelling.mean(0).any(), "the mean cancels only up to rounding"
     matrix = class_cosine(features, labels, classes=4)
     assert matrix.shape == (4, 4)
     assert matrix[2:].isnan().all()
@@ -136,7 +136,7 @@ def test_one_class_or_none_is_nan(examples: int) -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_non_finite_features_make_that_member_nan_and_no_other(bad: float) -> None:
+def test_non_finite_features_make_only_their_member_nan(bad: float) -> None:
     features, labels = TWO_CLASSES
     stacked = torch.stack([features, features])
     stacked[0, 1, 1] = bad
@@ -148,7 +148,7 @@ def test_non_finite_features_make_that_member_nan_and_no_other(bad: float) -> No
     assert similarity.note(stacked[0], labels) == "the features are not finite"
 
 
-def test_class_measures_of_members_stacked_equal_members_alone() -> None:
+def test_class_measures_of_stacked_members_equal_single_members() -> None:
     features = normal(2, 3, 20, 5)
     labels = torch.randint(4, (2, 3, 20), generator=torch.Generator().manual_seed(0))
     for metric in (class_cosine, class_cosine_mean, pairwise_class_cosine):
@@ -172,7 +172,7 @@ def test_wrong_labels_are_refused(labels: Tensor, classes: int | None, message: 
         class_cosine(TWO_CLASSES[0], labels, classes)
 
 
-def test_worked_examples_of_cka() -> None:
+def test_cka_agrees_with_worked_examples() -> None:
     x = torch.arange(5.0)[:, None]
     assert float(linear_cka(x, x**2)) == pytest.approx(0.91954, abs=5e-6)
     assert float(linear_cka(x, x**2, debiased=True)) == pytest.approx(0.96236, abs=5e-6)
@@ -181,7 +181,7 @@ def test_worked_examples_of_cka() -> None:
 
 
 def hsic_cka(x: Tensor, y: Tensor, debiased: bool) -> float:
-    """By way of Gram matrices: trace(KHLH), or the unbiased estimator of Song et al. 2012, equation 5."""
+    """Compute CKA from Gram matrices: trace(KHLH), or the unbiased estimator of Song et al. 2012, equation 5."""
     n = len(x)
     centring = np.eye(n) - 1 / n
 
@@ -227,7 +227,7 @@ def test_cka_is_invariant_to_orthogonal_maps_scaling_shifts_and_order_of_argumen
 
 
 def test_debiasing_removes_the_similarity_of_unrelated_features() -> None:
-    """Independent features with d > N: plain CKA is close to 1, the unbiased form close to 0."""
+    """For independent features with d > N, plain CKA is close to 1 and the unbiased form close to 0."""
     values = [
         [float(linear_cka(normal(30, 100, seed=2 * s), normal(30, 100, seed=2 * s + 1), debiased=d)) for s in range(20)]
         for d in (False, True)
@@ -249,7 +249,7 @@ def test_cka_is_nan_where_undefined() -> None:
     assert float(linear_cka(varied[:3], varied[:3])) == pytest.approx(1.0)
 
 
-def test_cka_of_members_stacked_equals_members_alone() -> None:
+def test_cka_of_stacked_members_equals_single_members() -> None:
     x, y = normal(3, 12, 4), normal(3, 12, 20, seed=1)
     for debiased in (False, True):
         together = linear_cka(x, y, debiased=debiased)
@@ -262,7 +262,7 @@ def test_cka_refuses_different_numbers_of_examples() -> None:
         linear_cka(normal(5, 2), normal(6, 2))
 
 
-def test_worked_example_of_subspaces() -> None:
+def test_subspace_overlap_agrees_with_a_worked_example() -> None:
     e = torch.eye(3)
     assert float(subspace_overlap(e[:2], e[1:], 2)) == pytest.approx(0.5)
 
@@ -278,7 +278,7 @@ def test_overlap_agrees_with_principal_angles(k: int, seed: int) -> None:
     turn = orthogonal(6)
     assert float(subspace_overlap(3 * x @ turn, y @ turn, k)) == pytest.approx(value, abs=1e-9)
     assert float(subspace_overlap(x, -x, k)) == pytest.approx(1.0)
-    assert float(subspace_overlap(x, y, 6)) == pytest.approx(1.0), "two bases of the whole space"
+    assert float(subspace_overlap(x, y, 6)) == pytest.approx(1.0), "both are bases of the whole space"
 
 
 def test_overlap_of_random_subspaces_is_chance() -> None:
@@ -302,12 +302,12 @@ def test_overlap_is_nan_where_the_directions_are_undetermined() -> None:
 @pytest.mark.parametrize(
     ("width", "k", "message"), [(3, 0, "1 ≤ k ≤ d = 3, got 0"), (3, 4, "got 4"), (2, 1, "same width")]
 )
-def test_overlap_refuses_wrong_sizes(width: int, k: int, message: str) -> None:
+def test_overlap_refuses_invalid_sizes(width: int, k: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         subspace_overlap(normal(5, 3), normal(5, width), k)
 
 
-def test_disagreement_counts_examples() -> None:
+def test_disagreement_is_the_share_of_examples_with_other_predictions() -> None:
     a, b = torch.tensor([[0, 1, 2, 3], [0, 0, 0, 0]]), torch.tensor([0, 1, 3, 2])
     assert prediction_disagreement(a, b).tolist() == [0.5, 0.75]
     assert prediction_disagreement(b, a).tolist() == [0.5, 0.75]
@@ -322,13 +322,13 @@ def test_disagreement_counts_examples() -> None:
         (torch.tensor([0.1, 0.9]), torch.tensor([0, 1]), "labels: expected integers"),
     ],
 )
-def test_disagreement_refuses_other_input(a: Tensor, b: Tensor, message: str) -> None:
+def test_disagreement_refuses_invalid_input(a: Tensor, b: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         prediction_disagreement(a, b)
 
 
-def test_sums_of_parts_are_those_of_all_examples() -> None:
-    """Parts with other classes, a row of norm zero, a part without examples."""
+def test_sums_over_parts_equal_those_over_all_examples() -> None:
+    """Covers parts with different classes, a row of norm zero, and an empty part."""
     draws = torch.Generator().manual_seed(0)
     parts = [torch.randn(n, 4, generator=draws).relu() for n in (30, 7, 0, 50)]
     labels = [torch.arange(len(part)) % count for part, count in zip(parts, (3, 1, 1, 5), strict=True)]

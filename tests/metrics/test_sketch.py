@@ -1,4 +1,4 @@
-"""Count sketches: linear, right on average, and as well known as the variance says."""
+"""Count sketches are linear, unbiased, and have the variance of the theory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def as_matrix(sketch: CountSketch, count: int) -> Tensor:
-    """(K, P), column by column."""
+    """Return the sketch as a matrix (K, P), built column by column."""
     return torch.stack([sketch(unit) for unit in torch.eye(count)], dim=1).double()
 
 
@@ -34,9 +34,7 @@ seeds = st.integers(0, 2**32)
 
 @settings(deadline=None)
 @given(seeds, st.integers(1, 300), st.integers(1, 64))
-def test_every_weight_is_in_one_bucket_with_a_sign_and_a_sketch_is_their_sums(
-    seed: int, count: int, buckets: int
-) -> None:
+def test_a_sketch_sums_signed_weights_by_bucket(seed: int, count: int, buckets: int) -> None:
     sketch = drawn(count, seed, buckets)
     matrix = as_matrix(sketch, count)
     assert matrix.shape == (buckets, count)
@@ -56,7 +54,7 @@ def test_a_sketch_is_linear(seed: int, a: float, b: float) -> None:
 
 
 @pytest.mark.parametrize("weights", [normal(40), torch.tensor([1.0] * 40), torch.tensor([5.0, 1.0] * 20)])
-def test_squared_norms_are_right_on_average_with_the_variance_of_the_source(weights: Tensor) -> None:
+def test_squared_norms_are_unbiased_with_the_published_variance(weights: Tensor) -> None:
     buckets, draws = 16, 4000
     random = torch.Generator().manual_seed(1)
     found = torch.stack(
@@ -69,13 +67,13 @@ def test_squared_norms_are_right_on_average_with_the_variance_of_the_source(weig
     assert found.var().item() == pytest.approx(variance.item(), rel=0.2)
 
 
-def test_a_single_weight_is_known_exactly() -> None:
+def test_a_single_weight_is_exact() -> None:
     assert all(abs(drawn(1, seed)(torch.tensor([3.0])).sum().item()) == 3.0 for seed in range(20))
 
 
 @pytest.mark.parametrize("apart", [1.0, 1e-4])
-def test_distances_are_known_to_about_two_percent(apart: float) -> None:
-    """Also small ones between large weights: the error is a share of the distance, not of the weights."""
+def test_distances_are_accurate_to_about_two_percent(apart: float) -> None:
+    """Small distances between large weights too: the error is relative to the distance, not to the weights."""
     errors = []
     for seed in range(100):
         sketch = drawn(20_000, seed)
@@ -89,7 +87,7 @@ def test_distances_are_known_to_about_two_percent(apart: float) -> None:
     assert max(map(abs, errors)) < 0.1
 
 
-def test_the_draw_and_the_sketch_depend_on_the_generator_alone() -> None:
+def test_the_sketch_depends_only_on_the_generator() -> None:
     weights = normal(3000).float()
     first, again = (CountSketch.draw(3000, generator(7, 0, "sketch of 3000 weights"), CPU) for _ in range(2))
     other = CountSketch.draw(3000, generator(8, 0, "sketch of 3000 weights"), CPU)
@@ -100,12 +98,12 @@ def test_the_draw_and_the_sketch_depend_on_the_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_sums_are_float64_and_results_float32_whatever_comes() -> None:
+def test_sums_are_float64_and_results_float32_for_any_input() -> None:
     sketch, weights = drawn(5000), normal(5000).float().requires_grad_()
     found = sketch(weights)
     assert (found.dtype, found.shape, found.requires_grad) == (torch.float32, (BUCKETS,), False)
     assert torch.equal(found, sketch(weights.double()))
-    # A sum in float32 would lose the small one.
+    # A float32 sum would lose the small value.
     one_bucket = drawn(3, buckets=1)
     signs = as_matrix(one_bucket, 3)[0]
     assert one_bucket(signs * torch.tensor([1e8, 1.0, -1e8])).item() == 1.0

@@ -1,4 +1,4 @@
-"""Sparsity measures against worked examples, independent twins, and their bounds and invariances."""
+"""Sparsity measures: worked examples, independent references, bounds and invariances."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def vector(*values: float) -> Tensor:
 
 
 def gini_by_pairs(w: Tensor) -> float:
-    """Half the relative mean absolute difference: the textbook definition, in n² steps."""
+    """Compute the Gini index by definition: half the relative mean absolute difference, in n² steps."""
     sizes = np.abs(w.double().numpy())
     return float(np.abs(sizes[:, None] - sizes[None]).sum() / (2 * len(sizes) ** 2 * sizes.mean()))
 
@@ -50,7 +50,7 @@ weights = (
 )
 
 
-def test_worked_examples() -> None:
+def test_measures_agree_with_worked_examples() -> None:
     w = vector(0, 0, 3, 4)
     assert float(hoyer(w)) == pytest.approx(0.6)
     assert float(gini(w)) == pytest.approx(15 / 28)
@@ -64,7 +64,7 @@ def test_worked_examples() -> None:
 
 @settings(deadline=None, max_examples=80)
 @given(weights)
-def test_agrees_with_independent_twins(w: Tensor) -> None:
+def test_measures_agree_with_independent_references(w: Tensor) -> None:
     n, array = len(w), w.numpy()
     expected = (math.sqrt(n) - np.linalg.norm(array, 1) / np.linalg.norm(array)) / (math.sqrt(n) - 1)
     assert float(hoyer(w)) == pytest.approx(expected, abs=1e-12)
@@ -87,7 +87,7 @@ def test_scale_sign_and_order_do_not_matter(w: Tensor, exponent: int, random: ob
 
 @settings(deadline=None, max_examples=60)
 @given(weights)
-def test_bounds(w: Tensor) -> None:
+def test_measures_are_within_their_bounds(w: Tensor) -> None:
     assert -1e-12 <= float(hoyer(w)) <= 1 + 1e-12
     assert -1e-12 <= float(gini(w)) <= 1 - 1 / len(w) + 1e-12
     assert kurtosis(w).isnan() or float(kurtosis(w)) >= 1 - 1e-12
@@ -95,7 +95,7 @@ def test_bounds(w: Tensor) -> None:
 
 
 @pytest.mark.parametrize("n", [2, 5, 1000])
-def test_extremes(n: int) -> None:
+def test_measures_have_their_extreme_values(n: int) -> None:
     equal, single = torch.full((n,), -0.1), torch.zeros(n)
     single[n // 2] = 0.3
     assert float(hoyer(equal)) == pytest.approx(0, abs=1e-12)
@@ -129,7 +129,7 @@ def test_near_zero_is_strictly_below_its_share_of_the_rms() -> None:
 
 
 @pytest.mark.parametrize("metric", [hoyer, gini, kurtosis, near_zero_share])
-def test_a_zero_vector_is_nan_and_disturbs_no_other(metric: Callable[[Tensor], Tensor]) -> None:
+def test_a_zero_vector_is_nan_and_does_not_affect_others(metric: Callable[[Tensor], Tensor]) -> None:
     w = torch.tensor([[0.0, 0, 0], [1, 2, 3]])
     values = metric(w)
     assert values[0].isnan()
@@ -140,7 +140,7 @@ def test_a_zero_vector_is_nan_and_disturbs_no_other(metric: Callable[[Tensor], T
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("metric", OF_WEIGHTS)
-def test_a_non_finite_vector_is_nan_and_disturbs_no_other(metric: Callable[[Tensor], Tensor], bad: float) -> None:
+def test_a_non_finite_vector_is_nan_and_does_not_affect_others(metric: Callable[[Tensor], Tensor], bad: float) -> None:
     w = torch.tensor([[1.0, bad, 0], [1, 2, 3]])
     values = metric(w)
     assert values[0].isnan()
@@ -148,7 +148,7 @@ def test_a_non_finite_vector_is_nan_and_disturbs_no_other(metric: Callable[[Tens
     assert sparsity.note(w[0]) == "the weights are not finite"
 
 
-def test_few_or_equal_weights() -> None:
+def test_few_or_equal_weights_have_defined_or_nan_values() -> None:
     none, one, equal = torch.zeros(2, 0), torch.tensor([0.3]), torch.full((7,), 0.1)
     for metric in OF_WEIGHTS:
         assert metric(none).shape == (2,)
@@ -158,13 +158,13 @@ def test_few_or_equal_weights() -> None:
     assert kurtosis(one).isnan()
     assert float(gini(one)) == 0
     assert sparsity.note(one) == "expected at least 2 weights, got 1"
-    assert kurtosis(equal).isnan(), "rounding of the mean is no variance"
+    assert kurtosis(equal).isnan(), "rounding of the mean must not count as variance"
     assert sparsity.note(equal) == "the weights do not vary"
     assert sparsity.note(vector(1, 2)) is None
 
 
 @pytest.mark.parametrize("metric", OF_WEIGHTS)
-def test_weights_of_members_stacked_equal_members_alone(metric: Callable[[Tensor], Tensor]) -> None:
+def test_weights_of_stacked_members_equal_single_members(metric: Callable[[Tensor], Tensor]) -> None:
     w = torch.randn(2, 3, 50, generator=torch.Generator().manual_seed(0))
     together = metric(w)
     assert together.dtype == torch.float64
@@ -172,7 +172,7 @@ def test_weights_of_members_stacked_equal_members_alone(metric: Callable[[Tensor
         torch.testing.assert_close(together[index], metric(w[index]), rtol=1e-12, atol=0)
 
 
-def test_activations_against_counting() -> None:
+def test_activations_agree_with_plain_counts() -> None:
     h = torch.relu(torch.randn(3, 20, 8, generator=torch.Generator().manual_seed(0)) - 0.5)
     h[..., 2] = 0
     h[..., 5] *= 0.001
@@ -189,7 +189,7 @@ def test_activations_against_counting() -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10_000), st.floats(1e-6, 1e6))
-def test_activations_ignore_scale_and_dead_units_are_dormant(seed: int, scale: float) -> None:
+def test_measures_of_activations_are_scale_free_and_dead_units_are_dormant(seed: int, scale: float) -> None:
     h = torch.relu(torch.randn(6, 10, generator=torch.Generator().manual_seed(seed)).double() - 1.0)
     if not h.any():
         return
@@ -199,7 +199,7 @@ def test_activations_ignore_scale_and_dead_units_are_dormant(seed: int, scale: f
     assert float(dead_share(h)) <= float(activation_zero_share(h))
 
 
-def test_all_zero_activations_are_dead_and_not_comparable() -> None:
+def test_all_zero_activations_are_dead_and_have_no_dormant_share() -> None:
     h = torch.zeros(5, 3)
     assert float(activation_zero_share(h)) == 1
     assert float(dead_share(h)) == 1
@@ -229,7 +229,7 @@ def test_wrong_shapes_are_refused() -> None:
         dead_share(torch.zeros(3))
 
 
-def test_activity_of_parts_is_that_of_all_examples() -> None:
+def test_activity_over_parts_equals_that_over_all_examples() -> None:
     draws = torch.Generator().manual_seed(0)
     parts = [torch.randn(n, 4, generator=draws).relu() for n in (30, 7, 1)]
     made, whole = sparsity.pooled_activity([sparsity.activity(part) for part in parts]), torch.cat(parts)

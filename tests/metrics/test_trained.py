@@ -1,4 +1,4 @@
-"""What is measured of a trained network in a run: cues, corruption, transfer, classes, and when it got there."""
+"""Metrics of trained networks in a run: cues, corruption, transfer, classes, and learning speed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_file(tmp_path_factory.mktemp("trained"), SUITE)
 
 
-def test_a_linear_network_follows_the_patch_and_the_rest_is_what_its_checkpoint_gives(path: Path) -> None:
+def test_a_linear_network_follows_the_patch_and_other_metrics_agree_with_its_checkpoint(path: Path) -> None:
     table = pd.read_parquet(path / "metrics.parquet")
     found = table[(table.after_task == 1) & table.task.isna()].set_index("metric")["value"].to_dict()
     (file,) = (path / "checkpoints").glob("**/*.safetensors")
@@ -70,10 +70,10 @@ def test_a_linear_network_follows_the_patch_and_the_rest_is_what_its_checkpoint_
     predicted = network(normalise(test.inputs)).argmax(1)
 
     assert found["cue_following"] == pytest.approx(float((predicted == test.cues).double().mean()), abs=1e-12)
-    assert found["cue_following"] > 0.9, "the known extreme: nothing is easier than the patch"
-    assert found["quantised_drop_8"] < 0.002, "the known extreme"
+    assert found["cue_following"] > 0.9, "a known extreme: the patch is the easiest cue"
+    assert found["quantised_drop_8"] < 0.002, "a known extreme"
 
-    # Before their pixels are permuted, images are corrupted.
+    # Images are corrupted before their pixels are permuted.
     plain = torch.empty_like(test.inputs).flatten(2)
     plain[:, :, test.places] = test.inputs.flatten(2)
     made = corrupter(Examples(plain.view_as(test.inputs), test.targets), 0, normalise, 0)
@@ -92,7 +92,7 @@ def test_a_linear_network_follows_the_patch_and_the_rest_is_what_its_checkpoint_
     assert found["worst_class_accuracy"] == of_all.accuracy.min()
     assert set(classes.columns) > {"trial", "stage", "after_task"}
 
-    # Of three classes, from the pixels: recomputed from the suite's seed, and much better than a guess.
+    # Three classes from the pixels: recomputed from the seed of the suite, and much better than guessing.
     assert experiment.transfer is not None
     other = load(experiment.transfer)
     parts = Transfer.of(other, 0, cpu).parts
@@ -109,7 +109,7 @@ def test_a_linear_network_follows_the_patch_and_the_rest_is_what_its_checkpoint_
         assert of_task.note["steps_to_accuracy accuracy=1"] == "an accuracy of 1 was not reached: at least as many"
 
 
-def test_worked_examples() -> None:
+def test_measures_agree_with_worked_examples() -> None:
     logits = torch.tensor([[2.0, 1, 0], [0, 1, 0], [0, 0, 5], [1, 0, 0]])
     assert cue_following(logits, torch.tensor([0, 0, 2, 0])) == 0.75
     curve = Curve([10, 20, 30], [0.2, None, 0.96])
@@ -118,8 +118,8 @@ def test_worked_examples() -> None:
     assert steps_to_accuracy(Curve([10, 20], [0.95, 0.1])).value == 10
 
 
-def test_a_network_that_looks_at_the_mean_alone_keeps_what_contrast_does_to_images() -> None:
-    """Each image's mean stays with contrast, and goes with noise."""
+def test_a_network_that_uses_only_the_mean_is_robust_to_contrast() -> None:
+    """Contrast keeps the mean of every image, while noise changes it."""
     means = torch.tensor([0.2, 0.8] * 20)
     images = (means[:, None, None, None] + 0.1 * torch.randn(40, 1, 6, 6, generator=torch.manual_seed(0))).clamp(0, 1)
     targets = (means > 0.5).long()
@@ -138,10 +138,10 @@ def test_a_network_that_looks_at_the_mean_alone_keeps_what_contrast_does_to_imag
     assert once is not None
     assert again is not None
     assert torch.equal(once("noise-0.1"), once("noise-0.1"))
-    assert not torch.equal(once("noise-0.1"), again("noise-0.1")), "other noise for another task"
+    assert not torch.equal(once("noise-0.1"), again("noise-0.1")), "tasks have different noise"
 
 
-def test_undefined_values_say_why() -> None:
+def test_undefined_values_have_a_note() -> None:
     inputs, targets = torch.randn(8, 3), torch.arange(8) % 2
     examples = Examples(inputs, targets)
     normalise = Normaliser(torch.tensor(1.0), torch.tensor(0.0), 1.0)
@@ -163,7 +163,7 @@ OTHER = "    transfer: {kind: classes, of: {kind: mnist, resize: 14}, keep: [3, 
         ("    transfer: mnist\n", "transfer: expected inputs as spurious-patch mnist has, uint8 (1, 14, 14), got"),
     ],
 )
-def test_transfer_that_cannot_be_is_refused(
+def test_invalid_transfer_is_refused(
     instead: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

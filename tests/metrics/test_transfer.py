@@ -1,4 +1,4 @@
-"""Transfer to another dataset: the probe against plain ridge regression, and what it does not depend on."""
+"""Transfer to another dataset: the probe agrees with plain ridge regression and has its invariances."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def draws(seed: int, separation: float = 1.0, width: int = 6) -> Probe:
 
 
 def plainly(probe: Probe) -> float:
-    """Normal equations with an intercept that is not penalised, solved for each penalty by itself."""
+    """Solve the normal equations with an unpenalised intercept for each penalty separately."""
     x, y = probe.train.features.double().numpy(), np.eye(probe.classes)[probe.train.targets.numpy()]
     scale = np.trace(np.cov(x.T, bias=True)) / x.shape[1]
 
@@ -46,13 +46,13 @@ def plainly(probe: Probe) -> float:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_it_is_ridge_regression_with_the_penalty_that_validates_best(seed: int) -> None:
+def test_the_probe_is_ridge_regression_with_the_best_penalty_on_validation_data(seed: int) -> None:
     probe = draws(seed)
     assert transfer_accuracy(probe) == pytest.approx(plainly(probe), abs=1e-12)
     assert 0.3 < transfer_accuracy(probe) < 0.95
 
 
-def test_extremes_and_what_does_not_matter() -> None:
+def test_the_probe_has_its_extreme_values_and_invariances() -> None:
     assert transfer_accuracy(draws(0, separation=50.0)) == 1.0
     assert transfer_accuracy(draws(0, separation=0.0)) == pytest.approx(0.25, abs=0.1)
     probe = draws(1)
@@ -72,7 +72,7 @@ def test_extremes_and_what_does_not_matter() -> None:
         (torch.full((60, 6), math.inf), "features that are not finite"),
     ],
 )
-def test_undefined_values_say_why(features: Tensor, note: str) -> None:
+def test_undefined_values_have_a_note(features: Tensor, note: str) -> None:
     probe = draws(0)
     probe = dataclasses.replace(probe, train=dataclasses.replace(probe.train, features=features))
     (found,) = take(select(["transfer_accuracy"]), Transferred(probe))

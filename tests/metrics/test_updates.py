@@ -1,4 +1,4 @@
-"""The geometry of updates against the worked example, plain decompositions, and its invariances."""
+"""The geometry of updates: worked examples, plain decompositions, and invariances."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def orthogonal(n: int, seed: int) -> Tensor:
 
 
 def plainly(w: Tensor, g: Tensor, d: Tensor) -> Geometry:
-    """By singular value decompositions and the inverse cosine."""
+    """Compute the geometry by singular value decompositions and the inverse cosine."""
     w_, g_, d_ = (tensor.flatten(1).numpy() for tensor in (w, g, d))
     u, s, v = np.linalg.svd(g_, full_matrices=False)
     polar = u[:, s > 1e-7 * s[0]] @ v[s > 1e-7 * s[0]]
@@ -55,17 +55,17 @@ def plainly(w: Tensor, g: Tensor, d: Tensor) -> Geometry:
     ],
     ids=["gradient", "sign", "polar"],
 )
-def test_worked_example(step: Tensor, expected: tuple[float, ...]) -> None:
+def test_geometry_agrees_with_worked_examples(step: Tensor, expected: tuple[float, ...]) -> None:
     assert astuple(geometry(W, G, step)) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(7, 30), (30, 7), (8, 8), (1, 5), (5, 1), (4, 3, 2, 2)])
-def test_it_is_what_plain_decompositions_give(shape: tuple[int, ...]) -> None:
+def test_geometry_agrees_with_plain_decompositions(shape: tuple[int, ...]) -> None:
     w, g, d = (normal(*shape, seed=seed) for seed in range(3))
     assert astuple(geometry(w, g, d)) == pytest.approx(astuple(plainly(w, g, d)), abs=1e-9)
 
 
-def test_a_gradient_of_few_directions_has_no_other_in_its_polar_factor() -> None:
+def test_the_polar_factor_of_a_low_rank_gradient_has_no_other_directions() -> None:
     w, d = normal(20, 30, seed=1), normal(20, 30, seed=2)
     g = normal(20, 3, seed=3) @ torch.diag(torch.tensor([1, 1e-3, 1e-6], dtype=torch.float64)) @ normal(3, 30, seed=4)
     single = g.float()
@@ -74,7 +74,7 @@ def test_a_gradient_of_few_directions_has_no_other_in_its_polar_factor() -> None
     assert geometry(w, single, d).cosine_polar == pytest.approx(plainly(w, single.double(), d).cosine_polar, abs=1e-6)
 
 
-def test_turning_both_sides_changes_only_the_cosine_with_the_sign() -> None:
+def test_rotating_both_sides_changes_only_the_cosine_with_the_sign() -> None:
     w, g, d = (normal(6, 9, seed=seed) for seed in range(3))
     u, v = orthogonal(6, 3), orthogonal(9, 4)
     there, here = geometry(w, g, d), geometry(*(u @ tensor @ v for tensor in (w, g, d)))
@@ -82,7 +82,7 @@ def test_turning_both_sides_changes_only_the_cosine_with_the_sign() -> None:
     assert here.cosine_sign != pytest.approx(there.cosine_sign, abs=1e-3)
 
 
-def test_the_transpose_has_the_same_geometry_and_scales_only_size_and_angle() -> None:
+def test_the_transpose_has_the_same_geometry_and_scaling_changes_only_size_and_angle() -> None:
     w, g, d = (normal(6, 9, seed=seed) for seed in range(3))
     there = geometry(w, g, d)
     assert astuple(geometry(w.T, g.T, d.T)) == pytest.approx(astuple(there), abs=1e-12)
@@ -93,7 +93,7 @@ def test_the_transpose_has_the_same_geometry_and_scales_only_size_and_angle() ->
     assert smaller.angle == pytest.approx(math.degrees(float(across.norm() / w.norm())) / 1e6, rel=1e-4)
 
 
-def test_what_is_undefined_is_nan() -> None:
+def test_undefined_values_are_nan() -> None:
     still = geometry(W, G, torch.zeros(2, 2))
     assert (still.relative_size, still.angle) == (0, 0)
     assert all(map(math.isnan, astuple(still)[:4]))

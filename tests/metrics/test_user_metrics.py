@@ -1,4 +1,4 @@
-"""A user's own metrics, through the command line: trained, stored, reported, compared; and wrong ones, refused."""
+"""Users' metrics from the command line: measured, stored, reported and compared; wrong ones are refused."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, _train_here: None) -> Path:
 
 
 def final(run: Path, metric: str) -> pd.Series:
-    """The values of the trials, by id: as the Parquet tables have them."""
+    """Return the values of trials by id, read from the Parquet tables."""
     table = pd.read_parquet(run / "metrics.parquet")
     chosen = table[(table.metric == metric) & (table.after_task == 2) & table.task.isna()]
     return chosen[chosen.layer.isna() | (chosen.layer == "features")].set_index("trial").value
@@ -126,7 +126,7 @@ def test_a_metric_of_the_accuracy_matrix_agrees_with_the_stored_matrices(run: Pa
         assert found[trial] == (matrix[1:].max(0) - matrix[-1]).max()
 
 
-def test_a_metric_of_weights_agrees_with_the_checkpoints_by_layer_and_together(run: Path) -> None:
+def test_a_metric_of_weights_agrees_with_checkpoints_by_layer_and_overall(run: Path) -> None:
     found, table = final(run, "largest"), pd.read_parquet(run / "metrics.parquet")
     for trial, place in pd.read_parquet(run / "trials.parquet").set_index("trial").checkpoint.items():
         largest = {name: np.abs(w).max() for name, w in load_file(run / place).items() if w.ndim > 1}
@@ -136,13 +136,13 @@ def test_a_metric_of_weights_agrees_with_the_checkpoints_by_layer_and_together(r
 
 
 def test_metrics_of_logits_and_of_the_model_agree_with_the_accuracies(run: Path) -> None:
-    """Were the network itself handed out, `hits_again` would have zeroed it before the second task."""
+    """Metrics get a copy of the network; otherwise `hits_again` would have zeroed it before the second task."""
     for trial, matrix in accuracies(run).items():
         assert final(run, "hits")[trial] == pytest.approx(matrix[-1].mean())
         assert final(run, "hits_again")[trial] == pytest.approx(matrix[-1].mean())
 
 
-def test_what_a_metric_does_to_its_arguments_or_settings_changes_nothing_else(run: Path, tmp_path: Path) -> None:
+def test_a_metric_that_modifies_its_arguments_does_not_affect_others(run: Path, tmp_path: Path) -> None:
     alone = written(tmp_path, "[default]", "forgetting")
     assert main(["run", str(alone), "--runs-dir", str(tmp_path), "--name", "b", "--quiet"]) == 0
     for name in ("accuracy", "metrics", "spectra", "similarity", "curves"):
@@ -152,15 +152,15 @@ def test_what_a_metric_does_to_its_arguments_or_settings_changes_nothing_else(ru
         pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
 
 
-def test_draws_are_those_of_the_trial(run: Path, tmp_path: Path) -> None:
+def test_random_draws_of_a_metric_belong_to_the_trial(run: Path, tmp_path: Path) -> None:
     alone = written(tmp_path, '["./mine.py:drawn"]', "drawn")
     assert main(["run", str(alone), "--runs-dir", str(tmp_path), "--name", "b", "--quiet", "--optimizer", "adam"]) == 0
     found = final(tmp_path / "b", "drawn")
     assert found.to_dict() == {trial: value for trial, value in final(run, "drawn").items() if "adam" in trial}
-    assert found.nunique() == 2, "each seed has its own"
+    assert found.nunique() == 2, "seeds have different draws"
 
 
-def test_features_and_nan(run: Path) -> None:
+def test_a_metric_of_features_is_measured_and_nan_is_noted(run: Path) -> None:
     table = pd.read_parquet(run / "metrics.parquet")
     assert (final(run, "margin") > 0).all()
     assert (final(run, "norm") > 0).all()
@@ -169,7 +169,7 @@ def test_features_and_nan(run: Path) -> None:
     assert set(rows.note) == {"the function returned nan"}
 
 
-def test_the_record_describes_them_and_readers_need_neither_the_file_nor_torch(run: Path) -> None:
+def test_the_record_describes_users_metrics_and_reading_needs_neither_file_nor_torch(run: Path) -> None:
     record = {entry["name"]: entry for entry in json.loads((run / "run.json").read_text())["metrics"]}
     assert tuple(record) == OWN
     described = {key: record["margin"][key] for key in ("of", "direction", "unit", "margin", "formula", "target")}
@@ -200,14 +200,14 @@ def test_the_record_describes_them_and_readers_need_neither_the_file_nor_torch(r
 
 
 @pytest.mark.parametrize("form", ["terminal", "markdown", "html", "latex", "csv", "json"])
-def test_every_format_shows_them(run: Path, form: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_format_shows_users_metrics(run: Path, form: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(run), "--format", form, "-o", "-"]) == 0
     shown = capsys.readouterr().out
     assert "margin" in shown
     assert "worst" in shown
 
 
-def test_compare_has_verdicts_and_gates_on_them(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_gives_verdicts_and_gates_on_users_metrics(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sides = [f"{run}:adam", f"{run}:sgd", "--format", "json", "--metric", "margin"]
     assert main(["compare", *sides, "--fail-on", "margin:+0.1"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -220,7 +220,7 @@ def test_compare_has_verdicts_and_gates_on_them(run: Path, capsys: pytest.Captur
     assert "unknown metric 'margine'; did you mean 'margin'?" in capsys.readouterr().err
 
 
-def test_a_metric_of_another_source_is_said(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_metric_with_changed_code_is_reported(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     suite = written(tmp_path, code=MINE.replace("** power", "** 2"))
     assert main(["run", str(suite), "--runs-dir", str(tmp_path), "--name", "b", "--quiet"]) == 0
     main(["compare", str(run), str(tmp_path / "b")])
@@ -282,7 +282,7 @@ def test_wrong_metrics_are_refused_before_training(
         ('of="features", margin=-1', "margin: expected a finite number of at least 0, got -1"),
     ],
 )
-def test_wrong_marks_are_refused(line: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_decorators_are_refused(line: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = f"import optbench\n@optbench.metric({line})\ndef margin(features): return 1.0\n"
     suite = written(tmp_path, '["./mine.py:margin"]', code=code)
     assert said in refusal(capsys, tmp_path, "run", str(suite), "--runs-dir", str(tmp_path / "runs"))
@@ -295,7 +295,7 @@ def test_wrong_marks_are_refused(line: str, said: str, tmp_path: Path, capsys: p
         ('["./mine.py:margin"]', "margn", "experiments.e.primary: unknown metric 'margn'; did you mean 'margin'?"),
     ],
 )
-def test_a_slip_is_refused_with_the_nearest_name(
+def test_a_misspelt_name_is_refused_with_the_nearest_name(
     metrics: str, primary: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     suite = written(tmp_path, metrics, primary)
@@ -303,7 +303,9 @@ def test_a_slip_is_refused_with_the_nearest_name(
 
 
 @pytest.mark.parametrize("second", ["./other.py:margin", "{kind: ./other.py:margin, factor: 2}"])
-def test_two_metrics_of_one_name_are_refused(second: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_metrics_with_the_same_name_are_refused(
+    second: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     suite = written(tmp_path, f"[./mine.py:margin, {second}]")
     code = MINE.replace("def margin(features, targets", "def margin(features, targets, *, factor: int = 1")
     (tmp_path / "other.py").write_text(code, encoding="utf-8")
@@ -311,7 +313,7 @@ def test_two_metrics_of_one_name_are_refused(second: str, tmp_path: Path, capsys
     assert "./other.py:margin: has the same name as ./mine.py:margin" in said
 
 
-def test_one_that_raises_in_training_leaves_its_trial_and_is_said(
+def test_a_metric_that_raises_during_training_is_noted_without_failing_the_trial(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = MINE.replace("means = torch.stack", 'assert len(features) != 200, "two hundred"\n    means = torch.stack')
@@ -338,7 +340,7 @@ def test_a_changed_file_is_refused_on_resumption(run: Path, capsys: pytest.Captu
     assert main(["run", "--resume", str(run), "--runs-dir", str(run.parent), "--quiet"]) == 0
 
 
-def test_a_tuning_run_takes_metrics_of_accuracy_on_validation_data(tmp_path: Path) -> None:
+def test_a_tuning_run_measures_accuracy_metrics_on_validation_data(tmp_path: Path) -> None:
     suite = written(tmp_path, '["./mine.py:worst_drop"]', "worst_drop")
     words = ["run", str(suite), "--runs-dir", str(tmp_path), "--name", "t", "--quiet", "--set", "stage=tune"]
     assert main(words) == 0
@@ -353,7 +355,7 @@ def test_a_tuning_run_takes_metrics_of_accuracy_on_validation_data(tmp_path: Pat
     [{"of": "all"}, {"direction": None}, {"margin": "1"}, {"margin": -1}, {"unit": 3}, {"name": None}, {"target": 1}],
     ids=str,
 )
-def test_a_record_that_describes_no_metric_is_none(wrong: dict[str, object]) -> None:
+def test_an_invalid_description_of_a_metric_is_recognised(wrong: dict[str, object]) -> None:
     right = metric_record(dataclasses.replace(METRICS["hoyer"], name="mine", target="./mine.py:mine"))
     assert is_metric_record(right)
     assert metric_record(from_record(right)) == right

@@ -1,4 +1,4 @@
-"""The transformer: loss and gradients against a plain implementation, causality, initial weights, what it refuses."""
+"""The transformer: loss and gradients against a plain implementation, causality, initial weights, refusals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.texts import small_text
 
 TOKENS = InputSpec((9,), torch.int64, 7)
 SMALL = {"layers": 2, "width": 12, "heads": 3}
-TIED = pytest.mark.parametrize("tied", [False, True], ids=["own head", "tied"])
+TIED = pytest.mark.parametrize("tied", [False, True], ids=["separate head", "tied"])
 
 
 def gpt(**settings: Any) -> nn.Module:
@@ -32,7 +32,7 @@ def gpt(**settings: Any) -> nn.Module:
 
 
 def drawn(network: nn.Module, scale: float = 1.0) -> dict[str, Tensor]:
-    """Initial weights, further from zero by `scale` and with biases and gains that matter."""
+    """Return initial weights scaled by `scale`, with perturbed biases and gains."""
     draws = torch.Generator().manual_seed(0)
     weights = initialise(network, draws)
     return {name: scale * w + 0.1 * (scale - 1) * torch.randn(w.shape, generator=draws) for name, w in weights.items()}
@@ -44,7 +44,7 @@ def tokens(batch: int = 4, seed: int = 1) -> tuple[Tensor, Tensor]:
 
 
 def plain_logits(w: dict[str, Tensor], x: Tensor, heads: int) -> Tensor:
-    """One sequence after the other and one head after the other, with the softmax written out."""
+    """Compute logits sequence by sequence and head by head, with an explicit softmax."""
     rows = []
     for sequence in x:
         head = w["head.weight"]
@@ -79,14 +79,14 @@ def plain_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 @TIED
-def test_loss_and_gradients_are_those_of_a_plain_implementation(tied: bool) -> None:
+def test_loss_and_gradients_agree_with_a_plain_implementation(tied: bool) -> None:
     network = gpt(tied=tied)
     weights = {name: w.requires_grad_() for name, w in drawn(network, 3.0).items()}
     x, targets = tokens()
     loss = cross_entropy(functional_call(network, weights, (x,)), targets)
     expected = plain_loss(plain_logits(weights, x, SMALL["heads"]), targets)
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
-    assert abs(loss.item() - math.log(7)) > 0.1, "weights that matter"
+    assert abs(loss.item() - math.log(7)) > 0.1, "the weights must affect the loss"
     found = torch.autograd.grad(loss, list(weights.values()))
     for name, grad, other in zip(weights, found, torch.autograd.grad(expected, list(weights.values())), strict=True):
         assert grad.abs().max() > 1e-4 or name.endswith("key.bias"), f"{name} has no part in the loss"
@@ -94,7 +94,7 @@ def test_loss_and_gradients_are_those_of_a_plain_implementation(tied: bool) -> N
 
 
 @TIED
-def test_members_together_have_the_gradients_of_each_alone(tied: bool) -> None:
+def test_gradients_of_members_together_equal_those_alone(tied: bool) -> None:
     network = gpt(tied=tied)
     layout = Layout.of({name: p.shape for name, p in network.named_parameters()})
     starts = [layout.pack(drawn(network, 1.0 + scale)) for scale in range(3)]
@@ -110,7 +110,7 @@ def test_members_together_have_the_gradients_of_each_alone(tied: bool) -> None:
             torch.testing.assert_close(layout.views(grads[i])[name], grad, atol=1e-5, rtol=1e-4)
 
 
-def test_a_later_token_changes_no_earlier_logit() -> None:
+def test_a_later_token_does_not_change_earlier_logits() -> None:
     network = gpt()
     weights = drawn(network, 3.0)
     x, _ = tokens()
@@ -120,10 +120,10 @@ def test_a_later_token_changes_no_earlier_logit() -> None:
         changed[:, place] = (changed[:, place] + 1) % 7
         found = functional_call(network, weights, (changed,))
         assert torch.equal(found[:, :place], logits[:, :place])
-        assert (found[:, place:] != logits[:, place:]).any(-1).all(), "it is seen from here on"
+        assert (found[:, place:] != logits[:, place:]).any(-1).all(), "logits change from this position on"
 
 
-def test_initial_weights_are_those_of_gpt_2() -> None:
+def test_initial_weights_follow_gpt_2() -> None:
     settings = ModelSettings.of("gpt", layers=3, width=96, heads=4)
     network = build(settings, InputSpec((40,), torch.int64, 50), 50)
     found = initialise(network, torch.Generator().manual_seed(0))
@@ -163,12 +163,12 @@ def test_features_are_the_input_of_the_head(tied: bool) -> None:
         ({"context": 8}, "context: expected at least 9, the tokens of a sequence, got 8"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_incompatible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         gpt(**settings)
 
 
-def test_other_data_than_text_are_refused(mnist: Dataset) -> None:
+def test_data_other_than_text_is_refused(mnist: Dataset) -> None:
     experiment = small_suite({"opt": {"target": "sgd"}}, model={"kind": "gpt"}).experiments["small"]
     with pytest.raises(UsageError, match=r"gpt: expected sequences of tokens \(positions,\), got inputs of shape"):
         Blueprint.of(experiment, "net", mnist, "here")
@@ -178,7 +178,7 @@ def test_other_data_than_text_are_refused(mnist: Dataset) -> None:
         Blueprint.of(experiment, "net", Dataset("text", halves[0], halves[1], text.classes), "here")
 
 
-def test_a_longer_context_serves_shorter_sequences() -> None:
+def test_a_longer_context_accepts_shorter_sequences() -> None:
     network = gpt(context=20)
     weights = drawn(network, 3.0)
     x, _ = tokens()

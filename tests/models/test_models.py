@@ -1,4 +1,4 @@
-"""Initial weights: drawn from the trial's own generator, with the spread that their name says."""
+"""Initial weights are drawn from the generator of the trial with the named spread."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ def test_truncated_normals_have_the_named_spread(model: str) -> None:
             continue
         std = 1 / math.sqrt(math.prod(weight.shape[1:]))
         values = weight.flatten().double().numpy()
-        # In units of the untruncated normal, which is cut at two standard deviations.
+        # In units of the normal before truncation at two standard deviations.
         untruncated = std / scipy.stats.truncnorm(-2, 2).std()
         assert abs(values).max() <= 2 * untruncated * (1 + 1e-6)
         assert scipy.stats.kstest(values / untruncated, scipy.stats.truncnorm(-2, 2).cdf).pvalue > 1e-4, name
 
 
-def test_the_default_is_uniform_and_its_bits_stay() -> None:
+def test_the_default_is_uniform_with_stable_bits() -> None:
     found = drawn("uniform")
     for name, weight in found.items():
         fan_in = found[name.replace("bias", "weight")].shape[1]
         assert weight.abs().max() <= 1 / math.sqrt(fan_in)
         assert weight.std().item() == pytest.approx(1 / math.sqrt(3 * fan_in), rel=0.2)
-    # Runs of other versions are paired with ours by this.
+    # Runs of different versions are paired by this hash.
     assert digest(found) == "e0d305b7bb809029"
 
 
 @pytest.mark.parametrize("initialisation", ["uniform", "truncated-normal"])
-def test_weights_depend_on_the_generator_alone(initialisation: Initialisation) -> None:
+def test_weights_depend_only_on_the_generator(initialisation: Initialisation) -> None:
     assert digest(drawn(initialisation)) == digest(drawn(initialisation))
     assert digest(drawn(initialisation)) != digest(drawn(initialisation, seed=1))

@@ -1,4 +1,4 @@
-"""The residual network: published sizes, a forward pass written out, initial weights, what it refuses."""
+"""The residual network: published sizes, a plain forward pass, initial weights, refusals."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def resnet(inputs: InputSpec = CIFAR, **settings: Any) -> Network:
 
 
 @pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (56, 0.85)], ids=lambda x: str(x))
-def test_sizes_are_those_of_table_6(depth: int, millions: float) -> None:
-    """He et al. 2016; with a bias and gain for each channel."""
+def test_sizes_agree_with_table_6(depth: int, millions: float) -> None:
+    """Table 6 of He et al. 2016, plus a bias and a gain per channel."""
     count = sum(parameter.numel() for parameter in resnet(depth=depth).parameters())
     assert count / 1e6 == pytest.approx(millions, abs=0.5 * 10 ** -len(str(millions).partition(".")[2]))
-    # By stages: convolutions, their gains and biases, and the head.
+    # By stage: convolutions, their gains and biases, and the head.
     n = (depth - 2) // 6
     widths = [16] + [16] * n + [32] * n + [64] * n
     blocks = sum(9 * b * (a + b) + 4 * b for a, b in pairwise(widths))
@@ -38,7 +38,7 @@ def test_sizes_are_those_of_table_6(depth: int, millions: float) -> None:
 
 
 def written_out(w: dict[str, Tensor], x: Tensor, norm: str, groups: int) -> Tensor:
-    """The logits of a network with two blocks a stage, in training mode, with every normalisation as its formula."""
+    """Compute the training-mode logits of a network with two blocks per stage, with normalisation as formulas."""
 
     def normalised(x: Tensor, name: str) -> Tensor:
         if norm == "batch":
@@ -79,9 +79,7 @@ def written_out(w: dict[str, Tensor], x: Tensor, norm: str, groups: int) -> Tens
     ids=str,
 )
 @pytest.mark.parametrize("inputs", [CIFAR, SMALL], ids=["32", "14"])
-def test_logits_are_those_of_a_forward_pass_written_out(
-    settings: dict[str, Any], groups: int, inputs: InputSpec
-) -> None:
+def test_logits_agree_with_a_plain_forward_pass(settings: dict[str, Any], groups: int, inputs: InputSpec) -> None:
     draws = torch.Generator().manual_seed(0)
     network: Any = materialised(resnet(inputs, depth=14, width=6, **settings), torch.device("cpu")).double()
     weights = {name: tensor.double() for name, tensor in initialise(network, draws).items()}
@@ -102,11 +100,11 @@ def test_logits_are_those_of_a_forward_pass_written_out(
 
 
 @pytest.mark.parametrize("norm", ["group", "layer"])
-def test_members_together_have_the_gradients_of_each_alone(norm: str) -> None:
+def test_gradients_of_members_together_equal_those_alone(norm: str) -> None:
     check_together(resnet(SMALL, depth=8, width=4, norm=norm), SMALL.shape)
 
 
-def test_initial_weights_are_those_of_he_et_al() -> None:
+def test_initial_weights_follow_he_et_al() -> None:
     network = resnet()
     found = initialise(network, torch.Generator().manual_seed(0))
     assert list(found) == [name for name, _ in (*network.named_parameters(), *network.named_buffers())]
@@ -132,6 +130,6 @@ def test_initial_weights_are_those_of_he_et_al() -> None:
         (InputSpec((784,)), {}, r"expected images \(channels, rows, columns\), got inputs of shape \(784,\)"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(inputs: InputSpec, settings: dict[str, Any], message: str) -> None:
+def test_incompatible_settings_are_refused(inputs: InputSpec, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         resnet(inputs, **settings)

@@ -1,4 +1,4 @@
-"""The vision transformer: against PyTorch's own encoder, members together, initial weights, what it refuses."""
+"""The vision transformer: agreement with PyTorch's encoder, members together, initial weights, refusals."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def vit(inputs: InputSpec = CIFAR, **settings: Any) -> Network:
 
 
 def by_pytorch(w: dict[str, Tensor], x: Tensor, patch: int) -> Tensor:
-    """The logits by `nn.TransformerEncoderLayer` with the same weights."""
+    """Compute the logits by `nn.TransformerEncoderLayer` with the same weights."""
     stream = nn.functional.unfold(x, patch, stride=patch).mT @ w["patches.weight"].T + w["patches.bias"]
     stream = stream + w["positions.weight"]
     for i in range(SMALL["layers"]):
@@ -58,7 +58,7 @@ PARTS = ("weight", "bias")
 @pytest.mark.parametrize(
     ("shape", "patch"), [((3, 32, 32), None), ((1, 28, 28), 7), ((1, 14, 14), None), ((2, 6, 10), None)], ids=str
 )
-def test_logits_are_those_of_pytorchs_encoder(shape: tuple[int, ...], patch: int | None) -> None:
+def test_logits_agree_with_pytorchs_encoder(shape: tuple[int, ...], patch: int | None) -> None:
     network: Any = materialised(vit(InputSpec(shape), patch=patch), torch.device("cpu"))
     weights = drawn(network)
     network.load_state_dict(weights)
@@ -67,7 +67,7 @@ def test_logits_are_those_of_pytorchs_encoder(shape: tuple[int, ...], patch: int
     double = {name: weight.double() for name, weight in weights.items()}
     expected = by_pytorch(double, x.double(), network.patch)
     torch.testing.assert_close(network.double()(x.double()), expected, rtol=1e-6, atol=1e-6)
-    assert expected.std() > 0.1, "weights that matter"
+    assert expected.std() > 0.1, "the weights must affect the logits"
     hidden = list(network.hidden(x.double()))
     places = shape[1] * shape[2] // network.patch**2
     assert [tuple(t.shape) for pair in hidden for t in pair] == [
@@ -77,11 +77,11 @@ def test_logits_are_those_of_pytorchs_encoder(shape: tuple[int, ...], patch: int
     torch.testing.assert_close(network.head(hidden[-1][1]), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_members_together_have_the_gradients_of_each_alone() -> None:
+def test_gradients_of_members_together_equal_those_alone() -> None:
     check_together(vit(InputSpec((1, 14, 14))), (1, 14, 14))
 
 
-def test_initial_weights_are_those_of_the_reference_but_for_the_head() -> None:
+def test_initial_weights_follow_the_reference_except_for_the_head() -> None:
     network = vit(width=96, heads=4)
     found = initialise(network, torch.Generator().manual_seed(0))
     assert list(found) == [name for name, _ in network.named_parameters()]
@@ -104,8 +104,8 @@ def test_initial_weights_are_those_of_the_reference_but_for_the_head() -> None:
         assert scipy.stats.kstest(weight.flatten().double().numpy(), expected.cdf).pvalue > 1e-4, name
 
 
-def test_positions_and_head_are_ends() -> None:
-    """So that optimizers of matrices leave them to Adam, as in every transformer."""
+def test_positions_and_head_are_marked_as_ends() -> None:
+    """Optimizers of hidden matrices leave ends to Adam, as in every transformer."""
     assert ends(vit(), "head.weight") == {"positions.weight", "head.weight"}
 
 
@@ -118,6 +118,6 @@ def test_positions_and_head_are_ends() -> None:
         (InputSpec((784,)), {}, r"expected images \(channels, rows, columns\), got inputs of shape \(784,\)"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(inputs: InputSpec, settings: dict[str, Any], message: str) -> None:
+def test_incompatible_settings_are_refused(inputs: InputSpec, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         vit(inputs, **settings)

@@ -1,4 +1,4 @@
-"""Members together against each alone, for networks of images."""
+"""Check that members together equal each alone, for networks of images."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from optbench.models import Network, cross_entropy, initialise
 
 
 def drawn(network: Network, seed: int = 0) -> dict[str, Tensor]:
-    """Initial weights, moved so that biases and gains matter."""
+    """Return perturbed initial weights, so that biases and gains matter."""
     draws = torch.Generator().manual_seed(seed)
     return {name: w + 0.2 * torch.randn(w.shape, generator=draws) for name, w in initialise(network, draws).items()}
 
 
 def check_together(network: Network, shape: tuple[int, ...]) -> None:
-    """Losses and gradients of three members by `torch.func` are those of each alone, on images of this shape."""
+    """Check that losses and gradients of three members by `torch.func` equal those of each alone."""
     layout = Blueprint.of_ours(network).layout
     starts = [layout.pack(drawn(network, seed)) for seed in range(3)]
     weights = torch.stack(starts)

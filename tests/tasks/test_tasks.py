@@ -1,4 +1,4 @@
-"""Task sequences: what every one of them promises, and what each kind does to the images."""
+"""Task sequences: properties of every kind, and the transformation of images by each kind."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ KINDS: dict[str, TaskSettings] = {
 
 
 def dataset(shape: tuple[int, int, int] = (1, 6, 6), train: int = 90, test: int = 42) -> Dataset:
-    """Random images, no two alike, with the classes in turn."""
+    """Return distinct random images with classes in turn."""
     draw = np.random.default_rng(0)
 
     def split(size: int) -> Split:
@@ -81,7 +81,7 @@ def test_arrays_have_the_documented_form(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_equal_keys_mean_the_very_same_arrays_and_different_keys_different_ones(kind: str) -> None:
+def test_equal_keys_give_the_same_arrays_and_different_keys_different_ones(kind: str) -> None:
     tasks = family(KINDS[kind])
     held = [(tasks.sequence(seed).key(task), parts(tasks.sequence(seed), task)) for seed in (0, 1) for task in range(3)]
     for key, one in held:
@@ -93,8 +93,8 @@ def test_equal_keys_mean_the_very_same_arrays_and_different_keys_different_ones(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_another_family_of_the_same_suite_makes_equal_arrays(kind: str) -> None:
-    # Families are built per process and device: what they hold must not depend on what was asked of them before.
+def test_families_of_the_same_suite_make_equal_arrays(kind: str) -> None:
+    # Families are built per process and device, so their arrays must not depend on earlier requests.
     one, other = family(KINDS[kind]), family(KINDS[kind])
     other.sequence(5).train(2)
     for task in (2, 0, 1):
@@ -104,7 +104,7 @@ def test_another_family_of_the_same_suite_makes_equal_arrays(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["permuted", "class-incremental shuffled"])
-def test_what_is_drawn_per_seed_differs_between_trial_seeds_and_suite_seeds(kind: str) -> None:
+def test_draws_per_seed_differ_between_trial_seeds_and_suite_seeds(kind: str) -> None:
     tasks = family(KINDS[kind])
     keys = {tuple(tasks.sequence(seed).key(task) for task in range(3)) for seed in range(8)}
     # Six classes in pairs have only 90 orders, so two of eight seeds may well agree.
@@ -115,7 +115,7 @@ def test_what_is_drawn_per_seed_differs_between_trial_seeds_and_suite_seeds(kind
 
 
 @pytest.mark.parametrize("kind", ["permuted shared", "class-incremental", "rotated"])
-def test_what_is_shared_is_equal_for_all_trial_seeds(kind: str) -> None:
+def test_shared_draws_are_equal_for_all_trial_seeds(kind: str) -> None:
     tasks = family(KINDS[kind])
     for task in range(3):
         assert tasks.sequence(0).key(task) == tasks.sequence(1).key(task)
@@ -123,7 +123,7 @@ def test_what_is_shared_is_equal_for_all_trial_seeds(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_making_tasks_leaves_the_dataset_as_it_was(kind: str) -> None:
+def test_making_tasks_does_not_change_the_dataset(kind: str) -> None:
     data = dataset()
     tasks = family(KINDS[kind], data)
     for task in range(3):
@@ -132,10 +132,10 @@ def test_making_tasks_leaves_the_dataset_as_it_was(kind: str) -> None:
     assert torch.equal(data.test.inputs, DATA.test.inputs)
 
 
-# --- tasks of a part of the training examples ---
+# --- tasks on a part of the training examples ---
 
 
-def test_a_drawn_task_is_a_subset_of_the_whole_one_in_its_order_with_whole_held_out_parts() -> None:
+def test_a_drawn_task_is_an_ordered_subset_with_complete_held_out_parts() -> None:
     drawn, whole = family(KINDS["permuted, drawn"]), family(KINDS["permuted"])
     for seed, task in [(0, 0), (0, 2), (4, 1)]:
         part, full = drawn.sequence(seed), whole.sequence(seed)
@@ -148,33 +148,33 @@ def test_a_drawn_task_is_a_subset_of_the_whole_one_in_its_order_with_whole_held_
         assert torch.equal(part.test(task).inputs, full.test(task).inputs)
 
 
-def test_every_seed_and_task_draws_its_own_examples() -> None:
+def test_every_seed_and_task_draws_different_examples() -> None:
     tasks = family(TaskSettings.of("permuted", count=3, examples_per_task=20, permutations="shared"))
-    # A permutation keeps the sum of an image, which tells random images apart.
+    # A permutation keeps the sum of an image, which identifies random images.
     drawn = [
         frozenset(tasks.sequence(seed).train(task).inputs.sum((1, 2, 3)).tolist()) for seed in (0, 1) for task in (0, 1)
     ]
     assert len(set(drawn)) == 4
 
 
-def test_random_labels_are_uniform_and_of_the_tasks_own_training_images() -> None:
+def test_random_labels_are_uniform_and_differ_between_tasks() -> None:
     tasks = family(TaskSettings.of("random-labels", count=200, examples_per_task=60), suite_seed=3)
     sequence = tasks.sequence(0)
     counts = torch.zeros(CLASSES)
     for task in range(tasks.count):
         train, validation, test = parts(sequence, task)
-        assert torch.equal(train.inputs, tasks.parts.train.inputs)  # images once: all 60 of 60, in their order
+        assert torch.equal(train.inputs, tasks.parts.train.inputs)  # the images are drawn once: all 60 in order
         for held_out in (validation, test):
             assert torch.equal(held_out.inputs, train.inputs)
             assert torch.equal(held_out.targets, train.targets)
         counts += torch.bincount(train.targets, minlength=CLASSES)
-    # 12,000 draws: a standard deviation of 41 around 2,000.
+    # Of 12,000 draws each label has 2,000 with standard deviation 41.
     assert (counts - 2000).abs().max() < 5 * 41
     assert not torch.equal(sequence.train(0).targets, sequence.train(1).targets)
     assert not torch.equal(sequence.train(0).targets, tasks.sequence(1).train(0).targets)
 
 
-def test_images_of_random_labels_are_chosen_once_or_for_every_task() -> None:
+def test_images_of_random_labels_are_drawn_once_or_for_every_task() -> None:
     chosen = {}
     for images in ("once", "per-task"):
         sequence = family(TaskSettings.of("random-labels", count=4, examples_per_task=20, images=images)).sequence(2)
@@ -184,12 +184,12 @@ def test_images_of_random_labels_are_chosen_once_or_for_every_task() -> None:
 
 
 @pytest.mark.parametrize("kind", ["permuted", "random-labels"])
-def test_a_task_of_more_examples_than_there_are_is_a_usage_error(kind: str) -> None:
+def test_a_task_with_more_examples_than_available_is_a_usage_error(kind: str) -> None:
     with pytest.raises(UsageError, match=r"examples_per_task: expected at most 60, .* got 61"):
         family(TaskSettings.of(kind, examples_per_task=61))
 
 
-def test_hundreds_of_tasks_leave_nothing_behind() -> None:
+def test_arrays_of_hundreds_of_tasks_are_freed() -> None:
     tasks = family(TaskSettings.of("permuted", count=300, examples_per_task=20))
     held = []
     for task in range(tasks.count):
@@ -215,13 +215,13 @@ def test_train_and_validation_partition_the_training_half() -> None:
         assert [label_of[image.numpy().tobytes()] for image in part.inputs] == part.targets.tolist()
 
 
-def test_the_split_depends_on_the_suite_seed_alone() -> None:
+def test_the_split_depends_only_on_the_suite_seed() -> None:
     held_out = [rows(family(KINDS[kind], suite_seed=4).parts.validation.inputs) for kind in KINDS]
     assert all(examples == held_out[0] for examples in held_out)
     assert rows(family(KINDS["rotated"], suite_seed=5).parts.validation.inputs) != held_out[0]
 
 
-def test_subsets_are_nested_and_leave_the_validation_examples_alone() -> None:
+def test_subsets_are_nested_and_do_not_change_the_validation_examples() -> None:
     def of(**changes: int) -> dict[str, set[bytes]]:
         plain = family(KINDS["rotated"], protocol=PROTOCOL.model_copy(update=changes)).parts
         return {part: rows(plain[part].inputs) for part in PARTS}
@@ -245,7 +245,7 @@ def test_subsets_are_nested_and_leave_the_validation_examples_alone() -> None:
         (Protocol(validation_examples=30, test_examples=43), "test_examples: 43 is more than the 42 test"),
     ],
 )
-def test_more_examples_than_there_are_is_a_usage_error(protocol: Protocol, message: str) -> None:
+def test_more_examples_than_available_are_a_usage_error(protocol: Protocol, message: str) -> None:
     with pytest.raises(UsageError, match=rf"^protocol\.{message}"):
         family(KINDS["permuted"], protocol=protocol)
 
@@ -259,7 +259,7 @@ def test_a_permutation_is_one_bijection_for_all_images_channels_and_parts(shape:
     tasks = family(KINDS["permuted"], data)
     plain, sequence = tasks.parts, tasks.sequence(2)
     for task in range(3):
-        # Recover the bijection from one image set, then it must explain all others.
+        # The bijection recovered from one set of images must explain all others.
         before, after = (examples.inputs[:, 0].flatten(1).T for examples in (plain.train, sequence.train(task)))
         place_of = {column.numpy().tobytes(): place for place, column in enumerate(before)}
         found = [place_of[column.numpy().tobytes()] for column in after]
@@ -275,7 +275,7 @@ def test_the_permutations_of_a_sequence_differ() -> None:
     assert len({sequence.test(task).inputs.numpy().tobytes() for task in range(3)}) == 3
 
 
-def test_identity_first_shows_the_plain_images_and_the_same_permutations_afterwards() -> None:
+def test_identity_first_keeps_the_images_of_task_1_and_the_other_permutations() -> None:
     plain, identity = family(KINDS["permuted"]), family(KINDS["permuted after identity"])
     assert identity.task_names == ["identity", "permutation 2", "permutation 3"]
     assert plain.task_names == ["permutation 1", "permutation 2", "permutation 3"]
@@ -284,7 +284,7 @@ def test_identity_first_shows_the_plain_images_and_the_same_permutations_afterwa
         assert torch.equal(identity.sequence(1).test(task).inputs, plain.sequence(1).test(task).inputs)
 
 
-def test_a_longer_sequence_begins_like_a_shorter_one() -> None:
+def test_a_longer_sequence_starts_like_a_shorter_one() -> None:
     longer = family(TaskSettings.of("permuted", count=5)).sequence(0)
     shorter = family(KINDS["permuted"]).sequence(0)
     for task in range(3):
@@ -328,7 +328,7 @@ def test_class_incremental_tasks_partition_every_part(kind: str) -> None:
             assert sum(map(len, groups)) == len(set().union(*groups)) == CLASSES
 
 
-def test_fixed_groups_follow_the_classes_and_keep_their_labels_in_all_parts() -> None:
+def test_fixed_groups_follow_the_class_order_and_keep_their_labels() -> None:
     tasks = family(KINDS["class-incremental"])
     assert tasks.task_names == ["classes 0,1", "classes 2,3", "classes 4,5"]
     for task in range(3):
@@ -336,7 +336,7 @@ def test_fixed_groups_follow_the_classes_and_keep_their_labels_in_all_parts() ->
             assert set(examples.targets.tolist()) == {2 * task, 2 * task + 1}
 
 
-def test_splits_come_before_the_grouping() -> None:
+def test_data_is_split_before_classes_are_grouped() -> None:
     grouped, plain = family(KINDS["class-incremental"]), family(KINDS["permuted"]).parts
     for part in PARTS:
         assert torch.equal(grouped.parts[part].inputs, plain[part].inputs)
@@ -344,7 +344,7 @@ def test_splits_come_before_the_grouping() -> None:
     assert torch.equal(grouped.sequence(0).validation(1).inputs, plain.validation.inputs[keep])
 
 
-def test_shuffled_groups_mix_classes_and_are_named_without_them() -> None:
+def test_shuffled_groups_mix_classes_and_have_names_without_them() -> None:
     tasks = family(KINDS["class-incremental shuffled"])
     assert tasks.task_names == ["group 1", "group 2", "group 3"]
     groups = {frozenset(tasks.sequence(seed).test(task).targets.tolist()) for seed in range(10) for task in range(3)}
@@ -358,7 +358,7 @@ def test_one_group_of_all_classes_is_a_single_task_with_a_short_name() -> None:
 
 
 @pytest.mark.parametrize("size", [4, 5, 7, 100])
-def test_groups_that_do_not_come_out_even_are_a_usage_error(size: int) -> None:
+def test_groups_that_do_not_divide_the_classes_are_a_usage_error(size: int) -> None:
     with pytest.raises(UsageError, match=rf"tasks\.group_size: 6 classes .* groups of {size}; valid: 1, 2, 3, 6"):
         family(TaskSettings.of("class-incremental", group_size=size))
 
@@ -378,7 +378,7 @@ def test_a_task_without_examples_is_a_usage_error_before_training(order: str) ->
 # --- rotated ---
 
 
-def test_rotated_tasks_turn_all_parts_by_their_angle() -> None:
+def test_rotated_tasks_rotate_all_parts_by_their_angle() -> None:
     tasks = family(TaskSettings.of("rotated", angles=[0, 30, 90, -90, 12.5]))
     assert tasks.task_names == ["0 degrees", "30 degrees", "90 degrees", "-90 degrees", "12.5 degrees"]
     sequence = tasks.sequence(0)
@@ -415,7 +415,7 @@ def test_opposite_multiples_of_ninety_undo_each_other() -> None:
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 7, 12), (2, 9, 4)])
 def test_rotation_agrees_with_scipy(angle: float, shape: tuple[int, int, int]) -> None:
     images = dataset(shape, train=3).train.inputs
-    # Positive angles in scipy turn from the first axis to the second: rows to columns, counter-clockwise to the eye.
+    # Positive angles in SciPy rotate from the first axis (rows) to the second (columns), which looks counter-clockwise.
     expected = scipy.ndimage.rotate(
         images.numpy().astype(float), angle, axes=(2, 3), reshape=False, order=1, mode="grid-constant"
     )
@@ -423,14 +423,14 @@ def test_rotation_agrees_with_scipy(angle: float, shape: tuple[int, int, int]) -
     assert np.abs(found - expected).max() < 0.51
 
 
-def test_an_image_turns_alike_alone_and_among_others() -> None:
+def test_an_image_alone_is_rotated_as_among_others() -> None:
     images = dataset(train=4100).train.inputs
     together = rotate(images, 33)
     for i in (0, 1, 4095, 4096, 4099):
         assert torch.equal(rotate(images[i : i + 1], 33), together[i : i + 1])
 
 
-def test_what_lies_outside_is_zero_and_a_flat_middle_stays_flat() -> None:
+def test_pixels_from_outside_are_zero_and_a_constant_centre_stays_constant() -> None:
     white = torch.full((1, 1, 21, 21), 255, dtype=torch.uint8)
     turned = rotate(white, 45)[0, 0]
     assert turned[0, 0] == turned[0, -1] == turned[-1, 0] == turned[-1, -1] == 0
@@ -441,7 +441,7 @@ def made(inputs: torch.Tensor, targets: torch.Tensor) -> Dataset:
     return Dataset("made", Split(inputs, targets), Split(inputs, targets), CLASSES)
 
 
-def test_a_permutation_moves_every_number_of_a_vector() -> None:
+def test_a_permutation_also_permutes_vectors() -> None:
     values = torch.randn(90, 5, generator=torch.Generator().manual_seed(0))
     tasks = family(KINDS["permuted"], made(values, torch.arange(90) % CLASSES))
     sequence = tasks.sequence(0)
@@ -462,7 +462,7 @@ def test_a_permutation_moves_every_number_of_a_vector() -> None:
         ),
     ],
 )
-def test_data_that_do_not_fit_a_kind_are_refused(kind: str, data: Dataset, message: str) -> None:
+def test_data_that_does_not_fit_a_kind_is_refused(kind: str, data: Dataset, message: str) -> None:
     with pytest.raises(UsageError) as error:
         family(KINDS[kind], data)
     assert str(error.value).startswith(f"tasks.kind: {message}")

@@ -1,4 +1,4 @@
-"""Task sequences of text: windows against a plain reference, the same for every optimizer of a seed."""
+"""Task sequences of text: windows agree with a plain reference and are the same for every optimizer of a seed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KINDS = {
 
 
 def dataset(token_bytes: torch.Tensor | None = TOKEN_BYTES) -> Dataset:
-    """Three random texts, of no token in common between their stretches by place."""
+    """Return three texts of random tokens, each split into three stretches."""
     draws = torch.Generator().manual_seed(0)
 
     def text() -> Text:
@@ -47,14 +47,14 @@ def family(tasks: TaskSettings, protocol: Protocol = PROTOCOL, suite_seed: int =
 
 
 def whole(examples: Examples) -> list[list[int]]:
-    """Windows (N, T + 1), of inputs that have the next token as their target."""
+    """Return windows (N, T + 1); assert that targets are the next tokens."""
     assert torch.equal(examples.inputs[:, 1:], examples.targets[:, :-1])
     return torch.cat([examples.inputs, examples.targets[:, -1:]], 1).tolist()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", [0, 3])
-def test_examples_are_the_windows_of_a_plain_reference(kind: str, seed: int) -> None:
+def test_examples_equal_the_windows_of_a_plain_reference(kind: str, seed: int) -> None:
     tasks = family(KINDS[kind])
     assert DATA.texts is not None
     for task in range(tasks.count):
@@ -75,8 +75,8 @@ def test_examples_are_the_windows_of_a_plain_reference(kind: str, seed: int) -> 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_family_that_was_asked_for_other_seeds_and_tasks_makes_the_same_windows(kind: str) -> None:
-    # What a trial reads must depend neither on its companions nor on its optimizer: only on seeds and task.
+def test_windows_do_not_depend_on_earlier_requests_to_the_family(kind: str) -> None:
+    # The windows of a trial must depend only on seeds and task, not on its companions or optimizer.
     one, other = family(KINDS[kind]), family(KINDS[kind])
     for seed, task in ((7, 1), (2, 0)):
         other.sequence(seed).train(task)
@@ -91,7 +91,7 @@ def test_a_family_that_was_asked_for_other_seeds_and_tasks_makes_the_same_window
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_tasks_are_known_before_there_are_data_and_have_as_many_examples_as_said(kind: str) -> None:
+def test_the_announced_tasks_and_sizes_equal_the_actual_ones(kind: str) -> None:
     tasks = family(KINDS[kind])
     assert len(tasks.task_names) == tasks.count == (2 if kind == "chosen" else 3)
     assert tasks.outline.ticks == {"fixed": ("alpha", "beta", "gamma"), "chosen": ("gamma", "alpha")}.get(kind, ())
@@ -108,7 +108,7 @@ def test_held_out_windows_of_a_domain_are_the_same_for_every_seed() -> None:
     assert tasks.sequence(0).test(places[0]) is tasks.sequence(1).test(places[1])
 
 
-def test_a_shuffled_vocabulary_is_a_bijection_among_tokens_of_as_many_bytes() -> None:
+def test_a_shuffled_vocabulary_permutes_tokens_of_equal_length() -> None:
     kind = family(KINDS["permuted"])._kind
     assert isinstance(kind, PermutedVocabulary)
     found = [kind.permutation(seed, task) for seed in range(4) for task in range(3)]
@@ -119,13 +119,13 @@ def test_a_shuffled_vocabulary_is_a_bijection_among_tokens_of_as_many_bytes() ->
     assert len({tuple(permutation.tolist()) for permutation in found}) == len(found)
 
 
-def test_bytes_change_places_with_any_other_byte() -> None:
+def test_byte_tokens_are_permuted_uniformly() -> None:
     data = dataset(token_bytes=None)
     kind = TaskFamily(KINDS["permuted"], data, PROTOCOL, 0, CPU)._kind
     counts = torch.zeros(VOCABULARY, VOCABULARY)
     for seed in range(2000):
         counts[torch.arange(VOCABULARY), kind.permutation(seed, 0)] += 1
-    # Each pair about 2000 / 30 times; the largest of 900 deviations of a Poisson number stays within six roots.
+    # Each pair occurs about 2000 / 30 times; 900 Poisson counts stay within six standard deviations.
     assert (counts - 2000 / VOCABULARY).abs().max() < 6 * (2000 / VOCABULARY) ** 0.5
 
 
@@ -163,7 +163,7 @@ def test_a_limit_on_training_examples_is_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", ["domains", "permuted-vocabulary"])
-def test_images_have_no_domains(kind: str, mnist: Dataset) -> None:
+def test_tasks_of_text_are_refused_for_images(kind: str, mnist: Dataset) -> None:
     with pytest.raises(UsageError, match=r"^tasks\.kind: expected a dataset with domains of text"):
         TaskFamily(TaskSettings.of(kind), mnist, Protocol(), 0, CPU)
     assert kind in TASKS.names
