@@ -271,7 +271,7 @@ BROKEN: dict[str, tuple[str, str, str]] = {
     "too few": (
         "        plain = self.data[part]",
         "        plain = self.data[part].select(torch.arange(9))",
-        "batch_size: 32 is more than the 9 training examples",
+        "batch_size: expected at most the 9 training examples",
     ),
     "task raises on making": ("self.data, self.names", "[][0], self.names", "Drift raised IndexError"),
 }

@@ -1,4 +1,4 @@
-"""Terms λ‖w - w₀‖² in members' losses, which pull weights towards their initial values, see `optimizers.l2_init`.
+"""Add λ‖w - w₀‖² to members' losses, which pulls weights towards their initial values (see `optimizers.l2_init`).
 
 Legend: M members, P padded parameter count.
 """
@@ -36,14 +36,15 @@ class Anchors:
 
     @staticmethod
     def of(anchors: Sequence[Anchor | None], layout: Layout) -> Anchors | None:
-        """Collect the anchors of all members; None if there are none."""
+        """Collect the anchors of all members; return None if no anchor has an effect."""
         found = [anchor for anchor in anchors if anchor is not None]
         return Anchors(found, layout) if any(anchor.strength for anchor in found) else None
 
     def join(self, grads: Tensor, weights: Tensor) -> None:
-        """Add 2λ(w - w₀) to the gradients (M, P), in place, at weights (M, P); members with λ = 0 keep their bits.
+        """Add 2λ(w - w₀), at weights (M, P), to the gradients (M, P) in place.
 
-        Three elementwise kernels, so that a member's bits do not depend on the others.
+        Gradients of members with λ = 0 are unchanged bit for bit. All operations are elementwise, so a member's result
+        is bit-identical whatever the other members are.
         """
         push = torch.sub(weights, self._starts, out=self._push).mul_(self._factors)
         if self._all:

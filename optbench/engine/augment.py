@@ -1,8 +1,8 @@
-"""Random crops and mirroring of training batches, by one gather for all images, on their device.
+"""Crop and mirror training images at random, with one gather per batch on the images' device.
 
-An image is mirrored and then cropped with zero padding, which is black because normalisation comes later. A task that
-permutes pixels permutes those of the augmented image. Rotated images are mirrored before the rotation, because
-mirroring would reverse it, and cropped afterwards.
+An image is mirrored and then cropped with zero padding, which is black because images are normalised later. A task that
+permutes pixels permutes those of the augmented image. Images of rotation tasks are mirrored before the rotation,
+because mirroring would reverse its direction, and cropped after it.
 
 Legend: S streams, B batch size, C channels, H rows, W columns.
 """
@@ -18,14 +18,14 @@ from optbench.suite.protocol import Augment
 from optbench.tasks import Examples
 
 OUTSIDE = -(2**40)
-"""Index of a row or column beyond the image; combined with any other index, the position is negative."""
+"""Index of a row or column outside the image; its sum with any other index is negative."""
 
 
 class Augmenter:
-    """Augments batches of one or more streams, of images of one shape.
+    """Augments batches from one or more streams, whose images all have the same shape.
 
-    The augmentation of an image is a whole number below `augment.ways` drawn from its stream, so that it does not
-    depend on the device or the rest of the batch.
+    The augmentation of an image is an integer below `augment.ways`, drawn from its stream, so it does not depend on the
+    device or the rest of the batch.
     """
 
     def __init__(self, augment: Augment, examples: Sequence[Examples]) -> None:
@@ -36,7 +36,7 @@ class Augmenter:
         rows, columns = shifts + torch.arange(height), shifts + torch.arange(width)
         rows = torch.where((rows >= 0) & (rows < height), rows * width, OUTSIDE)
         columns = torch.where((columns >= 0) & (columns < width), columns, OUTSIDE)
-        # If a task has its own mirror images, those are used and cropped like the others.
+        # If a task provides mirror images, these are used, and cropped like other images.
         self.has_mirrored = examples[0].mirrored is not None
         mirrored = columns if self.has_mirrored else torch.where(columns >= 0, width - 1 - columns, OUTSIDE)
         self._shifts = len(shifts)
@@ -48,7 +48,7 @@ class Augmenter:
         self._stored = None if self._places is None else self._places.argsort(-1)  # where each pixel is stored
 
     def __call__(self, images: Tensor, ways: Tensor) -> Tensor:
-        """Return the images augmented, in new memory.
+        """Return augmented images in new memory.
 
         images: (S B, C, H, W), already mirrored if `has_mirrored`. ways: (S B,), the augmentation of each.
         """
@@ -65,7 +65,7 @@ class Augmenter:
 
     @staticmethod
     def _of_stored(source: Tensor, places: Tensor, stored: Tensor) -> Tensor:
-        """Convert positions in the original images to those of permuted pixels: (S, B, H W) to (S B, H W)."""
+        """Convert positions in the original images (S, B, H W) to positions of permuted pixels (S B, H W)."""
         source = source.gather(2, places.expand_as(source))
         moved = stored.expand_as(source).gather(2, source.clamp(min=0))
         return torch.where(source >= 0, moved, OUTSIDE).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""Training forward passes in the precision of `protocol.precision`.
+"""Run training forward passes in the precision set by `protocol.precision`.
 
 Uses PyTorch's autocast: matrix products and convolutions use bfloat16 copies of float32 weights, with gradients in
 float32. The loss is computed in float32 on every device.
@@ -17,7 +17,7 @@ from optbench.suite.protocol import Precision
 
 
 def logits_in(precision: Precision, device: torch.device, forward: Callable[[], Tensor]) -> Tensor:
-    """Return the result of a forward pass, under autocast converted to float32."""
+    """Run a forward pass in the given precision and return its logits, converted to float32 after autocast."""
     if precision == "float32":
         return forward()
     with torch.autocast(device.type, torch.bfloat16):
@@ -25,6 +25,6 @@ def logits_in(precision: Precision, device: torch.device, forward: Callable[[], 
 
 
 def in_full(tensor: Tensor) -> tuple[Tensor, AbstractContextManager[object]]:
-    """Return a tensor in at least float32 and a context without casts, for computations within a forward pass."""
+    """Return a tensor in at least float32 and a context that disables autocast, for use within a forward pass."""
     full = tensor.float() if tensor.dtype is torch.bfloat16 else tensor
     return full, without_casts(tensor.device)

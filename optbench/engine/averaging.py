@@ -1,4 +1,4 @@
-"""Average the weights of members during training: `protocol.weight_averaging`.
+"""Average the weights of members during training, as set by `protocol.weight_averaging`.
 
 Legend: M members, P padded parameter count.
 """
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Averaging:
-    """The averages from which the members of a stack continue."""
+    """The weight averages of members when they are put in a stack."""
 
     decay: float
     rows: Sequence[Tensor | None]
-    """(P,) for each member; None if not begun."""
+    """(P,) for each member, or None if its average has not begun."""
 
     @staticmethod
     def of(settings: WeightAveraging | None, layout: Layout, members: Sequence[Member]) -> Averaging | None:
-        """Collect the averages of members; None without averaging."""
+        """Collect the averages of members; return None if the protocol does not average weights."""
         if settings is None:
             return None
         return Averaging(settings.decay, [None if m.raw is None else layout.weights(m.row) for m in members])
@@ -38,10 +38,10 @@ class Averaging:
 class Averages:
     """Exponential moving averages of the weights of a stack, updated after each step.
 
-        a ← w after the first step,   a ← d a + (1 - d) w after every other
+        a ← w after the first step,   a ← d a + (1 - d) w after every later step
 
-    As `torch.optim.swa_utils.AveragedModel` with `get_ema_multi_avg_fn(d)`. All operations are elementwise, so that a
-    member's bits do not depend on the others, and there is no synchronisation.
+    Equivalent to `torch.optim.swa_utils.AveragedModel` with `get_ema_multi_avg_fn(d)`. All operations are elementwise,
+    so a member's average is bit-identical whatever the other members are. No synchronisation is needed.
     """
 
     def __init__(self, averaging: Averaging, weights: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Mini-batches from arrays on the device: gathered, converted and normalised into reused buffers.
+"""Gather mini-batches from arrays on the device, converted and normalised in reused buffers.
 
 Legend: B batch size, N examples of a task, T positions of a sequence.
 """
@@ -19,28 +19,32 @@ from optbench.suite.protocol import Augment, Protocol
 from optbench.tasks import Examples
 
 BLOCK = 2**17
-"""Numbers that a CPU converts and scales at once: half a megabyte, so that they are still cached for the second
-pass."""
+"""Numbers that a CPU converts and scales per block: half a megabyte, which is still cached in the second pass."""
 LANES = 64
-"""Rows of a block are a multiple of this, so that vector instructions process the same numbers as without blocks."""
+"""The rows of a block are a multiple of this, so vector instructions process the same groups of numbers as without
+blocks."""
 
 
 @dataclass(frozen=True)
 class Normaliser:
-    """The affine map from stored to network inputs, with one scale and shift, or one per index of the first axis."""
+    """The affine map from stored to network inputs: one scale and shift, or one for each index of the first axis."""
 
     scale: Tensor
     shift: Tensor
     factor: float | None
-    """A common scale as a Python number, which needs no synchronisation."""
+    """The scale as a Python number, which needs no synchronisation; None if there are several."""
     dtype: torch.dtype = torch.float32
     """The dtype of network inputs."""
     same: bool = False
-    """Whether inputs are unchanged: tokens, and floats under `unit`."""
+    """True if inputs are not changed, as for tokens and for floats under `unit`."""
 
     @staticmethod
     def of(dataset: Dataset, protocol: Protocol, device: torch.device) -> Normaliser:
-        """Build it. `standard`: (x - mean)/std of the dataset; `unit`: x; x/255 for bytes. Tokens are unchanged."""
+        """Build the map for a dataset.
+
+        `standard` maps x to (x - mean) / std, with the dataset's mean and std; `unit` divides bytes by 255 and does not
+        change floats. Tokens are never changed.
+        """
         standard, inputs = protocol.normalisation == "standard", dataset.inputs
         assert dataset.mean is not None
         assert dataset.std is not None
@@ -75,10 +79,10 @@ class Normaliser:
 
 
 class BatchStream:
-    """The batches of one member in one task: reshuffled every epoch, dropping the incomplete last batch.
+    """The batches of one member in one task, reshuffled every epoch; an incomplete last batch is dropped.
 
-    They depend only on (suite seed, trial seed, task, epoch, order): every optimizer of a seed sees the same batches
-    with the same augmentation. Another `order` shuffles the same examples differently and draws other augmentations.
+    They depend only on (suite seed, trial seed, task, epoch, order), so every optimizer gets the same batches and
+    augmentations for a seed. A different `order` gives another shuffle of the same examples and other augmentations.
     """
 
     def __init__(
@@ -102,18 +106,18 @@ class BatchStream:
         self._order = self._ways = torch.empty(0)
 
     def order(self, epoch: int) -> Tensor:
-        """Return the rows (N,) of the examples in the order of an epoch (0-based), on the CPU."""
+        """Return the indices (N,) of the examples in the order of an epoch (0-based), on the CPU."""
         stream = generator(*self._seeds, f"data order/task {self._task}/epoch {epoch}{self._suffix}")
         return torch.randperm(len(self.examples), generator=stream)
 
     def ways(self, epoch: int) -> Tensor:
-        """Return the augmentation of each example (N,) in an epoch's order, as for `Augmenter`, on the CPU."""
+        """Return the augmentations (N,), as for `Augmenter`, of the examples in an epoch's order, on the CPU."""
         assert self.augment is not None
         stream = generator(*self._seeds, f"augmentation/task {self._task}/epoch {epoch}{self._suffix}")
         return torch.randint(self.augment.ways, (len(self.examples),), generator=stream)
 
     def indices(self, step: int) -> Tensor:
-        """Return the rows (B,) of the examples in batch `step` (0-based) of this task."""
+        """Return the indices (B,) of the examples in batch `step` (0-based) of this task."""
         self._reach(step // self.steps_per_epoch)
         return self._order[self._within(step)]
 
@@ -135,7 +139,7 @@ class BatchStream:
 
 
 def places(keys: Iterable[Hashable]) -> list[tuple[int, ...]]:
-    """Return the indices of equal keys, for every key."""
+    """Return, for each distinct key, the indices at which it occurs."""
     found: dict[Hashable, list[int]] = {}
     for i, key in enumerate(keys):
         found.setdefault(key, []).append(i)
@@ -143,7 +147,7 @@ def places(keys: Iterable[Hashable]) -> list[tuple[int, ...]]:
 
 
 def sharing(streams: Sequence[object]) -> list[tuple[int, ...]]:
-    """Return the indices that share a stream, and hence batches, for every stream; likewise for examples."""
+    """Return, for each distinct stream (or set of examples), the indices at which it occurs."""
     return places(map(id, streams))
 
 

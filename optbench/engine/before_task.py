@@ -1,6 +1,6 @@
-"""The state of a network before the first update on a task: its features, its weights and the gradient.
+"""The state of a network before its first update on a task: its features, its weights and the gradient.
 
-Legend: P padded parameter count, Q floats that buffers take, N examples, d features.
+Legend: P padded parameter count, Q padded size of the buffers in floats, N examples, d features.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from optbench.streams import generator
 from optbench.tasks import Examples
 
 PROBED = 2000
-"""Number of examples of the new task on which the state is measured."""
+"""Maximum number of examples of the new task on which the state is measured."""
 TAU = 0.025
 """Fraction of the mean activity at or below which a unit is dormant (Sokar et al. 2023, arXiv:2302.12902)."""
 
@@ -34,7 +34,7 @@ class BeforeTask:
     effective_rank: float | None
     """Effective rank of the covariance of the features (`rank.effective_rank`)."""
     weight_magnitude: float | None
-    """Mean |w| over all weights, which exclude biases and gains."""
+    """Mean |w| over all weights, excluding biases and gains."""
     gradient_norm: float | None
     """2-norm of the gradient of the mean cross-entropy with respect to all parameters."""
     examples: int
@@ -45,16 +45,15 @@ class BeforeTask:
 
 
 def probe(examples: Examples, suite_seed: int) -> Examples:
-    """Return at most `PROBED` training examples of a task (fewer long sequences), the same in every trial."""
+    """Return at most `PROBED` training examples of a task (fewer for long sequences), the same in every trial."""
     return examples.drawn(examples.few(PROBED), generator(suite_seed, None, "network before a task"))
 
 
 def before_task(evaluator: Evaluator, row: Tensor, examples: Examples) -> BeforeTask:
     """Measure the network `row` (P + Q,) on examples of a task before training on it, in eval mode.
 
-    One forward and one backward pass; the features are the input of the last linear layer.
-
-    Raises any exception of a user's model.
+    This takes one forward and one backward pass. The features are the input of the last linear layer. Exceptions raised
+    by a user's model propagate.
     """
     features, gradient = evaluator.differentiate(row, examples)
     activity, spectrum = sparsity.activity(features), rank.spectrum(features)

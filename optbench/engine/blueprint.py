@@ -1,7 +1,7 @@
-"""A model of an experiment as used by the engine: built-in networks, and any module of a user.
+"""A model of an experiment as the engine uses it: a built-in network or a user's module.
 
-A user's module is inspected by running it on a few training examples: where its features are, whether it has
-buffers or draws random numbers, and whether it is valid.
+A user's module is run on a few training examples to determine where its features are, whether it changes buffers or
+draws random numbers, and whether it is valid.
 
 Legend: B batch, T positions, d features.
 """
@@ -36,7 +36,7 @@ from optbench.streams import generator, stream_seed
 from optbench.suite.schema import ExperimentSettings
 
 PROBED = 4
-"""Training examples on which a user's model is tried; batch norm needs two."""
+"""Number of training examples on which a user's model is run; batch norm needs at least two."""
 METHOD = "features()"
 
 
@@ -45,12 +45,15 @@ class Blueprint:
     """The parts of a model shared by all members.
 
     Attributes:
-        network: in training mode; its weights are meaningless, on the meta device for built-in networks.
-        layout: of its parameters and buffers.
-        features: the last linear layer, whose inputs they are; `METHOD` if the module returns them.
-        output: the name of the output layer's weight; None without one.
-        alone: why members cannot be trained together; None if they can, as far as known.
-        aliases: further names of shared parameters and buffers (an embedding tied to the head), with their names.
+        network: the module in training mode. Its weights are not used; those of built-in networks are on the meta
+            device.
+        layout: the layout of its parameters and buffers.
+        features: the name of the last linear layer, whose input is the features; `METHOD` if the module's own method
+            returns them.
+        output: the name of the output layer's weight; None if there is none.
+        alone: the reason why members cannot be trained together; None if none is known.
+        aliases: for parameters and buffers with several names (such as an embedding tied to the head), the name in
+            `layout` for each additional name.
     """
 
     network: nn.Module
@@ -61,31 +64,31 @@ class Blueprint:
     aliases: Mapping[str, str]
     _start: Callable[[int, int, str], dict[str, Tensor]]
     _modules: Callable[[], Modules] | None = None
-    """Further places to read in a user's model, determined if a metric requests one."""
+    """Returns the modules of a user's model that can be read; called only if a metric requests one."""
 
     @property
     def ours(self) -> bool:
-        """Whether it is built in: buffers are only those of batch norm, and nothing is drawn in eval mode."""
+        """True for a built-in network: its only buffers are those of batch norm, and it draws nothing in eval mode."""
         return isinstance(self.network, Network)
 
     @property
     def plain(self) -> bool:
-        """Whether a training forward pass depends only on weights and inputs: built in, without dropout or buffers."""
+        """True if training forward passes depend only on weights and inputs: built in, without dropout or buffers."""
         return isinstance(self.network, Network) and self.network.alone is None
 
     def answers_for(self, error: Exception) -> bool:
-        """Whether an error in measuring it is due to a user's model, so that its trial fails and others continue."""
+        """Return whether an error in measuring is due to a user's model, so that only its trial fails."""
         return not (self.ours or isinstance(error, OptbenchError) or of_the_machine(error))
 
     @functools.cached_property
     def ends(self) -> frozenset[str]:
-        """Parameter names of the embeddings and the output layer of a network with embeddings, else none."""
+        """Names of the parameters of the embeddings and the output layer; empty for a network without embeddings."""
         return ends(self.network, self.output)
 
     def start(self, suite_seed: int, trial_seed: int, task: int = 0) -> dict[str, Tensor]:
         """Return the initial parameters and buffers by name, on the CPU, the same for every optimizer of a trial seed.
 
-        task: 0..T-1; after the first, those of a new network for this task.
+        task: 0..T-1; for later tasks than the first, the weights are those of a new network.
         """
         return self._start(suite_seed, trial_seed, f"initial weights/task {task}" if task else "initial weights")
 
@@ -95,7 +98,7 @@ class Blueprint:
         return found | {alias: found[name].clone() for alias, name in self.aliases.items()}
 
     def tap(self, place: Place) -> Tap | None:
-        """Return the tensor of a forward pass at a place; None for the features.
+        """Return the tap that reads a place in a forward pass; None for the features.
 
         Raises:
             ValueError: the network has no such layer, or the input of its activation cannot be determined.
@@ -120,10 +123,10 @@ class Blueprint:
 
     @staticmethod
     def of(experiment: ExperimentSettings, name: str, dataset: Dataset, place: str | None = None) -> Blueprint:
-        """Build the blueprint of the model `name`. place: its settings in the suite, for messages; None without one.
+        """Build the blueprint of the model `name`. place: the location of its settings in the suite, for messages.
 
         Raises:
-        UsageError: it does not fit the data, or violates the contract of a model.
+        UsageError: the model does not fit the data, or violates the contract of models.
         """
 
         def make(seed: int = 0) -> nn.Module:
@@ -181,7 +184,7 @@ def _probed(
         _check("logits", whole, expected, len(inputs))
         if not torch.allclose(whole, again):
             raise ValueError(
-                "expected the same logits when it is evaluated again, got others; what it keeps has to be a buffer"
+                "expected the same logits in a second evaluation, got different ones; keep state in buffers only"
             )
         if method is not None:
             _check("features(x)", method(inputs.clone()), (*targets.shape, None), len(inputs))
@@ -213,7 +216,7 @@ def _probed(
             )
 
     module.train().zero_grad()
-    network = copy.deepcopy(module)  # constructed like every member's, because some modules cannot be copied
+    network = copy.deepcopy(module)  # as for every member, so a module that cannot be copied is rejected here
     output = name if (name := f"{linear}.weight") in start else None
     return Blueprint(
         network,
@@ -228,7 +231,7 @@ def _probed(
 
 
 def own_features(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """Return the method `features` of a module; a submodule of that name, as in torchvision, does not count."""
+    """Return the method `features` of a module, or None; a submodule of that name, as in torchvision, is not one."""
     found = getattr(module, "features", None)
     return None if isinstance(found, nn.Module) or not callable(found) else found
 
@@ -245,7 +248,7 @@ def _check_parts(module: object) -> None:
         if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
             raise ValueError(f"{name}: expected float32 on the CPU, got {parameter.dtype} on {parameter.device}")
         if not parameter.requires_grad:
-            raise ValueError(f"{name}: expected parameters that are trained, got requires_grad=False; make it a buffer")
+            raise ValueError(f"{name}: expected a trainable parameter, got requires_grad=False; make it a buffer")
 
 
 def _check(what: str, found: object, expected: tuple[int | None, ...], batch: int) -> None:
@@ -268,7 +271,7 @@ def _shape(shape: tuple[object, ...]) -> str:
 
 def _evaluated(module: nn.Module, inputs: Tensor) -> Tensor:
     """Return logits as in the engine's evaluation: with the same buffers and random draws every time."""
-    # tie_weights off: for a layer with two names, `functional_call` would leave the copies in the module
+    # without tie_weights=False, `functional_call` would leave the copies in a layer that has two names
     with seeded(0, inputs.device):
         logits: Tensor = functional_call(module, _copies(module), (inputs.clone(),), tie_weights=False)
     return logits

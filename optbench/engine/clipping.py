@@ -1,4 +1,4 @@
-"""Clip the gradients of each member of a stack: `protocol.clip_norm`.
+"""Clip the gradients of each member of a stack, as set by `protocol.clip_norm`.
 
 Legend: M members, P padded parameter count.
 """
@@ -16,14 +16,14 @@ class Clip:
 
         g ← g · min(1, bound / (‖g‖ + 1e-6))
 
-    ‖g‖ is over all parameters of a member. The factor stays on the device, so that the work can be recorded. For lanes
-    that step from the stack's gradients; instances per member have their own gradients (`lanes.per_member`).
+    ‖g‖ is the norm over all parameters of a member. The factor stays on the device, so the work can be recorded. This
+    is used by lanes that step from the stack's gradients; per-member instances clip their own (`lanes.per_member`).
     """
 
     def __init__(self, bound: float, grads: Tensor, recordings: Recordings) -> None:
         """grads: (M, P), zero between parameters; scaled in place."""
         self._bound = bound
-        # On a CPU row by row: the order of a sum over rows may depend on their number.
+        # Row by row on a CPU, where the order of summation may depend on the number of rows.
         self._parts = list(grads.unsqueeze(1).unbind()) if grads.device.type == "cpu" else [grads]
         self._work: Recorded[None] = Recorded("clipping", recordings)
 

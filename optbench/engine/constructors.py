@@ -33,7 +33,7 @@ from optbench.suite.schema import ExperimentSettings
 from optbench.tasks import TaskFamily
 
 MOST_LINES = 20
-"""Maximum number of rejected variants in the message; further ones are counted."""
+"""Maximum number of rejected variants listed in the message; the others are only counted."""
 
 
 def try_constructors(
@@ -48,7 +48,7 @@ def try_constructors(
     notify: called once for each distinct warning of a constructor.
 
     Raises:
-        OptimizerError: some are rejected, with a line for each variant.
+        OptimizerError: a constructor rejects some variants; the message has a line for each.
     """
     warned: dict[str, None] = {}
     refused: dict[tuple[str, str], str] = {}
@@ -157,14 +157,14 @@ class _Place:
         return self._networks[device]
 
     def _total_steps(self, trial: Trial) -> int:
-        """Return the total steps if all tasks were as long as the first, the only one generated here."""
+        """Return the total number of steps if all tasks are as long as the first, the only one generated here."""
         protocol = self._experiment.protocol
         tasks = 1 if protocol.optimizer_state == "reset" or renews_state(trial) else self._tasks.count
         return tasks * Schedule.of(protocol, max(1, self._first_task // protocol.batch_size)).total
 
     @functools.cached_property
     def _first_task(self) -> int:
-        """Return the training examples of the first task."""
+        """Return the number of training examples of the first task."""
         return len(self._tasks.sequence(self.trials[0].seed).train(0))
 
     @functools.cached_property

@@ -26,7 +26,10 @@ _DERIVED = ("defaults", "_numel_cache", "_need_device_dtype_check_for_fused")
 
 
 def parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield an object's parts other than numbers, text and tensors by name, in the same order for equal objects."""
+    """Yield the parts of an object by name, in the same order for equal objects.
+
+    value: anything except a number, text or a tensor.
+    """
     if isinstance(value, Mapping):
         yield from sorted(((_text(key), item) for key, item in value.items()), key=lambda part: part[0])
     elif isinstance(value, set | frozenset):
@@ -49,13 +52,14 @@ def parts(value: Any) -> Iterator[tuple[str, Any]]:
 def digest(value: Any, known: Sequence[object] = ()) -> bytes:
     """Return a digest of all numbers, text, tensors and random states reachable from `value`.
 
-    known: objects represented only by name. Shared memory of tensors is part of the digest.
+    known: objects represented by their index instead of their content. Which tensors share memory is part of the
+    digest.
 
-    Raises any exception of an object that cannot be inspected, such as a lock or an open file.
+    Exceptions raised by objects that cannot be inspected, such as a lock or an open file, propagate.
     """
     reader = _Reader(known)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # deprecated for iterators
+        warnings.simplefilter("error")  # `__reduce__` of some iterators is deprecated
         reader.read("", value)
     return reader.hash.digest()
 
@@ -81,7 +85,7 @@ def _names(slots: Any) -> Iterable[str]:
 
 
 def _text(key: Any) -> str:
-    """Return a key as text; objects only by type, because their addresses differ."""
+    """Return a key as text; other objects are represented only by their type, because their addresses differ."""
     return f"{type(key).__name__} {key!r}" if isinstance(key, (*_TEXTS, tuple)) else type(key).__name__
 
 
@@ -115,7 +119,7 @@ class _Reader:
         self.hash.update("\0".join(map(str, words)).encode() + b"\1")
 
     def _container(self, value: Any) -> None:
-        """Digest a container; sharing, as of a group's betas with the defaults, is ignored, except for cycles."""
+        """Digest a container at each of its references, such as betas in a group and in the defaults, except cycles."""
         if id(value) in self._open:
             self._say("open")
             return
@@ -160,5 +164,5 @@ class _Reader:
 
 
 def place(tensor: Tensor) -> int:
-    """Return the start of a tensor's memory; empty tensors, which have none, are distinct."""
+    """Return the address of a tensor's memory, or a distinct number for an empty tensor, which has none."""
     return tensor.untyped_storage().data_ptr() or id(tensor)

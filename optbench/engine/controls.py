@@ -1,4 +1,4 @@
-"""Effects of wrappers whose base takes the steps: on losses, and on the network between tasks."""
+"""Apply optimizer wrappers that leave the steps to their base, by changing losses or the network between tasks."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from optbench.streams import stream_seed
 
 @dataclass(frozen=True)
 class Controls:
-    """Effects of the wrappers in the lane `its base's` on the members of a cohort; tasks count from 0."""
+    """The effects of wrappers with the lane `its base's` on the members of a cohort; tasks are counted from 0."""
 
     blueprint: Blueprint
     suite_seed: int
 
     def penalty(self, trial: Trial, task: int) -> Penalty | None:
-        """Return the penalty on features."""
+        """Return the penalty on features, or None."""
         if (settings := trial.around.get("rank-penalty")) is None:
             return None
         suite, seed = self.suite_seed, trial.seed
@@ -34,13 +34,13 @@ class Controls:
         return Penalty(settings["strength"], settings["rotated"], draws, self.blueprint.features)
 
     def anchor(self, member: Member) -> Anchor | None:
-        """Return the penalty on the distance from the initial weights, for a fresh network its own."""
+        """Return the penalty on the distance from the initial weights (of the current network), or None."""
         if (settings := member.trial.around.get("l2-init")) is None:
             return None
         return Anchor(settings["strength"], self.blueprint.layout.weights(member.start))
 
     def renew(self, member: Member, task: int) -> None:
-        """Set a member's weights for the start of `task`; in the first task they are its initial weights."""
+        """Set a member's weights for the start of `task`; in the first task they remain its initial weights."""
         if task == 0 or not member.running:
             return
         if renews_state(member.trial):

@@ -19,7 +19,7 @@ from optbench.tasks import Examples
 def corrupter(
     test: Examples, task: int, normalise: Normaliser, suite_seed: int
 ) -> Callable[[Corruption], Tensor] | None:
-    """Return a function from a corruption to network inputs (N, C, H, W) of a task; None unless they are images.
+    """Return a function that maps a corruption to a task's network inputs (N, C, H, W); None if they are not images.
 
     Noise and shifts depend only on the suite and the task, so they are the same for every trial. Images of a permuted
     task are corrupted before the permutation.

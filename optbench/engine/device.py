@@ -20,11 +20,11 @@ def resolve(text: str) -> torch.device:
     """Resolve `auto`, `cpu`, `cuda`, `cuda:N` or `mps` to a device; `auto` is the best available.
 
     Raises:
-    DeviceError: unknown kind of device, or not available on this machine or in this build of PyTorch.
+    DeviceError: the kind of device is unknown, or not available on this machine or in this build of PyTorch.
     """
     kind, _, index = text.partition(":")
     if kind not in KINDS or (index and (kind != "cuda" or not index.isdigit())):
-        raise DeviceError(f"--device {text}: needs auto, cpu, cuda, cuda:N or mps")
+        raise DeviceError(f"--device: expected auto, cpu, cuda, cuda:N or mps, got {text or 'nothing'}")
     if kind == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", 0)
@@ -48,8 +48,8 @@ def resolve(text: str) -> torch.device:
 def worker_devices(text: str, device: torch.device, jobs: int | None, cores: int) -> list[torch.device]:
     """Return the device of every worker process. device: resolved from `text`.
 
-    On a CPU there is one process per core. `auto` and `cuda` use one process on every accelerator, `cuda:N` one on that
-    device. jobs: the number of processes instead, assigned in turn.
+    By default there is one process per CPU core, one per accelerator with `auto` and `cuda`, and one with `cuda:N`.
+    jobs: the number of processes to use instead; devices are assigned to them in turn.
     """
     devices = [device]
     if device.type == "cuda" and ":" not in text:
@@ -65,7 +65,10 @@ def settle(device: torch.device) -> None:
 
 
 def cpu_capability() -> str:
-    """Return PyTorch's instruction set on this CPU, such as `AVX2`, which draws initial weights for any device."""
+    """Return the instruction set that PyTorch uses on this CPU, such as `AVX2`.
+
+    Initial weights are drawn with it, on the CPU, for every device.
+    """
     return str(torch.backends.cpu.get_cpu_capability())
 
 

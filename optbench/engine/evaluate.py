@@ -1,6 +1,6 @@
 """Measure networks: loss, accuracy and features, in eval mode and without gradients.
 
-Legend: P padded parameter count, N examples, T positions of a sequence (else none), d features, C classes.
+Legend: P padded parameter count, N examples, T positions of a sequence, d features, C classes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ CHUNK = 2500
 """Examples, or positions of sequences, per forward pass: large enough to be fast, with less than 10 MB of floats for
 MNIST."""
 MOST = 50
-"""Networks per forward pass, each with a fifth of a chunk: activations as for ten networks on a whole chunk."""
+"""Maximum number of networks per forward pass. Each gets a fifth of a chunk, so all activations together take as much
+memory as those of ten networks on a whole chunk."""
 LN2 = math.log(2)
 
 
@@ -51,12 +52,12 @@ class Score:
 
     @property
     def accuracy(self) -> float:
-        """The share of examples that it labels correctly."""
+        """The share of targets that are predicted correctly."""
         return self.correct / self.examples
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Bits per byte for text with any tokens; None otherwise."""
+        """Bits per byte of text; None for other data and for text without bytes."""
         return self.bits / self.bytes if self.bits is not None and self.bytes else None
 
 
@@ -76,7 +77,7 @@ class ScoreWithFeatures(Score):
 
 
 class _FeatureReader(nn.Module):
-    """A module that returns features and logits of its network, and the tensors at requested taps."""
+    """A module that returns the features and logits of its network, and the tensors at requested taps."""
 
     def __init__(self, blueprint: Blueprint) -> None:
         super().__init__()
@@ -88,7 +89,7 @@ class _FeatureReader(nn.Module):
             hidden = list(self.network.hidden(inputs)) if taps else []  # type: ignore[operator]  # it is a `Network`
             features = hidden[-1][1] if taps else self.network.features(inputs)  # type: ignore[operator]
             return features, self.network.head(features), tapped_of_ours(hidden, taps)  # type: ignore[operator]
-        # Copies, because a network may modify its inputs in place. Seeded, because it may draw in eval mode.
+        # Inputs are copied because a network may modify them in place; seeded because it may draw in eval mode.
         with seeded(0, inputs.device):
             if self._features == METHOD:
                 own = own_features(self.network)
@@ -110,10 +111,10 @@ class _FeatureReader(nn.Module):
 
 
 class Evaluator:
-    """Reads networks of one shape, given as rows of a stack.
+    """Evaluates networks of one architecture, given as rows of a stack.
 
-    batched: score networks together in one batched forward pass, as is efficient on a GPU. On a CPU they are scored one
-    by one, so that results are independent.
+    batched: score networks together in batched forward passes, which is efficient on a GPU. By default networks are
+    scored one by one on a CPU, so that their results are independent.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class Evaluator:
         batched: bool | None = None,
         token_bytes: Tensor | None = None,
     ) -> None:
-        """token_bytes: for text, as in `Dataset`: scores include bits per byte."""
+        """token_bytes: as in `Dataset`, for text; scores then include bits per byte."""
         self.blueprint = blueprint
         self.normalise = normalise
         self._reader = _FeatureReader(blueprint).eval()
@@ -136,7 +137,7 @@ class Evaluator:
 
     @property
     def text(self) -> bool:
-        """Whether targets are tokens of text instead of classes."""
+        """True if targets are tokens of text instead of classes."""
         return self._bytes is not None
 
     @torch.no_grad()
@@ -149,10 +150,11 @@ class Evaluator:
         taps: Sequence[Tap] = (),
         at: Tensor | None = None,
     ) -> ScoreWithFeatures:
-        """Read the network with weights `row` (P,) on all `examples`, in one forward pass.
+        """Evaluate the network with weights `row` (P,) on all `examples`, once on each.
 
-        with_logits: keep logits, too. at: (K,) ascending indices into the flattened targets, at which features, logits
-        and tapped tensors are kept; None for all. The score always covers all targets.
+        with_logits: keep logits, too. taps: read spectra at these places, too. at: (K,) ascending indices into the
+        flattened targets at which features, logits and tapped tensors are kept; None to keep all. The score always
+        covers all targets.
         """
         weights = self._weights(row)
         count = examples.targets.numel() if at is None else len(at)
@@ -160,7 +162,7 @@ class Evaluator:
         kept: Tensor | None = None
         outputs, done = [], 0
         spectra: dict[Tap, list[Spectrum]] = {tap: [] for tap in taps}
-        to = exact_device(row.device)  # on the device of measurements
+        to = exact_device(row.device)
         for inputs, targets in self._chunks(examples):
             features, logits, at_taps = functional_call(self._reader, weights, (inputs, taps))
             _count(totals[:, 0], logits, targets)
@@ -170,7 +172,7 @@ class Evaluator:
             part = part[here]
             if kept is None:
                 kept = part.new_empty(count, part.shape[1])
-            kept[done : done + len(part)] = part  # a copy: without hidden layers the features are the inputs
+            kept[done : done + len(part)] = part  # copied, because without hidden layers these are the reused inputs
             done += len(part)
             if with_logits:
                 outputs.append(logits.flatten(0, -2)[here])
@@ -225,7 +227,7 @@ class Evaluator:
 
     @torch.no_grad()
     def score(self, rows: Sequence[Tensor], examples: Sequence[Examples]) -> list[Score]:
-        """Score each network, weights `rows` (P,), on the examples with its index; results are transferred at once."""
+        """Score each network, with weights `rows[i]` (P,), on `examples[i]`; results are transferred together."""
         if not rows:
             return []
         totals = self._zeros(len(rows), rows[0].device)
@@ -251,7 +253,7 @@ class Evaluator:
         ]
 
     def try_score(self, rows: Sequence[Tensor], examples: Sequence[Examples]) -> list[Score | Exception]:
-        """Score as `score`, but return the exception of a user's model instead of its score."""
+        """Score networks like `score`, but return an exception raised by a user's model in place of its score."""
         try:
             return list(self.score(rows, examples))
         except Exception as error:
@@ -300,7 +302,7 @@ class Evaluator:
         return {f"network.{name}": view for name, view in {**self._layout.views(row), **buffers}.items()}
 
     def _chunks(self, examples: Examples) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield inputs, in reused memory because allocation is as expensive as filling it, and targets."""
+        """Yield inputs and targets; the memory of inputs is reused, because allocation takes as long as filling it."""
         size = max(1, CHUNK // examples.positions)
         for start in range(0, len(examples), size):
             raw = examples.inputs[start : start + size]
@@ -315,9 +317,9 @@ def finite(value: float | None) -> float | None:
 
 
 def _count(totals: Tensor, logits: Tensor, targets: Tensor) -> None:
-    """Add cross-entropies, summed in its dtype, and hits of `logits` (..., B, [T,] C) to `totals` (2, ...).
+    """Add the cross-entropies and hits of `logits` (..., B, [T,] C) to `totals` (2, ...), in the dtype of `totals`.
 
-    totals (3, ...): for text, with cross-entropies computed in its dtype and bits as the third row.
+    For text, `totals` (3, ...) has bits as the third row, and the cross-entropies themselves are computed in its dtype.
     """
     logits, targets = logits.flatten(0, -2), targets.expand(logits.shape[:-1]).flatten()
     exact = logits.to(totals.dtype) if len(totals) > 2 else logits

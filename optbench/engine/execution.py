@@ -14,11 +14,11 @@ class Execution:
     """Execution options that depend on the kind of device."""
 
     together: bool
-    """Whether one library call processes all members, and stopped members stay in the stack until half of it has
-    stopped, because an accelerator would otherwise be idle. A CPU processes each member separately, with no unnecessary
-    steps."""
+    """True if one library call processes all members, and stopped members stay in the stack until half of them have
+    stopped, because an accelerator would otherwise be idle. On a CPU, each member is processed separately and takes no
+    unnecessary steps."""
     record: Recorder | None
-    """How work is recorded on the device, if it is."""
+    """Records work on the device; None if work is not recorded."""
 
     @staticmethod
     def on(device: torch.device) -> Execution:

@@ -1,4 +1,4 @@
-"""Errors of the machine, as opposed to those of optimizers and members."""
+"""Distinguish errors of the machine from errors of optimizers and members."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ class ModelError(Exception):
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Return whether an error means out of memory, for which PyTorch has a class only on accelerators."""
+    """Return whether memory was exhausted; PyTorch has a class for this error only on accelerators."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError | OSError) and any(text in str(error) for text in _OUT_OF_MEMORY)
     )
 
 
 def is_broken_device(error: Exception) -> bool:
-    """Return whether the CUDA device is unusable for this process, as after an error in a kernel."""
+    """Return whether an error means that this process can no longer use its CUDA device, as after a kernel error."""
     return isinstance(error, RuntimeError) and speaks_of_broken_device(str(error))
 
 
 def speaks_of_broken_device(message: str) -> bool:
-    """Return whether the text of an error means a broken device, excluding failed recordings."""
+    """Return whether the text of an error describes a broken device; a failed recording does not count."""
     return "CUDA error" in message and "captur" not in message
 
 
 def of_the_machine(error: Exception) -> bool:
-    """Return whether an error concerns the whole cohort: in a smaller cohort or another process it may not occur."""
+    """Return whether an error concerns the whole cohort; in a smaller cohort or another process it may not occur."""
     return is_out_of_memory(error) or is_broken_device(error)

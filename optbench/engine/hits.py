@@ -1,4 +1,4 @@
-"""Accuracy of members on their training batches before each update, from the forward passes of gradients.
+"""Accuracy of members on their training batches before each update, from the forward passes that gradients need.
 
 Legend: M members, B batch, T positions, C classes.
 """
@@ -17,7 +17,7 @@ class Hits:
     """Predictions and targets of the last batch of each member."""
 
     def __init__(self, streams: Sequence[BatchStream]) -> None:
-        """streams: of each member, with equal batch sizes."""
+        """streams: one per member, all with the same batch size."""
         targets = streams[0].examples.targets
         shape = (len(streams), streams[0].batch_size, *targets.shape[1:])
         self._guesses, self._targets = targets.new_empty(shape), targets.new_empty(shape)
@@ -32,7 +32,7 @@ class Hits:
         wanted.copy_(targets)
 
     def see_all(self, logits: Tensor, targets: Tensor) -> None:
-        """Record as `see` for all members: logits and targets with a leading axis M."""
+        """Record the predictions of all members, as `see`; logits and targets have a leading axis M."""
         torch.argmax(logits.detach(), -1, out=self._guesses)
         self._targets.copy_(targets)
 

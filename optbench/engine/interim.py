@@ -1,4 +1,4 @@
-"""The state of a training at the end of a task, sufficient to resume it in another process."""
+"""The state of a member at the end of a task, from which another process can resume its training."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COUNTERS = (
 
 
 class CannotResume(Exception):
-    """A training cannot be resumed from its saved state, or its state cannot be saved."""
+    """Training cannot be resumed from a saved state, or a state cannot be saved."""
 
 
 def saved(value: Any) -> bytes:
@@ -44,7 +44,7 @@ def loaded(data: bytes, device: torch.device) -> Any:
     """Deserialise the result of `saved` without executing code; accelerator tensors are put on `device`.
 
     Raises:
-        CannotResume: it contains something other than tensors, numbers, text and containers of these.
+        CannotResume: `data` contains something other than tensors, numbers, text and containers of these.
     """
     try:
         return torch.load(io.BytesIO(data), lambda storage, at: _at(storage, at, device), weights_only=True)
@@ -62,22 +62,22 @@ def _at(storage: Any, at: str, device: torch.device) -> Any:
 
 @dataclass(frozen=True)
 class Interim:
-    """One training between two tasks. Early stopping has no state then: every task starts a new count."""
+    """The state of one member between two tasks. Early stopping has no state there: every task starts a new count."""
 
     trials: tuple[str, ...]
-    """Ids of its trials."""
+    """Ids of the member's trials."""
     task: int
     """Number of finished tasks, 1..T-1."""
     counters: dict[str, Any]
     state: bytes
-    """Weights (P,), the training weights if these are averages, states of generator and optimizer, and weights after
-    earlier tasks if needed, as returned by `saved`."""
+    """The result of `saved` for the weights and buffers (P + Q,), the training weights if the former are averages, the
+    states of generator and optimizer, and the weights after earlier tasks if needed."""
     rows: tuple[Row, ...]
-    """Its results so far."""
+    """The member's results so far."""
     refused: str | None = None
-    """Why it cannot be resumed and must be trained from the start; nothing else is stored then."""
+    """Reason why training cannot be resumed and must restart; `state` and `rows` are then empty."""
     apart: str | None = None
-    """Why trainings have separate instances of an optimizer that is declared elementwise."""
+    """Reason why members have separate instances of an optimizer that is declared elementwise."""
 
     @staticmethod
     def of(member: Member, task: int, optimizer: Any, apart: str | None = None) -> Interim:
@@ -95,7 +95,7 @@ class Interim:
         """Restore this state to a new member.
 
         Raises:
-        CannotResume: it belongs to another network, or was not stored.
+        CannotResume: the state belongs to another network, or was not stored.
         """
         if self.refused is not None:
             raise CannotResume(self.refused)
@@ -123,5 +123,5 @@ class Interim:
 
 
 Keep = Callable[[Callable[[], list[Interim]]], None]
-"""Called with `take` at the end of every task except the last; `take()` returns the interims of all trainings of the
-cohort, which takes time."""
+"""Called with `take` at the end of every task except the last; `take()` returns the interims of all members of the
+cohort, and is slow."""

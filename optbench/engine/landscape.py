@@ -27,19 +27,20 @@ from optbench.precision import exact, exact_device
 from optbench.tasks import Examples
 
 EXAMPLES = 1000
-"""Number of training examples, the first ones, that define the loss, the same for all trials of a task.
+"""Number of training examples that define the loss: the first ones of a task, the same for all trials.
 
-A Hessian-vector product on them takes 15 ms for mlp-100 on one core, and a trace with an eigenvalue about fifty of
-those, a second. On all 55,000 examples of MNIST this would cost more than the training.
+A Hessian-vector product on them takes 15 ms for mlp-100 on one core. The trace and an eigenvalue take about fifty such
+products, a second. On all 55,000 examples of MNIST they would take longer than training.
 """
 
 
 def training_loss(evaluator: Evaluator, examples: Examples, row: Tensor) -> Loss:
     """Return the mean cross-entropy on the first `EXAMPLES` of `examples`, as a float64 function of weights (P,).
 
-    Fewer long sequences are used, see `Examples.few`. The weights are concatenated in the order of the layout, as by
-    `flat`. Buffers are those of `row` (P + Q,), and the network is in eval mode, so that running statistics are
-    constant while weights change: batch norm is a fixed affine map per channel, and examples are independent.
+    Fewer examples are used if they are long sequences (see `Examples.few`). The weights are concatenated in the order
+    of the layout, as by `flat`. Buffers are taken from `row` (P + Q,), and the network is in eval mode, so running
+    statistics are constant while weights change: batch norm is a fixed affine map per channel, and examples are
+    independent.
     """
     network, layout = evaluator.network, evaluator.blueprint.layout
     # Bytes are converted to float32 first, to get exactly the training inputs.
@@ -60,7 +61,7 @@ def training_loss(evaluator: Evaluator, examples: Examples, row: Tensor) -> Loss
 
 def in_float64(network: nn.Module, given: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
     """Compute logits of a user's model in eval mode with these parameters and buffers, without modifying them."""
-    # copies and a seed, as in `Evaluator`
+    # copied and seeded as in `Evaluator`
     given = {name: tensor if tensor.requires_grad else tensor.clone() for name, tensor in given.items()}
     with unfused(), seeded(0, inputs.device):
         logits: Tensor = functional_call(network, given, (inputs.clone(),))
@@ -68,7 +69,7 @@ def in_float64(network: nn.Module, given: Mapping[str, Tensor], inputs: Tensor) 
 
 
 def exact_inputs(values: Tensor) -> Tensor:
-    """Convert floats to float64; tokens, counts and masks are unchanged; on the same device."""
+    """Convert floats to float64, leaving tokens, counts and masks unchanged; all on `exact_device`."""
     return exact(values) if values.is_floating_point() else values.detach().to(exact_device(values.device))
 
 
@@ -100,7 +101,7 @@ class Landscape(Reading):
         self._make_loss, self._draws, self._ours = make_loss, draws, ours
 
     def measure(self, metric: Metric, ask: Ask | None) -> list[Measurement]:
-        """Measure as every reading; a user's model may lack second derivatives or float64 support."""
+        """Measure a metric; NaN with a note if a user's model raises, as without second derivatives or float64."""
         try:
             return super().measure(metric, ask)
         except Exception as error:

@@ -1,4 +1,4 @@
-"""Tasks that a finished trial failed to learn, or not to the target loss, for its row and note."""
+"""Find the tasks that a finished trial did not learn, or not down to the target loss, for its row and note."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from optbench.suite.protocol import Protocol
 
 
 def not_learnt(rows: Sequence[Row]) -> NotLearnt:
-    """Return what a trial that finished all of its tasks failed to learn, from its results."""
+    """Return the tasks that a trial failed to learn, from its results on all tasks."""
     found = [row for row in rows if isinstance(row, AccuracyRow)]
     curve = [row for row in rows if isinstance(row, CurveRow)]
     tasks = max((row.task for row in found), default=0)

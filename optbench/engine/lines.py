@@ -1,11 +1,11 @@
 """Training loss and test accuracy on the straight line between two solutions, and at its ends.
 
 A network with batch norm is evaluated at every point, including the ends, with running statistics re-estimated for that
-point's weights on training examples of all tasks (`statistics`). With statistics of the ends, or their means,
-intermediate points would be worse because of their statistics (Frankle et al. 2020; Jordan et al. 2022).
+point's weights on training examples of all tasks (`statistics`). With the statistics of the ends, or with their means,
+intermediate points would be worse merely because of the statistics (Frankle et al. 2020; Jordan et al. 2022).
 
-Legend: P the network's parameters, without padding; N training examples of all tasks; W width of the first layer; K
-points on a line.
+Legend: P number of the network's parameters, without padding; Q padded size of the buffers in floats; N training
+examples of all tasks; W width of the first layer; K points on a line.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _FIRST = "layers.0."
 
 @dataclass(frozen=True)
 class End:
-    """One end of lines, with the values that all of its lines share.
+    """A solution as an end of lines, with the values that all of these lines share.
 
-    weights: (P,) float64. row: (P + Q,), whose buffers are used. loss, accuracy: NaN if not requested. opened: (N, W),
-    the outputs of an MLP's first layer, before normalisation and activation; None for other networks, and if the loss
-    is not requested.
+    weights: (P,) float64. row: (P + Q,), which provides the buffers. loss, accuracy: NaN if not requested. opened:
+    (N, W), the outputs of an MLP's first layer before normalisation and activation; None for other networks, or if the
+    loss is not requested.
     """
 
     weights: Tensor
@@ -56,10 +56,10 @@ class End:
 class Lines:
     """The lines between the solutions of one seed.
 
-    The first layer of an MLP is linear in its weights, and nine tenths of the work: between a and b its outputs are
-    interpolated linearly. So for the loss it is applied only at the ends, and a point takes .6 ms instead of 8 (1,000
-    examples, mlp-100, one core), with the same result up to float64 rounding. For the accuracy, in float32, rounding
-    could change predictions near the boundary, so it is applied at every point.
+    The first layer of an MLP takes nine tenths of the time, and its outputs are linear in its weights. For the loss it
+    is therefore applied only at the ends, and its outputs between them are interpolated. A point then takes .6 ms
+    instead of 8 ms (1,000 examples, mlp-100, one core), with the same result up to float64 rounding. For the accuracy,
+    in float32, rounding could change predictions near the decision boundary, so the layer is applied at every point.
     """
 
     def __init__(
@@ -70,10 +70,10 @@ class Lines:
         exact: torch.device,
         statistics: Examples | None = None,
     ) -> None:
-        """train: the examples of the loss, in parts; empty if not requested.
+        """train: examples for the loss, in parts; empty if the loss is not requested.
 
-        test: those of the accuracy; None if not requested. exact: a device with float64. statistics: the training
-        examples on which running statistics are re-estimated; None for networks without them.
+        test: examples for the accuracy; None if it is not requested. exact: a device with float64. statistics: training
+        examples on which running statistics are re-estimated; None for networks without running statistics.
         """
         self._evaluator = evaluator
         self._layout = evaluator.blueprint.layout
@@ -91,7 +91,7 @@ class Lines:
 
     @torch.no_grad()
     def end(self, weights: Tensor, row: Tensor) -> End:
-        """Return the end of lines for the solution with weights (P,) float64, stored in `row` (P + Q,)."""
+        """Return a solution as an end of lines. weights: (P,) float64. row: (P + Q,), the same weights and buffers."""
         row = self._estimated(row)
         parameters = self._layout.parts(weights) | self._layout.buffer_views(row)
         opened = None
@@ -104,8 +104,8 @@ class Lines:
 
     @torch.no_grad()
     def between(self, a: End, b: End) -> tuple[Tensor | None, Tensor | None]:
-        """Return mean cross-entropy and accuracy from a to b, (K,) float64 each; None if not requested."""
-        # The ends are known; only points between them are evaluated.
+        """Return the mean cross-entropy and the accuracy from a to b, (K,) float64 each; None if not requested."""
+        # The values at the ends are known, so only the points between them are evaluated.
         inner = self._alphas[1:-1]
         points = [
             self._point(self._layout.parts(point) | self._buffers(a.row, b.row, alpha))
@@ -130,7 +130,7 @@ class Lines:
         if a is not None:
             points = [{name: w for name, w in point.items() if not name.startswith(_FIRST)} for point in points]
         totals, count = [0.0] * len(points), 0
-        # part by part, to hold only one part's floats
+        # part by part, so that only one part is held as floats
         for part in self._train:
             targets = part.targets.to(self._exact)
             rows = slice(count, count + len(part))  # for an MLP, with one target per example
@@ -147,7 +147,7 @@ class Lines:
         return [total / count if count else math.nan for total in totals]
 
     def _accuracies(self, points: Sequence[dict[str, Tensor]]) -> list[float]:
-        """Return the share of test examples labelled correctly at each point, in float32 as for every accuracy."""
+        """Return the share of test examples classified correctly at each point, in float32 like all accuracies."""
         if self._test is None:
             return [math.nan] * len(points)
         rows = [self._row(point) for point in points]
@@ -170,7 +170,7 @@ class Lines:
         return row if self._statistics is None else reestimated(self._evaluator, row, self._statistics)
 
     def _buffers(self, a: Tensor, b: Tensor, alpha: float) -> dict[str, Tensor]:
-        """Return buffers at `alpha` between two rows: floats are interpolated, others are those of `a`."""
+        """Return buffers at `alpha` between two rows: floats are interpolated, other dtypes are taken from `a`."""
         there = self._layout.buffer_views(b)
         found = self._layout.buffer_views(a)
         return {n: torch.lerp(x, there[n], alpha) if x.is_floating_point() else x for n, x in found.items()}

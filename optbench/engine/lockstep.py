@@ -1,4 +1,4 @@
-"""Members that take their steps together: the innermost loop of training.
+"""Update members together, step by step: the innermost loop of training.
 
 Legend: A members in the stack, P padded parameter count, K steps.
 """
@@ -43,7 +43,7 @@ class Machinery:
 
     spec: OptimizerSpec
     network: nn.Module
-    """A network of the members' shape, without weights."""
+    """A network of the members' architecture, without weights."""
     layout: Layout
     buffer: BatchBuffer
     gradients: GradientsFactory
@@ -55,20 +55,20 @@ class Machinery:
 
     @property
     def keeps_who_stopped(self) -> bool:
-        """Whether stopped members may stay in a stack, as when one call processes all members."""
+        """True if stopped members may stay in a stack, because one call processes all members."""
         return self.execution.together and self.spec.lane != "per-member"
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Some steps of a stack, and their results on the host."""
+    """The results of consecutive steps of a stack, on the host."""
 
     losses: list[list[float]]
-    """K rows of A."""
+    """K rows of A losses."""
     accuracies: list[list[float]]
-    """K rows of A: accuracy on each batch before its update. Empty unless requested."""
+    """K rows of A accuracies on each batch before its update; empty unless requested."""
     finite: list[bool]
-    """Whether all of a member's weights are finite at the end."""
+    """For each member, True if all its weights are finite at the end."""
     raised: dict[int, Exception]
     """Exceptions of members' optimizers in the last step."""
     seconds: float
@@ -98,9 +98,9 @@ class LockStep:
         averaging: Averaging | None = None,
         watch: Watch | None = None,
     ) -> None:
-        """rows: weights (P,) of each member. begin: True at the start of a task. online: whether to
-        record accuracies on batches. averaging: None without averaging. watch: observes some
-        updates, or None. Other arguments: one value per member.
+        """rows: weights (P,) of each member. begin: True at the start of a task. online: True to record accuracies on
+        batches. averaging: the averages to continue, or None if the protocol does not average weights. watch: measures
+        some of the updates, or None. Sequences have one element per member; those with a default may be empty.
 
         Raises:
         RefusedError: the shared optimizer rejects the settings of some members.
@@ -141,7 +141,7 @@ class LockStep:
         """Take the steps from `step` to `until`, as `take`, and return their results."""
         started = time.perf_counter()
         losses, raised, accuracies = self.take(step, until, of)
-        # the only synchronisation with the device
+        # the only synchronisation with the device in these steps
         found = torch.cat([losses, accuracies, torch.isfinite(self._weights).all(1).to(losses)[None]]).tolist()
         watching, updates = self._watch.read() if self._watch is not None else (0.0, {})
         seconds = time.perf_counter() - started - watching
@@ -151,8 +151,8 @@ class LockStep:
     def take(self, step: int, until: int, of: Collection[int]) -> tuple[Tensor, dict[int, Exception], Tensor]:
         """Enqueue the steps from `step` to `until` without synchronisation.
 
-        Returns their losses (K, A); exceptions of optimizers in the last step, which is then before `until`; and the
-        accuracies on batches before each update, (K, A), or (0, A) unless requested. Exceptions raised by
+        Returns the losses (K, A), the exceptions raised by members, and the accuracies on batches before each update:
+        (K, A), or (0, A) unless requested. The first step with an exception is the last one taken. Exceptions raised by
         members not in `of` are ignored.
         """
         draws = bool(self._passes) or "random" in self._machinery.spec.needs
@@ -203,7 +203,7 @@ class LockStep:
     def measured(self, i: int) -> Tensor:
         """Return the weights (P,) at which to measure member `i`, valid until the next step.
 
-        Raises any exception of a user's optimizer on changing its mode.
+        Exceptions that a user's optimizer raises when its mode is switched propagate.
         """
         found = self._lane.measured(i, self._weights[i]) if self._averages is None else self._averages.of(i)
         return self._passes[i].whole(found) if self._passes else found
@@ -225,7 +225,7 @@ class LockStep:
         return self._lane.state_bytes(i)
 
     def rate(self, i: int) -> float | None:
-        """Return the rate of member `i`, as `Lane.rate`."""
+        """Return the learning rate of member `i`, as `Lane.rate`."""
         return self._lane.rate(i)
 
     def fallbacks(self, i: int) -> int:
@@ -233,7 +233,7 @@ class LockStep:
         return self._lane.fallbacks(i)
 
     def _own_loss(self, step: int, i: int) -> Evaluate:
-        """Compute `_loss` for a lane with only member `i`, without keeping its buffers."""
+        """Return `_loss` for a lane that has only member `i`, without changing the member's buffers."""
         aside = self._passes[i].aside() if self._passes else None
 
         def loss(alone: int, network: nn.Module, given: bool) -> Tensor:

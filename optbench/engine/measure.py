@@ -47,7 +47,7 @@ from optbench.streams import generator
 from optbench.tasks import TaskFamily, TaskSequence
 
 FEATURES = "features"
-"""The layer column for metrics of the input of the last linear layer."""
+"""Value of the `layer` column for metrics of the input of the last linear layer."""
 
 _UNTRAINED: WeakKeyDictionary[TaskFamily, dict[tuple[object, ...], list[Row]]] = WeakKeyDictionary()
 """Rows of untrained networks, shared by all optimizers of a seed and measured once per process."""
@@ -63,8 +63,8 @@ def score_held_out(
 ) -> list[dict[int, Score]]:
     """Score all members on the validation data of the tasks `scored` (0..T-1), reusing known scores.
 
-    There are no scores for members that are not running, or that start at a network measured before or for another
-    member.
+    Members that are not running have no scores, nor do members whose untrained network was measured earlier or for
+    another member.
     """
     asked: list[int] = []
     begun: dict[tuple[object, ...], list[Member]] = {}
@@ -107,16 +107,16 @@ def measure(
 ) -> None:
     """Append the rows of one member after `after_task` tasks (0: before training).
 
-    scored: the tasks (0..T-1) whose accuracies are measured. held_out: scores on their validation data, see
-    `score_held_out`. transfer: the experiment's other dataset, for metrics of its features.
+    scored: the tasks (0..T-1) whose accuracies are measured. held_out: scores on the validation data of these tasks,
+    from `score_held_out`. transfer: the experiment's other dataset, for metrics of transfer.
 
     Metrics of representations, and users' metrics of logits or of the model, are measured on the test data of the task
-    just learnt and, after the last task, of every scored task and of these pooled (`task` null; for models the mean
-    over tasks); class similarity on all tasks pooled. Long sequences are measured at some positions, see `positions`;
-    text has no metrics by class. If not all tasks are scored, spectra and similarity are measured only after the last
-    task, because over hundreds of tasks they would dominate the size of a run. Pruning curves are measured after the
-    last task, if `metrics` includes one of them. A network that is no longer running (diverged, failed) has null
-    accuracies.
+    just learnt. After the last task they are measured on the test data of every scored task, and on these data pooled
+    (`task` is null); metrics of the model are averaged over tasks instead. Class similarity is measured on the pooled
+    data. Long sequences are measured at a sample of positions (see `positions`), and text has no metrics by class. If
+    not all tasks are scored, spectra and similarity are measured only after the last task, because over hundreds of
+    tasks they would dominate the size of a run. Pruning curves are measured after the last task if `metrics` includes a
+    metric of them. A member that is no longer running (diverged or failed) gets null accuracies.
     """
     count, layout = sequence.family.count, evaluator.blueprint.layout
     if not member.running:
@@ -205,12 +205,12 @@ def measure(
             member.rows += _metric_rows(take(metrics, Learning(_curve(member, count))), count, count)
         if "updates" in kinds:
             member.rows += _metric_rows(take(metrics, _updates(member, layout)), after_task, None)
-        own = [metric for metric in metrics if metric.is_users]  # registered ones are derived on reading
+        own = [metric for metric in metrics if metric.is_users]  # registered metrics are derived when a run is read
         member.rows += _metric_rows(take(own, Accuracy(_matrix(member)), ask()), after_task, None)
 
 
 def _network(member: Member, sequence: TaskSequence, metrics: Sequence[Metric]) -> tuple[object, ...]:
-    """Return the key on which metrics of an untrained network depend."""
+    """Return a key: untrained networks with equal keys have equal metrics."""
     return (member.trial.model, member.init_hash, sequence.trial_seed, *metrics)
 
 
@@ -250,10 +250,10 @@ def _similarity(sums: ClassSums, after_task: int) -> list[SimilarityRow]:
 
 
 def _of_some(row: Row, scored: Sequence[int], count: int) -> Row:
-    """Return a pooled row with its tasks in the note."""
+    """Return a pooled row with a note that lists the tasks."""
     if not isinstance(row, MetricRow):
         return row
-    said = f"of {task_list([task + 1 for task in scored])} of {count}: no others were scored"
+    said = f"pooled over {task_list([task + 1 for task in scored])} of {count}: the other tasks were not scored"
     return replace(row, note=f"{row.note}; {said}" if row.note else said)
 
 
@@ -267,7 +267,7 @@ def _of_model(
     ask: Callable[[int | None], Ask],
     suite_seed: int,
 ) -> list[MetricRow]:
-    """Return metrics of the network itself on each task's test data, and after the last task their means."""
+    """Return metrics of the network itself on each task's test data, and also their means after the last task."""
     rows: list[MetricRow] = []
     network = evaluator.with_weights(member.row)
     for task in tasks:
@@ -307,7 +307,7 @@ def _updates(member: Member, layout: Layout) -> Updates:
 
 
 def _matrix(member: Member) -> Matrix:
-    """Return the matrix R (T+1, T) of a finished trial, on validation data if it chooses settings."""
+    """Return the accuracy matrix R (T+1, T) of a finished trial, on validation data if its stage is `tune`."""
     rows = [(member.trial, row) for row in member.rows if isinstance(row, AccuracyRow)]
     return score_matrices(arrow_table(AccuracyRow, rows), accuracy_column([member.trial.stage]))[member.trial.id]
 

@@ -32,12 +32,12 @@ class TrialResult:
 
 @dataclass
 class Member:
-    """One training and its trials, which differ only in names."""
+    """One network in training and the trials that share it, which differ only in names."""
 
     trials: tuple[Trial, ...]
     row: Tensor
     """Weights and buffers (P + Q,), up to date while the member is not in a stack; averaged weights if the protocol
-    measures those."""
+    averages them."""
     init_hash: str
     generator: torch.Generator
     """The trial's generator, for an optimizer that draws random numbers."""
@@ -46,7 +46,7 @@ class Member:
     """Weights and buffers (P + Q,) from which training continues, if `row` is an average of them."""
     status: str = "running"
     failure: tuple[str, str] | None = None
-    """Type and message of the exception of its optimizer or model."""
+    """Type and message of the exception that its optimizer or model raised."""
     last_step: int = 0
     steps: int = 0
     train_seconds: float = 0.0
@@ -60,25 +60,25 @@ class Member:
     ended: list[Tensor] = field(default_factory=list)
     """Weights and buffers (P + Q,) after each task so far, if a metric of task overlap needs them."""
     unkept: str | None = None
-    """Why its optimizer's state cannot be saved between tasks, once known."""
+    """Reason why its optimizer's state cannot be saved between tasks, once known."""
     follower: Verification | None = None
     """The verification that repeats its next steps."""
     validated: Score | None = None
     """The score of `row` on the validation data of the task just finished, if known."""
     start: Tensor = field(init=False)
-    """The initial weights and buffers (P + Q,): the first `row`, which is replaced but never modified. For a new
-    network per task, those of the task."""
+    """The initial weights and buffers (P + Q,): the first value of `row`, a tensor that is never modified in place. If
+    each task has a new network, the initial values of the current one."""
 
     def __post_init__(self) -> None:
         self.start = self.row
 
     @property
     def trial(self) -> Trial:
-        """The first of its trials, as a representative."""
+        """The first of its trials, which represents all of them."""
         return self.trials[0]
 
     def fail(self, error: Exception) -> None:
-        """Record an exception of its model."""
+        """Record an exception raised by its model."""
         self.status, self.failure = "failed", (type(error).__name__, spoken(error))
 
     @property
@@ -93,7 +93,7 @@ class Member:
 
 @dataclass
 class Schedule:
-    """The evaluations and the end of a member's task, in steps of this task, independent of other members."""
+    """When a member is evaluated and when it stops at the latest, in steps of the task, whatever the others do."""
 
     steps_per_epoch: int
     interval: int
@@ -106,7 +106,7 @@ class Schedule:
         return Schedule(steps_per_epoch, max(1, round(protocol.evaluate_every * steps_per_epoch)), total)
 
     def next_evaluation(self, step: int) -> int:
-        """Return the next step after `step` with an evaluation."""
+        """Return the first step after `step` at which the member is evaluated."""
         return min((step // self.interval + 1) * self.interval, self.total)
 
 

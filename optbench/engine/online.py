@@ -1,4 +1,4 @@
-"""The rows of `online`: how each task of a trial was learnt, and the state of its network at the start."""
+"""Rows of the table `online`: how a trial learnt each task, and the state of its network before the task."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class _Steps:
 
     before: BeforeTask
     begun: int
-    """Optimizer steps before them."""
+    """Number of optimizer steps before these."""
     accuracies: list[float] = dataclasses.field(default_factory=list)
     losses: list[float] = dataclasses.field(default_factory=list)
 
 
 class Online:
-    """Rows of the table `online` of one cohort: for each task, the initial state and the updates."""
+    """Collects the rows of the table `online` for one cohort, from the state before each task and from the updates."""
 
     def __init__(self, evaluator: Evaluator, sequences: Mapping[int, TaskSequence], suite_seed: int) -> None:
-        """sequences: by trial seed."""
+        """sequences: the task sequence of each trial seed."""
         self._evaluator = evaluator
         self._sequences = sequences
         self._suite_seed = suite_seed
@@ -56,7 +56,7 @@ class Online:
             member.evaluation_seconds += time.perf_counter() - started
 
     def see(self, member: Member, losses: Sequence[float], accuracies: Sequence[float]) -> None:
-        """Record updates of a member: loss and accuracy on the batch before each."""
+        """Record a member's loss and accuracy on each batch, before the update."""
         steps = self._steps[member.trial.id]
         steps.losses += losses
         steps.accuracies += accuracies

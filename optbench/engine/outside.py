@@ -24,10 +24,10 @@ _STATEFUL = (int, float, np.ndarray, Tensor, list, dict, set, collections.deque,
 
 
 class OutsideState:
-    """Digests of numbers, tensors and containers in a user's code outside of instances, by name."""
+    """Digests, by name, of the numbers, tensors and containers that a user's code keeps outside of instances."""
 
     def __init__(self, code: Iterable[Any]) -> None:
-        """Read the attributes of these classes, their bases and functions, and of their modules and neighbours."""
+        """Read the attributes of classes, their bases and functions, and the variables of the same user's modules."""
         self._code = list(code)
         self._digests = self._now()
 
@@ -38,7 +38,7 @@ class OutsideState:
                 # Also objects of classes defined there: one may hold the state of all instances.
                 own = type(value).__module__ in (names.get("__name__"), names.get("__module__"))
                 if isinstance(value, _STATEFUL) or own:
-                    # Values that hold code are not state, and a user's may raise when read.
+                    # Values that hold code are not state, and reading a user's object may raise an exception.
                     with contextlib.suppress(Exception):
                         found[f"{place}.{name}"] = digest(value)
         return found
@@ -63,7 +63,7 @@ def _places(code: Iterable[Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _values(names: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield variables, and defaults of functions, which are shared between calls."""
+    """Yield variables, and default arguments of functions, which are shared between calls."""
     for name, value in list(names.items()):
         if isinstance(value, types.FunctionType):
             wrapped = vars(value).get("__wrapped__")  # PyTorch wraps `step`

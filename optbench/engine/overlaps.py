@@ -1,6 +1,6 @@
-"""Overlap of tasks in one trial: features of each task's test data by the networks at the ends of tasks.
+"""Measure task overlap in one trial, from the features of each task's test data in the networks after each task.
 
-Legend: P padded parameter count, Q floats that buffers take.
+Legend: P padded parameter count, Q padded size of the buffers in floats.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from optbench.streams import generator
 from optbench.tasks import Examples, TaskSequence
 
 SEQUENCES = 512
-"""Number of long test sequences per task to read: 65,000 positions for length 128, for which two forward passes take
-about a second on one core with a network of 2 layers and width 64."""
+"""Maximum number of long test sequences to read per task. With length 128 they have 65,000 positions, on which two
+forward passes of a network of 2 layers and width 64 take about a second on one core."""
 
 
 def overlaps(
@@ -30,9 +30,9 @@ def overlaps(
     metrics: Sequence[Metric],
     suite_seed: int,
 ) -> list[tuple[int | None, Measurement]]:
-    """Measure `metrics` of the kind `overlap`: each value with its task (1..T), or None for all tasks.
+    """Measure the metrics of the kind `overlap`; return each value with its task (1..T), or None for all tasks.
 
-    ended: the network (P + Q,) after each task, including the last.
+    ended: the weights and buffers (P + Q,) after each task, including the last.
     """
     few = [_few(sequence.test(task), suite_seed) for task in range(len(ended))]
     end = [_features(evaluator, ended[-1], examples, suite_seed) for examples in few]

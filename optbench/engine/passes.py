@@ -1,6 +1,6 @@
 """Forward passes of a user's model in training, with the trial's buffers and random draws.
 
-Legend: P padded parameter count, Q floats that the buffers take, B batch.
+Legend: P padded parameter count, Q padded size of the buffers in floats, B batch.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Draws = Callable[[int, int], int]
 class Passes:
     """The forward passes of one member in one task.
 
-    As in a plain loop, an optimizer that evaluates the loss several times per step (SAM, L-BFGS) gets new dropout masks
-    and updates running statistics at every evaluation. If its first evaluation is at the weights of the step's
-    gradients, or it did not receive these gradients, it repeats that pass with the same masks and from the same
-    statistics, because a plain loop would not have computed those gradients before.
+    As in a plain loop, if an optimizer evaluates the loss several times per step (SAM, L-BFGS), each evaluation draws
+    new dropout masks and updates running statistics. The first evaluation, however, repeats the pass of the step's
+    gradients, with the same masks and from the same statistics, if it is at the same weights or if the optimizer did
+    not receive these gradients; a plain loop would not have computed them before.
     """
 
     def __init__(self, network: nn.Module, layout: Layout, row: Tensor, draws: Draws) -> None:
-        """network: a copy of the member's own. row: (P + Q,), whose buffers are copied."""
+        """network: a copy for this member only. row: (P + Q,), from which the buffers are copied."""
         self.network = network
         self._layout = layout
         # Not views of one row: autograd would treat a change of one buffer as a change of all.
@@ -50,9 +50,9 @@ class Passes:
     def first(self, weights: Mapping[str, Tensor], inputs: Tensor, *, bound: bool = False) -> Tensor:
         """Compute logits for the gradients of the step, with these weights.
 
-        bound: the network's parameters are views of them, so they need not be passed.
+        bound: True if the network's parameters are views of `weights`, which then need not be passed.
 
-        The global generators are seeded and not restored, which `LockStep` does after many steps.
+        The global generators are seeded but not restored; `LockStep` restores them after many steps.
         """
         self._weights = weights
         seed_all(self._draws(self._step, 0), inputs.device)
@@ -61,7 +61,7 @@ class Passes:
         return logits
 
     def again(self, network: nn.Module, inputs: Tensor, given: bool) -> Tensor:
-        """Compute logits for an optimizer that evaluates the loss, with its network. given: as for `Evaluate`."""
+        """Compute logits with an optimizer's network, for its evaluation of the loss. given: as for `Evaluate`."""
         if self._opening is None:
             own = dict(network.named_parameters())
             repeats = not given or all(torch.equal(own[name], weight) for name, weight in self._weights.items())
@@ -89,7 +89,7 @@ class Passes:
         return row
 
     def _run(self, network: nn.Module, inputs: Tensor, weights: Mapping[str, Tensor] = EMPTY) -> Tensor:
-        # A copy: a network may modify its inputs in place, and others read them.
+        # Copied, because a network may modify its inputs in place, and other members read them.
         inputs = inputs.clone()
         given = {**weights, **self._buffers}
         if not given:

@@ -1,7 +1,7 @@
-"""Penalties on the rank of features in members' losses, for every way to compute gradients.
+"""Add penalties on the rank of features to members' losses, for every way to compute gradients.
 
-The gradient with respect to features is computed separately (`optimizers.rank_penalty.entropy`) and added to the one
-from the head. So the optimizer, its lane and its state are the same as without it.
+A penalty's gradient with respect to the features is computed separately (`optimizers.rank_penalty.entropy`) and added
+to the gradient from the head. The optimizer, its lane and its state are therefore the same as without a penalty.
 
 Legend: M members, N rows of features in a batch, d features.
 """
@@ -28,14 +28,14 @@ class Penalty:
     strength: float
     """λ; 0 has no effect."""
     rotated: bool
-    """Whether to rotate; the same for all members of a stack."""
+    """True to rotate the features; the same for all members of a stack."""
     draws: Callable[[int], int]
     """draws(step) -> the seed of the rotation at a step of the task: the same for every optimizer of a trial seed."""
     features: str
-    """Where the features are, as `Blueprint.features`; the same for all members of a stack."""
+    """The place of the features, as `Blueprint.features`; the same for all members of a stack."""
 
     def frame(self, features: Tensor, step: int) -> Tensor | None:
-        """Return the rotation of this step, (d, r) for features (N, d); None without one."""
+        """Return the rotation of this step, (d, r) for features (N, d); None if features are not rotated."""
         if not self.rotated:
             return None
         return random_frame(features, torch.Generator().manual_seed(self.draws(step)))
@@ -52,7 +52,7 @@ class Penalties:
 
     @staticmethod
     def of(penalties: Sequence[Penalty | None]) -> Penalties | None:
-        """Collect the penalties of all members; None if there are none."""
+        """Collect the penalties of all members; return None if no penalty has an effect."""
         found = [penalty for penalty in penalties if penalty is not None]
         return Penalties(found) if any(penalty.strength for penalty in found) else None
 
@@ -61,14 +61,14 @@ class Penalties:
         self._step = step
 
     def push(self, i: int, features: Tensor) -> Tensor | None:
-        """Return the gradient of member `i`'s penalty with respect to features (N, d); None without one."""
+        """Return the gradient of member `i`'s penalty with respect to features (N, d); None if it has no penalty."""
         own = self._penalties[i]
         if own.strength == 0:
             return None
         return entropy(features, own.frame(features, self._step))[1].mul_(own.strength)
 
     def join(self, gradients: Tensor, features: Tensor) -> Tensor:
-        """Add all members' penalty gradients to those of features, both (M, N, d); members without keep their bits."""
+        """Add penalty gradients to feature gradients, both (M, N, d); members without a penalty are unchanged."""
         strengths = self._all(features)[:, None, None]
         push = entropy(features, self._frames(features[0]))[1] * strengths
         return torch.where(strengths != 0, gradients + push, gradients)
@@ -77,11 +77,12 @@ class Penalties:
     def added(self, i: int, network: nn.Module, axes: int) -> Iterator[list[Tensor]]:
         """Collect the penalty of member `i` in a forward pass; the list holds it afterwards, if there is one.
 
-        axes: the axes of features for examples and positions. The term's value is λ H; its gradient is treated as a
-        constant in second derivatives.
+        axes: the number of leading axes of the features, for examples and positions. The value of the term is λ H, and
+        its gradient is treated as a constant in second derivatives.
 
-        Raises ValueError if a module has a method `features` that its forward pass does not call, or if features do not
-        depend on weights.
+        Raises:
+        ValueError: the model has a method `features` that its forward pass does not call, or the features do not depend
+            on weights.
         """
         own = self._penalties[i]
         if own.strength == 0:
@@ -94,7 +95,7 @@ class Penalties:
 
     @contextlib.contextmanager
     def added_together(self, member: Tensor, network: nn.Module, axes: int) -> Iterator[list[Tensor]]:
-        """Collect as `added`, within `torch.func.vmap` over the members 0..M-1."""
+        """Collect a penalty as `added`, within `torch.func.vmap` over the members 0..M-1."""
 
         def settings(rows: Tensor) -> tuple[Tensor, Tensor | None]:
             frames = self._frames(rows)
@@ -108,7 +109,7 @@ class Penalties:
     def _watched(
         self, network: nn.Module, axes: int, settings: Callable[[Tensor], tuple[float | Tensor, Tensor | None]]
     ) -> Iterator[list[Tensor]]:
-        """settings(features (N, d)) -> strength, and frame."""
+        """settings(features (N, d)) -> the strength and the rotation."""
         found: list[Tensor] = []
 
         def see(features: Tensor) -> None:

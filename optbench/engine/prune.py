@@ -1,4 +1,4 @@
-"""The pruning curve of a trained network: its accuracy by the fraction of largest weights kept."""
+"""The pruning curve of a trained network: its accuracy as a function of the fraction of largest weights kept."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from optbench.tasks import TaskSequence
 def pruning_rows(row: Tensor, evaluator: Evaluator, sequence: TaskSequence, tasks: Sequence[int]) -> list[PruningRow]:
     """Return the accuracy of the network `row` (P,) on the pooled test data of `tasks`, pruned in both scopes.
 
-    Fractions and scopes are those of `metrics.pruning`. `row` is not modified. It takes 40 passes over the test data:
+    Fractions and scopes are those of `metrics.pruning`. `row` is not modified. This takes 40 passes over the test data:
     4.3 s for LeNet-300-100 on 10,000 images of MNIST on one thread, nine tenths of it in matrix products.
     """
     layout, count = evaluator.blueprint.layout, sequence.family.count
     rankings = {scope: rank_weights(layout.views(row), scope, evaluator.blueprint.output) for scope in SCOPES}
     correct = {(scope, keep): 0 for scope in SCOPES for keep in KEEP}
     examples = 0
-    # task by task, to hold only one task's data: a sequence may have hundreds of tasks
+    # task by task, so that only one task's data is held: a sequence may have hundreds of tasks
     for task in tasks:
         test = sequence.test(task)
         examples += test.targets.numel()

@@ -1,4 +1,4 @@
-"""Seeding of the global random generators for optimizers that draw from them."""
+"""Seed the global random generators for optimizers that draw from them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SEEDS = 2**31 - 1
 
 
 def own_draws(generator: torch.Generator, device: torch.device) -> AbstractContextManager[None]:
-    """Seed the block by a draw from `generator`."""
+    """Seed the global generators in the block with a number drawn from `generator`."""
     return seeded(draw_seed(generator), device)
 
 
@@ -47,10 +47,10 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 def kept(device: torch.device) -> Iterator[None]:
     """Restore the global generators after the block.
 
-    This takes .2 ms, nearly all of it for NumPy, so that the steps of a stack share one such block in which draws only
-    seed.
+    This takes .2 ms, nearly all of it for NumPy. Therefore many steps of a stack share one such block, in which the
+    generators are only seeded.
     """
-    numpy = np.random.get_state()  # noqa: NPY002  # the global one is what foreign code uses
+    numpy = np.random.get_state()  # noqa: NPY002  # users' code draws from the global generator
     python = random.getstate()
     # not `fork_rng`, which takes three times as long
     before = torch.default_generator.get_state()

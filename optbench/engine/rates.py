@@ -1,6 +1,6 @@
-"""The learning rate schedule, `protocol.schedule`: a factor on the rate of every parameter group, by step.
+"""The learning rate schedule `protocol.schedule`: at each step, a factor on the learning rate of every parameter group.
 
-With N steps in the span, f the floor, W = min(round(warmup · N), N - 1) steps of warm-up,
+With N steps in the span, floor f, W = min(round(warmup · N), N - 1) steps of warm-up,
 D = min(max(round(decay · N), 1), N - W) steps of decay, and steps t = 0, ..., N - 1:
 
     warm-up, t < W:     (t + 1) / (W + 1)
@@ -9,7 +9,7 @@ D = min(max(round(decay · N), 1), N - W) steps of decay, and steps t = 0, ..., 
     cosine:             f + (1 - f) (1 + cos(π (t - W) / (N - W))) / 2
     wsd:                1 for t < N - D,  then  1 - (1 - f) (t - N + D) / D
 
-So the first step after the warm-up is at the peak, f would be the factor of the step after the last, and no step has 0.
+So the factor is 1 at the first step after the warm-up, would be f one step after the last, and is never 0.
 In PyTorch: `LinearLR(1 / (W + 1), 1, W)`, then `ConstantLR(1)`, `LinearLR(1, f, N - W)` or
 `CosineAnnealingLR(N - W, f · lr)`, joined by `SequentialLR`; for wsd `ConstantLR(1)` and then `LinearLR(1, f, D)`.
 """
@@ -28,7 +28,7 @@ UNSCHEDULED = "trained without the schedule"
 
 
 def factor(schedule: RateSchedule, steps: int, step: int) -> float:
-    """Return the factor of a step, 0..steps-1; later ones have that of the last."""
+    """Return the factor of `step` (0..steps-1); later steps have the factor of the last one."""
     step = min(step, steps - 1)
     warmup = min(round(schedule.warmup * steps), steps - 1)
     if step < warmup:
@@ -52,9 +52,9 @@ class RateCurve:
 
     schedule: RateSchedule
     steps: int
-    """N, of the task, or of all tasks without early stopping."""
+    """N: the number of steps of the task, or of all tasks, without early stopping."""
     before: int = 0
-    """Steps taken in earlier tasks, if the schedule spans all."""
+    """Number of steps taken in earlier tasks, if the schedule spans all tasks."""
 
     def factor(self, step: int) -> float:
         """Return the factor of a step of the task, counted from 0."""
@@ -62,7 +62,7 @@ class RateCurve:
 
 
 def unscheduled(schedule: RateSchedule | None, trial: Trial, rows: Iterable[Row]) -> str | None:
-    """Return why a trial's rate did not follow the schedule, for its note; None if it did, or without one."""
+    """Return, for a note, why a trial's learning rate did not follow the schedule; None if it did or there is none."""
     if schedule is None or schedule.is_flat:
         return None
     if (name := trial.without_schedule) is not None:

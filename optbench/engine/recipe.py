@@ -1,4 +1,4 @@
-"""Optimizers that are incompatible with a protocol, by their needs."""
+"""Detect optimizers that are incompatible with a protocol because of their needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def obstacle_to(protocol: Protocol, needs: Set[Need]) -> str | None:
     if protocol.clip_norm is not None and "loss" in needs:
         return (
             "protocol.clip_norm: expected an optimizer that steps from gradients, got one that takes the loss "
-            "(needs: loss) and computes its own"
+            "(needs: loss) and computes its own gradients"
         )
     if protocol.weight_averaging is not None and "modes" in needs:
         return (

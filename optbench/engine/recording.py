@@ -1,8 +1,8 @@
 """Record repeated work once and replay it as a CUDA graph, so that no kernel waits for Python.
 
 With a small network, a GPU is idle while Python launches kernels. A recording repeats the kernels of one call on the
-same memory, so it is only correct for work with all numbers on the device: counters in Python do not advance. Callers
-must guarantee this, which is checked once per recording.
+same memory, so it is correct only if all numbers that change are on the device: counters in Python do not advance.
+Callers must guarantee this; it is checked once per recording.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from optbench.engine.faults import is_out_of_memory, of_the_machine
 
 T = TypeVar("T")
 Recorder = Callable[[Callable[[], object]], Callable[[], None]]
-"""Calls work to record it, possibly executing it, and returns a function that repeats it."""
+"""Calls work in order to record it, possibly executing it, and returns a function that repeats it."""
 WARM_UP = 3
-"""Calls before recording, in which state, buffers and libraries are initialised."""
+"""Number of calls before recording, during which state, buffers and libraries are initialised."""
 NO_MEMORY = "not enough memory"
 
 
@@ -32,16 +32,17 @@ class Recordings:
     """A cohort's recordings."""
 
     record: Recorder | None
-    """None for no recording."""
+    """None to record nothing."""
     refused: dict[str, str] = field(default_factory=dict)
-    """Reasons why work is not recorded, by name, for the whole cohort."""
+    """Reasons why some work of the cohort is not recorded, by the name of the work."""
 
 
 class Recorded(Generic[T]):
     """Repeated work on tensors with fixed memory, replayed from a recording after a few calls.
 
-    A recording is used only if it gives the same bits as the work itself; otherwise, or if it fails, the work is
-    executed as before, and `Recordings.refused` holds the reason. The return value is that of the last actual call.
+    A recording is used only if it gives the same bits as the work itself. Otherwise, or if recording fails, the work is
+    still executed at every call, and `Recordings.refused` holds the reason. The return value is that of the last actual
+    execution.
     """
 
     def __init__(self, name: str, recordings: Recordings) -> None:
@@ -54,8 +55,8 @@ class Recorded(Generic[T]):
     def __call__(self, work: Callable[[], T], tensors: Callable[[], Sequence[Tensor]]) -> T:
         """Execute or replay the work.
 
-        work: always the same; passed at every call, because a reference to it would keep its owner's device memory
-        alive. tensors: all tensors that the work changes and that are read later.
+        work: the same at every call; not stored, because a reference would keep its owner's device memory alive.
+        tensors: returns all tensors that the work changes and that are read later.
         """
         record = self._recordings.record
         if self._replay is not None:
@@ -83,7 +84,7 @@ class Recorded(Generic[T]):
             if _equal(tensors, after):
                 self._replay = replay
                 return
-            reason = "a replay gave other numbers"
+            reason = "a replay gave different numbers"
         except Exception as error:
             if is_out_of_memory(error):
                 reason = NO_MEMORY
@@ -97,7 +98,7 @@ class Recorded(Generic[T]):
     def _once_more(self, work: Callable[[], T]) -> None:
         answer = work()
         if answer != self._answer:  # e.g. an optimizer raised an exception during recording
-            raise RuntimeError(f"when recorded it answered {answer!r}")
+            raise RuntimeError(f"expected {self._answer!r} when recorded, got {answer!r}")
 
     def _refuse(self, reason: str) -> None:
         self._recordings.refused[self._name] = reason
@@ -124,7 +125,7 @@ def record_cuda(device: torch.device, work: Callable[[], object]) -> Callable[[]
             work()
             graph.capture_end()
         except BaseException:
-            with contextlib.suppress(Exception):  # which only reports that there was an earlier error
+            with contextlib.suppress(Exception):  # it would only report that there was an earlier error
                 graph.capture_end()
             with contextlib.suppress(Exception):  # older versions leave the allocator in recording mode
                 torch._C._cuda_endAllocateToPool(side.device_index, pool)

@@ -1,9 +1,9 @@
 """Test whether an optimizer with an instance per member can be resumed from its `state_dict()`.
 
 There are two failure modes. If `state_dict()` is incomplete, a restored instance holds different data. If restored
-state is not found again (for example because it is looked up by `id(p)`), later steps differ. So every saved state is
-compared with an instance restored from it, and once per target and settings a restored instance takes steps next to
-the original.
+state is not found again (for example because it is looked up by `id(p)`), later steps differ. Therefore an instance is
+restored from every saved state and compared with the original, and once per target and settings the later steps of the
+two are compared as well.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from optbench.engine.stack import same_bits
 from optbench.errors import spoken
 
 BEFORE, AFTER = 12, 12
-"""Trial steps before and after saving an instance: no multiple of the usual refresh intervals."""
-UNTRIED = "it raised before its state could be tried"
+"""Numbers of test steps before and after saving an instance, not multiples of the usual refresh intervals."""
+UNTRIED = "it raised an exception before its state could be tested"
 
 
 def proven_state(machinery: Machinery, member: LaneMember, row: Tensor) -> MemberState:
@@ -64,8 +64,8 @@ def obstacle(
 ) -> str | None:
     """Return why trials of this optimizer cannot be resumed, or None if they can.
 
-    member: one without steps. row: its initial weights and buffers (P + Q,). stream: its batches.
-    passes: its forward passes from the weights and buffers of a row.
+    member: a member before its first step. row: its initial weights and buffers (P + Q,). stream: its batches.
+    passes: returns its forward passes from the weights and buffers of a row.
     """
     noise = member.generator
 
@@ -87,17 +87,17 @@ def obstacle(
             if _raised(original, step, step + 1) is not None:
                 return UNTRIED
             if (error := _raised(copy, step, step + 1)) is not None:
-                return f"{name}, restored, raised {type(error).__name__}: {spoken(error)}"
+                return f"a restored {name} raised {type(error).__name__}: {spoken(error)}"
             same = same_bits(original.row(0), copy.row(0)) and torch.equal(noise.get_state(), draws.get_state())
             if not same:
-                return f"{name}, restored, takes other steps: it may look its state up by id(p), or keep it elsewhere"
+                return f"a restored {name} takes different steps; it may look up state by id(p) or keep it elsewhere"
         _compare(original.state(0), noise, copy.state(0), draws)
     except CannotResume as error:
         return str(error)
     except Exception as error:  # from the optimizer's code
         if of_the_machine(error):
             raise
-        return f"on trial it raised {type(error).__name__}: {spoken(error)}"
+        return f"in a test of resuming it raised {type(error).__name__}: {spoken(error)}"
     return None
 
 
@@ -107,7 +107,7 @@ def _raised(stack: LockStep, step: int, until: int) -> Exception | None:
 
 
 def _compare(a: Instance, noise_a: torch.Generator, b: Instance, noise_b: torch.Generator) -> None:
-    """Raise CannotResume if the two hold different data."""
+    """Raise CannotResume if two instances hold different data."""
     if (where := a.differs(noise_a, b, noise_b)) is not None:
         name = type(a.optimizer).__name__
         raise CannotResume(f"{name}.load_state_dict(state_dict()) does not restore {where}")

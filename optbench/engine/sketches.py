@@ -1,4 +1,4 @@
-"""Sketches of weights during training, for optimizers whose distance a suite records (`twins`)."""
+"""Sketch weights during training, for pairs of optimizers whose distance a suite records (`twins`)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from optbench.suite.schema import ExperimentSettings
 
 
 class Sketcher:
-    """Records sketches of members of one cohort whose optimizer has a twin.
+    """Records weight sketches of the members of one cohort whose optimizer has a twin.
 
-    All trials of a suite with P weights share one draw, so that any two of them can be compared.
+    All trials of a suite whose networks have P weights share one draw, so that any two of them can be compared.
     """
 
     def __init__(self, experiment: ExperimentSettings, layout: Layout, suite_seed: int) -> None:
@@ -29,7 +29,7 @@ class Sketcher:
         self._sketch: CountSketch | None = None
 
     def follows(self, trial: Trial) -> bool:
-        """Return whether a trial records sketches; controls, which belong to no arm, do not."""
+        """Return whether a trial records sketches. Controls do not."""
         return trial.optimizer in self._followed and not trial.is_control
 
     def record(self, member: Member, row: Tensor, task: int, step: int) -> None:

@@ -29,13 +29,14 @@ from optbench.store.pairs_table import PairRow
 from optbench.tasks import Examples
 
 TRAIN_EXAMPLES = 1000
-"""Training examples of every task, the first ones, for the loss on a line, pooled, in float64: 3 ms per point and task
-for LeNet-300-100 on one core, .6 for mlp-100, with nine points between the ends."""
+"""Maximum number of training examples of every task, the first ones, that are pooled for the loss on a line, in
+float64. Each of the nine points between the ends takes 3 ms per task for LeNet-300-100 on one core, .6 ms for
+mlp-100."""
 TEST_EXAMPLES = 1000
-"""Test examples of every task for the accuracy on a line, evenly spaced because the first half of MNIST's is easier. 8
-ms per point and task, 3 for mlp-100, with a resolution of a thousandth."""
+"""Maximum number of test examples of every task for the accuracy on a line, with a resolution of a thousandth. They are
+evenly spaced, because the first half of MNIST's test data is easier. A point takes 8 ms per task, 3 ms for mlp-100."""
 BUDGET = 256 * 2**20
-"""Bytes of solutions in memory (at least two solutions); others are read again from their weights."""
+"""Maximum bytes of solutions in memory (but at least two solutions); others are read again from their weights."""
 
 Weights = Mapping[str, Tensor]
 """Parameters of one network by name."""
@@ -50,8 +51,8 @@ def compare(
 ) -> list[PairRow]:
     """Measure every metric of every pair, in order.
 
-    weights: returns the final weights of a trial; called only if it has any, and again after eviction of a solution.
-    missing: why trials have none; their pairs are null with that note.
+    weights: returns the final weights of a trial; called only for trials that have them, and again if a solution was
+    evicted. missing: for each trial without weights, the reason; values of its pairs are null, with the reason as note.
     """
     names = workspace.experiment.pairs.metrics if workspace.experiment.pairs else None
     chosen = PAIR_METRICS if names is None else tuple(names)
@@ -74,7 +75,7 @@ def compare(
 
 @dataclass(frozen=True)
 class _Read:
-    """A solution with its end of lines."""
+    """A solution, and the same solution as an end of lines."""
 
     solution: Solution
     end: End
@@ -86,7 +87,7 @@ class _Read:
 
 
 class _SolutionReader:
-    """Evaluates solutions, and the lines between them, on the examples of one seed."""
+    """Evaluates the solutions of one seed, and the lines between them, on the examples of that seed."""
 
     def __init__(self, comparison: PairedSolutions, workspace: Workspace, metrics: Sequence[str]) -> None:
         self.blueprint = workspace.blueprint(comparison.experiment, comparison.model)
@@ -100,7 +101,7 @@ class _SolutionReader:
         self.suite_seed = workspace.suite_seed
         self._initial = self.blueprint.start(workspace.suite_seed, comparison.seed)
         self.start = flat(self.layout, self.layout.pack(self._initial).to(self.device))
-        # bytes instead of floats, to fit a hundred tasks
+        # stored as bytes instead of floats, so that a hundred tasks fit into memory
         loss, accuracy = (name in metrics for name in ("loss_barrier", "accuracy_barrier"))
         moves = bool(running(self.blueprint.network)) and (loss or accuracy)
         train = [_first(self.sequence.train(task)) for task in self.tasks] if loss or moves else []
@@ -139,7 +140,7 @@ class _Kept:
         self._kept: OrderedDict[str, _Read] = OrderedDict()
 
     def room(self, trial: Trial) -> int:
-        """Return how many solutions like this trial's fit: at least two, for a pair."""
+        """Return how many solutions of this trial's size fit in the budget: at least two, for a pair."""
         return self._most(self(trial))
 
     def _most(self, read: _Read) -> int:

@@ -1,6 +1,6 @@
 """The weights of a cohort in one matrix, and its views for models and optimizers.
 
-Legend: M members, P padded parameter count of one network, Q floats of its buffers, padded likewise.
+Legend: M members, P padded parameter count of one network, Q padded size of its buffers in floats.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ EMPTY: Mapping[str, Tensor] = MappingProxyType({})
 ALIGNMENT = 16
 """Every parameter starts at a multiple of 16 floats, 64 bytes.
 
-This ensures bit-identity between a trial alone and in a cohort: BLAS kernels may order a sum by the alignment of
-operands, and a vectorised kernel may round its last few elements (which do not fill a vector) differently. With
-alignment and padding, every member is processed by the same code on the same bytes.
+This ensures that a trial has the same bits alone and in a cohort. BLAS kernels may choose the order of a sum by the
+alignment of its operands, and a vectorised kernel may round its last few elements (which do not fill a vector)
+differently. With alignment and padding, every member is processed by the same code on the same bytes.
 """
 
 
@@ -28,7 +28,7 @@ alignment and padding, every member is processed by the same code on the same by
 class Slot:
     """The location of one parameter or buffer in a member's row.
 
-    persistent: whether it is in checkpoints. offset: in floats, for any dtype.
+    persistent: True if it is saved in checkpoints. offset: in floats, for any dtype.
     """
 
     name: str

@@ -1,6 +1,6 @@
-"""Batch norm's running statistics for weights without training steps: averages, and points between two solutions.
+"""Batch norm's running statistics for weights not reached by training: averages, and points between two solutions.
 
-Legend: P padded parameter count, Q floats of buffers, N examples.
+Legend: P padded parameter count, Q padded size of the buffers in floats, N examples.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from optbench.tasks import Examples
 EXAMPLES = 2000
 """Maximum number of examples for statistics, evenly spaced among those given."""
 BATCH = 500
-"""Maximum number per forward pass."""
+"""Maximum number of examples per forward pass."""
 
 
 def running(network: nn.Module) -> dict[str, _NormBase]:
-    """Return the layers of a network with running statistics, by name, usually batch norm."""
+    """Return, by name, the layers of a network that have running statistics (usually batch norm)."""
     layers = network.named_modules()
     return {name: part for name, part in layers if isinstance(part, _NormBase) and part.running_mean is not None}
 
@@ -29,11 +29,12 @@ def running(network: nn.Module) -> dict[str, _NormBase]:
 def reestimated(evaluator: Evaluator, row: Tensor, examples: Examples) -> Tensor:
     """Return `row` (P + Q,) with running statistics re-estimated on `examples`, usually from training.
 
-    Running statistics belong to the weights at which they were collected: at others, such as an average, the network
-    would be normalised incorrectly (Izmailov et al. 2018; Jordan et al. 2022, REPAIR). As in
-    `torch.optim.swa_utils.update_bn`, they are means over batches of their means and (unbiased) variances, from a
-    forward pass with everything else in eval mode. Every K-th example forms a batch, so that all tasks contribute to
-    each. The same examples give the same bits. `row` is not modified, and returned if there are no statistics.
+    Running statistics belong to the weights at which they were collected. At other weights, such as an average, they
+    would normalise activations incorrectly (Izmailov et al. 2018; Jordan et al. 2022, REPAIR). As in
+    `torch.optim.swa_utils.update_bn`, the new statistics are averages over batches of the batch means and (unbiased)
+    variances, in forward passes with all other modules in eval mode. With K batches, every K-th example is in the same
+    batch, so all tasks contribute to each batch. The same examples give the same bits. `row` is not modified; it is
+    returned itself if there are no running statistics.
     """
     if not running(evaluator.network):
         return row
@@ -50,7 +51,7 @@ def reestimated(evaluator: Evaluator, row: Tensor, examples: Examples) -> Tensor
         seen += len(places)
         for layer in layers.values():
             layer.momentum = len(places) / seen  # batches are weighted by their size
-        with seeded(0, row.device):  # a user's module may draw in eval mode, and modify its inputs in place
+        with seeded(0, row.device):  # a user's module may draw random numbers even in eval mode
             network(evaluator.normalise(examples.inputs.index_select(0, places)))
     found = row.clone()
     views = evaluator.blueprint.layout.buffer_views(found)

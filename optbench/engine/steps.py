@@ -1,4 +1,4 @@
-"""Numbers of steps of a trial's tasks, and rate schedules over them."""
+"""Numbers of steps in a trial's tasks, and learning rate schedules over these steps."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from optbench.tasks import TaskSequence
 
 
 class Steps:
-    """Counts the steps of tasks without early stopping; each is counted once, because this generates the task."""
+    """Counts the steps of tasks without early stopping, only once per task because counting generates the task."""
 
     def __init__(self, protocol: Protocol, sequences: Mapping[int, TaskSequence], tasks: int) -> None:
-        """sequences: by trial seed. tasks: T."""
+        """sequences: the task sequence of each trial seed. tasks: T."""
         self._protocol, self._sequences, self._tasks = protocol, sequences, tasks
         self._counted: dict[tuple[int, int], int] = {}
 
@@ -30,11 +30,11 @@ class Steps:
         return sum(self.of_task(trial_seed, task) for task in range(self._tasks))
 
     def of_optimizer(self, member: Member, task: int, *, kept: bool) -> int:
-        """Return the steps of an optimizer kept from the first task on, or constructed for `task`."""
+        """Return the total steps of an optimizer that is kept from the first task on, or constructed for `task`."""
         return self.of_all(member.trial.seed) if kept else self.of_task(member.trial.seed, task)
 
     def curve(self, member: Member, task: int) -> RateCurve | None:
-        """Return the schedule of a member's rate in `task`, 0..T-1; None without one."""
+        """Return the schedule of a member's learning rate in `task`, 0..T-1; None if it has none."""
         schedule, seed = self._protocol.schedule, member.trial.seed
         if schedule is None or schedule.is_flat or member.trial.without_schedule is not None:
             return None

@@ -1,4 +1,4 @@
-"""Timing of repeated work on a device."""
+"""Time repeated work on a device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 class Stopwatch:
     """Sums the seconds between `start` and `stop`.
 
-    CUDA devices work asynchronously, so their own events are read after a synchronisation.
+    CUDA devices work asynchronously, so events on the device are used, which are read after a synchronisation.
     """
 
     def __init__(self, device: torch.device) -> None:

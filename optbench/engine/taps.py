@@ -28,8 +28,8 @@ class Tap:
 
     Attributes:
         layer: a hidden layer of a built-in network, counted from 1, or the name of a user's module.
-        before: use the input of its activation function, which a user's module is itself.
-        as_features: whether it has the shape of the features, from which it differs only by the activation function.
+        before: True to use the input of the activation function; a user's module is itself the activation function.
+        as_features: True if the tensor has the shape of the features and differs only by the activation function.
     """
 
     layer: int | str
@@ -39,7 +39,7 @@ class Tap:
     def rows(self, found: Tensor, target_axes: int) -> Tensor:
         """Return a row (d,) for each example, position of a sequence, or pixel of images (B, d, H, W).
 
-        In built-in networks on image patches, a row for each patch.
+        Built-in networks on image patches have a row for each patch.
         """
         if found.ndim == 4 and target_axes == 1 and not self.as_features:
             return found.movedim(1, -1).flatten(0, 2)
@@ -49,10 +49,10 @@ class Tap:
 
 
 def tap_of_ours(place: Place, depth: int) -> Tap | None:
-    """Return the tensor at a place in a built-in network with `depth` hidden layers; None for the features.
+    """Return the tap at a place in a built-in network with `depth` hidden layers; None for the features.
 
     Raises:
-        ValueError: it has no such layer.
+        ValueError: the network has no such layer.
     """
     layer = depth if place.layer is None else place.layer
     if place == FEATURES or (layer == depth and place.activation == "after"):
@@ -69,7 +69,7 @@ class Modules:
     """Modules of a user's model, observed in a forward pass.
 
     Attributes:
-    unreadable: why each module's output cannot be read; None if it can.
+    unreadable: for each module, the reason why its output cannot be read; None if it can.
     activations: the modules that are activation functions.
     last: the activation whose output is the features; None if there is none.
     """
@@ -79,7 +79,7 @@ class Modules:
     last: str | None
 
     def tap(self, place: Place) -> Tap | None:
-        """Return the tensor at a place; None for the features.
+        """Return the tap at a place; None for the features.
 
         Raises:
         ValueError: there is no such module, or the input of the activation cannot be determined.
@@ -122,7 +122,7 @@ class Modules:
         activations = frozenset(name for name, part in parts.items() if isinstance(part, ACTIVATIONS))
         with _outputs({name: parts[name] for name in activations}) as given:
             found = features()
-        # The last call is read. A view, as from flattening, has the same elements.
+        # The last call counts. The features may be a view of the output, as after flattening.
         last = (name for name, own in given.items() if isinstance(own[-1], Tensor) and _same_memory(own[-1], found))
         return Modules(unreadable, activations, next(last, None))
 
@@ -133,7 +133,7 @@ def _same_memory(a: Tensor, b: Tensor) -> bool:
 
 @contextlib.contextmanager
 def _outputs(parts: Mapping[str, nn.Module]) -> Iterator[Mapping[str, list[object]]]:
-    """Collect the outputs of modules in the block, call by call; modules that are not called are left out."""
+    """Collect the outputs of modules in the block, one per call; modules that are not called are left out."""
     given: dict[str, list[object]] = {}
 
     def noting(name: str) -> Callable[[nn.Module, object, object], None]:
@@ -149,7 +149,7 @@ def _outputs(parts: Mapping[str, nn.Module]) -> Iterator[Mapping[str, list[objec
 
 @contextlib.contextmanager
 def tapped(module: nn.Module, taps: Sequence[Tap]) -> Iterator[dict[Tap, Tensor]]:
-    """Capture copies of a user's model's tensors in the block, each from the last call."""
+    """Capture copies of the tapped tensors of a user's model in the block, each from the last call."""
     caught: dict[Tap, Tensor] = {}
 
     def before(tap: Tap) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 
 SUBSET = 5000
-"""Training examples for a target loss, as many as are held out for validation by default."""
+"""Number of training examples for a target loss, the same as are held out for validation by default."""
 
 
 def training_subset(examples: Examples, suite_seed: int) -> Examples:
-    """Return at most `SUBSET` training examples of a task in their order, the same for every trial of a suite."""
+    """Return at most `SUBSET` training examples of a task, in their order, the same for all trials of a suite."""
     return examples.drawn(SUBSET, generator(suite_seed, None, "training loss"))
 
 
@@ -75,8 +75,8 @@ class TaskTraining:
             stream = orders[trial.seed, trial.order]
             if stream.steps_per_epoch == 0:
                 raise UsageError(
-                    f"experiments.{trial.experiment}.protocol.batch_size: {protocol.batch_size} is more than the "
-                    f"{len(examples)} training examples of task {task + 1}"
+                    f"experiments.{trial.experiment}.protocol.batch_size: expected at most the {len(examples)} "
+                    f"training examples of task {task + 1}, got {protocol.batch_size}"
                 )
             self.streams[trial.id] = stream
             self.schedules[trial.id] = Schedule.of(protocol, stream.steps_per_epoch)
@@ -124,7 +124,7 @@ class TaskTraining:
                 elif self._went_on(member, i, stretch, before, step):
                     try:
                         due[i] = self._measured(stack, i, member)
-                    except Exception as error:  # a user's optimizer may also raise on changing its mode
+                    except Exception as error:  # a user's optimizer may also raise when its mode is switched
                         if of_the_machine(error):
                             raise
                         self._leave(member, "failed", step, error)
@@ -198,7 +198,9 @@ class TaskTraining:
         If these are an average (of the protocol or the optimizer) instead of the training weights, running statistics
         are re-estimated on training examples of the task.
 
-        Raises ModelError, and any exception of a user's optimizer on changing its mode.
+        Raises:
+        ModelError: the user's model raised an exception. Exceptions that a user's optimizer raises when its mode is
+            switched propagate.
         """
         row, layout, evaluator = stack.measured(i), self.cohort.layout, self.cohort.evaluator
         if not running(evaluator.network) or torch.equal(layout.weights(row), layout.weights(stack.row(i))):
@@ -228,7 +230,7 @@ class TaskTraining:
     def _score_earlier(self, due: Mapping[int, Tensor], here: Mapping[int, Member], step: int) -> dict[int, Exception]:
         """Score due members on earlier tasks, if the protocol requests it.
 
-        due: the weights to score, by member. Returns exceptions of members' models.
+        due: the weights to score, by member. Returns the exceptions raised by members' models.
         """
         raised: dict[int, Exception] = {}
         for task in range(self.task) if self.cohort.protocol.follow_earlier else ():

@@ -1,9 +1,9 @@
-"""Train a cohort in lock-step through its task sequence and return every trial's results. Writes nothing.
+"""Train a cohort in lock-step through its task sequence and return every trial's results, without writing to disk.
 
-The loop: a *stack* (`lockstep`) holds the members in training. They take steps together until one of them is due for
-evaluation. Members that stop there (early, at the last step, or diverged) keep their weights and optimizer state and
-leave the stack; the others continue in a smaller stack, immediately on a CPU, and on an accelerator when half have
-left. Then the next task begins with all running members.
+A *stack* (`lockstep`) holds the members in training. All of them are updated until one is due for evaluation. Members
+that stop there (early, at the last step, or diverged) keep their weights and optimizer state and are removed from the
+stack; the others continue in a smaller stack, immediately on a CPU, and on an accelerator once half of them have
+stopped. Then the next task begins with all running members.
 
 Legend: P padded parameter count.
 """
@@ -56,7 +56,7 @@ from optbench.suite.scoring import scored_tasks
 from optbench.tasks import Examples, TaskSequence
 
 VERIFIED = 2
-"""Members per setting of a user's elementwise optimizer that are verified; more than one, because one may diverge."""
+"""Number of members verified for each setting of a user's elementwise optimizer: several, because one may diverge."""
 
 
 def train(
@@ -68,10 +68,10 @@ def train(
 ) -> list[TrialResult]:
     """Train all trials of `cohort` in lock-step; return results in the order of its trials.
 
-    keep: see `Keep`. begun: saved states from which trials continue, by id; all from the same task, or none.
+    keep: see `Keep`. begun: saved states from which trials continue, by id; all from the same task, or empty.
 
-    Trials that differ only in names are trained once. Each of them gets all results as if trained itself, so that the
-    seconds in its rows are those of the whole training.
+    Trials that differ only in names are trained once, and each gets all results as if it had been trained alone; the
+    seconds in its rows are not divided among them.
 
     Raises:
         UsageError: a task has fewer training examples than one batch needs, or the model does not fit the data.
@@ -98,7 +98,7 @@ class CohortTraining:
         begun: Mapping[str, Interim],
         apart: str | None = None,
     ) -> None:
-        """apart: why every training gets its own instance although the optimizer is declared elementwise."""
+        """apart: why each member gets a separate instance although the optimizer is declared elementwise."""
         self.workspace = workspace
         self.protocol = workspace.experiment.protocol
         self.notify = notify
@@ -182,7 +182,7 @@ class CohortTraining:
     def lane_member(self, member: Member, task: int) -> LaneMember:
         """Return the information about a member for its lane in `task`, 0..T-1."""
         kept = self._keeps_state(member)
-        made = 0 if kept else task  # at the construction of its optimizer
+        made = 0 if kept else task  # the task at which its optimizer is constructed
         return LaneMember(
             member.trial.settings,
             member.state,
@@ -200,9 +200,9 @@ class CohortTraining:
         return self.protocol.optimizer_state == "keep" and not renews_state(member.trial)
 
     def passes(self, member: Member, task: int, row: Tensor | None = None) -> Passes | None:
-        """Return the state between forward passes of a model in `task`, 0..T-1; None for a plain network.
+        """Return the forward passes of a member in `task`, 0..T-1; None for a plain network.
 
-        row: initial (P + Q,), by default the member's.
+        row: the initial weights and buffers (P + Q,), by default those of the member.
         """
         if self.blueprint.plain:
             return None
@@ -211,18 +211,18 @@ class CohortTraining:
         def draws(step: int, evaluation: int) -> int:
             return stream_seed(suite, trial, f"forward/task {task}/step {step}/evaluation {evaluation}") % SEEDS
 
-        # A built-in network has no weights; a user's module stays where it was constructed.
+        # A built-in network has no weights yet; a user's module stays on the device where it was constructed.
         ours = self.blueprint.ours
         network = materialised(self.network, self.workspace.device) if ours else copy.deepcopy(self.network)
         return Passes(network, self.layout, member.trained if row is None else row, draws)
 
     def _draws(self, trial_seed: int, tasks: Mapping[str, int], task: int, purpose: str) -> int:
-        """Return the seed of an optimizer's draws outside of steps, with a stream per purpose and task."""
+        """Return the seed of an optimizer's draws outside of steps, from a separate stream per purpose and task."""
         name = f"optimizer/{purpose}/task {tasks.get(purpose, task)}"
         return stream_seed(self.workspace.suite_seed, trial_seed, name) % SEEDS
 
     def look_at_followers(self, *, at_end: bool = False) -> None:
-        """Check the verifications of members. at_end: of the task, when they end.
+        """Check the verifications of members. at_end: True at the end of the task, where verifications end.
 
         Raises:
         NotElementwise: the optimizer is wrongly declared elementwise.
@@ -261,7 +261,7 @@ class CohortTraining:
         """Return the state of a member's optimizer in containers, tensors and numbers.
 
         Raises:
-        CannotResume: it cannot be resumed from such a state.
+        CannotResume: the optimizer cannot be resumed from such a state.
         """
         if not member.running or member.state is None or not self._keeps_state(member):
             return None
@@ -274,7 +274,7 @@ class CohortTraining:
         return proven_state(self.machinery, self.lane_member(member, self.finished), member.trained)
 
     def obstacle(self, member: Member) -> str | None:
-        """Test why members with such settings cannot be resumed; None if they can."""
+        """Return why members with the settings of `member` cannot be resumed, as found by a test; None if they can."""
         settings = member.trial.settings.items()
         key = repr([(name, bool(value) if isinstance(value, int | float) else value) for name, value in settings])
         if key not in self._obstacles:
@@ -317,7 +317,7 @@ class CohortTraining:
             steps=member.steps,
             parameters=self.layout.parameters,
             device=str(self.workspace.device),
-            hyperparameters="",  # values specific to each trial follow
+            hyperparameters="",  # set for each trial below
             init_hash=member.init_hash,
             train_seconds=member.train_seconds,
             optimizer_seconds=member.optimizer_seconds,

@@ -1,4 +1,4 @@
-"""Transfer to another dataset: how useful a trained network's features are beyond their task.
+"""Measure transfer to another dataset: how useful a trained network's features are beyond their task.
 
 Legend: N examples.
 """
@@ -19,7 +19,7 @@ from optbench.suite.schema import ExperimentSettings
 from optbench.tasks import Examples
 
 TRAIN, VALIDATION, TEST = 5000, 2000, 10_000
-"""Maximum number of its examples."""
+"""Maximum numbers of examples of the other dataset."""
 
 
 def load_transfer(experiment: ExperimentSettings, data_dir: Path | None) -> Dataset | None:
@@ -29,9 +29,10 @@ def load_transfer(experiment: ExperimentSettings, data_dir: Path | None) -> Data
 
 @dataclass(frozen=True, eq=False)
 class Transfer:
-    """The examples of the other dataset on the device, with stored inputs that a network's own map normalises.
+    """The examples of the other dataset on the device.
 
-    Targets are classes of the other dataset, for which networks have no outputs.
+    Inputs are not normalised yet; each network applies its own map. Targets are classes of the other dataset, for which
+    networks have no outputs.
     """
 
     parts: tuple[Examples, Examples, Examples]
@@ -39,7 +40,10 @@ class Transfer:
 
     @staticmethod
     def of(dataset: Dataset, suite_seed: int, device: torch.device) -> Transfer:
-        """Draw its parts for the suite, the same for every trial. Up to 2/7 of the training half choose the penalty."""
+        """Draw the parts for a suite, the same for every trial.
+
+        Up to 2/7 of the training half are held out to choose the penalty of the probe.
+        """
         order = torch.randperm(len(dataset.train), generator=generator(suite_seed, None, "transfer"))
         held_out = min(VALIDATION, max(1, 2 * len(order) // 7))
         of_test = torch.randperm(len(dataset.test), generator=generator(suite_seed, None, "transfer test"))
@@ -63,12 +67,12 @@ def check_transfer(dataset: Dataset, other: Dataset) -> None:
     """Check that networks for a dataset accept the inputs of another, which must have classes.
 
     Raises:
-    UsageError: they do not, or it has none.
+    UsageError: the inputs differ, or the other dataset has no classes or fewer than two training examples.
     """
     ours, theirs = dataset.inputs, other.inputs
     if ours != theirs or dataset.train.inputs.dtype != other.train.inputs.dtype:
-        what = f"expected inputs as {dataset.name} has, {_said(dataset)}, got {_said(other)}"
-        raise UsageError(f"transfer: {what}, as {other.name} has")
+        what = f"expected inputs like those of {dataset.name}, {_said(dataset)}"
+        raise UsageError(f"transfer: {what}, got {_said(other)} of {other.name}")
     if other.train.targets.ndim > 1 or len(other.train) < 2:
         raise UsageError("transfer: expected at least two training examples with one target each")
 

@@ -1,7 +1,7 @@
 """PyTorch's optimizers without `torch._dynamo`, which takes longer to import than the rest of PyTorch (1.7 s).
 
-Their methods import it on first use, to exclude themselves from `torch.compile`. Here they defer this until something
-else has imported it.
+Optimizer methods import it on first use, to exclude themselves from `torch.compile`. This module defers the exclusion
+until other code has imported it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _KEPT = "__dynamo_disable"
 
 
 def spare_dynamo() -> None:
-    """Prevent the optimizers of this process from importing dynamo before something else does.
+    """Prevent the optimizers of this process from importing dynamo before other code does.
 
-    Must be called before any of them is constructed. Has no effect on versions of PyTorch that work differently.
+    Must be called before any optimizer is constructed. Has no effect on versions of PyTorch that work differently.
     """
     for method, plain in _undecided():
         setattr(plain, _KEPT, _until_imported(plain, method))
@@ -63,7 +63,7 @@ def _until_imported(plain: Any, method: Callable[..., Any]) -> Callable[..., Any
     def call(*args: Any, **kwargs: Any) -> Any:
         if DYNAMO in sys.modules:
             if getattr(plain, _KEPT, None) is call:
-                delattr(plain, _KEPT)  # so that the method consults dynamo
+                delattr(plain, _KEPT)  # so that the method uses dynamo from now on
             return method(*args, **kwargs)
         return plain(*args, **kwargs)
 

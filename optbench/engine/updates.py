@@ -1,7 +1,7 @@
-"""Watch some updates of members: the geometry of each weight matrix's step, at points spread over training.
+"""Measure the geometry of some updates: each weight matrix's step, at points spread over training.
 
-A step is the total change of the weights, including decay and momentum; the gradient is that of the batch at the
-weights before it, whatever else the optimizer evaluates. No additional steps or gradients are computed.
+A step is the total change of the weights, including decay and momentum. The gradient is that of the batch at the
+weights before the step, even if the optimizer evaluates other gradients. No additional steps or gradients are computed.
 
 Legend: M members in the stack, P padded parameter count.
 """

@@ -1,4 +1,4 @@
-"""Calls of an optimizer's code, seeded by its trial, with the process's settings restored afterwards."""
+"""Call an optimizer's code with seeds of its trial, and restore the process's settings afterwards."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from optbench.optimizers.spec import OptimizerSpec
 
 
 class ProgramEndError(Exception):
-    """An optimizer raised a BaseException that is no Exception, e.g. by calling `sys.exit`."""
+    """An optimizer raised a BaseException that is not an Exception, for example by calling `sys.exit`."""
 
 
 def ended(error: BaseException) -> BaseException:
-    """Return the error that replaces a BaseException of a user's code."""
+    """Return the error that replaces a BaseException raised by a user's code."""
     if isinstance(error, SystemExit):
         return ProgramEndError(f"it ends the program with exit({error})")
     # Workers ignore Ctrl-C, so in them it can only come from the optimizer.
@@ -50,8 +50,8 @@ def without_warnings() -> Iterator[None]:
 class UserCode:
     """Wraps the calls of one optimizer, whose trials run on one device.
 
-    Process-wide settings are restored for users' optimizers and wrappers around them. Registered ones do not change
-    any.
+    Process-wide settings are restored for users' optimizers and for wrappers around them. Registered optimizers do not
+    change such settings.
     """
 
     def __init__(self, spec: OptimizerSpec, hyperparameters: Mapping[str, Any], device: torch.device) -> None:
@@ -61,12 +61,12 @@ class UserCode:
         self._settings = Snapshot(NUMERIC) if user_targets(spec.name, hyperparameters) else None
 
     def step(self, generator: torch.Generator | None) -> AbstractContextManager[None]:
-        """Wrap one step. generator: of the trial, for an optimizer that draws; None for no seeding.
+        """Wrap one step. generator: the trial's, for an optimizer that draws random numbers; None for no seeding.
 
-        The global generators are not restored, which `LockStep` does after many steps.
+        The global generators are not restored; `LockStep` restores them after many steps.
 
         Raises:
-        ProgramEndError: replaces a BaseException other than Ctrl-C.
+        ProgramEndError: in place of a BaseException other than Ctrl-C.
         """
         if self._random and generator:
             seed_all(draw_seed(generator), self._device)
@@ -88,7 +88,7 @@ class UserCode:
     def aside(self, seed: int, *, quiet: bool = False) -> Iterator[None]:
         """Wrap all other calls: constructor, `begin_task`, `train`, `eval`.
 
-        seed: for its draws. quiet: `without_warnings`.
+        seed: the seed of random draws in the call. quiet: True to call it `without_warnings`.
 
         Raises:
             ProgramEndError: as for `step`.
@@ -103,8 +103,8 @@ class UserCode:
             raise ended(error) from error
 
     def closure(self) -> AbstractContextManager[None]:
-        """Wrap the evaluation of the loss in a step: use the settings of a trial instead of the optimizer's.
+        """Wrap an evaluation of the loss in a step: restore the process's settings in case the optimizer changed them.
 
-        Companions share the memory of batches, which an inference mode or default device must not affect.
+        Members share the memory of batches, which must not depend on an optimizer's inference mode or default device.
         """
         return self._settings.restored() if self._settings is not None else _NOTHING

@@ -28,7 +28,7 @@ class Workspace:
     execution: Execution
     transfer: Transfer | None = None
     _ways: dict[str, Ways] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """By model."""
+    """The ways to compute gradients, by model name."""
 
     @staticmethod
     def of(

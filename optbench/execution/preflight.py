@@ -1,7 +1,8 @@
-"""Checks before training, so that a fault in the sixth task does not end a run after hours.
+"""Check a plan before training, so that an error in the sixth task does not end a run after hours.
 
-Optimizers and their settings, datasets, models that fit them, a full batch in every task of every seed; and whose code
-it is: what targets mean in a run, and whether that has changed since the run began.
+The checks cover optimizers and their settings, datasets, whether models fit them, and whether every task of every seed
+has a full batch. This module also finds the users' code to which targets refer, and detects changes to it since the run
+began.
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ class Code:
     """The users' code of a run.
 
     Attributes:
-        sources: what targets mean, by what stands before their colon.
-        notes: what to say of trials with a source that was changed after the run had begun, likewise.
-        unrecorded: those of the sources that the run directory does not hold yet.
+        sources: the source of targets, by the part of the target before the colon.
+        notes: notes for trials with a source that was changed after the run began, by the same keys.
+        unrecorded: the sources that are not in the run directory yet.
     """
 
     sources: Mapping[str, Source] = field(default_factory=dict)
@@ -56,23 +57,24 @@ class Code:
     unrecorded: Mapping[str, Source] = field(default_factory=dict)
 
     def of(self, trial: Trial) -> tuple[str | None, str | None]:
-        """Return the source hash of a trial, and what is to be said of it."""
+        """Return the source hash of a trial and its note, or None for either."""
         targets = sorted(trial.user_files)
         notes = [self.notes[where] for target in targets if (where := split(target)[0]) in self.notes]
         return source_hash(targets), "; ".join(dict.fromkeys(notes)) or None
 
 
 def find_code(plan: Plan, resume: Path | None, suite_folder: Path | None, *, force: bool = False) -> Code:
-    """Find the users' code and texts that a plan's trials name; nothing but installed modules is executed.
+    """Find the users' code and texts that a plan's trials name, executing only installed modules.
 
-    A file is looked up next to the suite, then in the working directory. If the suite is a run's own `suite.yaml`, the
-    run's copies are used; a resumed run uses the files it was started with, or its copies of files that are gone.
+    A file is looked up next to the suite, then in the working directory. If the suite is the `suite.yaml` of a run, the
+    run's copies are used; a resumed run uses the original files, or its copies of files that no longer exist.
 
-    suite_folder: of the suite file; None if a run is resumed from its own suite. force: continue with changed code.
+    suite_folder: the folder of the suite file; None if a run is resumed from its own suite. force: continue even with
+        changed code.
 
     Raises:
-        UsageError: trials are left whose code has changed since the run began.
-        OptbenchError: a file is missing, or cannot be read.
+        UsageError: the code of some remaining trials has changed since the run began.
+        OptbenchError: a file is missing or cannot be read.
     """
     named = {split(target)[0]: target for trial in plan.trials for target in trial.user_files}
     recorded = plugins_of(read_json(resume)) if resume is not None and named else {}
@@ -85,7 +87,7 @@ def find_code(plan: Plan, resume: Path | None, suite_folder: Path | None, *, for
             other = "another text" if is_text(where) else "other code"
             raise UsageError(
                 f"--resume {resume}: {_differing(changed[where], recorded[where])} has changed since the run was made, "
-                f"so the rest would be trained with {other}; --force trains it all the same"
+                f"so the remaining trials would be trained with {other}; --force trains them anyway"
             )
     first = _first_hashes(resume) if resume is not None and named else {}
     notes = {
@@ -109,13 +111,13 @@ def find_source(target: str, suite_folder: Path | None, resume: Path | None = No
 
 
 def check(plan: Plan, data_dir: Path | None, notify: Callable[[str], None]) -> dict[str, Outline]:
-    """Check everything that the trials need that a plan has left to train; return what the tasks of experiments are.
+    """Check everything that the remaining trials of a plan need; return an outline of each experiment's tasks.
 
     data_dir: as for `optbench.data.load`. notify: called with one line if a dataset is downloaded.
 
     Raises:
-        OptbenchError: an optimizer cannot be imported or refuses its settings, data are missing, a model does not fit
-            them or an optimizer, or a task has no full batch.
+        OptbenchError: an optimizer cannot be imported or rejects its settings, data are missing, a model does not fit
+            the data or an optimizer, or a task has no full batch.
     """
     check_penalties(plan.suite, left_of(plan))
     # Late, because importing torch takes seconds.
@@ -140,10 +142,10 @@ def check(plan: Plan, data_dir: Path | None, notify: Callable[[str], None]) -> d
 
 
 def check_optimizers(trials: Iterable[Trial]) -> None:
-    """Check that the optimizers of trials can be imported and take the names and types of their settings.
+    """Check that the optimizers of trials can be imported and accept the names and types of their settings.
 
     Raises:
-        OptimizerError: one of them cannot, or does not.
+        OptimizerError: an optimizer cannot be imported, or does not accept its settings.
     """
     from optbench.optimizers.load import check_arguments  # late, because importing torch takes seconds
     from optbench.optimizers.make import resolve_spec
@@ -157,10 +159,12 @@ def check_optimizers(trials: Iterable[Trial]) -> None:
 
 
 def check_penalties(suite: Suite, trials: Iterable[Trial]) -> None:
-    """Check that a `rank-penalty`, of whatever strength, has weights to train: in our own networks, without their data.
+    """Check that `rank-penalty`, even with strength 0, is only used for built-in networks with hidden layers.
+
+    Does not need the data.
 
     Raises:
-        UsageError: a network has no hidden layer, so that its features are the inputs.
+        UsageError: a network has no hidden layer, so its features are the inputs.
     """
     for trial in trials:
         model = suite.experiments[trial.experiment].models[trial.model]
@@ -170,13 +174,13 @@ def check_penalties(suite: Suite, trials: Iterable[Trial]) -> None:
 
 
 def left_of(plan: Plan) -> list[Trial]:
-    """Return the trials that a plan has left to train."""
+    """Return the remaining trials of a plan."""
     return [trial for trial in plan.trials if trial.id not in plan.done]
 
 
 @contextlib.contextmanager
 def placed(place: str) -> Iterator[None]:
-    """Put the place in the suite in front of a UsageError that is raised in the block."""
+    """Prefix UsageErrors raised in the block with their place in the suite."""
     try:
         yield
     except UsageError as error:
@@ -185,10 +189,10 @@ def placed(place: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _reported(place: str, kind: Kind) -> Iterator[None]:
-    """Report what a user's kind raises in the block. place: of its settings in the suite.
+    """Report exceptions that a user's kind raises in the block. place: the place of its settings in the suite.
 
     Raises:
-        KindError: it raised something, or does not keep its contract.
+        KindError: the kind raised an exception or violates its contract.
     """
     try:
         yield
@@ -201,7 +205,7 @@ def _reported(place: str, kind: Kind) -> Iterator[None]:
 
 
 def _check_tasks(name: str, experiment: ExperimentSettings, dataset: Dataset, suite: Suite) -> Outline:
-    """Check that every task has a full batch, from the targets alone if the tasks are of our own."""
+    """Check that every task has a full batch; for built-in task sequences, only the targets are needed."""
     import torch
 
     from optbench.tasks import TaskFamily
@@ -214,13 +218,13 @@ def _check_tasks(name: str, experiment: ExperimentSettings, dataset: Dataset, su
             data = dataset if experiment.tasks.is_users else dataset.without_pixels()
             family = TaskFamily(experiment.tasks, data, protocol, suite.seed, torch.device("cpu"))
         sizes = list(family.train_sizes(suite.seeds))
-        if experiment.tasks.is_users:  # the first task stands for all
+        if experiment.tasks.is_users:  # only the first task, as an example
             family.try_first(suite.seeds[0])
     for seed, task, count in sizes:
         if count < protocol.batch_size:
             raise UsageError(
-                f"experiments.{name}.protocol.batch_size: {protocol.batch_size} is more than the {count} training "
-                f"examples of task {task + 1} ({family.task_names[task]}, seed {seed})"
+                f"experiments.{name}.protocol.batch_size: expected at most the {count} training examples of "
+                f"task {task + 1} ({family.task_names[task]}, seed {seed}), got {protocol.batch_size}"
             )
     return family.outline
 
@@ -228,7 +232,7 @@ def _check_tasks(name: str, experiment: ExperimentSettings, dataset: Dataset, su
 def _check_places(
     name: str, experiment: ExperimentSettings, model: str, blueprint: Blueprint, of_claims: Iterable[MetricSettings]
 ) -> None:
-    """Check that a model has every place that a metric is read at. of_claims: the metrics of their readings alone."""
+    """Check that a model has every place at which a metric is read. of_claims: metrics used only for claims."""
     readings = {entry.name for entry in of_claims}
     for metric in resolve(experiment.metrics):
         try:
@@ -250,14 +254,14 @@ def _check_metrics(name: str, experiment: ExperimentSettings, dataset: Dataset, 
 
 
 def _original(resume: Path, plugin: Plugin) -> Source:
-    """Return the file that a run was made from; its copy where that file is not there any more."""
+    """Return the file with which a run was made, or the run's copy if the file no longer exists."""
     if not Path(plugin.origin).is_file():
         return read_copy(resume, plugin)
     return read_text_file(f"{TEXT}{plugin.origin}") if is_text(plugin.target) else read_file(plugin.origin)
 
 
 def _differing(source: Source, plugin: Plugin) -> str:
-    """Return the path of a file that is not what the run was made with, and how many more there are."""
+    """Return the path of a file that differs from the run's record, with the number of further such files."""
     names = sorted({*source.sums, *plugin.files}, key=lambda name: (name != source.main, name))
     different = [name for name in names if source.sums.get(name) != plugin.files.get(name)] or [source.main]
     more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
@@ -265,7 +269,7 @@ def _differing(source: Source, plugin: Plugin) -> str:
 
 
 def _changed_file(source: Source, plugin: Plugin | None) -> str:
-    """Return the name of a file that is not what was recorded last; the main one where all are."""
+    """Return the name of a file that differs from the last record of the run, or else of the main file."""
     names = sorted(source.sums, key=lambda name: (name != source.main, name))
     return next((name for name in names if plugin and source.sums[name] != plugin.files.get(name)), source.main)
 

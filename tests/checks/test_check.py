@@ -301,7 +301,7 @@ def test_a_fault_is_found_by_its_own_line(name: str, find: Callable[..., dict[st
 def test_a_member_that_depends_on_its_company_is_found(find: Callable[..., dict[str, Finding]]) -> None:
     findings = find("Gossips", lr=0.01)
     assert with_outcome(findings, "failed") == ["alone or in company", "diverged neighbour"]
-    assert "Gossips, restored, takes other steps" in findings["resume"].text
+    assert "a restored Gossips takes different steps" in findings["resume"].text
 
 
 def test_a_neighbour_whose_loss_spreads_is_found(find: Callable[..., dict[str, Finding]]) -> None:

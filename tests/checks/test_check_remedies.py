@@ -174,4 +174,4 @@ def test_the_state_of_an_optimizer_inside_another_counts(
 def test_a_declaration_that_is_not_so_fails(checked: Callable[..., tuple[int, dict[str, str], str]]) -> None:
     code, lines, _ = checked("Pretends", "elementwise=true", "lr=0.01")
     assert code == 1
-    assert lines["lane"].startswith("✗ declared elementwise, and trained with an instance per trial: ")
+    assert lines["lane"].startswith("✗ declared elementwise, but trained with one instance per trial: ")

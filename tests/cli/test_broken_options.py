@@ -152,7 +152,7 @@ OPTIONS: dict[str, tuple[list[str], str]] = {
     "name of the run is not ASCII": (["--name", "läuft"], "--name 'läuft': expected letters"),
     "name of the run is long": (["--name", "x" * 5000], "expected at most 200 characters, got 5000"),
     "unknown device": (["--device", "tpu"], "tpu"),
-    "empty device": (["--device", ""], "--device : needs auto, cpu, cuda"),
+    "empty device": (["--device", ""], "--device: expected auto, cpu, cuda, cuda:N or mps, got nothing"),
     "negative device index": (["--device", "cuda:-1"], "cuda:-1"),
     "missing device": (["--device", "cuda:99"], "cuda:99"),
     "device with an escape": (["--device", "\x1b[31m"], r"\x1b[31m"),

@@ -218,7 +218,7 @@ def test_a_bad_suite_is_refused_with_the_place(
     ("arguments", "said"),
     [
         (["--device", "cuda:99"], "--device cuda:99"),
-        (["--device", "gpu"], "needs auto, cpu, cuda"),
+        (["--device", "gpu"], "--device: expected auto, cpu, cuda, cuda:N or mps, got gpu"),
         (["--runs-dir", "occupied"], "occupied"),
         (["--set", "experiments.permuted.dataset=svhn", "--data-dir", "occupied"], "svhn"),
         (["--optimizer", "mine=nowhere_to_be_found:Class"], "nowhere_to_be_found"),

@@ -301,7 +301,7 @@ def test_all_tables_of_the_contract_are_filled(mnist: Dataset) -> None:
 
 
 def test_a_batch_larger_than_a_task_is_refused(mnist: Dataset) -> None:
-    with pytest.raises(UsageError, match="batch_size: 5000 is more than the 800 training examples of task 1"):
+    with pytest.raises(UsageError, match="batch_size: expected at most the 800 training examples of task 1, got 5000"):
         train_suite(small_suite({"opt": settings("sgd")}, batch_size=5000), mnist)
 
 

@@ -236,7 +236,7 @@ def test_sequences_have_a_target_for_every_position(use: Use) -> None:
             own_models.NoLinear,
             "expected an nn.Linear, whose input is the features, or a method features(x), got neither",
         ),
-        (own_models.Frozen, "fc.bias: expected parameters that are trained, got requires_grad=False; make it a buffer"),
+        (own_models.Frozen, "fc.bias: expected a trainable parameter, got requires_grad=False; make it a buffer"),
         (own_models.function, "expected an nn.Module, got list"),
         (
             own_models.Reassigned,
@@ -244,7 +244,7 @@ def test_sequences_have_a_target_for_every_position(use: Use) -> None:
         ),
         (
             own_models.Remembering,
-            "expected the same logits when it is evaluated again, got others; what it keeps has to be a buffer",
+            "expected the same logits in a second evaluation, got different ones; keep state in buffers only",
         ),
     ],
 )

@@ -229,7 +229,7 @@ def that_answers(total: Tensor, calls: list[int]) -> dict[int, str]:
 REFUSED = {
     that_asks: "RuntimeError: aten._local_scalar_dense.default is not permitted when a stream is recorded",
     that_raises: "ValueError: not twice",
-    that_answers: "RuntimeError: when recorded it answered {0: 'not in a recording'}",
+    that_answers: "RuntimeError: expected {} when recorded, got {0: 'not in a recording'}",
 }
 
 
@@ -255,7 +255,7 @@ def test_work_that_depends_on_python_state_is_detected() -> None:
     """Such work violates the contract: recording it changed the Python state without taking a step."""
     recordings = Recordings(tape)
     found, expected = totals(of_python, recordings), totals(of_python, Recordings(None))
-    assert recordings.refused == {"it": "a replay gave other numbers"}
+    assert recordings.refused == {"it": "a replay gave different numbers"}
     assert found[: WARM_UP + 1] == expected[: WARM_UP + 1]
     assert found[WARM_UP + 1] == found[WARM_UP] + WARM_UP + 3
 

@@ -52,7 +52,7 @@ def test_the_final_network_is_measured_on_the_scored_tasks_with_a_note(mnist: Da
     result = trained(mnist, {"every": 2})
     pooled = [row for row in result.rows if isinstance(row, MetricRow) and row.layer == "features" and row.task is None]
     assert {row.after_task for row in pooled} == {TASKS}
-    assert all("of task 5 of 5: no others were scored" in (row.note or "") for row in pooled)
+    assert all("pooled over task 5 of 5: the other tasks were not scored" in (row.note or "") for row in pooled)
     assert {row.after_task for row in result.rows if isinstance(row, SpectrumRow)} == {TASKS}
     ranks = [row for row in result.rows if isinstance(row, MetricRow) and row.metric == "effective_rank"]
     assert [(row.after_task, row.task) for row in ranks][: TASKS - 1] == [(i, i) for i in range(1, TASKS)]

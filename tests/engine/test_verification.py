@@ -113,7 +113,7 @@ def test_an_optimizer_that_proves_not_elementwise_later_gets_instances_and_a_not
     for own, other in zip(declared, expected, strict=True):
         note = trial_row(own).note
         assert note is not None
-        assert note.startswith("declared elementwise, and trained with an instance per trial: ")
+        assert note.startswith("declared elementwise, but trained with one instance per trial: ")
         assert same_bits(undeclared(own), undeclared(other))
 
 

@@ -39,12 +39,12 @@ SHUFFLED = "{kind: class-incremental, group_size: 1, order: shuffled}"
 PERMUTED = "{kind: permuted, count: 9}"
 # Tasks, protocol, and part of the message
 CASES = {
-    "all tasks": (PERMUTED, "batch_size: 641", "batch_size: 641 is more than the 640 training examples of task 1"),
-    "one of the tasks": (PAIRS, "batch_size: 130", "batch_size: 130 is more than the"),
+    "all tasks": (PERMUTED, "batch_size: 641", "batch_size: expected at most the 640 training examples of task 1"),
+    "one of the tasks": (PAIRS, "batch_size: 130", "batch_size: expected at most the"),
     "a task of one of the seeds": (
         SHUFFLED,
         "validation_examples: 300, batch_size: 60",
-        "batch_size: 60 is more than the",
+        "batch_size: expected at most the",
     ),
     "no examples": (PAIRS, "train_examples: 5, batch_size: 1", "so a task would be empty"),
     "groups": ("{kind: class-incremental, group_size: 3}", "max_steps: 2", "experiments.last.tasks.group_size"),

@@ -82,7 +82,7 @@ def test_a_run_whose_text_has_changed_resumes_only_with_force(
     songs = tmp_path / "suites" / "songs.txt"
     songs.write_text(songs.read_text().replace("boat", "bath"), encoding="utf-8")
     said = refusal(capsys, tmp_path, "run", "suites/s.yaml", "--resume", "cut", *QUICK)
-    assert "songs.txt has changed since the run was made, so the rest would be trained with another text" in said
+    assert "songs.txt has changed since the run was made, so the remaining trials would be trained with another" in said
     assert main(["run", "suites/s.yaml", "--resume", "cut", "--force", *QUICK]) == 0
     found = trials(run)
     new = ~found["trial"].isin(done)

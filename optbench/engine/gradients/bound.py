@@ -1,4 +1,4 @@
-"""The inputs and outputs to which a cohort's gradients are bound, and their interface.
+"""The inputs and outputs to which a cohort's gradients are bound, and the interface of gradients.
 
 Legend: M members, P padded parameter count.
 """
@@ -49,9 +49,9 @@ class Gradients(Protocol):
     def __call__(self, step: int, losses: Tensor) -> Mapping[int, Exception] | None:
         """Write gradients of the mean cross-entropy of batch `step` to the bound matrix, losses to `losses` (M,).
 
-        Penalties are added to gradients but not to losses, which are thus comparable between trials.
+        Penalties are added to gradients but not to losses, so losses are comparable between trials.
 
-        Returns exceptions raised by members' models.
+        Returns the exceptions raised by members' models, by member.
         """
         ...
 

@@ -1,9 +1,9 @@
-"""On a CPU, choose between member by member and `torch.func` for all, if that is faster with identical bits.
+"""On a CPU, use `torch.func` for all members instead of member by member, if it is faster and gives identical bits.
 
-Timings are not reproducible, so they may only decide if results do not depend on them. Member by member, as for a trial
-alone, is the reference. `torch.func` rarely has the same bits: a linear layer with a bias is one fused product alone,
-but a batched product and a sum with the member axis. If it has, as in networks without biases, it takes .2 to .9 of the
-time; otherwise it would mostly be slower (benchmarks/RESULTS.md).
+Timings are not reproducible, so they may decide only if results do not depend on the decision. The reference is member
+by member, as for a trial alone. `torch.func` rarely gives the same bits: a linear layer with a bias is one fused
+product for a single member, but a batched product and a sum with the member axis. Where it does, as for networks
+without biases, it takes .2 to .9 of the time; elsewhere it would usually be slower (benchmarks/RESULTS.md).
 
 Legend: M members, B batch, P padded parameter count.
 """
@@ -24,9 +24,9 @@ from optbench.engine.stack import Layout, same_bits
 from optbench.models import cross_entropy
 
 TRIED = 4
-"""First steps of a stack, computed both ways; the very first is not timed."""
+"""Number of initial steps of a stack that are computed both ways; the very first one is not timed."""
 MEMORY = 2**28
-"""Maximum bytes that all members may keep for the backward pass; for larger networks call overhead is negligible."""
+"""Maximum bytes kept for the backward pass by all members; for larger networks, call overhead is negligible."""
 CHECKED = 100
 """Interval in steps after which both ways are compared again."""
 
@@ -37,22 +37,22 @@ class OtherBitsError(Exception):
 
 @dataclass
 class Choice:
-    """A cohort's findings about `torch.func` in its steps."""
+    """The experience with `torch.func` in a cohort's steps so far."""
 
     possible: bool = True
     sizes: set[int] = field(default_factory=set)
-    """Sizes of stacks in which it was tried and chosen; a library may order sums by the size of a product."""
+    """Sizes of stacks for which it was chosen; a library may choose the order of sums by the size of a product."""
 
     def open(self, kept: int) -> bool:
-        """Return whether the way may be tried, given the bytes that all members keep for their backward passes."""
+        """Return whether `torch.func` may be tried, given the bytes kept for the backward pass by all members."""
         return self.possible and kept <= MEMORY
 
 
 class ChosenGradients:
     """Computes the first steps both ways, and then only the faster one if the bits are equal.
 
-    Untried gradients are never used for training: in steps computed both ways, those of each member alone are used, and
-    these are the only calls of the members' own networks.
+    In steps computed both ways, training uses the gradients of each member alone, and only these are computed with the
+    members' own networks.
     """
 
     def __init__(self, network: nn.Module, layout: Layout, buffer: BatchBuffer, bound: Bound, choice: Choice) -> None:
@@ -82,7 +82,7 @@ class ChosenGradients:
         started = time.thread_time()
         try:
             logits = self._together(step, losses)
-        except Exception:  # any error: unless it is specific to this way, the other will raise it, too
+        except Exception:  # any error: if it is not specific to this way, the other way raises it, too
             self._choice.possible = False
             return self._each(step, losses)
         between = time.thread_time()
@@ -133,7 +133,7 @@ class _Together:
                 for i in members:
                     stacked[i].copy_(part)
         inputs, targets = self._batches
-        # The mean over a batch sums in another order with the member axis.
+        # With a member axis, the mean over a batch is summed in another order.
         found = self._vmap(inputs, targets, losses)
         for i, logits in enumerate(found):
             losses[i].copy_(cross_entropy(logits, targets[i]))

@@ -1,4 +1,4 @@
-"""Batches of many streams at once for an accelerator, without counters in Python.
+"""Take batches of many streams together on an accelerator, without counters in Python.
 
 Legend: S different streams, B batch size, L rows of the longest epoch, T positions.
 """
@@ -15,11 +15,11 @@ from optbench.engine.batches import BatchStream, Normaliser
 
 
 class Feed:
-    """Takes the next batch of every stream in a few calls for all of them.
+    """Takes the next batches of all streams in a few library calls.
 
     The examples of all streams are concatenated, an epoch's order is a row of indices, and each stream's position in
-    its order is on the device, so that `take` is the same work every time. `aim` does the rest in Python, usually
-    nothing.
+    its order is on the device, so `take` performs the same operations every time. At the start of an epoch, `aim`
+    copies its order to the device.
     """
 
     def __init__(self, streams: Sequence[BatchStream], normalise: Normaliser) -> None:
@@ -49,7 +49,7 @@ class Feed:
         self._batch = torch.empty(len(streams), size, *self._inputs.shape[1:], dtype=normalise.dtype, device=device)
         self._batch_targets = self._targets.new_empty(len(streams) * size, *self._targets.shape[1:])
         self._next = self._until = -1
-        """The next step, and the next one at which any stream begins an epoch."""
+        """The next step, and the next step at which any stream begins an epoch."""
 
     def aim(self, step: int) -> None:
         """Prepare `take` to return batch `step` (0-based) next, without synchronisation."""

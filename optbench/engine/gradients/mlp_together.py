@@ -1,4 +1,4 @@
-"""Losses and gradients of plain MLPs on an accelerator, explicit, with one library call for all members.
+"""Losses and gradients of plain MLPs on an accelerator, by explicit backpropagation for all members together.
 
 Legend: M members, B batch, C classes, P padded parameter count.
 """
@@ -16,7 +16,7 @@ from optbench.models.mlp import Mlp
 class MlpTogether:
     """A `Way`: the formulas of `MlpGradients` with a member axis.
 
-    Half as many kernels as with `torch.func`, and gradients are written directly to their destination.
+    This takes half as many kernels as `torch.func` and writes gradients directly to their destination.
     """
 
     name = "written out"

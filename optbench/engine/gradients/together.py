@@ -1,4 +1,4 @@
-"""Losses and gradients of all members at once, on batches taken at once, for accelerators.
+"""Compute losses and gradients of all members together, on batches taken together, for accelerators.
 
 Legend: M members, S different streams, B batch.
 """
@@ -17,7 +17,7 @@ from optbench.engine.recording import Recorded, Recordings
 
 
 class Way(Protocol):
-    """Writes losses and the bound gradients of all members, with the same work at every call."""
+    """Writes losses and the bound gradients of all members, with the same operations at every call."""
 
     name: str
     """The name for `Gradients.way`."""
@@ -31,7 +31,7 @@ class Way(Protocol):
 
 
 class TogetherGradients:
-    """Computes the gradients of all members at once, on batches taken at once; recorded if possible."""
+    """Computes the gradients of all members together, on batches taken together; recorded if possible."""
 
     def __init__(self, way: Way, bound: Bound, normalise: Normaliser, recordings: Recordings) -> None:
         places = sharing(bound.streams)

@@ -29,21 +29,21 @@ from optbench.tasks import Examples
 STEPS = 3
 RATE = 0.01
 TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}
-"""Tolerance of the difference of two gradients, relative to the gradient alone (Euclidean norms over all
+"""Maximum difference of two gradients, relative to the gradient of the member alone (Euclidean norms over all
 parameters)."""
 FEW = 16
-"""Training examples per batch on which bits are compared."""
+"""Number of training examples per batch on which bits are compared."""
 
 
 def together_refused(
     blueprint: Blueprint, examples: Examples, normalise: Normaliser, suite_seed: int, precision: Precision = "float32"
 ) -> str | None:
-    """Return why `torch.func` cannot train members of this model together on the device of `normalise`, or None."""
+    """Return why `torch.func` cannot train members of a model together on the device of `normalise`, or None."""
     try:
         for together, alone in _gradients(blueprint, examples, normalise, suite_seed, precision, PROBED):
             difference = torch.linalg.norm(together - alone, dim=1)
             if not bool((difference <= TOLERANCE[precision] * torch.linalg.norm(alone, dim=1)).all()):
-                return "its gradients in lock-step differ from those alone"
+                return "its gradients in lock-step differ from those of each network alone"
     except Exception as error:  # `torch.func` raises many kinds of exceptions
         if of_the_machine(error):
             raise
@@ -54,9 +54,9 @@ def together_refused(
 def together_alike(
     blueprint: Blueprint, examples: Examples, normalise: Normaliser, suite_seed: int, precision: Precision = "float32"
 ) -> int | None:
-    """Return the bytes per example kept for a member's backward pass, if `torch.func` gives the same bits as alone.
+    """Return the bytes per example kept for a member's backward pass, or None if `torch.func` changes bits.
 
-    None if it does not, on a few examples.
+    Its gradients are compared with those of each member alone, on a few examples.
     """
     found = [0]
 
@@ -68,7 +68,7 @@ def together_alike(
     steps = _gradients(blueprint, examples, normalise, suite_seed, precision, FEW, saving)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.filterwarnings("error", message=".*performance drop")  # it loops over members slowly
+        warnings.filterwarnings("error", message=".*performance drop")  # PyTorch would loop over members, slowly
         try:
             if not all(same_bits(together, alone) for together, alone in steps):
                 return None
@@ -90,8 +90,8 @@ def _gradients(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield gradients (2, P) by `torch.func` and member by member, at a few steps of gradient descent.
 
-    Two members with different weights on batches of `size` examples, independent of the cohort's members.
-    around: context of each step member by member.
+    The two members have different weights and batches of `size` examples, and do not depend on the cohort's members.
+    around: the context of each step that is computed member by member.
     """
     device, layout, network = normalise.scale.device, blueprint.layout, blueprint.network
     few = examples.select(torch.arange(min(2 * size, len(examples)), device=examples.targets.device))

@@ -1,4 +1,4 @@
-"""Losses and gradients of any network, all members at once."""
+"""Losses and gradients of any network, for all members together."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Vmap:
         network = copy.deepcopy(network)  # `functional_call` would leave weights in a layer with two names
         self._weights = layout.views(bound.weights)
         self._grads = layout.views(bound.grads)
-        # Constant buffers: a network that changes them is not trained together.
+        # Buffers are constant: members of a network that changes them are not trained together.
         rows = [each.whole(row) for each, row in zip(bound.passes, bound.weights, strict=False)]
         self._buffers = layout.buffer_views(torch.stack(rows)) if rows else {}
 
@@ -42,7 +42,7 @@ class Vmap:
             found = cross_entropy(logits, targets)
             return sum(added, found), (found, logits)
 
-        # Networks trained together draw nothing; rotations are drawn for all members from generators.
+        # Networks trained together draw no random numbers; the rotations of all members come from generators.
         draws = "same" if penalties else "error"
         self._found = vmap(grad_and_value(loss, has_aux=True), randomness=draws)
 

@@ -1,4 +1,4 @@
-"""The way in which gradients of a model are computed, and the results of tests."""
+"""Choose the way in which gradients of a model are computed, according to tests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from optbench.tasks import Examples
 class Ways:
     """The ways to compute gradients of one model, for all cohorts that train it on the same data and device.
 
-    Whether `torch.func` works, and with the same bits as each member alone, is tested once, on first use.
+    On first use, `torch.func` is tested once: does it work, and with the same bits as each member alone?
     """
 
     def __init__(
@@ -35,9 +35,9 @@ class Ways:
         together: bool,
         precision: Precision = "float32",
     ) -> None:
-        """examples: for training. together: use one call for all members if possible, as accelerators require.
+        """examples: training examples. together: True to use one call for all members if possible, for accelerators.
 
-        precision: of forward passes; explicit ones are float32 only.
+        precision: the precision of forward passes; explicit backpropagation is only for float32.
         """
         self._blueprint = blueprint
         self._tried = blueprint, examples, normalise, suite_seed, precision
@@ -46,8 +46,8 @@ class Ways:
 
     @cached_property
     def alone(self) -> str | None:
-        """Why members cannot be trained together, if requested and as far as known; None if they can."""
-        # Known for built-in networks in float32.
+        """The reason why members cannot be trained together; None if none is known. Tested only if requested."""
+        # Built-in networks are known to work in float32.
         known = self._blueprint.ours and self._tried[-1] == "float32"
         if self._blueprint.alone is None and self._wanted and not known:
             return together_refused(*self._tried)
@@ -55,7 +55,7 @@ class Ways:
 
     @property
     def together(self) -> bool:
-        """Whether one call must process all members."""
+        """True if one call must process all members."""
         return self._wanted and self.alone is None
 
     @cached_property
@@ -74,7 +74,7 @@ class Ways:
             way = MlpTogether if self._written_out else Vmap
 
             def together(bound: Bound) -> Gradients:
-                # A matrix decomposition synchronises, which cannot be recorded.
+                # The matrix decomposition of a penalty synchronises, which cannot be recorded.
                 record = recordings if bound.penalties is None else Recordings(None)
                 return TogetherGradients(way(network, layout, bound), bound, buffer.normalise, record)
 

@@ -1,4 +1,4 @@
-"""The lane of optimizers written with the member axis: one instance for a cohort."""
+"""The lane of optimizers written with a member axis: one instance for a cohort."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from optbench.precision import widest
 
 
 class BatchedLane(Lane):
-    """One instance of a built-in optimizer with member axis (`stacked=True`).
+    """One instance of a built-in optimizer with a member axis (`stacked=True`).
 
-    In addition to `step` it has `begin_task`, `fallbacks`, and its step in two parts: `work`, on the device, and
-    `advance`, its counters in Python. `upcoming` names the kind of the next work, which is the same on the same
-    tensors whenever the name is equal, or is None if it must not be recorded.
+    In addition to `step`, the optimizer has `begin_task` and `fallbacks`, and its step in two parts: `work` on the
+    device, and `advance` for counters in Python. `upcoming` returns the name of the next work, or None if it must not
+    be recorded. Work with equal names performs the same operations on the same tensors.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class BatchedLane(Lane):
         self._works: dict[Hashable, Recorded[None]] = {}
         members = [state for state in states if state is not None]
         if members:
-            assert len(members) == self._count, "a cohort starts, or resumes, together"
+            assert len(members) == self._count, "all members of a cohort start, or resume, together"
             for index, parameter in enumerate(self._parameters):
                 rows = [m["state"][index] for m in members]
                 self._optimizer.state[parameter] = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
@@ -125,12 +125,12 @@ class BatchedLane(Lane):
 
 
 class _Scheduled:
-    """The rates (M,) of a batched optimizer, scaled in place because recorded steps read the same memory."""
+    """The learning rates (M,) of a batched optimizer, scaled in place because recorded steps read the same memory."""
 
     def __init__(
         self, groups: Sequence[dict[str, Any]], curves: Sequence[RateCurve | None], device: torch.device
     ) -> None:
-        """curves: of each member; None if its rate is not scaled."""
+        """curves: the schedule of each member; None if its learning rate is not scaled."""
         self._curves = curves
         self._factors = torch.ones(len(curves), dtype=widest(device), device=device)
         distinct = dict.fromkeys(curve for curve in curves if curve is not None)
@@ -142,7 +142,7 @@ class _Scheduled:
             self._rates.append((group["lr"], own))
 
     def begin(self, step: int) -> list[float]:
-        """Scale the rates for a step and return the members' factors, without transfers to the device."""
+        """Scale the learning rates for a step and return the members' factors, without transfers to the device."""
         for curve, mask in self._masks:
             self._factors.masked_fill_(mask, curve.factor(step))
         for rate, own in self._rates:

@@ -64,7 +64,7 @@ class ElementwiseLane(Lane):
         self._device_rates = self._rates_on(weights.device) if recordings.record is not None else None
 
     def _rates_on(self, device: torch.device) -> list[list[tuple[Tensor, float]]]:
-        """Move scaled rates to the device, where recorded steps read them, with their original values."""
+        """Move scheduled learning rates to the device, where recorded steps read them; return them and their values."""
         found = []
         for optimizer, curve in zip(self._optimizers, self._curves, strict=True):
             groups = [] if curve is None else rate_groups(optimizer)
@@ -93,7 +93,7 @@ class ElementwiseLane(Lane):
                     else:
                         with scaled(rate_groups(optimizer, stepping=True), self._factors[i]):
                             optimizer.step()
-            except Exception as error:  # such as an overflowing rate: these trials fail, the others continue
+            except Exception as error:  # such as an overflowing learning rate: these trials fail, the others continue
                 if of_the_machine(error):
                     raise
                 raised.update(dict.fromkeys(range(start, stop), error))
@@ -129,7 +129,7 @@ class ElementwiseLane(Lane):
 
 
 def _signature(setting: Mapping[str, Any], state: Mapping[str, Any] | None, curve: RateCurve | None) -> str:
-    """Return a key by which members may share a leaf: settings, factors and scalar state (step counts)."""
+    """Return a key of settings, scalar state (step counts) and schedule; members with equal keys may share a leaf."""
     scalars = None
     if state:
         scalars = {k: v.item() if isinstance(v, Tensor) else v for k, v in state.items() if not _is_row(v)}
@@ -147,5 +147,5 @@ def _is_row(value: Any) -> bool:
 
 
 def _join(parts: Sequence[Any]) -> Any:
-    """Stack the rows of members; of scalars, which are equal here, return one."""
+    """Stack the rows of members, or return a copy of one scalar, because scalars are equal here."""
     return torch.stack(list(parts)) if _is_row(parts[0]) else copy.deepcopy(parts[0])

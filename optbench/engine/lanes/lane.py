@@ -15,7 +15,7 @@ from optbench.engine.rates import RateCurve
 Optimizer = torch.optim.Optimizer
 Evaluate = Callable[[int, nn.Module, bool], Tensor]
 """evaluate(member, network, given) -> mean cross-entropy on its batch of this step, a differentiable scalar.
-given: whether its optimizer has received the gradients of the step; if not, its first evaluation replaces them."""
+given: True if its optimizer received the gradients of the step; otherwise its first evaluation replaces them."""
 MemberState = Any
 """One member's optimizer state, opaque except to the lane that exported it; None for a new optimizer. A state
 saved at the end of a task consists of containers, tensors and numbers."""
@@ -33,9 +33,9 @@ class LaneMember:
     state: MemberState
     """The state from which it continues."""
     generator: torch.Generator
-    """Its own."""
+    """The trial's generator."""
     total_steps: int
-    """Total steps since the state was new, without early stopping."""
+    """Total steps of the optimizer from its construction on, without early stopping."""
     examples: int = 0
     """Number of training examples of the task at which its optimizer is constructed."""
     draws: Callable[[str], int] = _unseeded
@@ -43,7 +43,7 @@ class LaneMember:
     ends: frozenset[str] = frozenset()
     """The parameters at the ends of the network, by name: see `optimizers.ends`."""
     curve: RateCurve | None = None
-    """The schedule of its rate in this task; None without one."""
+    """The schedule of its learning rate in this task; None if it has none."""
 
 
 class RefusedError(Exception):
@@ -56,7 +56,7 @@ class RefusedError(Exception):
 
 
 class Lane(ABC):
-    """An optimizer at work on a cohort.
+    """Applies one optimizer to the members of a stack.
 
     Its constructor raises RefusedError if members share an instance and some have invalid settings.
     """
@@ -73,7 +73,7 @@ class Lane(ABC):
 
     @abstractmethod
     def rate(self, index: int) -> float | None:
-        """Return the rate of a member's first group times the last factor of the schedule; None without a rate."""
+        """Return the learning rate of a member's first group, times the last factor of its schedule; None if none."""
 
     @abstractmethod
     def export(self, index: int) -> MemberState:
@@ -84,7 +84,7 @@ class Lane(ABC):
         """Return the bytes of a member's optimizer state."""
 
     def begin_task(self) -> None:  # noqa: B027
-        """Tell the optimizer that a new task begins; most ignore it."""
+        """Notify the optimizer that a new task begins, which has no effect on most optimizers."""
 
     def measured(self, index: int, row: Tensor) -> Tensor:
         """Return the weights (P,) at which to measure a member: `row`, unless its optimizer trains other weights."""

@@ -47,7 +47,7 @@ class PerMemberLane(Lane):
         begin: bool,
         clip_norm: float | None = None,
     ) -> None:
-        """clip_norm: bound of every gradient that an instance uses or evaluates; None without one."""
+        """clip_norm: bound on the norm of every gradient that an instance uses or evaluates; None to clip nothing."""
         self._clip_norm = clip_norm
         self._users = spec.source == "yours"
         self._layout = layout
@@ -73,11 +73,11 @@ class PerMemberLane(Lane):
     def _taken_up(
         self, spec: OptimizerSpec, member: LaneMember, network: nn.Module, views: Sequence[Tensor], *, begin: bool
     ) -> Instance:
-        """Return the instance of a member, new or existing; weights that it changes are copied to `views`.
+        """Return the instance of a member, new or existing; if it changes the weights, they are copied to `views`.
 
         Raises:
         CannotResume: a saved state does not fit.
-        Exception: any exception of the optimizer.
+        Exception: the optimizer raised it.
         """
         if member.state is None:
             return self._new(spec, member, network, views)
@@ -114,10 +114,10 @@ class PerMemberLane(Lane):
     def _restored(
         self, spec: OptimizerSpec, member: LaneMember, network: nn.Module, views: Sequence[Tensor]
     ) -> Instance:
-        """Construct an instance with the state returned by another one's `saved`.
+        """Construct an instance with a state returned by `Instance.saved`.
 
         Raises:
-        CannotResume: it belongs to another optimizer, or restoring it raises.
+        CannotResume: the state belongs to another optimizer, or restoring it raises an exception.
         """
         draws = member.generator.get_state()
         try:
@@ -250,7 +250,7 @@ class PerMemberLane(Lane):
         instance = self._instances[index]
         try:
             rate = None if instance is None else first_rate(rate_groups(instance.optimizer))
-        except Exception as error:  # from a user's attribute, needed only for this column
+        except Exception as error:  # raised by a user's attribute, which is needed only for this column
             if of_the_machine(error):
                 raise
             return None
@@ -270,11 +270,11 @@ class StepCall:
 
     closure: Literal["first", "by name", "not"]
     loss: bool
-    """Whether it receives the loss under this name."""
+    """True if `step` receives the loss, as an argument of this name."""
 
     @staticmethod
     def of(spec: OptimizerSpec, optimizer: Optimizer) -> StepCall:
-        """Derive it from a spec with the needs of this instance."""
+        """Derive the call from a spec that has the needs of this instance."""
         wants = bool(spec.needs & {"closure", "loss"})
         if spec.only_matrices or spec.source != "yours":
             return StepCall("first" if wants else "not", loss=False)
@@ -306,9 +306,9 @@ class Instance:
         return Instance(optimizer, network, list(network.parameters()), spec.needs, StepCall.of(spec, optimizer))
 
     def saved(self) -> dict[str, Any]:
-        """Return its `state_dict()`, and the training weights if it measures at others.
+        """Return the optimizer's `state_dict()`, and the training weights if other weights are measured.
 
-        Raises any exception of the optimizer.
+        Exceptions raised by the optimizer propagate.
         """
         weights = [p.detach() for p in self.parameters] if "modes" in self.needs else []
         return {"state": self.optimizer.state_dict(), "weights": weights}
@@ -316,7 +316,8 @@ class Instance:
     def differs(self, noise: torch.Generator, other: Instance, its_noise: torch.Generator) -> str | None:
         """Return the name of an attribute with different data in another instance; None if all are equal.
 
-        noise: the trial's generator. Weights and generators are not compared. Raises as `contents.digest`.
+        noise, its_noise: the generators of the two trials. Weights and generators are not compared. Raises exceptions
+        like `contents.digest`.
         """
         known, its_known = self._known(noise), other._known(its_noise)
         if digest([self.optimizer, *self._marks()], known) == digest([other.optimizer, *other._marks()], its_known):
@@ -330,7 +331,7 @@ class Instance:
         return [*self.parameters, *self.network.buffers(), *self.network.modules(), noise]
 
     def _marks(self) -> list[object]:
-        """Return what an optimizer may have set on parameters: frozen flags, and attributes."""
+        """Return everything that an optimizer may have set on parameters: `requires_grad`, and attributes."""
         return [(parameter.requires_grad, vars(parameter)) for parameter in self.parameters]
 
     def around_forward(self) -> AbstractContextManager[Any]:

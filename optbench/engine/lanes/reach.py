@@ -1,4 +1,4 @@
-"""Memory of an optimizer's state, wherever it is stored."""
+"""Measure the memory of an optimizer's state, wherever it is stored."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _LEAVES = (int, float, complex, str, bytes, type, types.ModuleType, types.Builti
 def state_bytes(optimizer: torch.optim.Optimizer, network: nn.Module, *, users: bool) -> int:
     """Return the bytes of an optimizer's state, counting each storage once.
 
-    users: whether the optimizer is a user's, for which all reachable tensors count, including the state of inner
-    optimizers and buffers in attributes, but not the network's modules, parameters and gradients. For registered
-    optimizers, `state` counts, and users' optimizers inside them.
+    users: True for a user's optimizer. For these all reachable tensors count, including the state of inner optimizers
+    and buffers in attributes, but not the network's modules, parameters and gradients. For registered optimizers, only
+    `state` and users' optimizers inside them count.
     """
     known = list(network.modules())
     gradients = [p.grad for p in network.parameters() if p.grad is not None]

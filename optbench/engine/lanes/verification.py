@@ -22,8 +22,8 @@ TOLERANCE = 1e-3
 """Relative to the distance from the start; not 0, because kernels may round the last elements of a tensor
 differently."""
 
-NOT_ELEMENTWISE = "declared elementwise, and trained with an instance per trial"
-"""Start of the note on trials that were trained separately for that reason."""
+NOT_ELEMENTWISE = "declared elementwise, but trained with one instance per trial"
+"""Start of the note on trials that were trained separately because the declaration was wrong."""
 RENEWED_EVERY = 37
 """Steps between rebuilds of the first instance, which check that all of its state is in `state`."""
 
@@ -43,7 +43,7 @@ class Verification:
     ) -> None:
         """Start at the beginning of the first task, from the initial weights `row` (P,).
 
-        Raises any exception of a user's constructor.
+        Exceptions raised by a user's constructor propagate.
         """
         self._start = row.detach().clone()
         per_member = dataclasses.replace(spec, lane="per-member")
@@ -76,8 +76,8 @@ class Verification:
                 return
         if not same_bits(self._alone.row, row):
             self.difference = (
-                f"step {self._steps} on several trials at once differs from the step on each, or its state is not all "
-                "in `state`"
+                f"step {self._steps} on several trials together differs from the steps on each alone, or part of its "
+                "state is not in `state`"
             )
             return
         distance, moved = torch.linalg.norm(torch.stack([self._apart.row - row, self._apart.row - self._start]), dim=1)
@@ -105,7 +105,7 @@ class _Companion:
     ) -> None:
         """Start at the beginning of a task, from `row` (P,).
 
-        Raises any exception of a user's constructor or `begin_task`.
+        Exceptions raised by a user's constructor or `begin_task` propagate.
         """
         weights = row.detach().clone()[None]
         self.row, self.grads = weights[0], torch.zeros_like(weights)
