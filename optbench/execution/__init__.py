@@ -1,24 +1,26 @@
-"""Training the trials of a plan. The flow, module by module:
+"""Train the trials of a plan. The modules, in the order of the data flow:
 
-schedule        which trials are left, and in which pieces they are handed out
-preflight       whose code a run uses; finds what is wrong before anything is trained
-session         owns the run: hands pieces to workers, writes what they find
-    directory   where the results lie, and whether they may be continued here
-    interrupts  Ctrl-C ends a run, but never tears what is being written
-    comparisons the solutions of a seed, compared once all of its trials have ended
-    view        who watches
-pool            hands units to workers, tries again what was lost
-backend         where workers run: the one interface
-    local       processes of this machine, of one thread each
-        nursery where they come from: forks of one process that imports for all of them, or spawned
-    ray_cluster, slurm_jobs     actors of Ray, jobs of SLURM
-        slurm_settings, slurm_queue     what jobs ask for; what SLURM says of them
-        slurm_job, mailbox      what runs in a job; messages as files
-        agent   what runs in each: starts a worker process there, and passes on messages
-        parcels what is sent there, with its hash
-        elsewhere   versions, and what may differ there
-    backends    which of them `--on` names
-    worker      what such a process imports, and its loop
-    messages    what a worker is given, and what it answers
-    work        what it does: trains a cohort as far as memory allows, or compares solutions
+schedule        the trials that are left, and the pieces in which they are given to workers
+preflight       the users' code of a run; checks that find errors before training
+session         owns the run: gives pieces to workers and writes their results
+    directory   the directory of a run, and whether a run can be resumed here
+    interrupts  Ctrl-C ends a run, but does not damage files that are being written
+    comparisons comparisons of the solutions of a seed, once all of its trials have ended
+    view        reports progress
+pool            gives units of work to workers, and retries units that were lost
+backend         the interface of all backends, which run the workers
+    local       processes of this machine, each with one thread
+        nursery starts these processes: forks of one process that has imported everything, or spawned
+    ray_cluster, slurm_jobs     Ray actors, SLURM jobs
+        slurm_settings, slurm_queue     the settings of jobs, and their state in SLURM's queue
+        slurm_job, mailbox      the main function of a job; messages as files
+        agent   runs in an actor or job: starts a worker process there and forwards messages
+        parcels the data sent to other machines, with hashes
+        elsewhere   versions, and the differences between machines
+    backends    the backend that `--on` names
+    worker      the imports and the loop of a worker process
+    messages    the messages between the main process and workers
+    work        one unit of work: train a cohort, as far as memory allows, or compare solutions
+
+The *main process* is the one that the user starts; it owns the run directory.
 """

@@ -1,6 +1,6 @@
-"""On another machine: an agent starts a worker process there, and passes on what it is given and what it answers.
+"""An agent on another machine, which starts a worker process there and forwards messages to and from it.
 
-It imports neither torch nor users' code, so that it outlives what happens to the process that does.
+The agent imports neither torch nor users' code, so it survives if the worker process dies.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from optbench.execution.messages import Arrived, Compared, Data, Divide, Failed,
 from optbench.execution.parcels import INTERIM, WEIGHTS, DamagedError, Parcel, unpack, unpickled
 
 PREFIX = "optbench-worker-"
-"""How its folder is called, in the folder for temporary files; then follow its process id and a dash."""
+"""Start of the name of an agent's folder for temporary files, followed by its process id and a dash."""
 LINGER = 0.2
-"""Seconds in which messages that follow one another are gathered."""
+"""Seconds for which further messages are collected after a first one."""
 
 
 @dataclass(frozen=True)
 class Hello:
-    """An agent has started: on which machine, and with which versions."""
+    """An agent has started, on this host and with these versions."""
 
     host: str
     versions: Mapping[str, str]
 
 
 class Agent:
-    """Gives one worker process the units of a run whose own process is elsewhere. Called by one thread.
+    """Gives units of work to one worker process, for a main process on another machine.
 
-    Between `give` and the end of a unit `receive` is called again and again.
+    All methods must be called from one thread. Between `give` and the end of the unit, `receive` is called repeatedly.
     """
 
     def __init__(self, device: str) -> None:
@@ -48,18 +48,18 @@ class Agent:
         self._folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
         self._processes = LocalProcesses([device])
         self._worker: LocalWorker = self._processes.start(0)
-        self._job: tuple[str, Job] | None = None  # by its sum
-        self._experiment: str | None = None  # whose datasets the process has
+        self._job: tuple[str, Job] | None = None  # with its hash
+        self._experiment: str | None = None  # the experiment whose datasets the process has
         self._died = False
         self._outbox: list[Message | Hello | Arrived] = [Hello(socket.gethostname(), versions())]
 
     def fetch(self, content: Any) -> bytes:
-        """Return the bytes of a parcel; where a backend puts them elsewhere, its agents fetch them from there."""
+        """Return the bytes of a parcel. If a backend stores them in another place, its agents override this."""
         assert isinstance(content, bytes)
         return content
 
     def give(self, unit: Parcel, job: Parcel, data: Mapping[str, Parcel]) -> None:
-        """Submit a unit. data: the datasets of its experiment, by their settings."""
+        """Submit a unit to the worker process. data: the datasets of its experiment, by their settings."""
         try:
             self._give(unit, job, data)
         except (DamagedError, OSError) as error:
@@ -81,15 +81,15 @@ class Agent:
         self._worker.give(work, self._job[1], sent)
 
     def receive(self, seconds: float) -> list[Message | Hello | Arrived]:
-        """Return what there is to tell, in order; nothing where nothing happened for so many seconds."""
+        """Return new messages in order; none if nothing happened for this number of seconds."""
         until = time.monotonic() + seconds
         ended = bool(self._outbox) or self._died
         while not ended and self._worker.connection.poll(max(0.0, until - time.monotonic())):
             until = min(until, time.monotonic() + LINGER)
             message = self._worker.receive()
-            self._died = isinstance(message, Died)  # until it is renewed
+            self._died = isinstance(message, Died)  # until `renew`
             if isinstance(message, Saved):
-                with contextlib.suppress(OSError):  # the next one has taken its place
+                with contextlib.suppress(OSError):  # the next state has replaced it
                     files = {file.name: file.read_bytes() for file in message.part.iterdir()}
                     self._outbox.append(Arrived(message.part.name, files))
             else:
@@ -101,12 +101,12 @@ class Agent:
         return found
 
     def renew(self) -> None:
-        """Continue in a fresh process."""
+        """Continue in a new process."""
         self._experiment, self._died = None, False
         self._worker.renew()
 
     def close(self) -> None:
-        """End the process, and leave nothing behind."""
+        """End the process and remove the agent's folder."""
         self._processes.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -121,4 +121,4 @@ def _sweep() -> None:
             except ProcessLookupError:
                 shutil.rmtree(folder, ignore_errors=True)
             except (OSError, OverflowError):
-                continue  # another user's
+                continue  # a process of another user

@@ -1,7 +1,7 @@
-"""Where workers run, as the pool sees it: one interface for processes of this machine and for those of a cluster.
+"""The interface between the pool and its workers, the same for processes of this machine and of a cluster.
 
-A backend starts workers, passes units to them and what they send back. Which unit a worker gets, what is tried again,
-and when a unit is given up is decided by the pool, alike for every backend.
+A backend starts workers, sends them units of work and receives their messages. The pool decides which unit a worker
+gets, which units are retried, and when a unit is abandoned, in the same way for every backend.
 """
 
 from __future__ import annotations
@@ -19,49 +19,49 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Died:
-    """The process of a worker ended in the middle of a unit, which may be to blame; the worker can be renewed."""
+    """The process of a worker ended during a unit, which may have caused it; the worker can be renewed."""
 
     cause: str
 
 
 @dataclass(frozen=True)
 class Lost:
-    """The worker is gone with its machine or connection, which no unit is to blame for."""
+    """The worker's machine or connection was lost, which was not caused by its unit."""
 
     cause: str
 
 
 @dataclass(frozen=True)
 class Ready:
-    """The worker has started and takes units from now on."""
+    """The worker has started and accepts units from now on."""
 
 
 @dataclass(frozen=True)
 class Refused:
-    """The worker has started, but must not train for this run, as no other one in its place."""
+    """The worker has started, but must not train for this run, nor must any other worker in its place."""
 
     reason: str
 
 
 Message: TypeAlias = "Progress | Answer | Saved | Arrived | Said | OptbenchError | Died | Lost | Ready | Refused | None"
-"""What is read from a worker. OptbenchError: the user's settings are to blame. None: nothing yet."""
+"""A message read from a worker. An OptbenchError is due to the user's settings; None means that there is none yet."""
 
 
 class Worker(Protocol):
-    """Does one unit at a time."""
+    """Processes one unit at a time."""
 
     @property
     def is_ready(self) -> bool:
-        """True once it takes units: at once, or when it has said that it is ready."""
+        """True once the worker accepts units: from the start, or after its message `Ready`."""
 
     def give(self, unit: Unit, job: Job) -> None:
-        """Submit a unit. Raises nothing where the worker is gone: reading from it says so."""
+        """Submit a unit. If the worker is lost, this raises no exception; `receive` reports the loss."""
 
     def receive(self) -> Message:
         """Return the next message of a worker that `Backend.wait` has returned."""
 
     def renew(self) -> None:
-        """Cancel its unit, if it has any, and continue in a fresh process that no user's code has run in."""
+        """Cancel the worker's unit, if any, and continue in a new process in which no user's code has run."""
 
 
 class Backend(Protocol):
@@ -69,26 +69,26 @@ class Backend(Protocol):
 
     @property
     def device(self) -> str:
-        """What all workers train on: `cpu`, `cuda:0`, or `cuda` where each has a GPU of its own."""
+        """The device on which all workers train: `cpu`, `cuda:0`, or `cuda` if each worker has its own GPU."""
 
     @property
     def jobs(self) -> int:
-        """How many workers there may be at a time."""
+        """The maximum number of workers at a time."""
 
     def begin(self, job: Job, units: Sequence[Unit]) -> None:
-        """Make ready what workers need for a job, before they are given the first of its units."""
+        """Prepare the data that workers need for a job, before its first unit is submitted."""
 
     def start(self, place: int) -> Worker:
-        """Start the worker of a place, 0..jobs-1, which has none."""
+        """Start a worker in an empty place, 0..jobs-1."""
 
     def wait(self, workers: Sequence[Worker]) -> Sequence[Worker]:
-        """Wait for messages of some of these workers; return those that have any, or none after a while."""
+        """Wait for messages from these workers; return the workers that have some, or none after a timeout."""
 
     def discard(self, worker: Worker) -> None:
-        """Let go of a worker that is lost or refused."""
+        """Remove a worker that was lost or refused."""
 
     def close(self) -> None:
-        """End all workers, whatever they are doing."""
+        """End all workers, even if they are busy."""
 
     def kill(self) -> None:
-        """End all workers without waiting for them; called while anything else may be going on."""
+        """End all workers without waiting for them; may be called during any other call."""

@@ -1,4 +1,4 @@
-"""Which backend a run uses: what `--on` names."""
+"""Select the backend of a run, which `--on` names."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ LOCAL, RAY, SLURM = "local", "ray", "slurm"
 PLACES = (LOCAL, RAY, SLURM)
 ADDRESS = re.compile(r"(ray://)?[^/\s]+:\d{1,5}")
 EXTRAS = {RAY: ("ray", "Ray"), SLURM: ("submitit", "submitit")}
-"""The module that a backend needs, and what it is called; the extra has the backend's name."""
+"""The module that a backend needs, and the name of its package; the extra has the backend's name."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run trains, as `--on` says.
+    """The place where a run trains, as given by `--on`.
 
     Attributes:
-        name: of the backend.
-        address: of the cluster to join; None: none is named.
-        settings: of its own, by name.
+        name: the name of the backend.
+        address: the address of the cluster to join, or None.
+        settings: the backend's settings, by name.
     """
 
     name: str
@@ -34,12 +34,12 @@ class Place:
 
     @staticmethod
     def parse(text: str, settings: Sequence[str] = ()) -> Place:
-        """Parse `local`, `ray`, `ray:HOST:PORT` or `slurm`; check that what it needs is installed, importing nothing.
+        """Parse `local`, `ray`, `ray:HOST:PORT` or `slurm`, and check that its package is installed without importing.
 
-        settings: `name=value` each.
+        settings: texts of the form `name=value`.
 
         Raises:
-            UsageError: there is no such backend, it is not installed, or it has no settings.
+            UsageError: there is no such backend, its package is not installed, or it has no settings.
         """
         name, colon, address = text.partition(":")
         if name not in PLACES:
@@ -47,7 +47,8 @@ class Place:
         if colon and (name != RAY or not ADDRESS.fullmatch(address)):
             raise UsageError(f"--on {text}: expected {'ray:HOST:PORT' if name == RAY else name}, got {text}")
         if name in EXTRAS and not is_installed(EXTRAS[name][0]):
-            raise UsageError(f"--on {text}: needs {EXTRAS[name][1]}: pip install 'optbench[{name}]'")
+            package = EXTRAS[name][1]
+            raise UsageError(f"--on {text}: {package} is not installed: pip install 'optbench[{name}]'")
         if settings and name != SLURM:
             raise UsageError(f"--set-on {settings[0]}: expected --on slurm, got --on {text}, which has no settings")
         given: dict[str, str] = {}
@@ -63,21 +64,22 @@ class Place:
         return self.name == LOCAL
 
     def check_device(self, device: str) -> None:
-        """Check that a device can be one of this place's, as far as it is known before there is a connection.
+        """Check that a device is possible in this place, as far as this is known without a connection.
 
         Raises:
-            DeviceError: it cannot.
+            DeviceError: the device is not possible.
         """
         if not self.is_local and device not in ("auto", "cpu", "cuda"):
             raise DeviceError(f"--device {device}: expected auto, cpu or cuda with --on {self.name}, got {device}")
 
     def describe(self, device: str) -> str:
-        """`Ray: joins 10.0.0.1:6379; one CPU for each worker`."""
+        """Return a description, such as `Ray: joins 10.0.0.1:6379; one CPU for each worker`."""
         if self.name == SLURM:
             settings = ", ".join(f"{name} {value}" for name, value in self.settings.items())
             of = "one GPU" if device == "cuda" else "one CPU"
-            return f"SLURM: jobs of {of}, which need a folder that all nodes see{f'; {settings}' if settings else ''}"
-        what = {"cpu": "one CPU", "cuda": "one GPU"}.get(device, "one GPU, or one CPU where there are none,")
+            more = f"; {settings}" if settings else ""
+            return f"SLURM: jobs with {of} each, and a folder that all nodes can access{more}"
+        what = {"cpu": "one CPU", "cuda": "one GPU"}.get(device, "one GPU (or one CPU if there are no GPUs)")
         joins = f"joins {self.address}" if self.address else "joins the cluster of this machine, or starts one"
         return f"Ray: {joins}; {what} for each worker"
 
@@ -87,9 +89,9 @@ def is_installed(module: str) -> bool:
 
 
 def open_backend(place: Place, device: str, jobs: int | None, runs_dir: Path, *, force: bool) -> Backend:
-    """Start or join what a run trains on; the caller closes it. Imports torch.
+    """Start or join the backend of a run; the caller closes it. Imports torch.
 
-    runs_dir: where jobs of SLURM find what they need, in a folder of their own, unless `place` says where.
+    runs_dir: SLURM jobs exchange files with the main process in a new folder below it, unless `place` names another.
 
     Raises:
         DeviceError: there is no such device.

@@ -1,4 +1,4 @@
-"""Comparisons of the solutions of a seed, and when each is due."""
+"""Schedule comparisons of the solutions of a seed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from optbench.suite import Suite
 
 
 class Comparisons:
-    """The comparisons left to make, handed out as soon as its trials have ended."""
+    """The comparisons that are left; each becomes ready when all of its trials have ended."""
 
     def __init__(self, plan: Plan, writer: RunWriter) -> None:
         self._left = list(plan.comparisons)
@@ -24,11 +24,11 @@ class Comparisons:
         self._writer = writer
 
     def ended(self, cohort: Cohort) -> None:
-        """Take note of a cohort's end, after it has been written."""
+        """Record that a cohort has ended, after its results have been written."""
         self._ended |= {trial.id for trial in cohort.trials}
 
     def ready(self) -> list[Compare]:
-        """What can be compared now and was not given out before."""
+        """Return the comparisons that have become ready since the last call."""
         ready = [c for c in self._left if all(trial.id in self._ended for trial in c.trials)]
         if not ready:
             return []
@@ -49,14 +49,14 @@ class Comparisons:
 
 
 def compared(comparison: PairedSolutions) -> str:
-    """Say what was compared: `small net seed 0: 3 pairs and 1 null compared`."""
+    """Describe a comparison that was made: `small net seed 0: 3 pairs and 1 null compared`."""
     counts = Counter(pair.kind for pair in comparison.pairs)
     what = f"{count(counts['pair'], 'pair')} and {count(counts['null'], 'null')} compared"
     return f"{comparison.experiment} {comparison.model} seed {comparison.seed}: {what}"
 
 
 def unknown_pairs(comparison: PairedSolutions, suite: Suite, note: str) -> list[PairRow]:
-    """Return the rows of solutions that could not be compared; note: why."""
+    """Return the rows of solutions that could not be compared. note: the reason."""
     settings = suite.experiments[comparison.experiment].pairs
     names = (settings.metrics if settings else None) or PAIR_METRICS
     return [PairRow.of(pair, name, None, note) for pair in comparison.pairs for name in names]

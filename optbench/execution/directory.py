@@ -1,4 +1,4 @@
-"""The directory of a run: where a new one is made, and whether an existing one may be continued here."""
+"""The directory of a run: candidates for a new one, and whether an existing one can be resumed here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from optbench.store.read import read_json
 
 
 def places(runs_dir: Path, name: str | None, suite: str) -> Iterator[Path]:
-    """Yield the requested directory, or else `<suite name>-<UTC time>`, then the same with `-2`, `-3`, ..."""
+    """Yield the requested directory only, or else `<suite name>-<UTC time>`, then the same with `-2`, `-3`, ..."""
     if name is not None:
         yield runs_dir / name
         return
@@ -24,28 +24,31 @@ def places(runs_dir: Path, name: str | None, suite: str) -> Iterator[Path]:
 
 
 def check_provenance(resume: Path, record: Mapping[str, Any]) -> None:
-    """Check that a run continues with the version of torch and on the kind of machine that it was begun with.
+    """Check that a run is resumed with the version of torch and on the kind of machine with which it was made.
 
     record: the provenance of this process.
 
     Raises:
-        UsageError: one of them differs.
+        UsageError: the version or the kind of machine differs.
     """
     if what := differs(latest_provenance(read_json(resume)), record):
         name, then, now = what
         raise UsageError(
-            f"--resume {resume}: that run was made with {name} {then}, and this is {name} {now}: "
-            "what is left would not be what it would have been; --force continues all the same"
+            f"--resume {resume}: expected {name} {then}, with which the run was made, got {name} {now}; "
+            "the remaining trials may differ; --force continues anyway"
         )
 
 
 def latest_provenance(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The provenance of what a run trained last. record: its `run.json`, whose fields have been checked."""
+    """Return the provenance of the last training of a run. record: its `run.json`, whose fields have been checked."""
     return (record.get("resumed") or [record])[-1].get("provenance") or {}
 
 
 def differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """What may make two trainings of one suite differ: its name, and what it is in either provenance; None: nothing."""
+    """Return the first difference that may change results: its name, the value before, and now. None if there is none.
+
+    before, now: the provenance of two runs or parts of a run.
+    """
     for name, then, is_now in (
         ("torch", before.get("torch"), now.get("torch")),
         ("device", _kind(before.get("device")), _kind(now.get("device"))),
@@ -57,5 +60,5 @@ def differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any
 
 
 def _kind(device: object) -> str | None:
-    """`cuda` of `cuda:1`."""
+    """Return the kind of a device: `cuda` for `cuda:1`."""
     return device.split(":")[0] if isinstance(device, str) else None

@@ -1,4 +1,4 @@
-"""What may differ between the run's own process and a worker on another machine."""
+"""Detect differences between the main process and a worker on another machine."""
 
 from __future__ import annotations
 
@@ -17,41 +17,45 @@ INSTRUCTIONS = "CPU instructions"
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """What a worker is refused for, by name: torch, and optbench with a hash of its source. Imports no torch."""
+    """Return the versions that must agree, by name: torch, and optbench with a hash of its source.
+
+    Does not import torch.
+    """
     return {"torch": _version("torch"), "optbench": f"{_version('optbench')} (source {_source()})"}
 
 
 def made_with() -> dict[str, str]:
-    """`versions`, and what is only said of trials: imports torch."""
+    """Return `versions`, and the CPU instructions, which are only noted if they differ. Imports torch."""
     from optbench.engine.device import cpu_capability
 
     return {**versions(), INSTRUCTIONS: cpu_capability()}
 
 
 def differences(expected: Mapping[str, str]) -> list[str]:
-    """What is to be said of trials that are made by this process, where `made_with` is not as expected."""
+    """Return notes for trials trained by this process: each entry of `made_with` that is not as expected."""
     return [
-        f"trained with {name} {now}, and the run's own process has {expected[name]}"
+        f"trained with {name} {now}; the main process has {expected[name]}"
         for name, now in made_with().items()
         if name in expected and now != expected[name]
     ]
 
 
 def refusal(found: Mapping[str, str], host: str) -> str | None:
-    """Return why a worker with these versions must not train for this process; None if it may.
+    """Return why a worker with the versions `found` must not train for this process; None if it may.
 
-    Builds of one version of torch (`+cpu`, `+cu126`) may differ: the machine that hands out work often has no GPU.
+    Builds of one version of torch (`+cpu`, `+cu126`) may differ, because the machine of the main process often has no
+    GPU.
     """
     for name, expected in versions().items():
         if _public(expected) != _public(now := found.get(name, "none")):
-            return f"{name} on {host}: expected {expected}, got {now}; --force trains all the same, and trials say so"
+            return f"{name} on {host}: expected {expected}, got {now}; --force trains anyway, and notes it on trials"
     return None
 
 
 def unlike(job: Job) -> str | None:
-    """Return what a run uses of installed packages that is another source here than there; None: nothing.
+    """Return how the source of an installed package that a run uses differs from that of the main process, or None.
 
-    Modules of the user's own that came with the job are made importable first, next to its states.
+    First, users' modules that were sent with the job are made importable, from a folder next to its states.
     """
     assert job.elsewhere is not None
     folder = job.interim.parent / "modules"
@@ -60,7 +64,7 @@ def unlike(job: Job) -> str | None:
             for name, content in source.files.items():
                 (folder / source.hash / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / source.hash / name).write_bytes(content)
-            sys.path.append(str(folder / source.hash))  # last, as the working directory is
+            sys.path.append(str(folder / source.hash))  # last, like the working directory
     for target, expected in job.elsewhere.installed.items():
         try:
             found = read_source(target)
@@ -84,7 +88,7 @@ def _version(package: str) -> str:
 
 
 def _source() -> str:
-    """A hash of the package's own modules: versions in development share their number."""
+    """Return a hash of the package's modules, because versions in development share their number."""
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):

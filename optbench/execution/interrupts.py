@@ -1,4 +1,4 @@
-"""Interrupts: Ctrl-C, and SIGTERM, which batch systems send."""
+"""Handle interrupts: Ctrl-C, and SIGTERM, which batch systems send."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from types import FrameType
 from typing import Any
 
 ECHO = 0.3
-"""Seconds after the first interrupt in which another one is that one again: `timeout` and shells pass on to their
-children the Ctrl-C that a terminal has sent to all of them. A second press takes longer."""
+"""Seconds after the first interrupt during which another one is regarded as an echo of it: a terminal sends Ctrl-C to
+all processes, and `timeout` and shells forward it to their children again. A second press takes longer."""
 
 
 class Interrupts:
-    """Raise the first interrupt as a KeyboardInterrupt, but never while something is written.
+    """Raises the first interrupt as a KeyboardInterrupt, but never while files are being written.
 
     Handlers are installed in the main thread only, where Python delivers signals, and restored at the end of the block.
     """
 
     def __init__(self, further: Callable[[], object]) -> None:
-        """further: called for every later interrupt but an echo. It raises nothing itself: the first is on its way."""
+        """further: called at every later interrupt except an echo; it must not raise, because the first is pending."""
         self._further = further
         self._requested = self._held = False
-        self._since = math.inf  # on the monotonic clock, the first interrupt
+        self._since = math.inf  # time of the first interrupt, on the monotonic clock
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> None:
@@ -34,7 +34,7 @@ class Interrupts:
             return
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
-                # Ignored under nohup, say; None is a handler that Python could not restore.
+                # Under nohup, for example, a signal is ignored; None is a handler that Python could not restore.
                 if (before := signal.getsignal(number)) not in (signal.SIG_IGN, None):
                     self._before[number] = before
                     signal.signal(number, self._interrupt)
@@ -48,16 +48,16 @@ class Interrupts:
 
     @contextlib.contextmanager
     def held(self, *, again: bool = True) -> Iterator[None]:
-        """Let an interrupt wait for the end of the block. again: and raise it there, unless an exception leaves it.
+        """Delay an interrupt until the end of the block. again: True to raise it there, unless the block raises.
 
-        Of a block inside another one, too: the end of the inner one lets interrupts through.
+        Blocks do not nest: the end of an inner block raises interrupts even within an outer one.
         """
         self._held = True
         try:
             yield
         finally:
             self._held = False
-        # Also an earlier one: an exception that is raised while Python cleans up an object is lost.
+        # Also raised for an interrupt before the block: an exception raised while Python destroys an object is lost.
         if self._requested and again:
             raise KeyboardInterrupt
 

@@ -14,7 +14,7 @@ from optbench.execution.messages import Data, Job, Unit
 from optbench.execution.nursery import Nursery, nursery
 
 PATIENCE = 1.0
-"""Seconds that a process has to end by itself."""
+"""Seconds that a process is given to end by itself."""
 
 
 class LocalProcesses:
@@ -34,7 +34,7 @@ class LocalProcesses:
         return len(self._devices)
 
     def begin(self, job: Job, units: Sequence[Unit]) -> None:
-        """Nothing is needed: processes read the same files."""
+        """Do nothing: worker processes read the same files."""
 
     def start(self, place: int) -> LocalWorker:
         self._workers.append(worker := LocalWorker(self._devices[place], self._nursery))
@@ -42,7 +42,7 @@ class LocalProcesses:
 
     def wait(self, workers: Sequence[Worker]) -> Sequence[Worker]:
         by_connection = {worker.connection: worker for worker in workers if isinstance(worker, LocalWorker)}
-        # `wait` returns what it was given
+        # `wait` returns some of the connections it was given
         return [by_connection[ready] for ready in multiprocessing.connection.wait(list(by_connection))]  # type: ignore[index]
 
     def discard(self, worker: Worker) -> None:
@@ -52,7 +52,7 @@ class LocalProcesses:
 
     def close(self) -> None:
         for worker in self._workers:
-            worker.process.terminate()  # all of them, before any is waited for
+            worker.process.terminate()  # all of them before waiting for any
         until = time.monotonic() + PATIENCE
         for worker in self._workers:
             worker.stop(max(0.0, until - time.monotonic()))
@@ -66,7 +66,7 @@ class LocalProcesses:
 
 
 class LocalWorker:
-    """A process, and our end of its connection."""
+    """A worker process, and this process's end of the connection to it."""
 
     is_ready = True
 
@@ -76,8 +76,8 @@ class LocalWorker:
         self._job: Job | None = None
 
     def give(self, unit: Unit, job: Job, data: Sequence[Data] = ()) -> None:
-        """data: datasets that it needs and cannot read, and has not been sent before."""
-        with contextlib.suppress(OSError):  # it died while it was idle: reading from it will say so
+        """data: datasets that the worker needs, cannot read itself, and has not received yet."""
+        with contextlib.suppress(OSError):  # it died while it was idle, which `receive` reports
             if self._job is not job:
                 self.connection.send(job)
                 self._job = job
@@ -89,7 +89,7 @@ class LocalWorker:
         try:
             event: Message = self.connection.recv()
         except (EOFError, OSError, pickle.UnpicklingError):
-            self.process.join(timeout=1)  # so that its own exit code is seen, not that of being stopped
+            self.process.join(timeout=1)  # so that its own exit code is returned, not that of being stopped
             return Died(_cause(self.stop()))
         return event
 
@@ -99,7 +99,7 @@ class LocalWorker:
         self._job = None
 
     def stop(self, seconds: float = PATIENCE) -> int | None:
-        """End the process, and kill it where it is still there after `seconds`; its exit code."""
+        """End the process, by killing it if it is still alive after `seconds`; return its exit code."""
         self.connection.close()
         self.process.terminate()
         self.process.join(timeout=seconds)
@@ -110,7 +110,7 @@ class LocalWorker:
 
 
 def _cause(code: int | None) -> str:
-    """`signal SIGKILL: the system does that when memory is short` of -9."""
+    """Describe an exit code: -9 is `SIGKILL: the system sends it when memory is short`."""
     if code is None or code >= 0:
         return f"exit code {code}"
     try:

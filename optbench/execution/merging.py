@@ -1,4 +1,4 @@
-"""Runs of one suite on different seeds, made into the one run that all seeds together would have been."""
+"""Merge runs of one suite on different seeds into the run that all seeds together would have given."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from optbench.store.run import RunExists, RunWriter
 from optbench.suite import Suite, dump_suite, load_suite, suite_differences, suite_hash
 
 OF_ONE_RUN = ("suite_hash", "seeds", "command", "resumed", "merged", "status", "finished", "run", "created")
-"""What a run's record says of itself alone; the rest the merged run has in common with the first."""
+"""Fields of a run's record that apply to that run only; the merged run gets all other fields from the first run."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Merged:
-    """The run that was made, the seeds it has, and its trials in words."""
+    """The path of a merged run, its seeds, and the number of its trials in words."""
 
     path: Path
     seeds: tuple[int, ...]
@@ -33,17 +33,17 @@ class Merged:
 def merge(
     runs: Sequence[Path], runs_dir: Path, name: str | None, command: Sequence[str], *, force: bool = False
 ) -> Merged:
-    """Make one run of several, in a directory of its own; the runs stay as they are.
+    """Merge several runs into a new one in its own directory; the original runs are not changed.
 
-    Its tables, checkpoints and suite are those of a run of all seeds, except for times. Where the runs differ in what
-    is only said about results (claims, primary metrics), the first counts.
+    The tables, checkpoints and suite are those of a run with all seeds, except for times. If the runs differ in
+    settings that do not affect results (claims, primary metrics), those of the first run are used.
 
-    runs: their directories. name: the new run's id; None: the suite's name and the time. force: merge runs that were
-        made with different versions of torch or on different kinds of machine.
+    runs: the directories of the runs. name: the id of the new run, by default the suite's name and the time. force:
+        merge even runs made with different versions of torch or on different kinds of machine.
 
     Raises:
-        UsageError: they are fewer than two, not complete, not of one suite, or share a seed.
-        StoreError: one cannot be read, or the new one cannot be written.
+        UsageError: there are fewer than two runs, or the runs are incomplete, of different suites, or share a seed.
+        StoreError: a run cannot be read, or the new one cannot be written.
     """
     found = [read_run(path) for path in runs]
     suites = [load_suite(run.path / "suite.yaml", as_written=True) for run in found]
@@ -83,7 +83,7 @@ def _check(runs: Sequence[RunDirectory], suites: Sequence[Suite], *, force: bool
     for run, suite in zip(runs, suites, strict=True):
         where = f"merge: {run.path}"
         if suite.stage == "tune":
-            raise UsageError(f"{where}: expected a run of optbench run, got a tuning")
+            raise UsageError(f"{where}: expected a run of optbench run, got one of optbench tune")
         if (status := run.record.get("status")) != "complete":
             raise UsageError(f"{where}: expected a complete run, got one that is {status}; --resume it first")
         if differences := suite_differences(suites[0].model_copy(update={"seeds": suite.seeds}), suite):
@@ -93,15 +93,15 @@ def _check(runs: Sequence[RunDirectory], suites: Sequence[Suite], *, force: bool
             )
         for seed in suite.seeds:
             if seed in of:
-                raise UsageError(f"{where}: seed {seed} is in {of[seed].path} as well; expected each seed once")
+                raise UsageError(f"{where}: expected each seed in one run, got seed {seed} also in {of[seed].path}")
             of[seed] = run
         _check_code(first, run)
         if first.record.get("metrics_version") != run.record.get("metrics_version"):
-            raise UsageError(f"{where}: its metrics are of another version than those of {first.path}")
+            raise UsageError(f"{where}: expected the same version of the metrics as in {first.path}, got another one")
         if not force and (what := differs(latest_provenance(first.record), latest_provenance(run.record))):
             raise UsageError(
-                f"{where}: made with {what[0]} {what[2]}, and {first.path} with {what[0]} {what[1]}: "
-                "together they would not be what one run gives; --force merges them all the same"
+                f"{where}: expected {what[0]} {what[1]}, as for {first.path}, got {what[0]} {what[2]}; "
+                "one run could not give these results together; --force merges them anyway"
             )
 
 
@@ -109,18 +109,18 @@ def _check_code(first: RunDirectory, run: RunDirectory) -> None:
     ours, theirs = ({t: p.source_hash for t, p in plugins_of(r.record).items()} for r in (first, run))
     for target in ours.keys() | theirs.keys():
         if ours.get(target) != theirs.get(target):
-            raise UsageError(f"merge: {run.path}: made with another state of {target} than {first.path}")
+            raise UsageError(f"merge: {run.path}: expected the same {target} as for {first.path}, got another version")
 
 
 def _part(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What the merged run keeps of how a run was made."""
+    """Return the record of how a run was made that is kept in the merged run."""
     return {key: record[key] for key in ("run", "seeds", "command", "created", "finished") if key in record} | {
         "provenance": latest_provenance(record)
     }
 
 
 def _code(run: RunDirectory) -> dict[str, bytes]:
-    """The copies of users' code, and of their texts, by place in the run directory."""
+    """Return the copies of users' code and texts, by path in the run directory."""
     folder = run.path / FOLDER
     try:
         return {

@@ -1,4 +1,4 @@
-"""What a worker is given, and what it answers."""
+"""Messages between the main process and workers."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ Weights = dict[str, np.ndarray[Any, Any]]
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to know before its first unit."""
+    """The information that a worker needs before its first unit."""
 
     suite: Suite
     data_dir: Path | None
     interim: Path
-    """The folder for cohorts' states at the end of a task."""
+    """The folder for the states of cohorts at the end of a task."""
     sources: Mapping[str, Source] = field(default_factory=dict)
-    """What targets mean: the users' code as the run's own process has read it."""
+    """The users' code by target, as the main process has read it."""
     elsewhere: Elsewhere | None = None
-    """For workers of other machines; they read no file of the run's own process."""
+    """For workers on other machines, which cannot read files of the main process; None on this machine."""
 
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """What a worker of another machine has to know of the run's own process.
+    """The information about the main process that a worker on another machine needs.
 
-    made_with: its versions and CPU instructions, by name. installed: source hashes of what a run uses of installed
-    packages, by target. force: train although something differs. notes: what is said of trials besides.
+    made_with: versions and CPU instructions of the main process, by name. installed: source hashes of the installed
+    packages that a run uses, by target. force: True to train despite differences. notes: additional notes for trials.
     """
 
     made_with: Mapping[str, str]
@@ -50,7 +50,7 @@ class Elsewhere:
 
 @dataclass(frozen=True)
 class Data:
-    """A dataset for a worker of another machine: pickled, by its settings as JSON."""
+    """A dataset for a worker on another machine. key: its settings as JSON. content: the pickled dataset."""
 
     key: str
     content: bytes
@@ -58,9 +58,9 @@ class Data:
 
 @dataclass(frozen=True)
 class Train:
-    """Work for a worker: a cohort, or a piece of one.
+    """A unit of work: train a cohort, or a piece of one.
 
-    begun: where its trials resume, by their ids; empty if they start over. note: what is to be said of its trials.
+    begun: the saved states from which its trials resume, by id; empty if they start over. note: a note for its trials.
     """
 
     cohort: Cohort
@@ -77,15 +77,15 @@ class Train:
 
     @property
     def user_code(self) -> frozenset[str]:
-        """Targets of the user's own that it runs."""
+        """The users' targets whose code it runs."""
         return frozenset().union(*(trial.user_code for trial in self.cohort.trials))
 
 
 @dataclass(frozen=True)
 class Compare:
-    """Work for a worker: the solutions of one seed.
+    """A unit of work: compare the solutions of one seed.
 
-    places: file of the final weights of every trial that has any. missing: why the others have none.
+    places: the file with the final weights of each trial that has weights. missing: for each other trial, the reason.
     """
 
     comparison: PairedSolutions
@@ -102,17 +102,17 @@ class Compare:
 
     @property
     def user_code(self) -> frozenset[str]:
-        """Targets of the user's own that it runs: no optimizer's."""
+        """The users' targets whose code it runs, which are not optimizers."""
         return frozenset().union(*(trial.kinds for trial in self.comparison.trials))
 
 
 Unit: TypeAlias = Train | Compare
-"""What one worker does at a time."""
+"""The work that a worker does at a time."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A cohort was trained: rows of every trial, and final weights of those that have any."""
+    """A cohort was trained: the rows of every trial, and the final weights of trials that have them."""
 
     cohort: Cohort
     rows: tuple[tuple[Trial, Row], ...]
@@ -121,7 +121,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Compared:
-    """The solutions of one seed were compared: rows of every pair."""
+    """The solutions of one seed were compared: the rows of every pair."""
 
     comparison: PairedSolutions
     rows: tuple[PairRow, ...]
@@ -129,7 +129,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Divide:
-    """A cohort to be trained in parts: it does not fit in memory, or a user's code raised, perhaps for one member."""
+    """A cohort must be trained in parts: memory does not suffice, or a user's code raised, perhaps for one member."""
 
     unit: Train
     too_large: bool = True
@@ -137,7 +137,7 @@ class Divide:
 
 @dataclass(frozen=True)
 class Failed:
-    """A cohort could not be trained, or solutions not compared, for a reason that is not the user's settings."""
+    """A cohort could not be trained, or solutions could not be compared, for a reason other than the settings."""
 
     unit: Unit
     error_type: str
@@ -147,14 +147,14 @@ class Failed:
 
 @dataclass(frozen=True)
 class Saved:
-    """A worker of another machine has saved the state of a cohort, in a part there."""
+    """A worker on another machine has saved the state of a cohort, in a part on that machine."""
 
     part: Path
 
 
 @dataclass(frozen=True)
 class Arrived:
-    """Such a part as it arrived from there: its files by name, whose checksums are among them."""
+    """A part that arrived from another machine: its files by name, including their checksums."""
 
     name: str
     files: Mapping[str, bytes]
@@ -162,19 +162,21 @@ class Arrived:
 
 @dataclass(frozen=True)
 class Said:
-    """Something about workers that is worth a line."""
+    """Information about workers to be shown in one line."""
 
     text: str
 
 
 Answer: TypeAlias = Finished | Compared | Divide | Failed
-"""How a unit ended."""
+"""The result of a unit."""
 
 
 def halved(answer: Divide, places: Callable[[Cohort], Mapping[str, Begun]]) -> list[Train]:
-    """Both halves of a unit. No result depends on it, as none does on its companions; where it was too large, the notes
-    of the trials say so all the same. places: where the trials of a piece resume."""
+    """Return the two halves of a unit. places: returns the states from which the trials of a piece resume.
+
+    Results do not change, because no trial depends on its companions. If the unit was too large, its trials get a note.
+    """
     unit, note = answer.unit, answer.unit.note
-    if answer.too_large and not (note or "").startswith(OUT_OF_MEMORY):  # else the whole it was a part of says more
+    if answer.too_large and not (note or "").startswith(OUT_OF_MEMORY):  # a note on the larger unit says more
         note = f"{OUT_OF_MEMORY} with {len(unit.cohort.trainings)} members together, trained in smaller cohorts"
     return [Train(half, places(half), note) for half in unit.cohort.split(2)]

@@ -1,9 +1,9 @@
-"""Where worker processes come from: on Linux one process imports what all of them need, and each is a fork of it.
+"""Start worker processes: on Linux, one process imports the modules that all workers need, and workers are its forks.
 
 PyTorch is imported once for all workers, while the suite is still being read and checked, and a worker that replaces
-another starts within milliseconds. The process that forks runs no user code, opens no device and starts no Python
-thread. It serves CPUs only: a driver that is open, for whatever reason, does not survive a fork. For other devices, on
-other systems, and where the system refuses what this needs, workers are spawned and each imports for itself.
+another one starts within milliseconds. The forking process runs no user code, opens no device and starts no Python
+thread. It is used for CPUs only, because an open driver would not survive a fork. For other devices, on other systems,
+and if the system does not permit forking in this way, workers are spawned, and each imports its own modules.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from optbench.targets import starting_processes
 
 FORKS = sys.platform.startswith("linux")
 PACKET = 2**12
-"""Bytes; no request or answer is longer."""
+"""Maximum bytes of a request or answer."""
 DRIVERS = tuple(map(Path, ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")))
-"""One of these is there where Linux has a driver of NVIDIA's or AMD's; the last is that of WSL."""
+"""One of these files exists if Linux has a driver of NVIDIA or AMD; the last one is for WSL."""
 
 
 class Process(Protocol):
-    """A worker process, as `multiprocessing.Process` has it."""
+    """A worker process, with a part of the interface of `multiprocessing.Process`."""
 
     @property
     def exitcode(self) -> int | None: ...
@@ -50,27 +50,27 @@ class Process(Protocol):
 
 
 class Nursery:
-    """Starts worker processes; where it forks them, the imports they need begin when it is made.
+    """Starts worker processes. If they are forked, their imports begin when the nursery is constructed.
 
     forks: False to spawn every worker.
     """
 
     def __init__(self, *, forks: bool = True) -> None:
-        self._forking: list[_Forking] = []  # the last one is in use; workers end with the object that forked them
+        self._forking: list[_Forking] = []  # the last is in use; earlier ones are kept, because workers end with them
         if forks and FORKS:
             self._begin()
 
     def start(self, device: str) -> tuple[Connection, Process]:
-        """Start a worker on a device; return our end of its connection, and the process."""
+        """Start a worker on a device; return this process's end of the connection, and the worker process."""
         for again in (False, True):
             if not self._forking:
                 break
             try:
                 return self._forking[-1].fork(device)
-            except ConnectionError:  # the process that forks has died
+            except ConnectionError:  # the forking process has died
                 if again or not self._begin():
                     break
-            except OSError:  # the system refuses
+            except OSError:  # not permitted by the system
                 break
         from optbench.execution.worker import work
 
@@ -79,12 +79,12 @@ class Nursery:
             return ours, spawn(work, theirs, device)
 
     def kill(self) -> None:
-        """Kill the process that forks; its workers have to be killed by themselves."""
+        """Kill the forking process; its workers must be killed separately."""
         for forking in self._forking:
             forking.process.kill()
 
     def close(self) -> None:
-        """End the process that forks; its workers have to be ended before."""
+        """End the forking process; its workers must have ended before."""
         for forking in self._forking:
             forking.close()
 
@@ -100,37 +100,37 @@ class _Forking:
     """A process that forks workers on request.
 
     Raises:
-        OSError: the system has no handles for processes, or no room for another process.
+        OSError: the system has no handles for processes, or cannot start another process.
     """
 
     def __init__(self) -> None:
-        os.close(os.pidfd_open(os.getpid()))  # since Linux 5.3, but some containers forbid it
+        os.close(os.pidfd_open(os.getpid()))  # exists since Linux 5.3, but some containers forbid it
         self._numbers = itertools.count()
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
                 self.process = spawn(_fork_on_request, theirs)
             except BaseException:
-                self._requests.close()  # a process that was started all the same ends
+                self._requests.close()  # if the process was started nevertheless, this ends it
                 raise
 
     def fork(self, device: str) -> tuple[Connection, Process]:
-        """Start a worker on a device; return our end of its connection, and the process.
+        """Start a worker on a device; return this process's end of the connection, and the worker process.
 
         Raises:
-            ConnectionError: the process that forks has died.
-            OSError: the system refuses another process.
+            ConnectionError: the forking process has died.
+            OSError: the system cannot start another process.
         """
         ours, theirs = multiprocessing.Pipe()
         with theirs:
             try:
                 return ours, _Forked(self, self._ask("fork", device, handles=[theirs.fileno()]))
             except BaseException:
-                ours.close()  # a worker that was started all the same ends
+                ours.close()  # if the worker was started nevertheless, this ends it
                 raise
 
     def exit_code(self, pid: int) -> int:
-        """The exit code of a worker that has ended. Raises OSError where it is lost."""
+        """Return the exit code of a worker that has ended. Raises OSError if the code is lost."""
         code: int = self._ask("wait", pid)
         return code
 
@@ -139,17 +139,17 @@ class _Forking:
         self._requests.close()
         self.process.kill()
         until = time.monotonic() + 1
-        # Not `join`, which returns when the forked processes have ended, too.
+        # Not `join`, which would also wait for the forked processes.
         while self.process.exitcode is None and time.monotonic() < until:
             time.sleep(0.001)
 
     def _ask(self, *request: object, handles: Sequence[int] = ()) -> Any:
         number = next(self._numbers)
-        # One packet each, so that an interrupt leaves no half of one.
+        # Each request is one packet, so that an interrupt cannot leave half of it.
         socket.send_fds(self._requests, [json.dumps([number, *request]).encode()], handles)
         while packet := self._requests.recv(PACKET):
             answered, answer = json.loads(packet)
-            if answered != number:  # the question was given up at an interrupt
+            if answered != number:  # the answer to a request that was abandoned at an interrupt
                 continue
             if isinstance(answer, str):
                 raise OSError(answer)
@@ -158,12 +158,12 @@ class _Forking:
 
 
 class _Forked:
-    """A forked worker process. Signals go through a handle of it, never to a process that got its id later."""
+    """A forked worker process. Signals are sent through a handle, never to a process that got its id later."""
 
     def __init__(self, forking: _Forking, pid: int) -> None:
         self.pid = pid
         self.exitcode: int | None = None
-        """None while the process runs, and where the process that forked it died before it: then it is lost."""
+        """None while the process runs, or if the code was lost because the forking process died first."""
         self._forking = forking
         self._ended = False
         self._handle = os.pidfd_open(pid)
@@ -199,9 +199,9 @@ _EARLY: ContextVar[list[Nursery] | None] = ContextVar("early", default=None)
 
 @contextlib.contextmanager
 def early(device: str, *, wanted: bool = True) -> Iterator[None]:
-    """Start now what the pool that is made in the block will need; what is not taken ends with the block.
+    """Start a nursery now for the pool that is created in the block; if it is not used, it ends with the block.
 
-    device: as the option names it. wanted: False where nothing will be trained.
+    device: the text of the option `--device`. wanted: False to start nothing.
     """
     if not wanted or not FORKS or _EARLY.get() is not None or not _means_cpu(device):
         yield
@@ -217,12 +217,12 @@ def early(device: str, *, wanted: bool = True) -> Iterator[None]:
 
 
 def _means_cpu(device: str) -> bool:
-    """Whether a run on this device will surely be on a CPU, as far as can be told without PyTorch."""
+    """Return True if a run on this device is certain to use the CPU, as far as is known without PyTorch."""
     return device == "cpu" or (device == "auto" and not any(driver.exists() for driver in DRIVERS))
 
 
 def nursery(devices: Sequence[str]) -> Nursery:
-    """The nursery that was started early, or a new one, for workers on these devices; the caller closes it."""
+    """Return a nursery for workers on these devices, started early if possible; the caller closes it."""
     if any(device != "cpu" for device in devices):
         return Nursery(forks=False)
     waiting = _EARLY.get()
@@ -230,8 +230,8 @@ def nursery(devices: Sequence[str]) -> Nursery:
 
 
 def spawn(target: Any, *arguments: object) -> Any:
-    """Start a process by its main function, which is `heedless` of Ctrl-C first of all."""
-    context = multiprocessing.get_context("spawn")  # threads and devices of a user's program do not survive a fork
+    """Start a process with the main function `target`, which must call `heedless` first."""
+    context = multiprocessing.get_context("spawn")  # threads and devices of a user's program would not survive a fork
     process = context.Process(target=target, args=arguments, daemon=True)
     with starting_processes(), _interrupts_held():
         process.start()
@@ -240,11 +240,11 @@ def spawn(target: Any, *arguments: object) -> Any:
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Block Ctrl-C in the block, and in the processes that are started in it, where the system can."""
+    """Block Ctrl-C in the block and in processes started in it, if the system supports this."""
     if sys.platform == "win32":
         yield
         return
-    resource_tracker.ensure_running()  # or starting a process does it, which unblocks the signal
+    resource_tracker.ensure_running()  # otherwise starting a process would start it and unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -253,19 +253,19 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def heedless() -> None:
-    """Ignore Ctrl-C, which goes to the whole process group: the parent decides. Lift the block of `spawn`."""
+    """Ignore Ctrl-C, which the parent handles for the whole process group, and undo the block of `spawn`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 def _fork_on_request(requests: socket.socket) -> None:
-    """Main function of the process that forks."""
+    """Main function of the forking process."""
     heedless()
     from optbench.execution.worker import prepare, work
 
     prepare()
-    codes: dict[int, int] = {}  # of processes that were waited for: the parent asks again if an interrupt lost them
+    codes: dict[int, int] = {}  # by process id; the parent asks again if an interrupt made it miss an answer
     while True:
         packet, handles, *_ = socket.recv_fds(requests, PACKET, 1)
         if not packet:
@@ -290,18 +290,18 @@ def _fork_on_request(requests: socket.socket) -> None:
         try:
             requests.send(json.dumps([number, answer]).encode())
         except OSError:
-            return  # likewise
+            return  # the parent has ended
 
 
 def _fork() -> int:
     with warnings.catch_warnings():
-        # The threads are a BLAS's, which ends them before a fork.
+        # The threads belong to a BLAS library, which ends them before a fork.
         warnings.filterwarnings("ignore", ".* is multi-threaded", DeprecationWarning)
         return os.fork()
 
 
 def _run(work: Callable[[], None]) -> None:
-    """Do a forked process's work, and nothing after it that belongs to the process it was forked from."""
+    """Do the work of a forked process and exit, without cleaning up for the process from which it was forked."""
     code = 1
     try:
         work()

@@ -1,6 +1,7 @@
-"""What is sent to workers that share no files with the run's own process, with a hash that is checked on arrival.
+"""Data for workers that share no files with the main process, with hashes that are checked on arrival.
 
-A job with the users' code, datasets, and units with what they resume from or compare.
+The data are a job with the users' code, datasets, and units of work with the files from which they resume or which they
+compare.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from optbench.suite.schema import ExperimentSettings
 from optbench.targets import split
 
 INTERIM, WEIGHTS = "interim", "weights"
-"""Folders of what comes with a unit, below a folder of the worker's own."""
+"""Folders of the files that are sent with a unit, below the worker's own folder."""
 
 
 class DamagedError(Exception):
-    """What was sent is not what arrived."""
+    """Data were damaged on the way."""
 
 
 def pickled(value: object) -> bytes:
@@ -35,10 +36,10 @@ def pickled(value: object) -> bytes:
 
 
 def unpickled(content: bytes) -> Any:
-    """Return what `pickled` was given: by a process of the same run, never something that was found.
+    """Undo `pickled`. For security, only for data from another process of the same run.
 
     Raises:
-        DamagedError: it is something else.
+        DamagedError: `content` is not the result of `pickled`.
     """
     try:
         return pickle.loads(content)
@@ -48,7 +49,7 @@ def unpickled(content: bytes) -> Any:
 
 @dataclass(frozen=True)
 class Parcel:
-    """Something pickled, and its SHA-256. content: bytes, or where a backend has put them."""
+    """Pickled data. sum: their SHA-256. content: the bytes, or the place where a backend has stored them."""
 
     sum: str
     content: Any
@@ -58,7 +59,7 @@ class Parcel:
         return Parcel(hashlib.sha256(content).hexdigest(), content)
 
     def checked(self, content: bytes) -> bytes:
-        """Return the content, now that it is here. Raises DamagedError where it is not what was sent."""
+        """Return the bytes that arrived as `content`. Raises DamagedError if they are not those that were sent."""
         if (found := hashlib.sha256(content).hexdigest()) != self.sum:
             raise DamagedError(f"arrived damaged: expected SHA-256 {self.sum[:16]}..., got {found[:16]}...")
         return content
@@ -66,18 +67,18 @@ class Parcel:
 
 @dataclass(frozen=True)
 class _Packed:
-    """A unit whose paths are relative, and the files at them."""
+    """A unit with relative paths, and the files at these paths."""
 
     unit: Unit
     files: Mapping[str, bytes]
 
 
 def pack(unit: Unit, interim: Path) -> bytes:
-    """Pack a unit with the files that it reads. interim: the folder for cohorts' states."""
+    """Pack a unit with the files that it reads. interim: the folder for the states of cohorts."""
     files: dict[str, bytes] = {}
 
     def take(place: str, file: Path) -> None:
-        with contextlib.suppress(OSError):  # reading it will say so, there as here
+        with contextlib.suppress(OSError):  # the worker reports a missing file when it reads it
             files[place] = file.read_bytes()
 
     if isinstance(unit, Train):
@@ -93,7 +94,7 @@ def pack(unit: Unit, interim: Path) -> bytes:
 
 
 def unpack(content: bytes, folder: Path) -> Unit:
-    """Return the unit that was packed, its files written below a folder."""
+    """Return a unit that was packed, and write its files below `folder`."""
     packed: _Packed = unpickled(content)
     for name, data in packed.files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +106,7 @@ def unpack(content: bytes, folder: Path) -> Unit:
 
 
 def job_for_elsewhere(job: Job, units: Iterable[Unit], *, force: bool) -> Job:
-    """Return the job as other machines are given it, without paths of this one."""
+    """Return a job for workers on other machines, without paths of this machine."""
     targets = {
         target
         for unit in units
@@ -120,11 +121,11 @@ def job_for_elsewhere(job: Job, units: Iterable[Unit], *, force: bool) -> Job:
 
 
 def datasets(experiment: ExperimentSettings) -> dict[str, DatasetSettings]:
-    """The datasets of an experiment, by the keys that they are sent under."""
+    """Return the datasets of an experiment, by the keys under which they are sent."""
     found = (experiment.dataset, experiment.transfer)
     return {settings.model_dump_json(): settings for settings in found if settings is not None}
 
 
 def packed_dataset(settings: DatasetSettings, data_dir: Path | None) -> bytes:
-    """Load a dataset, which has been found before, and pickle it."""
+    """Load a dataset, whose files are known to exist, and pickle it."""
     return pickled(load(settings, data_dir, download=False))

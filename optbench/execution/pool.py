@@ -1,8 +1,7 @@
-"""Workers, wherever they run: each trains cohorts, or compares solutions, with one thread; the parent writes what they
-find.
+"""The workers of a run: each trains cohorts or compares solutions, and the main process writes the results.
 
-One thread each, because a product split over threads sums in another order than the same product alone: with one
-thread a trial's bits do not depend on its cohort, and the cores are kept busy by processes instead.
+A worker uses one thread, because a product that is split over threads is summed in another order than the same product
+alone. With one thread, a trial's bits do not depend on its cohort; several processes keep all cores busy instead.
 """
 
 from __future__ import annotations
@@ -38,19 +37,20 @@ if TYPE_CHECKING:
     from optbench.engine import Progress
 
 Passed: TypeAlias = "Progress | Finished | Compared | Failed | Arrived | Said"
-"""What the pool passes on."""
+"""Messages that the pool passes on."""
 
 PIECES = 8
-"""Into so many, where there are as many, goes what a process had that died: the training to blame costs few others."""
+"""Maximum number of pieces into which a cohort is cut after its process died, so that the member that caused it affects
+few others."""
 TRIES_ELSEWHERE = 2
-"""So often a unit whose worker was lost is tried again, whole: a machine that goes down is not its fault."""
+"""How often a unit whose worker was lost is retried as a whole, because it did not cause the loss."""
 LOST_AT_START = 3
-"""So many workers for each place may be lost one after another without any that became ready."""
+"""Maximum number of workers per place that may be lost in a row before any of them is ready."""
 
 
 @dataclass
 class _Slot:
-    """A worker, what it is doing, and which user's code has run in its process."""
+    """A worker, its current unit, and the users' code that has run in its process."""
 
     place: int
     worker: Worker
@@ -58,11 +58,11 @@ class _Slot:
     user_code: frozenset[str] = frozenset()
 
     def serves(self, unit: Unit) -> bool:
-        """True if no user's code but the unit's own has run in its process."""
+        """Return True if no user's code except that of the unit has run in the worker's process."""
         return not self.user_code or self.user_code == unit.user_code
 
     def next_of(self, waiting: Sequence[Unit]) -> int | None:
-        """The place of the last of the waiting units that it serves; None where it serves none."""
+        """Return the index of the last waiting unit that the worker serves; None if there is none."""
         return next((i for i in reversed(range(len(waiting))) if self.serves(waiting[i])), None)
 
     def give(self, unit: Unit, job: Job) -> None:
@@ -79,14 +79,14 @@ class _Slot:
 
 
 class Pool:
-    """Up to as many workers as a backend has places for, started when there is work; they stay until it is closed."""
+    """The workers of a backend, started when there is work for them and kept until the pool is closed."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._slots: list[_Slot] = []
-        self._refused: dict[int, str] = {}  # by place, why
+        self._refused: dict[int, str] = {}  # reasons, by place
         self._said: set[str] = set()
-        self._lost: Counter[str] = Counter()  # by unit, how often its worker was lost
+        self._lost: Counter[str] = Counter()  # number of workers lost, by unit
         self._lost_at_start = 0
 
     def train(
@@ -97,16 +97,19 @@ class Pool:
         places: Callable[[Cohort], Mapping[str, Begun]] = lambda cohort: {},
         held: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
     ) -> Iterator[Passed]:
-        """Do the units, in order of starting; events as they come.
+        """Process the units, starting them in order, and yield events as they occur.
 
-        more: what there is to compare by now; asked at first and after every end, and done when all training has begun.
-        places: where trials of a piece resume by now. held: makes an interrupt wait; entered before an event is read
-        from a worker, left after the caller has taken it, so that none is lost in between. Units that are too large for
-        memory are halved, what a process had that died (killed, out of memory) is tried once more, in pieces down to a
-        training alone, and what was lost with a machine is tried again as it was.
+        more: returns comparisons that have become ready; called at the start and after every unit. They are started
+        after all training units. places: returns the current states from which the trials of a piece resume. held:
+        returns a context that delays interrupts, entered before an event is read from a worker and left after the
+        caller has processed it, so that no event is lost.
+
+        Units that are too large for memory are halved. If a worker's process dies (is killed, or exhausts memory), its
+        unit is retried once, in pieces of at least one member. If a worker is lost with its machine, its unit is
+        retried as a whole.
 
         Raises:
-            OptbenchError: what a worker raised because of the user's settings; or there is no worker for the rest.
+            OptbenchError: a worker raised it because of the user's settings, or no worker is left for the other units.
         """
         waiting: list[Unit] = [*reversed(more()), *reversed(units)]
         died_before: set[str] = set()
@@ -137,7 +140,7 @@ class Pool:
                     if unit.id in died_before:
                         yield Failed(unit, "WorkerDied", f"the worker process died twice ({event.cause})")
                     else:
-                        note = f"tried again after its worker process had died ({event.cause})"
+                        note = f"trained again because its worker process had died ({event.cause})"
                         pieces = unit.cohort.split(PIECES) if isinstance(unit, Train) else []
                         waiting += [Train(piece, places(piece), note) for piece in reversed(pieces)] or [unit]
                         singles = {piece.id for piece in pieces if len(piece.trainings) == 1}
@@ -164,19 +167,19 @@ class Pool:
 
     @staticmethod
     def _hand_on(slot: _Slot, waiting: list[Unit], job: Job) -> None:
-        """Give an idle worker the next unit that its process serves, so that it has work while results are written.
+        """Give an idle worker the next unit that its process serves, so that it is busy while results are written.
 
-        What it found last is not written yet, so nothing here may take long or fail: processes are neither stopped nor
+        The worker's last results are not written yet, so this must be fast and must not fail; no process is stopped or
         started.
         """
         if (served := slot.next_of(waiting)) is not None:
             slot.give(waiting.pop(served), job)
 
     def _hand_out(self, waiting: list[Unit], job: Job) -> None:
-        """Give waiting units, the last first, to idle workers, and start workers while there are more units than those.
+        """Give waiting units, last first, to idle workers, and start workers if there are more units than idle workers.
 
-        A user's code can change its process in ways that cannot be undone (patch PyTorch, start threads, leave
-        modules), so a process that has run it gets no other unit: one that runs other code starts a process of its own.
+        A user's code can change its process irreversibly (patch PyTorch, start threads, leave modules), so a process
+        that has run such code only gets units with the same code; other units get a new process.
         """
         idle = [slot for slot in self._slots if slot.unit is None]
         taken = {slot.place for slot in self._slots} | self._refused.keys()
@@ -184,7 +187,7 @@ class Pool:
         more = max(0, len(waiting) - len(idle))
         new = [_Slot(place, self._backend.start(place)) for place in free[:more]]
         self._slots += new
-        # Those first that can serve something as they are, so that no process is replaced in vain.
+        # Workers that serve some unit with their current process come first, so that none is replaced unnecessarily.
         ready = [slot for slot in (*idle, *new) if slot.worker.is_ready]
         for slot in sorted(ready, key=lambda slot: not any(map(slot.serves, waiting))):
             if not waiting:
@@ -194,23 +197,23 @@ class Pool:
             (slot if served is not None else slot.renew()).give(unit, job)
 
     def _let_go(self, slot: _Slot, event: Lost) -> None:
-        """Give up a worker that is lost.
+        """Remove a worker that was lost.
 
         Raises:
-            WorkerError: one after another is lost before it is ready.
+            WorkerError: too many workers in a row were lost before any was ready.
         """
         self._slots.remove(slot)
         self._backend.discard(slot.worker)
         if not slot.worker.is_ready:
             self._lost_at_start += 1
             if self._lost_at_start > LOST_AT_START * self._backend.jobs:
-                raise WorkerError(f"workers are lost before they are ready: {event.cause}")
+                raise WorkerError(f"workers were lost before they were ready: {event.cause}")
 
     def _refuse(self, slot: _Slot, event: Refused) -> None:
-        """Give up a worker that must not train, and its place.
+        """Remove a worker that must not train for this run, and its place.
 
         Raises:
-            WorkerError: there is no place left.
+            WorkerError: no place is left.
         """
         self._slots.remove(slot)
         self._backend.discard(slot.worker)
@@ -219,7 +222,7 @@ class Pool:
             raise WorkerError(event.reason)
 
     def _unsaid(self) -> Iterator[Said]:
-        """Why workers were refused, once; not before there is one to continue with, else it is an error."""
+        """Yield new reasons why workers were refused, once another worker is ready; without one, it is an error."""
         if any(slot.worker.is_ready for slot in self._slots):
             for reason in dict.fromkeys(self._refused.values()):
                 if reason not in self._said:
@@ -227,7 +230,7 @@ class Pool:
                     yield Said(reason)
 
     def close(self) -> None:
-        """End the workers, whatever they are doing."""
+        """End the workers, even if they are busy."""
         self._slots.clear()
         self._backend.close()
 
@@ -237,11 +240,11 @@ class Pool:
 
 
 _OF_THE_POOL = (Divide, OptbenchError, Died, Lost, Ready, Refused, Saved)
-"""What a worker sends that is not passed on."""
+"""Messages of workers that the pool does not pass on."""
 
 
 def _again(unit: Unit, places: Callable[[Cohort], Mapping[str, Begun]]) -> Unit:
-    """The same unit, from where it can be resumed by now."""
+    """Return the same unit, resuming from the latest saved states."""
     return Train(unit.cohort, places(unit.cohort), unit.note) if isinstance(unit, Train) else unit
 
 

@@ -1,7 +1,7 @@
-"""Workers on a Ray cluster: an actor for each, with one CPU or one GPU of its own.
+"""Workers on a Ray cluster, each an actor with one CPU or one GPU.
 
-What a worker needs goes through Ray's object store, what it finds comes back as an actor's results: no file is shared.
-Ray is imported when a cluster is joined.
+Inputs are sent through Ray's object store and results are returned by actor calls, so no files are shared. Ray is
+imported when a cluster is joined.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from optbench.execution.messages import Arrived, Job, Said, Unit
 from optbench.execution.parcels import Parcel, datasets, job_for_elsewhere, pack, packed_dataset, pickled
 
 HEARTBEAT = 2.0
-"""Seconds after which an actor answers although there is nothing to tell, so that it can be asked to end."""
+"""Seconds after which an actor returns even without messages, so that it can process the next call."""
 STALLED = 30.0
-"""Seconds without any worker after which it is said that the cluster has no room."""
+"""Seconds without any ready worker after which the user is told that no CPU or GPU is free."""
 ANSWER = 10.0
-"""Seconds that a cluster has to answer at all."""
+"""Seconds after which a cluster that does not answer is considered unreachable."""
 PATIENCE = 5.0
-"""Seconds that actors have to end by themselves."""
+"""Seconds that actors are given to end by themselves."""
 
 
 class RayAgent(Agent):
-    """The agent in an actor. Parcels that are sent to many actors lie in the object store."""
+    """The agent in an actor. Parcels that are sent to many actors are in the object store."""
 
     def fetch(self, content: Any) -> bytes:
         if isinstance(content, bytes):
@@ -48,19 +48,19 @@ class RayAgent(Agent):
 
 
 class RayCluster:
-    """A `Backend`: joins a cluster, or starts one of this machine where there is none."""
+    """A `Backend` that joins a Ray cluster, or starts one on this machine if there is none."""
 
     def __init__(self, address: str | None, device: str, jobs: int | None, *, force: bool = False) -> None:
-        """address: of a cluster to join; None: one that runs on this machine, else a new one.
+        """address: the address of a cluster to join; None for a cluster that runs on this machine, or else a new one.
 
         Raises:
             DeviceError: the cluster has no such device.
-            WorkerError: it cannot be joined.
+            WorkerError: the cluster cannot be joined.
         """
         self._exits = contextlib.ExitStack()
         self._force = force
         self._workers: list[_RayWorker] = []
-        self._job: tuple[Job, Job, Parcel] | None = None  # as it was given, as workers have it
+        self._job: tuple[Job, Job, Parcel] | None = None  # as submitted, and as sent to workers
         self._data: dict[str, Parcel] = {}
         self._none_since: float | None = None
         try:
@@ -113,7 +113,7 @@ class RayCluster:
         return [pending[reference] for reference in done]
 
     def _notice_stall(self, workers: Sequence[_RayWorker]) -> None:
-        """Have a worker that has not started say so, where none has for a while."""
+        """Add a message to a worker's inbox if no worker has started for some time."""
         if any(worker.is_ready for worker in self._workers) or not workers:
             self._none_since = None
         elif self._none_since is None:
@@ -121,7 +121,7 @@ class RayCluster:
         elif time.monotonic() - self._none_since > STALLED:
             what = "GPU" if self.device == "cuda" else "CPU"
             workers[0].inbox.append(Said(f"waiting for the Ray cluster: no {what} is free for a worker"))
-            self._none_since = float("inf")  # it is said once, until there was one
+            self._none_since = float("inf")  # the message is given only once until a worker has started
 
     def parcel(self, job: Job) -> Parcel:
         assert self._job is not None, "begin comes first"
@@ -129,11 +129,11 @@ class RayCluster:
         return self._job[2]
 
     def data(self, job: Job, experiment: str) -> dict[str, Parcel]:
-        """The datasets of an experiment."""
+        """Return the datasets of an experiment, by key."""
         return {key: self._data[key] for key in datasets(job.suite.experiments[experiment])}
 
     def actor(self) -> Any:
-        """Start an actor; it may have to wait for room."""
+        """Start an actor, which may have to wait for a free CPU or GPU."""
         return self._actors.remote(self._process_device)
 
     @property
@@ -141,7 +141,7 @@ class RayCluster:
         return "cuda:0" if self.device == "cuda" else "cpu"
 
     def verdict(self, hello: Hello) -> Ready | Refused:
-        """Whether an actor's process may train for this run."""
+        """Return `Ready` if the process of an actor may train for this run, `Refused` otherwise."""
         reason = refusal(hello.versions, hello.host)
         return Ready() if reason is None or self._force else Refused(reason)
 
@@ -165,11 +165,11 @@ class RayCluster:
             self._exits.close()
 
     def kill(self) -> None:
-        """Actors end with this process, or with `close` if the process continues."""
+        """Do nothing: actors end with this process, or with `close` if the process continues."""
 
 
 class _RayWorker:
-    """An actor, and what it has said."""
+    """An actor, and the messages received from it."""
 
     def __init__(self, cluster: RayCluster) -> None:
         self._cluster = cluster
@@ -179,14 +179,14 @@ class _RayWorker:
         self._pending: Any = None
 
     def pending(self) -> Any:
-        """A reference to what the actor says next."""
+        """Return a reference to the next messages of the actor."""
         if self._pending is None:
             self._pending = self.actor.receive.remote(HEARTBEAT)
         return self._pending
 
     def give(self, unit: Unit, job: Job) -> None:
         sent, data = Parcel.of(pack(unit, job.interim)), self._cluster.data(job, unit.experiment)
-        with contextlib.suppress(Exception):  # it is gone: reading from it says so
+        with contextlib.suppress(Exception):  # the actor is gone, which `receive` reports
             self.actor.give.remote(sent, self._cluster.parcel(job), data)
 
     def receive(self) -> Message | Arrived | Said:
@@ -205,18 +205,18 @@ class _RayWorker:
         return message
 
     def renew(self) -> None:
-        with contextlib.suppress(Exception):  # likewise
+        with contextlib.suppress(Exception):  # as in `give`
             self.actor.renew.remote()
 
     def kill(self) -> None:
         import ray
 
-        with contextlib.suppress(Exception):  # likewise
+        with contextlib.suppress(Exception):  # as in `give`
             ray.kill(self.actor)
 
 
 def _fault(error: Exception) -> Lost | Refused:
-    """What an error of Ray's means for the worker that it was raised for."""
+    """Return the message for the pool that corresponds to an error of Ray on reading from a worker."""
     import ray
 
     lines = [line.strip() for line in CONTROL.sub("\n", str(error)).splitlines() if line.strip()]
@@ -233,7 +233,7 @@ def _fault(error: Exception) -> Lost | Refused:
 
 @contextlib.contextmanager
 def _joined(address: str | None, jobs: int | None) -> Iterator[None]:
-    """Be connected to a cluster in the block; where this process is connected already, to that one.
+    """Connect this process to a cluster during the block, unless it is already connected to one.
 
     Raises:
         WorkerError: there is no such cluster.
@@ -269,7 +269,7 @@ def _connect(address: str | None, jobs: int | None) -> None:
         except ConnectionError:
             from optbench.engine.device import cores
 
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports without the user's consent
             ray.init(address="local", num_cpus=jobs or cores(), include_dashboard=False, **settings)
     else:
         _probe(address)
@@ -277,17 +277,17 @@ def _connect(address: str | None, jobs: int | None) -> None:
 
 
 def _probe(address: str) -> None:
-    """Raise ConnectionError where nothing listens at an address: Ray would try for minutes."""
+    """Raise ConnectionError if nothing listens at an address, because Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
     except OSError as error:
-        raise ConnectionError(f"nothing answers there: {error.strerror or error}") from error
+        raise ConnectionError(f"no answer from this address: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Let Ray write nothing: it writes the errors of a cluster to standard output, which is for results."""
+    """Suppress the output of Ray, which writes errors of a cluster to standard output, which is for results."""
     from ray._private import worker
 
     before = getattr(worker, "_worker_logs_enabled", True)
@@ -300,7 +300,7 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Let Ray change nothing of this process's own: it installs handlers of signals, and warns of its own future."""
+    """Undo Ray's signal handlers and suppress its warnings about future versions of itself."""
     numbers = [signal.SIGINT, signal.SIGTERM] if threading.current_thread() is threading.main_thread() else []
     before = {number: signal.getsignal(number) for number in numbers}
     try:
@@ -309,5 +309,5 @@ def _undisturbed() -> Iterator[None]:
             yield
     finally:
         for number, handler in before.items():
-            if handler is not None:  # it was not set from Python
+            if handler is not None:  # None is a handler that was not set from Python
                 signal.signal(number, handler)

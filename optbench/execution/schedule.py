@@ -1,4 +1,4 @@
-"""What a run will train, decided before anything is trained, and in which pieces it is given to processes."""
+"""Plan what a run will train, and cut it into pieces for workers."""
 
 from __future__ import annotations
 
@@ -21,44 +21,47 @@ from optbench.tasks import Outline
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will train, decided before anything is trained."""
+    """The trials and comparisons of a run, and those that remain, determined before training."""
 
     suite: Suite
     trials: tuple[Trial, ...]
     cohorts: tuple[Cohort, ...]
-    """Whole cohorts, before they are spread over processes."""
+    """Whole cohorts, before they are spread over workers."""
     done: frozenset[str]
-    """Trials that an earlier part of the run has finished."""
+    """Ids of the trials that were finished before the run was resumed."""
     comparisons: tuple[PairedSolutions, ...] = ()
-    """What is left to compare of the solutions."""
+    """The remaining comparisons of solutions."""
     begun: Mapping[str, Begun] = field(default_factory=dict)
-    """Where trials that had finished some of their tasks resume, by their ids; the others start over."""
+    """The saved states of trials that have finished some of their tasks, by id; other trials start over."""
 
     outlines: Mapping[str, Outline] = field(default_factory=dict)
-    """What the tasks of each experiment are, as far as that is known."""
+    """An outline of the tasks of each experiment, as far as they are known."""
 
     @property
     def left(self) -> list[str]:
-        """Ids of the trials to train."""
+        """The ids of the remaining trials."""
         return [trial.id for trial in self.trials if trial.id not in self.done]
 
     @property
     def controls(self) -> int:
-        """How many of the trials are there for their data order alone."""
+        """The number of controls."""
         return sum(trial.is_control for trial in self.trials)
 
     @property
     def count(self) -> str:
-        """`30 trials`, or `30 trials and 10 controls`."""
+        """The number of trials in words: `30 trials`, or `30 trials and 10 controls`."""
         arms = len(self.trials) - self.controls
         return count(arms, "trial") + (f" and {count(self.controls, 'control')}" if self.controls else "")
 
 
 def make_plan(suite: Suite, resume: Path | None = None, *, grown: bool = False, once_failed: bool = False) -> Plan:
-    """The trials and cohorts of a suite, and which of them a run to be resumed has done already. Runs no user code.
+    """Plan the trials and cohorts of a suite without running users' code.
 
-    grown: the suite may differ from the run's own, by more or fewer settings. once_failed: what has failed is done,
-    too.
+    resume: a run whose finished trials are not trained again. grown: allow a suite with more or fewer settings than the
+    run's own. once_failed: treat failed trials as finished.
+
+    Raises:
+        UsageError: the run was made from another suite, and `grown` is False.
     """
     suite = complete(suite)
     all_trials = trials(suite)
@@ -68,7 +71,7 @@ def make_plan(suite: Suite, resume: Path | None = None, *, grown: bool = False, 
     if resume is not None:
         recorded = load_suite(resume / "suite.yaml", as_written=True)
         if not grown and suite_hash(recorded) != suite_hash(suite):
-            raise UsageError(f"--resume {resume}: that run was made from another suite, or other settings of this one")
+            raise UsageError(f"--resume {resume}: that run was made from another suite, or with other settings of it")
         run = read_run(resume)
         table = run.table("trials")
         done = set(table["trial"].to_pylist()) if once_failed else done_trials(table)
@@ -84,18 +87,18 @@ def make_plan(suite: Suite, resume: Path | None = None, *, grown: bool = False, 
 
 
 MOST_ON_CPU = 8
-"""So many trainings are given to a process of one thread at once. More would be no faster there, and a kill, or a last
-process that is still busy, costs as much as was given at once."""
+"""Maximum number of members in a piece for a process with one thread. Larger pieces would not be faster there, but more
+work would be lost if the process is killed, and the last process would finish later."""
 
 
 def spread(plan: Plan, jobs: int, most: int | None = None) -> list[Cohort]:
-    """What is left of every cohort, cut so that all processes have work; the longest first, so that none ends late.
+    """Cut the remaining part of every cohort so that all processes have work; the longest pieces come first.
 
-    Trials of a piece begin, or resume, after the same task. most: about so many trainings in a piece. None: as many as
-    there are, as an accelerator is the better used the more it has at once; a cohort is cut only where there are fewer
-    cohorts than processes.
+    The trials of a piece begin, or resume, after the same task. most: the approximate maximum number of members in a
+    piece. None for no maximum, because larger pieces use an accelerator better; cohorts are then cut only if there are
+    fewer cohorts than processes.
     """
-    wholes: list[tuple[int, Cohort]] = []  # with how many tasks they have finished
+    wholes: list[tuple[int, Cohort]] = []  # with the number of finished tasks
     for cohort in plan.cohorts:
         left = dataclasses.replace(cohort, trials=tuple(t for t in cohort.trials if t.id not in plan.done))
         wholes += _by_task(left, plan.begun).items()
@@ -112,17 +115,17 @@ def spread(plan: Plan, jobs: int, most: int | None = None) -> list[Cohort]:
 
 
 def goes_on(cohort: Cohort, begun: Mapping[str, Begun]) -> dict[str, Begun]:
-    """Where the trials of a piece resume; empty if they start over, which all of them do if one has to."""
+    """Return the states from which the trials of a piece resume; empty if any of them must start over."""
     found = {trial.id: begun[trial.id] for trial in cohort.trials if trial.id in begun}
     alike = len(found) == len(cohort.trials) and len({place.task for place in found.values()}) == 1
     return found if alike else {}
 
 
 def _by_task(cohort: Cohort, begun: Mapping[str, Begun]) -> dict[int, Cohort]:
-    """The trials of a cohort by how many tasks they have finished."""
+    """Group the trials of a cohort by the number of tasks that they have finished."""
     found: dict[int, list[Trial]] = {}
     for equal in cohort.trainings:
-        # Trials that are one training resume together or not at all.
+        # Trials that differ only in names are trained as one member, so they resume together or not at all.
         places = {begun.get(trial.id) for trial in equal}
         place = places.pop() if len(places) == 1 else None
         found.setdefault(place.task if place else 0, []).extend(equal)

@@ -1,10 +1,10 @@
-"""`optbench run`: a suite becomes trials, trials are trained in cohorts, results become files. The whole story:
+"""`optbench run`: plan the trials of a suite, train them in cohorts, and write the results.
 
     suite -> plan -> workers (engine) -> store
 
-Where the suite asks for `pairs`, the solutions of a seed are compared as soon as all of its trials have ended.
+If the suite requests `pairs`, the solutions of a seed are compared as soon as all of its trials have ended.
 
-The engine yields results and writes nothing; this is where they are written.
+The engine returns results without writing them; they are written here.
 """
 
 from __future__ import annotations
@@ -65,16 +65,17 @@ class Options:
     jobs: int | None = None
     resume: Path | None = None
     force: bool = False
-    """Go on with a run that was begun with another version of torch, on another kind of device, or with other code."""
+    """True to resume a run even with another version of torch, on another kind of device, or with changed code."""
     suite_folder: Path | None = None
-    """Where the suite's files are looked for first: its own folder. None: a run that is resumed from its own suite."""
+    """The folder of the suite, in which users' files are looked up first; None to resume a run from its own suite."""
     command: tuple[str, ...] = ()
     leaves: bool = False
-    """Whether a second interrupt ends the process at once: the command line's does, Python's only kills the workers."""
+    """True if a second interrupt ends the process immediately, as on the command line; otherwise, as in Python, it only
+    kills the workers."""
     on: str = "local"
     """Where workers run: `local`, `ray`, `ray:HOST:PORT` or `slurm`."""
     set_on: tuple[str, ...] = ()
-    """Settings of that place: `partition=gpu`."""
+    """Settings of the backend, such as `partition=gpu`."""
 
 
 @dataclass(frozen=True)
@@ -87,18 +88,18 @@ class Outcome:
 
 
 def _own_metrics(suite: Suite) -> list[dict[str, Any]]:
-    """What a run's record says of the metrics that the catalog does not have."""
+    """Return the record of the users' metrics, which are not in the catalog."""
     measured = with_readings(suite).experiments.values()
     named = [entry for experiment in measured for entry in experiment.own_metrics.values()]
     return [metric_record(metric) for metric in resolve(named)]
 
 
 def run(suite: Suite, options: Options, view: View | None = None) -> Outcome:
-    """Train every trial of `suite` that is not done yet and write what it found.
+    """Train all remaining trials of `suite` and write their results.
 
     Raises:
-        OptbenchError: the settings, the device, the data or the run directory do not allow it; nothing was trained,
-            or what was trained before the error is kept.
+        OptbenchError: the settings, the device, the data or the run directory are unsuitable. Results written before
+            the error are kept.
     """
     with (
         early(options.device, wanted=Place.parse(options.on, options.set_on).is_local),
@@ -109,18 +110,18 @@ def run(suite: Suite, options: Options, view: View | None = None) -> Outcome:
 
 
 class Session:
-    """A run directory while it is filled, by this process alone.
+    """A run in progress, whose directory is written only by this process.
 
-    Leaving the `with` block says in `run.json` how the run ended; an interruption ends there.
+    At the end of the `with` block, the final status is written to `run.json`. An interrupt is not raised beyond it.
     """
 
     def __init__(self, options: Options, view: View) -> None:
-        """Takes the run to be resumed, if there is one.
+        """Open the backend, and lock the run to be resumed, if any.
 
         Raises:
-            OptbenchError: there is no such device or backend, or another process has the run.
+            OptbenchError: there is no such device or backend, or another process has locked the run.
         """
-        # Late, because importing torch takes seconds that `--help` and a wrong suite should not cost.
+        # Imported late, because this takes seconds, which `--help` and an invalid suite should not need.
         import torch
 
         self._options, self._view = options, view
@@ -149,7 +150,7 @@ class Session:
     ) -> bool:
         self._interrupted = isinstance(error, KeyboardInterrupt)
         try:
-            # What is written now is finished, however long that takes.
+            # Finish writing, even if this takes long.
             with self._signals.held(again=False):
                 self._pool.close()
                 if self._writer is None:
@@ -161,7 +162,7 @@ class Session:
                 except StoreError:
                     if error is None or self._interrupted:
                         raise
-                    # The first error says more, and what was finished is in the parts all the same.
+                    # The first error is more informative, and finished results are already in the parts.
         finally:
             self._exits.close()
         return self._interrupted
@@ -183,12 +184,13 @@ class Session:
         *,
         grown: bool = False,
     ) -> Plan:
-        """Make the run directory, or resume an existing one, moving damaged files aside; return what there is to train.
+        """Create the run directory, or resume an existing one and move damaged files aside; return the plan.
 
-        extra: what else `run.json` says. texts: other files that a new run has, by name. grown: as for `make_plan`.
+        extra: additional fields of `run.json`. texts: additional files of a new run, by name. grown: as for
+        `make_plan`.
 
         Raises:
-            OptbenchError: the settings, the code, the data or the run directory do not allow it.
+            OptbenchError: the settings, the code, the data or the run directory are unsuitable.
         """
         from optbench.engine.device import accelerators, cpu_capability
 
@@ -197,7 +199,7 @@ class Session:
         if not self._place.is_local:
             record["on"] = options.on
         if options.resume is not None:
-            # A run of another version is refused here, before anything in it is called damaged.
+            # A run of another version is rejected here, before any of its files is considered damaged.
             if not options.force:
                 check_provenance(options.resume, record)
             for text in set_damaged_aside(options.resume):
@@ -241,14 +243,14 @@ class Session:
         return plan
 
     def grow(self, suite: Suite) -> Plan:
-        """The plan of a suite with more trials than the run's own, whose place it takes. Raises as `begin`."""
+        """Replace the run's suite with one that has more trials, and return its plan. Raises errors like `begin`."""
         plan = make_plan(suite, self.writer.path, grown=True, once_failed=True)
         plan = self._prepare(plan)
         self.writer.grow(dump_suite(plan.suite), suite_hash(plan.suite), plan.trials, plan.left)
         return plan
 
     def train(self, plan: Plan) -> None:
-        """Train what is left of the plan and compare its solutions; everything is durable at the end."""
+        """Train the remaining trials of the plan and compare solutions; all results are on disk at the end."""
         pieces = spread(plan, self._jobs, MOST_ON_CPU if self._device.type == "cpu" else None)
         units = [Train(piece, goes_on(piece, plan.begun)) for piece in pieces]
         left = Comparisons(plan, self.writer)
@@ -285,29 +287,29 @@ class Session:
         self._pool.kill()
         if not self._options.leaves:
             return
-        text = "optbench: left at once; what was finished is kept"
+        text = "optbench: ended immediately; finished results are kept"
         if self._writer is not None:
             text += f"; continue with --resume {self._writer.path}"
         os.write(2, f"\n{text}\n".encode())
         os._exit(130)
 
     def _prepare(self, plan: Plan) -> Plan:
-        """Check whatever can be wrong with settings and data, before anything is trained; the plan, its tasks known."""
+        """Check settings and data before training; return the plan with the outlines of its tasks."""
         plan = dataclasses.replace(plan, outlines=check(plan, self._options.data_dir, self._view.message))
-        if self._writer is None:  # a setting that tuning adds later fails alone, and the others are kept
+        if self._writer is None:  # trials that tuning adds later fail alone, without ending the run
             import torch
 
             from optbench.engine.constructors import try_constructors
             from optbench.engine.uncompiled import made_without_dynamo
 
             with made_without_dynamo():
-                # Of a cluster's devices this machine may have none.
+                # This machine may not have the devices of the cluster.
                 device = self._device if self._place.is_local else torch.device("cpu")
                 try_constructors(plan.suite, left_of(plan), device, self._options.data_dir, self._view.warning)
         return plan
 
     def _ended(self, cohort: Cohort, rows: Sequence[tuple[Trial, Row]], checkpoints: Mapping[str, str]) -> None:
-        """Write the rows of a cohort, completed by what its trials were trained with. checkpoints: places by trial."""
+        """Write the rows of a cohort with the source hashes and notes of its trials. checkpoints: paths by trial."""
         complete: list[tuple[Trial, Row]] = []
         for trial, row in rows:
             if isinstance(row, TrialRow):

@@ -1,4 +1,4 @@
-"""Watching a run while it trains."""
+"""Report the progress of a run."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
 
 
 class View:
-    """What a session tells while it trains; this one shows nothing of it."""
+    """Receives reports from a session; this base class ignores them."""
 
     def started(self, plan: Plan, path: Path, device: str, jobs: int) -> None:
-        """Training begins; the results are written to `path`."""
+        """Report that training begins. path: the directory to which results are written."""
 
     def progress(self, progress: Progress) -> None:
-        """A trial has advanced."""
+        """Report the progress of a trial."""
 
     def finished(self, rows: Sequence[tuple[Trial, TrialRow]]) -> None:
-        """The trials of a cohort have ended, and their results are on the disk."""
+        """Report that the trials of a cohort have ended and their results are on disk."""
 
     def message(self, text: str) -> None:
-        """Something worth a line: a download that begins."""
+        """Report an event in one line, such as the start of a download."""
 
     def warning(self, text: str) -> None:
-        """Something that a reader of the results should know."""
+        """Report a warning that readers of the results should know."""
 
     def details(self, text: str) -> None:
-        """The traceback of a failure."""
+        """Report the traceback of a failure."""

@@ -1,4 +1,4 @@
-"""What a worker does with a unit: it trains a cohort as far as memory allows, or compares solutions."""
+"""Process one unit in a worker: train a cohort, as far as memory allows, or compare solutions."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ if TYPE_CHECKING:
     from optbench.engine import Progress, TrialResult, Workspace
 
 LEAST_SECONDS = 1.0
-"""Least time between two saved states of a cohort; shorter work is cheaper to repeat."""
+"""Minimum time between two saved states of a cohort; shorter work is cheaper to repeat."""
 LEAST_SECONDS_ELSEWHERE = 20.0
-"""Likewise where they are sent to another machine."""
+"""Minimum time between two saved states that are sent to another machine."""
 SHARE = 0.02
-"""At most about this share of the time is spent on keeping it."""
+"""Approximate maximum share of the time that is spent on saving states."""
 ANEW = "trained from the start when resumed"
-OTHER = {"device": "on another kind of device", "code": "by other code"}
+OTHER = {"device": "on another kind of device", "code": "with other code"}
 
 
 def do(
@@ -62,14 +62,14 @@ def do(
     interim: Path,
     elsewhere: Elsewhere | None = None,
 ) -> Answer:
-    """Do one unit; whatever goes wrong in it is an answer, too, so that the others continue.
+    """Process one unit. Most exceptions are returned as an answer, so that other units continue.
 
-    interim: the folder for cohorts' states at the end of a task. elsewhere: where the run's own process is on another
-    machine, which is notified of every state that is saved.
+    interim: the folder for the states of cohorts at the end of a task. elsewhere: given if the main process is on
+    another machine, which is notified of every saved state.
 
     Raises:
-        OptbenchError: the settings are to blame, other than an optimizer's, and no user's code is used; or `interim`
-            cannot be written or read.
+        OptbenchError: settings other than those of an optimizer are invalid, and no user's code is involved; or
+            `interim` cannot be read or written.
     """
     try:
         with isolated():
@@ -77,22 +77,22 @@ def do(
                 return _compare(unit, workspace)
             return _train(unit, workspace, notify, interim, elsewhere)
     except OptbenchError as error:
-        # Other trials do not depend on what a user's code does, or on whether its file is there.
+        # Errors of a user's code, or a missing file of it, must not affect other trials.
         if isinstance(error, StoreError) or not (unit.user_code or isinstance(error, OptimizerError)):
             raise
         answer = failed(unit, error)
     except Exception as error:
         answer = failed(unit, error)
-    # Outside of the handler, whose traceback would keep what has been allocated.
+    # After the handler, because its traceback would keep the allocated memory alive.
     gc.collect()
     if workspace.device.type == "cuda":
-        with contextlib.suppress(RuntimeError):  # a device that is broken
+        with contextlib.suppress(RuntimeError):  # the device may be broken
             torch.cuda.empty_cache()
     return answer
 
 
 def failed(unit: Unit, error: Exception) -> Divide | Failed:
-    """How a unit ended in which `error` was raised."""
+    """Return the answer for a unit in which `error` was raised."""
     too_large = is_out_of_memory(error)
     if isinstance(unit, Train) and len(unit.cohort.trainings) > 1 and (too_large or unit.cohort.trials[0].kinds):
         return Divide(unit, too_large)
@@ -120,13 +120,13 @@ def _train(
         try:
             results = train(unit.cohort, workspace, notify, keeper, begun)
         except CannotResume as error:
-            keeper.anew(unit.begun, f"what was kept does not fit the optimizer as it is now: {error}")
+            keeper.anew(unit.begun, f"the saved state does not fit the current optimizer: {error}")
             results = train(unit.cohort, workspace, notify, keeper, {})
     results = [_noted(result, note) for result in results for note in [keeper.own.get(result.trial.id)]]
     notes = list(keeper.notes)
     if operations:
         names = ", ".join(sorted(operations))
-        notes.append(f"may not repeat to the last bit: on {workspace.device.type} {names} is not deterministic")
+        notes.append(f"may not be reproducible bit for bit: {names} is not deterministic on {workspace.device.type}")
     if name := outside.changed():
         notes.append(f"keeps state outside of its instances ({name}), which all trials of its process share")
     for note in notes:
@@ -158,8 +158,8 @@ def _noted(result: TrialResult, note: str | None) -> TrialResult:
 class _Keeper:
     """Saves the state of a cohort from time to time, with its notes.
 
-    notes: what is to be said of all trials. own: and of one, by its id. operations: those met so far that are not
-    deterministic.
+    notes: notes for all trials. own: notes for single trials, by id. operations: the non-deterministic operations found
+    so far.
     """
 
     def __init__(self, unit: Train, folder: Path, workspace: Workspace, operations: set[str]) -> None:
@@ -173,10 +173,10 @@ class _Keeper:
         self._possible = True
         self.least_seconds = LEAST_SECONDS
         self.saved: Callable[[Saved], None] = lambda saved: None
-        self.must = True  # in the run directory, where nothing else could be written either
+        self.must = True  # errors are raised, because no results could be written to the run directory either
 
     def anew(self, trials: Iterable[str], reason: str) -> None:
-        """Remember why trials are trained from the start, although a part of it had been done."""
+        """Record why trials are trained from the start although a state of them had been saved."""
         self.own |= dict.fromkeys(trials, f"{ANEW}: {reason}")
 
     def __call__(self, take: Callable[[], list[Interim]]) -> None:
@@ -188,12 +188,12 @@ class _Keeper:
             interims = take()
             part = write_interim(self.folder, self._cohort.id, list(map(self._kept, interims)), trials)
             self.saved(Saved(part))
-            # Where no optimizer's state can be kept, that is all there is to write.
+            # If no optimizer's state can be saved, there is nothing further to write.
             self._possible = any(interim.refused is None for interim in interims)
         except StoreError:
             if self.must:
                 raise
-        except Exception:  # no room for another copy, say: to keep it is for the worst case, and no reason to fail
+        except Exception:  # such as no memory for another copy: states are a precaution, so training continues
             gc.collect()
         self._written_at = time.monotonic()
         self._seconds = self._written_at - started
@@ -207,14 +207,14 @@ class _Keeper:
 
 
 def _code(cohort: Cohort) -> str | None:
-    """Return the hash of the users' code and texts that a cohort is trained with; None where there are none."""
+    """Return the hash of the users' code and texts with which a cohort is trained; None if there are none."""
     return source_hash(target for trial in cohort.trials for target in trial.user_files)
 
 
 def _read_begun(unit: Train, keeper: _Keeper) -> dict[str, Interim]:
-    """What the trials of a unit resume from, by their ids; none where they are trained from the start.
+    """Return the states from which the trials of a unit resume, by id; empty if they are trained from the start.
 
-    The keeper is reminded of what is to be remembered: notes, and why what had been begun is not resumed.
+    The keeper is given the saved notes, and the reasons why trials are not resumed.
     """
     refused = find_refused(keeper.folder)
     for trial in unit.cohort.trials:
@@ -222,8 +222,8 @@ def _read_begun(unit: Train, keeper: _Keeper) -> dict[str, Interim]:
             keeper.anew([trial.id], refused[trial.id])
     try:
         found = _read_all(unit, keeper)
-    except Exception as error:  # it may be gone, or anything that has its checksum
-        found = f"what was kept cannot be read: {type(error).__name__}"
+    except Exception as error:  # the file may be missing, or have any content with a valid checksum
+        found = f"the saved state cannot be read: {type(error).__name__}"
     if isinstance(found, str):
         keeper.anew(unit.begun, found)
         return {}
@@ -231,7 +231,7 @@ def _read_begun(unit: Train, keeper: _Keeper) -> dict[str, Interim]:
 
 
 def _read_all(unit: Train, keeper: _Keeper) -> dict[str, Interim] | str:
-    """As `_read_begun`, or why not: it was made with another kind of device, or by other code."""
+    """Return the states as `_read_begun`, or why they cannot be used: the kind of device or the code has changed."""
     found: dict[str, Interim] = {}
     notes: list[str] = []
     own: dict[str, str] = {}
@@ -244,13 +244,13 @@ def _read_all(unit: Train, keeper: _Keeper) -> dict[str, Interim] | str:
                 continue
             for name, value in keeper.made_with.items():
                 if record["made_with"][name] != value:
-                    return f"what was kept was made {OTHER[name]}"
+                    return f"the saved state was made {OTHER[name]}"
             notes += [str(note) for note in record["notes"]]
             own |= {str(trial): str(note) for trial, note in record.get("own_notes", {}).items()}
             operations.update(map(str, record["operations"]))
             found |= dict.fromkeys(ids, Interim.from_record(record, kept.state, kept.rows))
     if found.keys() != unit.begun.keys():
-        return "what was kept is gone"
+        return "the saved state is missing"
     keeper.notes = list(dict.fromkeys([*notes, *keeper.notes]))
     keeper.own = own | keeper.own
     keeper.operations |= operations

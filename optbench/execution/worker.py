@@ -1,4 +1,4 @@
-"""A worker process: what it imports, and its loop."""
+"""A worker process: its imports and its loop."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 
 def prepare() -> None:
-    """Import what every worker needs and settle what holds for all of them; opens no device and runs no user's code."""
+    """Import the modules and make the settings that all workers share; open no device and run no user's code."""
     with contextlib.suppress(OSError):
-        os.dup2(2, 1)  # what a user's optimizer prints is no result
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic CUDA products need
+        os.dup2(2, 1)  # output of users' code is not a result, so it must not go to standard output
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # needed for deterministic CUDA products
     import torch
 
-    import optbench.execution.work  # noqa: F401  # which imports the others
+    import optbench.execution.work  # noqa: F401  # this imports the other modules
     from optbench.engine.determinism import ask_for_determinism
     from optbench.engine.uncompiled import spare_dynamo
 
@@ -39,14 +39,14 @@ def prepare() -> None:
 
 
 KEPT_BELOW = 32 * 2**20
-"""Bytes of an array whose memory stays with the process when it is let go."""
+"""Maximum bytes of an array whose memory the process keeps when the array is freed."""
 
 
 def _keep_memory() -> None:
-    """Tell the allocator to keep what is freed: an array of megabytes is made and let go at every step.
+    """Configure the allocator to keep freed memory, because every step allocates and frees an array of megabytes.
 
-    Otherwise each of its pages comes from the system anew, which costs as much as filling it. Where the allocator is
-    not glibc's, nothing is said.
+    Otherwise the system would provide all of its pages again, which takes as long as filling it. With an allocator
+    other than glibc's, this has no effect.
     """
     trim_threshold, mmap_threshold = -1, -3  # as in malloc.h
     with contextlib.suppress(OSError, AttributeError, TypeError):
@@ -56,7 +56,7 @@ def _keep_memory() -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent was killed: it would write beside the process that resumes the run."""
+    """End this process if its parent was killed; it must not write while another process resumes the run."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -64,7 +64,7 @@ def _end_with_parent() -> None:
 
 
 def work(connection: multiprocessing.connection.Connection, device: str) -> None:
-    """Main function of a worker process: is sent a job, then units of it, then perhaps another job."""
+    """Main function of a worker process: receive a job, then units of this job, then possibly another job."""
     heedless()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     prepare()
@@ -86,7 +86,7 @@ def work(connection: multiprocessing.connection.Connection, device: str) -> None
             if received.elsewhere is not None and (difference := unlike(received)) is not None:
                 if not received.elsewhere.force:
                     connection.send(Refused(f"{difference} on {socket.gethostname()}"))
-                noted = dataclasses.replace(received.elsewhere, notes=(f"trained with another {difference}",))
+                noted = dataclasses.replace(received.elsewhere, notes=(f"trained with different code: {difference}",))
                 received = dataclasses.replace(received, elsewhere=noted)
             desk = _Desk(received, device)
             continue
@@ -102,23 +102,23 @@ def work(connection: multiprocessing.connection.Connection, device: str) -> None
             _answer(failed(unit, error), connection)
         except OptbenchError as error:
             connection.send(error)
-        except Exception as error:  # in making the workspace, or in sending: nothing is sent until all of it is pickled
+        except Exception as error:  # from the workspace, or from pickling an answer, before any of it is sent
             _answer(failed(unit, error), connection)
 
 
 class _Desk:
-    """What a worker keeps from one unit of a job to the next: the last workspace, and the last dataset."""
+    """Data that a worker keeps between the units of a job: the last workspace and the last dataset."""
 
     def __init__(self, job: Job, device: str) -> None:
         self.job = job
         self.data: dict[str, bytes] = {}
         """Datasets that were sent, by their settings."""
         self._device = device
-        self._workspaces: dict[str, Workspace] = {}  # by its experiment
-        self._loaded: tuple[str, Dataset] | None = None  # by its settings
+        self._workspaces: dict[str, Workspace] = {}  # by experiment
+        self._loaded: tuple[str, Dataset] | None = None  # with its settings
 
     def workspace(self, name: str) -> Workspace:
-        """The workspace of an experiment."""
+        """Return the workspace of an experiment."""
         import torch
 
         from optbench.engine import Workspace
@@ -149,7 +149,7 @@ class _Desk:
 
 
 def _answer(answer: Answer, connection: multiprocessing.connection.Connection) -> None:
-    """Send an answer; or end, where nothing works on the device any more in this process: another one tries again."""
+    """Send an answer, or end this process if it can no longer use its device; the unit is then retried in another."""
     from optbench.engine.faults import speaks_of_broken_device
     from optbench.execution.messages import Failed
 

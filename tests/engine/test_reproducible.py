@@ -41,7 +41,7 @@ experiments:
     protocol: {batch_size: 32, max_steps: 3, train_examples: 100, validation_examples: 100, test_examples: 100}
     metrics: []
 """
-NOTE = "on cpu put_ is not deterministic"
+NOTE = "put_ is not deterministic on cpu"
 
 
 @pytest.fixture

@@ -170,7 +170,7 @@ def test_a_run_whose_workers_are_all_refused_ends_with_the_reason() -> None:
 
 def test_a_run_ends_when_workers_keep_being_lost_before_they_are_ready() -> None:
     backend = ScriptedBackend(1, [[GONE]] * (LOST_AT_START + 1))
-    with pytest.raises(WorkerError, match="lost before they are ready: its node has died"):
+    with pytest.raises(WorkerError, match="lost before they were ready: its node has died"):
         train(backend)
 
 
@@ -203,7 +203,7 @@ def test_another_version_of_torch_or_optbench_is_refused_but_another_build_is_no
     assert refusal(ours, "b") is None
     assert refusal({**ours, "torch": "2.13.0+cu126"}, "b") is None
     assert refusal({**ours, "torch": "2.12.1+cpu"}, "b") == (
-        "torch on b: expected 2.13.0+cpu, got 2.12.1+cpu; --force trains all the same, and trials say so"
+        "torch on b: expected 2.13.0+cpu, got 2.12.1+cpu; --force trains anyway, and notes it on trials"
     )
     assert refusal({**ours, "torch": "none"}, "b") is not None
     other = ours["optbench"].replace("(source ", "(source 0")
@@ -233,7 +233,7 @@ def test_a_missing_extra_is_reported_with_the_install_command(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "ray" else find(name, *more))
     assert main(["run", "smoke", "--on", "ray", "--runs-dir", str(tmp_path), *dry]) == 2
     captured = capsys.readouterr()
-    assert captured.err == "optbench: --on ray: needs Ray: pip install 'optbench[ray]'\n"
+    assert captured.err == "optbench: --on ray: Ray is not installed: pip install 'optbench[ray]'\n"
     assert captured.out == ""
     assert list(tmp_path.iterdir()) == []
 

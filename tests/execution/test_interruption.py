@@ -102,7 +102,7 @@ def test_the_second_interruption_ends_a_run_immediately(tmp_path: Path, capsys: 
     assert process.returncode == 130
     assert seconds < 0.5
     assert errors.splitlines()[-1] == (
-        "optbench: left at once; what was finished is kept; continue with --resume runs/cut"
+        "optbench: ended immediately; finished results are kept; continue with --resume runs/cut"
     )
     assert gone(workers)
     # The final status was not written, but the run can still be read and resumed.

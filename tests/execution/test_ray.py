@@ -139,6 +139,6 @@ def test_an_unreachable_cluster_is_reported_in_one_line(folder: Path) -> None:
     process = started(folder, "smoke", "--name", "nowhere", "--on", "ray:127.0.0.1:9", "--quiet")
     output, errors = process.communicate(timeout=200)
     assert (process.returncode, output) == (2, "")
-    assert errors.startswith("optbench: --on ray:127.0.0.1:9: cannot join: nothing answers there: ")
+    assert errors.startswith("optbench: --on ray:127.0.0.1:9: cannot join: no answer from this address: ")
     assert errors.count("\n") == 1
     assert not (folder / "runs/nowhere").exists()

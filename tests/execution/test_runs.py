@@ -190,7 +190,7 @@ def test_a_dying_worker_fails_only_the_trial_that_kills_it(tmp_path: Path) -> No
     trials = found.table("trials").to_pandas().set_index(["optimizer", "variant"])
     mine = trials.loc["deadly"]
     assert list(mine.status) == ["ok", "ok", "failed"]
-    note = "tried again after its worker process had died (exit code 1)"
+    note = "trained again because its worker process had died (exit code 1)"
     assert list(mine.note)[:2] == [note, note]
     assert mine.error_type["lr=0.3"] == "WorkerDied"
     assert mine.error_message["lr=0.3"].startswith("the worker process died twice (SIGKILL")
