@@ -113,7 +113,7 @@ def test_a_state_that_resumes_differently_is_not_saved(name: str, plugins: Path,
     ]
     for interim in kept:
         assert interim.refused is not None
-        assert re.search("takes other steps|does not restore `own`|outside of its instances", interim.refused)
+        assert re.search("takes different steps|does not restore `own`|outside of its instances", interim.refused)
         assert "\n" not in interim.refused
 
 

@@ -250,7 +250,7 @@ def test_interim_states_reach_the_run_directory_and_the_next_worker_unless_damag
         folder.mkdir()
     unit, told, answer = trained_remotely(there, monkeypatch)
     assert [message.part.name for message in told] == [f"{unit.id}.1", f"{unit.id}.2"]
-    said = f"trained with torch {torch.__version__}, and the run's own process has 1.0.0"
+    said = f"trained with torch {torch.__version__}; the main process has 1.0.0"
     assert all(said in str(row.note) for _, row in answer.rows if isinstance(row, TrialRow))
     files = {file.name: file.read_bytes() for file in told[-1].part.iterdir()}
     (here / f"{unit.id}.1").mkdir()

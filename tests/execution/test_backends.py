@@ -217,9 +217,9 @@ def test_versions_that_differ_from_those_of_the_runs_own_process_are_described(
     assert elsewhere.differences(ours) == []
     set_version("torch", "2.13.0+cu126")
     (said,) = elsewhere.differences(ours)
-    assert said == f"trained with torch 2.13.0+cu126, and the run's own process has {ours['torch']}"
+    assert said == f"trained with torch 2.13.0+cu126; the main process has {ours['torch']}"
     (said,) = elsewhere.differences({elsewhere.INSTRUCTIONS: "SSE9"})
-    assert said.endswith("and the run's own process has SSE9")
+    assert said.endswith("; the main process has SSE9")
 
 
 # Messages of --on
