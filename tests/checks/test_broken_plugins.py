@@ -1,4 +1,4 @@
-"""Optimizers of a user's own that cannot be had: one line says which, and why; nothing is trained or written."""
+"""Users' optimizers that cannot be loaded: one line gives name and reason; nothing is trained or written."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ CLASS = HEAD + "class Mine(torch.optim.SGD):\n    "
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))  # as `python -m` has it
+    monkeypatch.syspath_prepend(str(tmp_path))  # as with `python -m`
     (tmp_path / "s.yaml").write_text(GOOD, encoding="utf-8")
     yield
-    # A module that finds anything would be asked by whatever looks through all modules later.
+    # Remove modules whose `__getattr__` answers to any name, since later scans of all modules would call it.
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__dict__", {}).get("__file__")).startswith(str(tmp_path)):
             del sys.modules[name]
 
 
-# The file, what follows the colon, and words of the message.
+# The file, the name after the colon, and part of the message
 FILES: dict[str, tuple[str | bytes, str, str]] = {
     "syntax error": ("class Mine(:\n", "Mine", "cannot import plugin.py: SyntaxError: "),
     "indentation": (" x = 1\n  y = 2\n", "Mine", "cannot import plugin.py: IndentationError: "),
@@ -130,7 +130,7 @@ TARGETS: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_a_target_that_is_none_is_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_target_is_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "folder.py").mkdir()
     target, words = TARGETS[name]
     refused = refusal(capsys, tmp_path, "run", "s.yaml", "--optimizer", f"mine={target}", "--device", "cpu")
@@ -148,7 +148,7 @@ def test_a_target_that_is_none_is_refused(name: str, tmp_path: Path, capsys: pyt
         (["mine.only_matrices=true", "mine.fallback_speed=1"], "'speed'"),
     ],
 )
-def test_arguments_that_a_class_does_not_take_are_refused(
+def test_unknown_arguments_of_a_class_are_refused(
     settings: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "plugin.py").write_text(CLASS + "def __init__(self, params, lr=0.1): super().__init__(params, lr=lr)\n")
@@ -157,7 +157,7 @@ def test_arguments_that_a_class_does_not_take_are_refused(
     assert words in refusal(capsys, tmp_path, *command)
 
 
-def test_a_name_of_the_suite_or_one_given_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_duplicate_name_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "plugin.py").write_text(CLASS + "pass\n")
     named = ("run", "s.yaml", "--optimizer", "sgd=./plugin.py:Mine")
     assert "the suite has an optimizer 'sgd'; choose another name" in refusal(capsys, tmp_path, *named)
@@ -176,7 +176,7 @@ def test_a_file_named_after_a_module_or_an_optimizer_shadows_nothing(
     assert "cannot import torch.py: ValueError: not this one" in said
 
 
-def test_what_a_file_prints_is_no_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_of_a_file_goes_to_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "plugin.py").write_text("print('hello')\nimport sys\nprint('to', 'you', file=sys.stderr)\nMine = 5\n")
     assert main(["run", "s.yaml", "--optimizer", "mine=./plugin.py:Mine", "--device", "cpu", "--quiet"]) == 2
     printed = capsys.readouterr()
@@ -186,9 +186,7 @@ def test_what_a_file_prints_is_no_result(tmp_path: Path, capsys: pytest.CaptureF
     )
 
 
-def test_a_dry_run_refuses_the_optimizer_that_a_run_would_refuse(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_refuses_the_same_optimizers_as_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "plugin.py").write_text(CLASS + "def __init__(self, params, lr=0.1): super().__init__(params, lr=lr)\n")
     good = ("run", "s.yaml", "--dry-run", "--optimizer", "mine=./plugin.py:Mine")
     assert main([*good]) == 0
@@ -198,7 +196,7 @@ def test_a_dry_run_refuses_the_optimizer_that_a_run_would_refuse(
     assert "has no 'Mien'; did you mean 'Mine'?" in refusal(capsys, tmp_path, *good[:-1], "mine=./plugin.py:Mien")
 
 
-def test_an_optimizer_that_fails_when_it_is_made_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_optimizer_whose_constructor_raises_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "plugin.py").write_text(
         CLASS + "def __init__(self, params, lr=0.1):\n        raise ValueError('no \\x1b[31m way\\nat all')\n"
     )

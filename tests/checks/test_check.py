@@ -1,4 +1,4 @@
-"""`optbench check`: what an optimizer has to keep, over the whole registry and on optimizers that break it."""
+"""`optbench check`: the contract of optimizers, tested on the whole registry and on optimizers that break it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.engine.test_interim import STARTED_OVER
 TINY = Size(side=7, hidden=16, examples=256, batch_size=32, steps=16)
 ALL = [entry.name for entry in CHECKS]
 
-# Each class is gradient descent with one fault or habit.
+# Every class is gradient descent with one fault or peculiarity.
 FILE = """
 import random
 
@@ -244,18 +244,18 @@ def numbers(finding: Finding) -> list[float]:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_registered_optimizer_keeps_the_contract(name: str) -> None:
+def test_every_registered_optimizer_satisfies_the_contract(name: str) -> None:
     before = GlobalDraws.now()
     findings = {found.name: found for found in check(Problem.of(name, {}, TINY))}
     assert with_outcome(findings, "failed") == [], findings
-    assert before.moved(GlobalDraws.now()) == [], "optimizers of the registry leave the global generators alone"
+    assert before.moved(GlobalDraws.now()) == [], "registered optimizers do not use the global generators"
     trained = ("lowers the loss", "deterministic", "resume", "alone or in company")
     assert [check for check in trained if findings[check].outcome != "passed"] == (
         ["resume"] if name in STARTED_OVER else []
     )
 
 
-def test_an_optimizer_that_keeps_everything(find: Callable[..., dict[str, Finding]]) -> None:
+def test_a_correct_optimizer_passes_every_check(find: Callable[..., dict[str, Finding]]) -> None:
     findings = find("Plain", lr=0.03)
     assert with_outcome(findings, "passed") == list(ALL[:7])
     assert with_outcome(findings, "information") == ["lane", "state", "step time"]
@@ -272,7 +272,7 @@ def test_an_optimizer_declared_elementwise_is_checked_in_that_lane(find: Callabl
     assert findings["lane"].text.startswith("elementwise: ")
 
 
-# By name: what fails and what is seen there; what cannot be found out then; what is told besides.
+# By name: the failing check, its message, and the checks that are then skipped
 FAULTS: dict[str, tuple[str, str, list[str]]] = {
     "Climbs": ("lowers the loss", "after 32 steps", []),
     "Rests": ("lowers the loss", "the weights are the same after 32 steps", ["diverged neighbour"]),
@@ -289,7 +289,7 @@ FAULTS: dict[str, tuple[str, str, list[str]]] = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_found_by_its_own_line(name: str, find: Callable[..., dict[str, Finding]]) -> None:
+def test_every_fault_fails_its_own_check(name: str, find: Callable[..., dict[str, Finding]]) -> None:
     fails, says, skipped = FAULTS[name]
     findings = find(name)
     assert with_outcome(findings, "failed") == [fails]
@@ -298,19 +298,19 @@ def test_a_fault_is_found_by_its_own_line(name: str, find: Callable[..., dict[st
     assert "\n" not in findings[fails].text
 
 
-def test_a_member_that_depends_on_its_company_is_found(find: Callable[..., dict[str, Finding]]) -> None:
+def test_a_member_that_depends_on_its_companions_is_detected(find: Callable[..., dict[str, Finding]]) -> None:
     findings = find("Gossips", lr=0.01)
     assert with_outcome(findings, "failed") == ["alone or in company", "diverged neighbour"]
     assert "a restored Gossips takes different steps" in findings["resume"].text
 
 
-def test_a_neighbour_whose_loss_spreads_is_found(find: Callable[..., dict[str, Finding]]) -> None:
+def test_divergence_that_spreads_to_a_neighbour_is_detected(find: Callable[..., dict[str, Finding]]) -> None:
     findings = find("Infects")
     assert with_outcome(findings, "failed") == ["diverged neighbour"]
     assert "lr=1e+30 differ: weights differ by up to" in findings["diverged neighbour"].text
 
 
-def test_changed_gradients_are_told_and_do_no_harm(find: Callable[..., dict[str, Finding]]) -> None:
+def test_changed_gradients_are_reported_as_harmless(find: Callable[..., dict[str, Finding]]) -> None:
     findings = find("Mutates")
     assert with_outcome(findings, "failed") == []
     assert findings["gradients"].outcome == "passed"
@@ -319,7 +319,7 @@ def test_changed_gradients_are_told_and_do_no_harm(find: Callable[..., dict[str,
     )
 
 
-def test_draws_from_the_generators_it_is_lent_are_told_and_do_no_harm(find: Callable[..., dict[str, Finding]]) -> None:
+def test_draws_from_seeded_global_generators_are_reported_as_harmless(find: Callable[..., dict[str, Finding]]) -> None:
     findings = find("Draws")
     assert with_outcome(findings, "failed") == []
     assert "the global generator of torch and numpy.random" in findings["draws"].text
@@ -329,7 +329,7 @@ def test_draws_from_the_generators_it_is_lent_are_told_and_do_no_harm(find: Call
     assert "draws" not in find("Plain")
 
 
-def test_rebound_memory_is_told_and_does_no_harm(find: Callable[..., dict[str, Finding]]) -> None:
+def test_rebound_memory_is_reported_as_harmless(find: Callable[..., dict[str, Finding]]) -> None:
     findings = find("Rebinds")
     assert with_outcome(findings, "failed") == []
     assert findings["p.data"].outcome == "information"
@@ -339,30 +339,32 @@ def test_rebound_memory_is_told_and_does_no_harm(find: Callable[..., dict[str, F
 @pytest.mark.parametrize(
     ("name", "settings"), [("Asks", {}), ("AsksLate", {"needs": "closure"})], ids=["signature", "declared"]
 )
-def test_a_closure_is_given_where_it_is_asked_for(
+def test_a_closure_is_passed_if_requested(
     name: str, settings: dict[str, Any], find: Callable[..., dict[str, Finding]]
 ) -> None:
     findings = find(name, **settings)
     assert with_outcome(findings, "failed") == []
     assert "closure" in findings["asks for"].text
     assert with_outcome(findings, "skipped") == ["gradients"]
-    # The same method, asked another way: the engine's own gradients are rounded otherwise.
+    # The same method with a closure; gradients of the engine are rounded differently.
     assert numbers(findings["lowers the loss"]) == pytest.approx(numbers(find("Plain")["lowers the loss"]), rel=1e-5)
 
 
-def test_modes_are_told_and_kept(find: Callable[..., dict[str, Finding]]) -> None:
+def test_modes_are_reported_and_used(find: Callable[..., dict[str, Finding]]) -> None:
     findings = find("Modes")
     assert with_outcome(findings, "failed") == []
     assert "train() before steps" in findings["asks for"].text
 
 
-def test_without_a_setting_to_lose_a_neighbour_by_nothing_is_claimed(find: Callable[..., dict[str, Finding]]) -> None:
+def test_the_check_of_diverged_neighbours_is_skipped_without_a_suitable_setting(
+    find: Callable[..., dict[str, Finding]],
+) -> None:
     finding = find("Calm")["diverged neighbour"]
     assert finding.outcome == "skipped"
     assert "no lr or learning_rate or weight_decay that could be 1e+30" in finding.text
 
 
-def test_checks_leave_threads_and_generators_as_they_were(find: Callable[..., dict[str, Finding]]) -> None:
+def test_checks_restore_threads_and_generators(find: Callable[..., dict[str, Finding]]) -> None:
     torch.set_num_threads(2)
     try:
         before = GlobalDraws.now()
@@ -374,7 +376,7 @@ def test_checks_leave_threads_and_generators_as_they_were(find: Callable[..., di
         torch.set_num_threads(1)
 
 
-def test_drawing_from_a_global_generator_is_seen() -> None:
+def test_drawing_from_a_global_generator_is_detected() -> None:
     draws: dict[str, Callable[[], object]] = {
         "torch": lambda: torch.rand(()).item(),
         "numpy.random": lambda: np.random.random(),  # noqa: NPY002 (what is to be seen)
@@ -399,7 +401,7 @@ def test_the_plain_loop_and_the_engine_start_at_the_same_weights() -> None:
         assert torch.allclose(training.weights()[name], parameter.detach() - 0.1 * grad, atol=1e-7)
 
 
-def test_the_largest_difference_sees_one_bit_and_nan() -> None:
+def test_the_largest_difference_detects_one_bit_and_nan() -> None:
     one = torch.ones(3)
     bit = torch.tensor([1.0, 1.0 + 2**-23, 1.0])
     assert largest_difference({"w": one}, {"w": one.clone()}) is None
@@ -419,7 +421,7 @@ def test_the_largest_difference_sees_one_bit_and_nan() -> None:
         ("torch.optim:SGD", {"lr": -1.0}, "rejects its hyper-parameters: ValueError"),
     ],
 )
-def test_what_cannot_be_loaded_is_an_error_before_any_training(
+def test_a_target_that_cannot_be_loaded_is_refused_before_training(
     target: str, settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("optbench.checks.problem.train", lambda *_: pytest.fail("it was trained"))
@@ -428,7 +430,7 @@ def test_what_cannot_be_loaded_is_an_error_before_any_training(
     assert "\n" not in str(caught.value)
 
 
-def test_settings_are_read_as_in_a_suite() -> None:
+def test_settings_are_parsed_as_in_a_suite() -> None:
     texts = ["lr=1e-3", "betas=[0.9, 0.99]", "nesterov=true", "base.target=adamw", "base.lr=0.1"]
     expected = {"lr": 1e-3, "betas": [0.9, 0.99], "nesterov": True, "base": {"target": "adamw", "lr": 0.1}}
     assert parse_settings(texts) == expected
@@ -442,8 +444,8 @@ def test_names_fit_their_column() -> None:
     assert max(map(len, ALL)) <= NAME_WIDTH
 
 
-def test_the_command_says_it_line_by_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "new.py").write_text(FILE, encoding="utf-8")  # a file is executed, and prints, once in a process
+def test_the_command_prints_one_line_per_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "new.py").write_text(FILE, encoding="utf-8")  # a file is executed once per process, so it prints once
     assert main(["check", f"{tmp_path / 'new.py'}:Rebinds", "--set", "lr=0.02"]) == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
@@ -458,7 +460,7 @@ def test_the_command_says_it_line_by_line(tmp_path: Path, capsys: pytest.Capture
     assert "a user's file may print" not in out
 
 
-def test_a_broken_contract_leaves_with_1(plugins: Callable[[str], str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_contract_gives_exit_code_1(plugins: Callable[[str], str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", plugins("Raises")]) == 1
     out, _ = capsys.readouterr()
     assert "\n✗ lowers the loss     raised at step 7: ArithmeticError: enough of this\n" in out
@@ -475,7 +477,7 @@ def test_a_broken_contract_leaves_with_1(plugins: Callable[[str], str], capsys: 
         (["PLUGIN", "--set", "momentum=2"], "ValueError: momentum 2 is out of range"),
     ],
 )
-def test_a_slip_is_one_line_and_leaves_with_2(
+def test_a_mistake_is_one_line_and_exit_code_2(
     arguments: list[str], message: str, plugins: Callable[[str], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = main(["check", *(plugins("Plain") if a == "PLUGIN" else a for a in arguments)])
@@ -485,7 +487,7 @@ def test_a_slip_is_one_line_and_leaves_with_2(
     assert message in said[0]
 
 
-def test_on_a_terminal_the_words_fold_beside_the_name() -> None:
+def test_on_a_terminal_messages_wrap_next_to_the_name() -> None:
     from rich.console import Console
 
     from optbench.cli.checking import _line
@@ -495,5 +497,5 @@ def test_on_a_terminal_the_words_fold_beside_the_name() -> None:
     console.print(_line(Finding("resume", "failed", "it forgets its momentum [bold] " * 3), folded=True))
     lines = [line.rstrip() for line in Console(width=60).render_str(file.getvalue()).plain.splitlines()]
     assert "\x1b[" in file.getvalue()
-    assert "[bold]" in file.getvalue(), "what a check says is no markup"
+    assert "[bold]" in file.getvalue(), "messages are not interpreted as markup"
     assert len(lines) > 1

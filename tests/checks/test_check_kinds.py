@@ -1,4 +1,4 @@
-"""`optbench check` of models, datasets, task sequences and metrics: what is kept, and what is said of what is not."""
+"""`optbench check` of models, datasets, task sequences and metrics: valid ones pass, and faults are reported."""
 
 from __future__ import annotations
 
@@ -184,10 +184,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def said(capsys: pytest.CaptureFixture[str], name: str, *words: str) -> tuple[int, dict[str, tuple[str, str]]]:
-    """The exit code, and mark and text of each line by its name."""
+    """Return the exit code, and mark and text of each line by name."""
     code = main(["check", f"./mine.py:{name}", *words])
     out, err = capsys.readouterr()
-    assert "Warning" not in err, "a warning is a finding"
+    assert "Warning" not in err, "warnings are reported as findings"
     *found, verdict = out.splitlines()
     assert ("violates the contract" in verdict) == bool(code)
     return code, {line[2:22].strip(): (line[0], line[22:]) for line in found}
@@ -206,7 +206,7 @@ KEPT = {
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_what_keeps_the_contract(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_valid_targets_pass(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, lines = said(capsys, name)
     assert code == 0, lines
     assert {mark for mark, _ in lines.values()} <= {"✓", "·"}
@@ -231,7 +231,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_breaks_it_is_named_in_its_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_fault_is_reported_in_its_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, lines = said(capsys, name)
     assert code == 1
     line, words = BROKEN[name]
@@ -239,15 +239,15 @@ def test_what_breaks_it_is_named_in_its_line(name: str, capsys: pytest.CaptureFi
     assert mark == "✗"
     assert words in text
     before = list(lines)[: list(lines).index(line)]
-    assert all(lines[name][0] != "✗" for name in before), "the first fault is the cause"
+    assert all(lines[name][0] != "✗" for name in before), "only the first fault is reported"
 
 
-def test_a_warning_is_a_finding(capsys: pytest.CaptureFixture[str]) -> None:
+def test_warnings_are_reported_as_findings(capsys: pytest.CaptureFixture[str]) -> None:
     _, lines = said(capsys, "nothing")
     assert lines["warning"] == ("·", "UserWarning: a warning of the file's own")
 
 
-def test_a_model_that_fits_nothing_is_one_short_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_accepts_no_input_is_reported_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     _, lines = said(capsys, "Narrow")
     wanted = (
         "for none of images, small images, vectors, text, tokens; for images: expected logits of shape (B, 10), got"
@@ -259,7 +259,7 @@ def test_a_model_that_fits_nothing_is_one_short_line(capsys: pytest.CaptureFixtu
 
 
 SMALL = {
-    # Its default number of images is that of the protocol, and more than the data that kinds are tried on have.
+    # The default number of images comes from the protocol and exceeds the data used for checks.
     "random-labels": ["examples_per_task=100"],
     "resnet": ["depth=8", "width=4"],
     "vit": ["layers=1", "width=16"],
@@ -268,12 +268,12 @@ OURS = [*NAMES["model"], *NAMES["tasks"], "mnist", "effective_rank", "forgetting
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_ours_keep_it(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shipped_kinds_satisfy_the_contract(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     settings = [word for setting in SMALL.get(name, []) for word in ("--set", setting)]
     assert main(["check", name, *settings]) == 0, capsys.readouterr().out
 
 
-def test_settings_are_those_of_the_kind(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+def test_settings_are_checked_against_the_kind(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     assert "5 tasks" in said(capsys, "Drift", "--set", "count=5")[1]["names"][1]
     for words, message in (
         (["Residual", "--set", "wide=3"], "unknown setting 'wide'; did you mean 'width'?"),
@@ -302,15 +302,15 @@ RECOGNISED = {
 }
 
 
-def test_a_kind_is_told_from_what_the_target_is() -> None:
+def test_the_kind_is_recognised_from_the_target() -> None:
     assert {target: recognise(target) for target in RECOGNISED} == RECOGNISED
     assert CHECKERS.keys() == NAMES.keys()
     with pytest.raises(UsageError, match=re.escape("cannot tell its kind")):
         recognise("./mine.py:riddle")
 
 
-def test_attention_and_a_buffer_that_is_not_saved_are_no_fault(capsys: pytest.CaptureFixture[str]) -> None:
-    """Nor is what torch.func says of the members that are tried together."""
+def test_attention_and_non_persistent_buffers_are_accepted(capsys: pytest.CaptureFixture[str]) -> None:
+    """Warnings of torch.func about members together are not shown."""
     assert main(["check", f"{Path(__file__).parent.parent / 'own_models.py'}:VisionTransformer"]) == 0
     shown = capsys.readouterr()
     assert not [word for word in ("performance drop", "Triggered", "KeyError") if word in shown.out + shown.err]

@@ -1,4 +1,4 @@
-"""`optbench check` names what a user can do: what to declare, where it raised, what a resumed trial does."""
+"""`optbench check` suggests remedies: declarations, the line that raised, and the effect of resuming."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def checked(plugin: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, dict[str, str], str]]:
-    """Exit code, lines by name (the mark, then the text), and what went to standard error."""
+    """Return a function that gives exit code, lines by name (mark and text), and standard error."""
 
     def run(name: str, *settings: str) -> tuple[int, dict[str, str], str]:
         capsys.readouterr()
@@ -111,23 +111,23 @@ def checked(plugin: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., t
     ("name", "remedy"),
     [("Asks", "needs=closure"), ("Differentiates", "needs=create_graph"), ("Matrices", "only_matrices=true")],
 )
-def test_what_could_be_declared_is_tried_and_what_works_is_named(
+def test_declarations_are_tried_and_the_one_that_works_is_suggested(
     name: str, remedy: str, checked: Callable[..., tuple[int, dict[str, str], str]]
 ) -> None:
     code, lines, _ = checked(name)
     assert code == 1
     assert lines["lowers the loss"].startswith("✗ ")
     assert lines["lowers the loss"].endswith(f"; --set {remedy} works")
-    assert checked(name, remedy)[0] == 0, "it does"
+    assert checked(name, remedy)[0] == 0, "the suggested declaration works"
 
 
-def test_where_nothing_helps_nothing_is_promised(checked: Callable[..., tuple[int, dict[str, str], str]]) -> None:
+def test_nothing_is_suggested_if_no_declaration_works(checked: Callable[..., tuple[int, dict[str, str], str]]) -> None:
     code, lines, _ = checked("Broken")
     assert code == 1
     assert "works" not in lines["lowers the loss"]
 
 
-def test_what_can_be_made_over_matrices_alone_is_refused_with_the_way(
+def test_an_optimizer_of_matrices_is_refused_with_the_declaration_that_works(
     checked: Callable[..., tuple[int, dict[str, str], str]],
 ) -> None:
     code, lines, err = checked("OnlyMatrices")
@@ -137,7 +137,7 @@ def test_what_can_be_made_over_matrices_alone_is_refused_with_the_way(
 
 
 @pytest.mark.parametrize("name", ["Refuses", "OnlyMatrices"])
-def test_an_exception_without_words_tells_its_line(
+def test_an_exception_without_a_message_is_reported_with_its_line(
     name: str, checked: Callable[..., tuple[int, dict[str, str], str]]
 ) -> None:
     _, _, err = checked(name)
@@ -148,30 +148,32 @@ def test_an_exception_without_words_tells_its_line(
     assert "(no message)" not in err
 
 
-def test_frozen_parameters_fail_nothing(checked: Callable[..., tuple[int, dict[str, str], str]]) -> None:
+def test_frozen_parameters_fail_no_check(checked: Callable[..., tuple[int, dict[str, str], str]]) -> None:
     code, lines, _ = checked("Freezes")
     assert code == 0
     assert lines["gradients"].startswith("✓")
 
 
-def test_what_a_resumed_trial_does_decides(checked: Callable[..., tuple[int, dict[str, str], str]]) -> None:
+def test_an_optimizer_that_cannot_be_resumed_passes_with_a_remark(
+    checked: Callable[..., tuple[int, dict[str, str], str]],
+) -> None:
     code, lines, _ = checked("Keyed")
-    assert code == 0, "its numbers are right, whatever happens"
+    assert code == 0, "results are right even without resuming"
     assert lines["resume"].startswith("· an interrupted trial is trained from its start, and its numbers are the same")
     assert "Keyed.load_state_dict(state_dict()) does not restore `own`" in lines["resume"]
 
 
-def test_the_state_of_an_optimizer_inside_another_counts(
+def test_state_of_a_nested_optimizer_is_counted(
     checked: Callable[..., tuple[int, dict[str, str], str]],
 ) -> None:
     code, lines, _ = checked("Outer")
     assert code == 0
-    # Two moments of Adam and the slow weights, which have two names; four step counts of four bytes.
+    # Two moments of Adam, the slow weights (under two names), and four step counts of four bytes.
     assert "12.0 bytes per parameter (3.0 float32 numbers)" in lines["state"]
     assert "Outer.load_state_dict(state_dict()) does not restore `" in lines["resume"]
 
 
-def test_a_declaration_that_is_not_so_fails(checked: Callable[..., tuple[int, dict[str, str], str]]) -> None:
+def test_a_wrong_declaration_fails(checked: Callable[..., tuple[int, dict[str, str], str]]) -> None:
     code, lines, _ = checked("Pretends", "elementwise=true", "lr=0.01")
     assert code == 1
     assert lines["lane"].startswith("✗ declared elementwise, but trained with one instance per trial: ")

@@ -1,6 +1,6 @@
-"""Runs in TensorBoard: its own reader gives back the numbers of the tables, and its page HPARAMS compares the trials.
+"""Runs in TensorBoard: its reader returns the numbers of the tables, and its page HPARAMS compares trials.
 
-TensorBoard keeps scalars in float32: what is read equals the nearest float32 of the number in the table.
+TensorBoard stores scalars in float32, so a value read equals the nearest float32 of the number in the table.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def logs(run: Path) -> Path:
 
 
 def read(folder: Path) -> EventAccumulator:
-    """Everything in a folder of event files, nothing left out for being too much."""
+    """Read all events of a folder, without subsampling."""
     return EventAccumulator(str(folder), {"scalars": 0, "tensors": 0}).Reload()
 
 
@@ -68,23 +68,23 @@ def texts(folder: Path) -> dict[str, str]:
     return {name: found.Tensors(name)[0].tensor_proto.string_val[0].decode() for name in names}
 
 
-def test_there_is_a_run_for_each_trial_and_none_for_controls(run: Path, logs: Path) -> None:
+def test_every_trial_has_a_run_and_controls_have_none(run: Path, logs: Path) -> None:
     places = {str(file.parent.relative_to(logs)) for file in logs.rglob("*tfevents*")}
     assert places == {".", *trials(run).index}
     assert len(places) == 11
 
 
-def test_the_series_of_every_trial_are_those_of_the_tables(run: Path, logs: Path) -> None:
+def test_the_series_of_every_trial_agree_with_the_tables(run: Path, logs: Path) -> None:
     for trial in trials(run).index:
         found = {name: points for name, points in scalars(logs / trial).items() if not name.startswith("final/")}
         assert found == {
             name: [(at, single(value)) for at, value in points] for name, points in logged_series(run, trial).items()
         }
     ends = [at for at, _ in scalars(logs / "small/net/sgd/lr=0.1/seed=0")["curves/step"]]
-    assert ends == [4, 8, 10, 14, 18, 20, 24, 28, 30], "steps go on from task to task"
+    assert ends == [4, 8, 10, 14, 18, 20, 24, 28, 30], "steps continue across tasks"
 
 
-def test_the_final_metrics_of_every_trial_are_those_of_reports_and_of_the_tables(run: Path, logs: Path) -> None:
+def test_final_metrics_agree_with_reports_and_tables(run: Path, logs: Path) -> None:
     values = optbench.read_run(run).values()
     summary = pd.read_parquet(run / "summary.parquet")
     for trial, row in trials(run).iterrows():
@@ -104,7 +104,7 @@ def test_the_final_metrics_of_every_trial_are_those_of_reports_and_of_the_tables
         assert scalars(logs / str(one.trial))[f"final/{one.metric}"] == [(30, single(float(one.value)))]
 
 
-def test_of_trials_without_a_result_there_is_what_they_cost_and_what_they_raised(run: Path, logs: Path) -> None:
+def test_trials_without_a_result_have_their_costs_and_errors(run: Path, logs: Path) -> None:
     diverged, failed = (logs / "small/net" / name / "default/seed=0" for name in ("explodes", "broken"))
     assert "final/forgetting" not in scalars(diverged)
     assert "final/train_seconds" in scalars(diverged)
@@ -116,7 +116,7 @@ def test_of_trials_without_a_result_there_is_what_they_cost_and_what_they_raised
 
 
 class Page:
-    """What TensorBoard's own server sends to its page HPARAMS."""
+    """The data that TensorBoard's server sends to its page HPARAMS."""
 
     def __init__(self, logs: Path) -> None:
         events = EventMultiplexer().AddRunsFromDirectory(str(logs)).Reload()
@@ -125,7 +125,7 @@ class Page:
         self.columns = get_experiment.Handler(*self._asked, api_pb2.GetExperimentRequest()).run()
 
     def rows(self, **column: Any) -> dict[str, Any]:
-        """The groups of sessions by name; column: a filter."""
+        """Return the groups of sessions by name. column: a filter."""
         request = api_pb2.ListSessionGroupsRequest(
             allowed_statuses=[api_pb2.STATUS_SUCCESS, api_pb2.STATUS_FAILURE], start_index=0, slice_size=100
         )
@@ -160,7 +160,7 @@ def test_the_page_hparams_has_every_trial_with_its_settings_and_final_metrics(
     assert rows["small/net/kept/default/seed=0"].hparams["base.target"].string_value == "adam"
 
 
-def test_the_columns_of_the_page_have_types_by_which_it_filters(run: Path, page: Page) -> None:
+def test_the_columns_of_the_page_have_types_for_filtering(run: Path, page: Page) -> None:
     columns = {info.name: info for info in page.columns.hparam_infos}
     assert columns["lr"].type == api_pb2.DATA_TYPE_FLOAT64
     assert (columns["lr"].domain_interval.min_value, columns["lr"].domain_interval.max_value) == (0.1, 1e30)
@@ -169,7 +169,7 @@ def test_the_columns_of_the_page_have_types_by_which_it_filters(run: Path, page:
     assert {name for name, info in columns.items() if info.differs} >= {"lr", "optimizer", "seed", "status", "target"}
     assert not columns["experiment"].differs
     metrics = [info.name.tag for info in page.columns.metric_infos]
-    assert metrics[:2] == ["final/largest", "final/forgetting"], "the suite's primary ones come first"
+    assert metrics[:2] == ["final/largest", "final/forgetting"], "primary metrics of the suite come first"
     descriptions = {info.display_name: info.description for info in page.columns.metric_infos}
     assert "lower is better" in descriptions["forgetting"]
     chosen = page.rows(hparam="optimizer", filter_discrete={"values": [{"string_value": "kept"}]})
@@ -178,7 +178,7 @@ def test_the_columns_of_the_page_have_types_by_which_it_filters(run: Path, page:
     assert set(chosen) == {f"small/net/sgd/lr=0.2/seed={seed}" for seed in (0, 1)}
 
 
-def test_beside_the_logs_is_the_report_and_among_the_texts_what_was_run(run: Path, logs: Path) -> None:
+def test_the_report_is_next_to_the_logs_and_the_run_is_described_in_a_text(run: Path, logs: Path) -> None:
     assert main(["report", str(run), "-o", str(logs.parent / "own.html")]) == 0
     assert (logs / "report.html").read_text(encoding="utf-8") == (logs.parent / "own.html").read_text(encoding="utf-8")
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
@@ -190,7 +190,7 @@ def test_beside_the_logs_is_the_report_and_among_the_texts_what_was_run(run: Pat
     }
 
 
-def test_nulls_are_left_out_and_what_is_no_number_or_exceeds_float32_is_kept_as_that(tmp_path: Path) -> None:
+def test_nulls_are_omitted_and_nan_and_values_beyond_float32_are_kept(tmp_path: Path) -> None:
     losses = [None, math.nan, math.inf, 1e39, -1e39, 1e-46, 0.1]
     curves = [CurveRow(1, step, 0.0, loss, None, None) for step, loss in enumerate(losses)]
     path = write_run(tmp_path, SMALL, lambda trial: [*rows_of(), *curves])
@@ -204,7 +204,7 @@ def test_nulls_are_left_out_and_what_is_no_number_or_exceeds_float32_is_kept_as_
     assert found["accuracy/task_2"] == [(0, single(0.1)), (1, single(0.1)), (2, single(0.8)), (3, single(0.7))]
 
 
-def test_settings_of_several_types_are_texts_and_names_that_are_taken_are_told_apart(tmp_path: Path) -> None:
+def test_settings_of_mixed_types_are_texts_and_conflicting_names_are_distinguished(tmp_path: Path) -> None:
     sizes: list[str | int | None] = ["auto", 8, None]
 
     def rows(trial: Trial) -> list[Row]:
@@ -229,5 +229,5 @@ def test_settings_of_several_types_are_texts_and_names_that_are_taken_are_told_a
         api_pb2.DATA_TYPE_STRING,
         ["8", "auto"],
     )
-    # Names of folders differ even where the file system ignores case.
+    # Folder names differ even on a file system that ignores case.
     assert all(name.startswith("e/A_b@") for name in page.rows())

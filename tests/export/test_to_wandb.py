@@ -1,6 +1,6 @@
-"""Runs in Weights & Biases: its own reader of offline files gives back the numbers of the tables, as float64.
+"""Runs in Weights & Biases: its reader of offline files returns the numbers of the tables, as float64.
 
-W&B takes a quarter of a minute to install, so CI does without it: `pip install -e '.[wandb]'`, then `pytest -m slow`.
+CI does not install W&B because that takes 15 seconds: `pip install -e '.[wandb]'`, then `pytest -m slow`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import optbench
 from optbench.cli import main
 from tests.tracked_runs import logged_series, tracked_run, trials
 
-pytest.importorskip("wandb", minversion="0.31")  # whose command line prints records as JSON
+pytest.importorskip("wandb", minversion="0.31")  # its command line prints records as JSON
 
 from optbench.export.to_wandb import LONGEST, distinct_keys, shortened
 
@@ -35,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, _train_here: None) -> Path:
 
 @pytest.fixture(scope="module")
 def logs(run: Path) -> Path:
-    """Exported where W&B's own settings would switch it off, name another project, or put the files elsewhere."""
+    """Export where settings of W&B would disable it, name another project, or put the files elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("MODE", "disabled"), ("PROJECT", "other"), ("DIR", str(run)), ("RUN_GROUP", "other")):
             patch.setenv(f"WANDB_{name}", value)
@@ -45,7 +45,7 @@ def logs(run: Path) -> Path:
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    """All records of one offline run."""
+    """Return all records of an offline run."""
     words = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -53,7 +53,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def read(logs: Path) -> dict[str, list[dict[str, Any]]]:
-    """The records of every offline run by its name."""
+    """Return the records of every offline run by name."""
     every = [records(folder) for folder in sorted((logs / "wandb").glob("offline-run-*"))]
     return {one["run"]["display_name"]: found for found in every for one in found if one["type"] == "run"}
 
@@ -64,7 +64,7 @@ def about(found: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def history(found: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
-    """Name -> places on its axis, as W&B was told of it, and values."""
+    """Map each name to its positions on the axis defined for W&B, and its values."""
     axes: dict[str, str] = {}
     for record in found:
         if record["type"] == "metric" and "step_metric" in record["metric"]:
@@ -80,7 +80,7 @@ def history(found: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
 
 
 def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """The last values, without W&B's own."""
+    """Return the last values, without those that W&B adds."""
     told: dict[str, Any] = {}
     for record in found:
         if record["type"] == "summary":
@@ -88,7 +88,7 @@ def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
     return {name: value for name, value in told.items() if not name.startswith("_")}
 
 
-def test_there_is_an_offline_run_for_each_trial_and_one_for_the_report(run: Path, read: dict[str, Any]) -> None:
+def test_every_trial_and_the_report_have_an_offline_run(run: Path, read: dict[str, Any]) -> None:
     assert set(read) == {*trials(run).index, "tracked report"}
     for trial, row in trials(run).iterrows():
         one = about(read[str(trial)])
@@ -100,12 +100,12 @@ def test_there_is_an_offline_run_for_each_trial_and_one_for_the_report(run: Path
         assert end["exit_code"] == (row.status == "failed")
 
 
-def test_the_series_of_every_trial_are_those_of_the_tables(run: Path, read: dict[str, Any]) -> None:
+def test_the_series_of_every_trial_agree_with_the_tables(run: Path, read: dict[str, Any]) -> None:
     for trial in trials(run).index:
         assert history(read[trial]) == logged_series(run, trial)
 
 
-def test_the_final_metrics_of_every_trial_are_those_of_reports(run: Path, read: dict[str, Any]) -> None:
+def test_final_metrics_agree_with_reports(run: Path, read: dict[str, Any]) -> None:
     values = optbench.read_run(run).values()
     for trial, row in trials(run).iterrows():
         own = values[(values.trial == trial) & values.value.notna()]
@@ -120,7 +120,7 @@ def test_the_final_metrics_of_every_trial_are_those_of_reports(run: Path, read: 
     assert "final/largest_power_2" in summary(read["small/net/kept/default/seed=0"])
 
 
-def test_settings_are_those_that_the_trial_was_trained_with(run: Path, read: dict[str, Any]) -> None:
+def test_settings_are_those_used_in_training(run: Path, read: dict[str, Any]) -> None:
     for trial, row in trials(run).iterrows():
         keys = {name: row[name] for name in ("experiment", "model", "optimizer", "variant", "seed", "stage")}
         config = about(read[str(trial)])["config"]["update"]
@@ -141,7 +141,7 @@ def test_the_report_is_an_artifact(logs: Path, read: dict[str, Any]) -> None:
     assert about(read["tracked report"])["config"]["update"]["status"] == "complete"
 
 
-def test_exported_again_the_runs_have_the_same_ids(run: Path, read: dict[str, Any], tmp_path: Path) -> None:
+def test_exporting_again_gives_the_same_ids(run: Path, read: dict[str, Any], tmp_path: Path) -> None:
     assert main(["export", str(run), "--to", "wandb", str(tmp_path / "again")]) == 0
     ids = {folder.name.rpartition("-")[2] for folder in (tmp_path / "again/wandb").glob("offline-run-*")}
     assert ids == {about(found)["run_id"] for found in read.values()}
@@ -149,7 +149,7 @@ def test_exported_again_the_runs_have_the_same_ids(run: Path, read: dict[str, An
 
 
 def test_nothing_is_sent(run: Path, tmp_path: Path) -> None:
-    """The process and W&B's service have no network at all, not even this machine's."""
+    """The process and the service of W&B have no network, not even the loopback device."""
     words = ["unshare", "--map-root-user", "--net", sys.executable, "-m", "optbench.cli"]
     if subprocess.run([*words[:3], "true"], capture_output=True, check=False).returncode:
         pytest.skip("unshare --net is not allowed here")
@@ -158,7 +158,7 @@ def test_nothing_is_sent(run: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "logs/wandb").glob("offline-run-*/run-*.wandb"))) == 11
 
 
-def test_names_are_what_its_tables_take_and_stay_distinct() -> None:
+def test_names_are_valid_for_wandb_tables_and_stay_distinct() -> None:
     assert distinct_keys(["a.b", "a b", "a=b", "c"]) == {"a.b": "a_b", "a b": "a_b_2", "a=b": "a_b_3", "c": "c"}
     assert shortened("x" * LONGEST) == "x" * LONGEST
     long = [shortened("x" * LONGEST + end) for end in "ab"]

@@ -1,4 +1,4 @@
-"""`optbench.run` and what it returns, in this process: suites as mappings, objects, tables, errors."""
+"""`optbench.run` and its result, in this process: suites as mappings, objects, tables, errors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SMALL: dict[str, Any] = {
 
 
 def slowed(factor: float) -> type[torch.optim.Optimizer]:
-    """A class that no module has under a name."""
+    """Return a class that is not an attribute of any module."""
 
     class Slowed(torch.optim.SGD):
         def __init__(self, params: Any, lr: float) -> None:
@@ -63,7 +63,7 @@ def small(**named: Any) -> optbench.Run:
     return optbench.run(SMALL, device="cpu", jobs=1, **named)
 
 
-def test_an_object_is_trained_next_to_those_of_the_suite(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_object_is_trained_next_to_the_optimizers_of_the_suite(capsys: pytest.CaptureFixture[str]) -> None:
     run = small(optimizers={"mine": {"target": slowed(0.5), "lr": np.float64(0.2)}}, name="one")
     assert capsys.readouterr() == ("", "")
     trials = run.table("trials").set_index(["optimizer", "seed"])
@@ -73,28 +73,28 @@ def test_an_object_is_trained_next_to_those_of_the_suite(capsys: pytest.CaptureF
     copy = (run.path / "plugins" / "Slowed.py").read_text()
     assert "super().__init__(params, factor * lr)" in copy
     assert "# factor = 0.5" in copy
-    # Half of twice the rate: the same training, from the same start.
+    # Half of twice the learning rate gives the same training from the same start.
     accuracy = run.table("accuracy").pivot(index=["seed", "after_task", "task"], columns="optimizer", values="accuracy")
     assert accuracy["mine"].equals(accuracy["sgd"])
     assert run.status == "complete"
     assert "optbench.run(" in json.loads((run.path / "run.json").read_text())["command"][0]
 
 
-def test_a_run_with_an_object_is_resumed_with_the_same_object_only(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_with_an_object_can_be_resumed_only_with_the_same_object(capsys: pytest.CaptureFixture[str]) -> None:
     path = small(optimizers={"mine": {"target": slowed(1.0), "lr": 0.1}}, name="made").path
     assert main(["run", "--resume", str(path)]) == 2
     said = "python:Slowed: made from a Python object; resume it from Python with the same object"
     assert said in capsys.readouterr().err
     again = optbench.run(resume="made", optimizers={"mine": slowed(1.0)}, jobs=1, device="cpu")
     assert len(again.table("trials")) == 4
-    # As if one trial had not been trained.
+    # Make one trial look untrained.
     table = parquet.read_table(path / "trials.parquet")
     parquet.write_table(table.slice(0, 3), path / "trials.parquet")
     with pytest.raises(UsageError, match=r"resume .*Slowed.py has changed since the run was made.*force=True"):
         optbench.run(resume=path, optimizers={"mine": slowed(0.25)}, jobs=1, device="cpu")
     assert len(optbench.run(resume=again, optimizers={"mine": slowed(1.0)}, jobs=1, device="cpu").table("trials")) == 4
     for command in (["report", str(path)], ["compare", f"{path}:mine", f"{path}:sgd"]):
-        assert main(command) == 0  # neither executes any user code
+        assert main(command) == 0  # neither executes user code
 
 
 def test_failed_trials_are_rows_and_a_warning() -> None:
@@ -102,7 +102,7 @@ def test_failed_trials_are_rows_and_a_warning() -> None:
         UserWarning, match="2 of 4 trials failed, permuted/net/bad/default/seed=0 with RuntimeError: no such"
     ) as warned:
         run = small(optimizers={"bad": Raising})
-    assert warned[0].filename == __file__, "of the caller"
+    assert warned[0].filename == __file__, "the warning points to the caller"
     assert repr(run).endswith("complete, 4 trials (2 ok, 2 failed)")
     assert "failed" in str(run)
     assert "<table" in run._repr_html_()
@@ -112,7 +112,7 @@ def test_failed_trials_are_rows_and_a_warning() -> None:
     assert run.summary("forgetting").set_index("optimizer")["failed"].to_dict() == {"sgd": 0, "bad": 2}
 
 
-def test_optimizers_seeds_and_settings_are_chosen() -> None:
+def test_optimizers_seeds_and_settings_can_be_chosen() -> None:
     suite = {**SMALL, "optimizers": {name: {"target": "sgd", "lr": lr} for name, lr in (("a", 0.1), ("b", 0.2))}}
     named: Any = {"jobs": 1, "device": "cpu", "seeds": [3, 5]}
     run = optbench.run(suite, optimizers=["b"], set={"experiments.permuted.protocol.max_steps": 2}, **named)
@@ -147,14 +147,14 @@ def test_optimizers_seeds_and_settings_are_chosen() -> None:
         ({"name": "latest"}, UsageError, "^name latest"),
     ],
 )
-def test_mistakes_are_said_in_the_words_of_python(change: dict[str, Any], kind: type[Exception], said: str) -> None:
+def test_errors_use_the_names_of_python_arguments(change: dict[str, Any], kind: type[Exception], said: str) -> None:
     with pytest.raises(kind, match=said) as found:
         optbench.run(**{"suite": SMALL, "device": "cpu", **change})
     assert "--" not in str(found.value)
     assert not Path("runs").exists()
 
 
-def test_a_misspelt_argument_is_told_the_nearest_one() -> None:
+def test_a_misspelt_argument_is_refused_with_the_nearest_one() -> None:
     wrong: dict[str, Any] = {"sees": 3}
     with pytest.raises(TypeError, match=r"^optbench.run\(\): unknown argument 'sees'; did you mean 'seeds'\?"):
         optbench.run("smoke", **wrong)
@@ -163,7 +163,7 @@ def test_a_misspelt_argument_is_told_the_nearest_one() -> None:
 
 @pytest.fixture(scope="module")
 def basins(tmp_path_factory: pytest.TempPathFactory) -> optbench.Run:
-    """The shipped suite, cut down, with its controls and a diverging optimizer."""
+    """Run the shipped suite, reduced, with its controls and a diverging optimizer."""
     protocol = {"max_steps": 4, "train_examples": 400, "test_examples": 100}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPTBENCH_DATA", os.fspath(tmp_path_factory.mktemp("data")))
@@ -183,9 +183,7 @@ def basins(tmp_path_factory: pytest.TempPathFactory) -> optbench.Run:
         )
 
 
-def test_values_are_exactly_what_the_report_is_made_of(
-    basins: optbench.Run, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_values_are_exactly_those_of_the_report(basins: optbench.Run, capsys: pytest.CaptureFixture[str]) -> None:
     values, everything = basins.values(), basins.values(controls=True)
     assert set(values["stage"]) == {"eval"}
     assert set(everything["stage"]) == {"eval", "control"}
@@ -207,7 +205,7 @@ def test_values_are_exactly_what_the_report_is_made_of(
             assert (row["min"], row["max"], row["median"]) == (min(own), max(own), np.median(own))
 
 
-def test_tables_leave_controls_out(basins: optbench.Run) -> None:
+def test_tables_exclude_controls(basins: optbench.Run) -> None:
     for name in ("trials", "accuracy", "metrics", "summary"):
         table, everything = basins.table(name), basins.table(name, controls=True)
         assert list(table.columns[: len(KEY_COLUMNS)]) == list(KEY_COLUMNS)
@@ -220,7 +218,7 @@ def test_tables_leave_controls_out(basins: optbench.Run) -> None:
         basins.table("trails")
 
 
-def test_comparisons_are_those_of_the_command(basins: optbench.Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_comparisons_agree_with_the_command(basins: optbench.Run, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["compare", f"{basins.path}:shampoo", f"{basins.path}:sgd", "--format", "json"]) == 0
     said = json.loads(capsys.readouterr().out)
@@ -237,12 +235,12 @@ def test_comparisons_are_those_of_the_command(basins: optbench.Run, capsys: pyte
         optbench.compare(basins, "sgd", "sgd", against=basins)
 
 
-def test_run_directories_have_names_of_their_own() -> None:
+def test_run_directories_have_distinct_names() -> None:
     first, second = (path for path, _ in zip(places(Path("runs"), None, "small"), range(2), strict=False))
     assert second.name == f"{first.name}-2"
 
 
-def test_a_mapping_extends_a_suite_whose_files_lie_next_to_it(tmp_path: Path) -> None:
+def test_a_mapping_can_extend_a_suite_with_files_next_to_it(tmp_path: Path) -> None:
     base = tmp_path / "base"
     base.mkdir()
     (base / "mine.py").write_text("import torch\nclass Mine(torch.optim.SGD): pass\n", encoding="utf-8")
@@ -253,7 +251,7 @@ def test_a_mapping_extends_a_suite_whose_files_lie_next_to_it(tmp_path: Path) ->
     assert "target: ./base/mine.py:Mine" in (run.path / "suite.yaml").read_text()
 
 
-def test_every_kind_of_a_suite_may_be_an_object() -> None:
+def test_every_kind_in_a_suite_can_be_an_object() -> None:
     classes = 3
 
     def blobs(spread: float = 0.5) -> optbench.Dataset:
@@ -275,7 +273,7 @@ def test_every_kind_of_a_suite_may_be_an_object() -> None:
 
     @optbench.metric(of="accuracy", direction="higher")
     def last_row(accuracy: Any) -> float:
-        """mean_j R[T,j]"""
+        """Return mean_j R[T,j]."""
         return float(accuracy[-1].mean())
 
     experiment = {

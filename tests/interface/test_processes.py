@@ -22,7 +22,7 @@ class Mine(torch.optim.SGD):
 TRAINED = """run = optbench.run("smoke", seeds=1, experiments=["permuted-mnist"], device="cpu", jobs=1, name="{name}",
     optimizers={{"sgd": None, "mine": Mine}}, set={{"experiments.permuted-mnist.protocol.max_steps": 5}})
 """
-# No guard: worker processes must not execute it once more.
+# There is no guard, so worker processes must not execute the script again.
 SCRIPT = """
 import signal, threading
 handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
@@ -44,7 +44,7 @@ print(handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal
 
 
 def trained(name: str, folder: Path) -> None:
-    """Read back the results of a class of the main module: those of SGD, under another name."""
+    """Check that a class of the main module has the results of SGD under another name."""
     run = optbench.read_run(name, folder / "runs")
     trials = run.table("trials")
     assert trials[["optimizer", "status"]].values.tolist() == [["sgd", "ok"], ["mine", "ok"]]
@@ -54,7 +54,7 @@ def trained(name: str, folder: Path) -> None:
     assert "class Mine(torch.optim.SGD):" in (run.path / "plugins" / "Mine.py").read_text()
 
 
-def test_a_script_without_a_guard_trains_in_its_main_thread_and_in_another(tmp_path: Path) -> None:
+def test_a_script_without_a_guard_trains_in_the_main_thread_and_in_another(tmp_path: Path) -> None:
     script, thread = TRAINED.format(name="script"), TRAINED.format(name="thread").replace("\n", "")
     (tmp_path / "script.py").write_text(DEFINED + SCRIPT.format(script=script, thread=thread))
     done = subprocess.run(
@@ -65,7 +65,7 @@ def test_a_script_without_a_guard_trains_in_its_main_thread_and_in_another(tmp_p
         trained(name, tmp_path)
 
 
-def test_ipython_trains_what_is_typed_in(tmp_path: Path) -> None:
+def test_ipython_trains_classes_typed_at_the_prompt(tmp_path: Path) -> None:
     text = f"{DEFINED}\n{TRAINED.format(name='typed')}\nprint(repr(run))"
     command = [sys.executable, "-m", "IPython", "--no-banner", "--quick", "--colors=nocolor", "-c", text]
     environment = {**os.environ, "IPYTHONDIR": os.fspath(tmp_path / "profile")}
@@ -100,7 +100,7 @@ print(run.status, run.table("trials")["optimizer"].tolist(), sorted(set(run.tabl
 """
 
 
-def test_two_interrupts_leave_the_interpreter_alive_and_what_was_finished(tmp_path: Path) -> None:
+def test_two_interrupts_keep_finished_trials_and_the_interpreter_alive(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(INTERRUPTED.replace("FOLDER", repr(os.fspath(tmp_path))))
     with subprocess.Popen(
         [sys.executable, "script.py"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -111,7 +111,7 @@ def test_two_interrupts_leave_the_interpreter_alive_and_what_was_finished(tmp_pa
             assert time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        time.sleep(ECHO + 0.1)  # ending the stubborn worker takes longer
+        time.sleep(ECHO + 0.1)  # killing the worker that ignores signals takes longer
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")

@@ -1,4 +1,4 @@
-"""Process-wide settings: whatever an optimizer changes, wherever, the trials next to it and after it do not notice."""
+"""Process-wide settings that an optimizer changes do not affect trials next to it or after it."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ class Pest(torch.optim.SGD):
 
 
 def outcome(folder: Path, mnist: Dataset, *rates: float) -> dict[str, tuple[Any, ...]]:
-    """The rows and weights of the variants of `mine.py`, trained in one unit of a worker, by variant."""
+    """Train the variants of `mine.py` in one unit of a worker; return rows and weights by variant."""
     optimizers = {"opt": {"target": f"{folder / 'mine.py'}:Pest", "lr": list(rates)}}
     suite = small_suite(
         optimizers,
@@ -190,7 +190,7 @@ def outcome(folder: Path, mnist: Dataset, *rates: float) -> dict[str, tuple[Any,
         train_examples=128,
         validation_examples=32,
         test_examples=32,
-        model={"kind": "mlp", "hidden": [8], "activation": "gelu"},  # by autograd
+        model={"kind": "mlp", "hidden": [8], "activation": "gelu"},  # gradients by autograd
     )
     workspace = Workspace.of(suite.experiments["small"], mnist, suite.seed, torch.device("cpu"))
     (cohort,) = cohorts(trials(suite))
@@ -199,7 +199,7 @@ def outcome(folder: Path, mnist: Dataset, *rates: float) -> dict[str, tuple[Any,
     weights = {trial.variant: {name: w.tobytes() for name, w in w.items()} for trial, w in found.weights}
     rows: dict[str, list[str]] = {}
     for trial, row in found.rows:
-        # A pest takes notes in its module, which the notes of its cohort tell of.
+        # A pest records its changes in its module, which the notes of the cohort mention.
         quiet = dataclasses.replace(row, note=None) if isinstance(row, TrialRow) else row
         rows.setdefault(trial.variant, []).append(timeless(quiet))
     return {variant: (rows[variant], weights.get(variant)) for variant in rows}
@@ -207,7 +207,7 @@ def outcome(folder: Path, mnist: Dataset, *rates: float) -> dict[str, tuple[Any,
 
 @pytest.fixture(scope="module")
 def calm(mnist: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, ...]]:
-    """What the companion of a pest finds on its own."""
+    """Return the results that the companion of a pest has without it."""
     folder = tmp_path_factory.mktemp("calm")
     (folder / "mine.py").write_text(FILE.format(name="", change="pass", place="nowhere"))
     return outcome(folder, mnist, 0.03, 0.04)
@@ -215,11 +215,11 @@ def calm(mnist: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 @pytest.fixture(autouse=True)
 def _put_back() -> Iterator[None]:
-    with isolated():  # so that a failing test does not break the others
+    with isolated():  # so that a failing test does not affect the others
         yield
 
 
-def test_the_table_has_a_change_for_every_setting() -> None:
+def test_every_setting_has_a_change_in_the_table() -> None:
     assert {workspace.name for workspace in ALL} - {"cuda device"} == set(CHANGES)
 
 
@@ -230,7 +230,7 @@ BREAKING = ("inference_mode", "default_device", "default_dtype", "torch function
     ("name", "place"),
     [*((name, "step") for name in CHANGES), *((name, place) for name in BREAKING for place in PLACES[:-1])],
 )
-def test_a_setting_is_put_back_wherever_an_optimizer_changes_it(
+def test_a_setting_is_restored_wherever_an_optimizer_changes_it(
     name: str, place: str, tmp_path: Path, mnist: Dataset, calm: dict[str, tuple[Any, ...]]
 ) -> None:
     (tmp_path / "mine.py").write_text(FILE.format(name=name, change=CHANGES[name], place=place))
@@ -240,17 +240,17 @@ def test_a_setting_is_put_back_wherever_an_optimizer_changes_it(
     pests = sys.modules[load_factory(f"{tmp_path / 'mine.py'}:Pest").__module__]
     if name in SOME_HARDWARE and name not in pests.SEEN:
         pytest.skip("PyTorch does not let it be changed on this machine")
-    assert name in pests.SEEN, "it was not changed, so nothing was tried"
-    assert together["lr=0.03"] == calm["lr=0.03"], "of a companion"
+    assert name in pests.SEEN, "the setting was not changed, so the test shows nothing"
+    assert together["lr=0.03"] == calm["lr=0.03"], "results of a companion"
     (tmp_path / "mine.py").write_text(FILE.format(name="", change="pass", place="nowhere"))
     if place == "step":
-        assert outcome(tmp_path, mnist, 0.03)["lr=0.03"] == calm["lr=0.03"], "of a trial that follows"
+        assert outcome(tmp_path, mnist, 0.03)["lr=0.03"] == calm["lr=0.03"], "results of a following trial"
 
 
 @pytest.mark.parametrize("name", BREAKING)
 @pytest.mark.parametrize("place", ["constructor", "step"])
-def test_a_trial_of_elementwise_steps_leaves_nothing_behind(name: str, place: str, tmp_path: Path) -> None:
-    """In the process that plans the run, and in a worker before the network is built."""
+def test_the_elementwise_check_restores_settings(name: str, place: str, tmp_path: Path) -> None:
+    """The check runs in the process that plans the run, and in a worker before the network is built."""
     file = tmp_path / "mine.py"
     file.write_text(
         FILE.format(name=name, change=CHANGES[name], place=place)
@@ -261,13 +261,13 @@ def test_a_trial_of_elementwise_steps_leaves_nothing_behind(name: str, place: st
     )
     target = f"{file}:Pest"
     before = Snapshot(ALL)
-    with contextlib.suppress(OptimizerError):  # whether it is elementwise is not the question
+    with contextlib.suppress(OptimizerError):  # the result of the check does not matter here
         resolve_spec(find(target), {"lr": 0.05, "elementwise": True})
     assert before.changed() == []
     assert name in sys.modules[load_factory(target).__module__].SEEN
 
 
-def test_a_comparison_after_each_step_takes_microseconds() -> None:
+def test_comparing_settings_after_each_step_takes_microseconds() -> None:
     snapshot = Snapshot(NUMERIC)
     seconds = min(timeit.repeat(snapshot.put_back, number=100, repeat=20)) / 100
     assert seconds < 100e-6, "about 7e-6 on an idle machine"

@@ -1,4 +1,4 @@
-"""What tests of wrappers share that leave the steps to their base: bases of every lane, and a short training."""
+"""Shared by tests of wrappers that leave the steps to their base: bases of every lane, and a short training."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def weights_of(result: TrialResult) -> dict[str, Tensor]:
 
 
 def distance_from_plain_loops(suite: Suite, mnist: Dataset, make: Callable[[nn.Module, int], optim.Optimizer]) -> float:
-    """How far any weight tensor of the engine's is from a plain loop's, relative to the way that the loop has gone."""
+    """Return the largest distance of a weight tensor from that of a plain loop, relative to the distance moved."""
     found = []
     for result in train_suite(suite, mnist):
         seed = result.trial.seed

@@ -1,4 +1,4 @@
-"""Shampoo in blocks: each is a matrix of its own, together they are the parameter, and nothing else changes."""
+"""Shampoo in blocks: every block is a separate matrix, blocks tile the parameter, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"preset": "adam-grafted", "precondition_frequency": 3, "small_side": 2},
     {"structure": "diagonal-factor"},
     {"root": "newton", "epsilon": 1e-3},
-    {"epsilon": 1e-3},  # factors grow in float32
+    {"epsilon": 1e-3},  # factors are accumulated in float32
 ]
 
 
@@ -64,7 +64,7 @@ def test_blocks_tile_the_matrix_and_none_is_longer_than_its_size(
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_a_block_that_covers_everything_is_no_block(settings: dict[str, Any]) -> None:
+def test_a_block_that_covers_the_matrix_changes_nothing(settings: dict[str, Any]) -> None:
     starts = [normal(*shape, seed=i) for i, shape in enumerate(SHAPES)]
     given = gradients(SHAPES, 8)
     whole, one = trained(starts, given, **settings)
@@ -76,7 +76,7 @@ def test_a_block_that_covers_everything_is_no_block(settings: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("settings", [s for s in SETTINGS if s.get("preset") != "adam-grafted"])
-def test_every_block_goes_where_it_goes_as_a_parameter_of_its_own(settings: dict[str, Any]) -> None:
+def test_every_block_is_updated_like_a_separate_parameter(settings: dict[str, Any]) -> None:
     shape, size = (7, 10), 4
     start, given = normal(*shape), gradients([shape], 8)
     (together,), _ = trained([start], given, block_size=size, **settings)
@@ -88,7 +88,7 @@ def test_every_block_goes_where_it_goes_as_a_parameter_of_its_own(settings: dict
     assert settings.get("structure") == "diagonal-factor" or not torch.allclose(whole, together, rtol=1e-3)
 
 
-def test_a_graft_takes_norms_over_the_whole_parameter() -> None:
+def test_grafting_uses_norms_of_the_whole_parameter() -> None:
     given = gradients([(7, 10)], 5)
     cut, _ = trained([normal(7, 10)], given, block_size=4, preset="adam-grafted", lr=1.0)
     before, _ = trained([normal(7, 10)], given[:-1], block_size=4, preset="adam-grafted", lr=1.0)
@@ -102,7 +102,7 @@ def test_a_graft_takes_norms_over_the_whole_parameter() -> None:
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_a_member_alone_is_what_it_is_among_others(settings: dict[str, Any]) -> None:
+def test_a_member_alone_equals_the_member_among_others(settings: dict[str, Any]) -> None:
     shapes = [(5, *shape) for shape in SHAPES]
     starts, given = [normal(*shape, seed=i) for i, shape in enumerate(shapes)], gradients(shapes, 6)
     lr = torch.tensor([0.1, 0.2, 0.3, 0.01, 0.02], dtype=torch.float64)
@@ -117,7 +117,7 @@ def test_a_member_alone_is_what_it_is_among_others(settings: dict[str, Any]) -> 
         assert optimizer.fallbacks().tolist() == [0] * len(members)
 
 
-def test_a_state_that_was_saved_goes_on_identically() -> None:
+def test_training_from_a_saved_state_continues_identically() -> None:
     starts, given = [normal(*shape, seed=i) for i, shape in enumerate(SHAPES)], gradients(SHAPES, 9)
     settings: dict[str, Any] = {"block_size": 4, "momentum": 0.5, "preset": "adam-grafted"}
     straight, _ = trained(starts, given, **settings)
@@ -132,7 +132,7 @@ def test_a_state_that_was_saved_goes_on_identically() -> None:
     assert all(torch.equal(a, b.detach()) for a, b in zip(straight, parameters, strict=True))
 
 
-def test_the_way_of_an_accelerator_agrees_with_that_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_accelerator_path_agrees_with_the_cpu_path(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = [(2, *shape) for shape in SHAPES]
     starts, given = [normal(*shape, seed=i) for i, shape in enumerate(shapes)], gradients(shapes, 5)
     settings: dict[str, Any] = {"stacked": True, "block_size": 4, "precondition_frequency": 1, "epsilon": 1e-3}
@@ -147,7 +147,7 @@ def test_the_way_of_an_accelerator_agrees_with_that_of_a_cpu(monkeypatch: pytest
         moved.load_state_dict(copy.deepcopy(here.state_dict()))
         for p in moved.param_groups[0]["params"]:
             p.grad = torch.ones_like(p)
-        assert moved.upcoming() is None, "eigh may have to be asked whether it has converged"
+        assert moved.upcoming() is None, "eigh may synchronise to check its convergence"
     for p, q in zip(moved.param_groups[0]["params"], there.param_groups[0]["params"], strict=True):
         assert moved.state[p].keys() == there.state[q].keys()
         for name, value in there.state[q].items():
@@ -164,7 +164,7 @@ def test_an_embedding_has_no_factor_of_its_vocabulary() -> None:
         assert {tuple(v.shape) for k, v in state.items() if k.endswith(("left", "right"))} == sides
 
 
-def test_the_engine_trains_it_in_cohorts_as_alone(coarse_mnist: Dataset) -> None:
+def test_a_trial_alone_equals_the_trial_in_a_cohort(coarse_mnist: Dataset) -> None:
     suite = small_suite({"opt": {"target": "shampoo", "block_size": 20, "lr": [0.1, 0.3]}}, seeds=2, max_epochs=1)
     together = train_suite(suite, coarse_mnist)
     assert {trial_row(result).status for result in together} == {"ok"}
@@ -172,14 +172,14 @@ def test_the_engine_trains_it_in_cohorts_as_alone(coarse_mnist: Dataset) -> None
         assert same_bits(train_suite(suite, coarse_mnist, only=i)[0], together[i])
 
 
-def test_a_bad_size_is_named() -> None:
+def test_an_invalid_block_size_is_refused() -> None:
     with pytest.raises(ValueError, match=r"block_size: expected an integer of at least 1, got 0"):
         Shampoo([nn.Parameter(normal(2, 2))], block_size=0)
 
 
 @pytest.mark.parametrize("size", [None, 4, 100])
 @pytest.mark.parametrize("settings", [*SETTINGS, {"max_side": 8}, {"root_precision": "float64"}, {"small_side": 4}])
-def test_what_it_plans_to_hold_is_what_it_holds(size: int | None, settings: dict[str, Any]) -> None:
+def test_the_planned_state_equals_the_actual_state(size: int | None, settings: dict[str, Any]) -> None:
     starts = [normal(*shape, seed=i) for i, shape in enumerate(SHAPES)]
     planned, _ = Shampoo([nn.Parameter(s.to("meta")) for s in starts], block_size=size, **settings).planned()
     _, optimizer = trained(starts, gradients(SHAPES, 1), block_size=size, **settings)

@@ -45,14 +45,14 @@ def same_weights(a: TrialResult, b: TrialResult) -> bool:
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("name", NEUTRAL)
-def test_at_neutral_settings_it_is_the_base_and_alone_it_is_as_among_others(
+def test_neutral_settings_equal_the_base_and_a_trial_alone_equals_one_among_others(
     name: str, base: str, mnist: Dataset
 ) -> None:
     needed(base)
     sweep = [{**NEUTRAL[name]}, {**AT_WORK[name]}]
     optimizers = {"plain": BASES[base], "it": {"target": name, "base": BASES[base], "variants": sweep}}
     suite = small_suite(optimizers, seeds=1, **SHORT)
-    assert [len(cohort.trials) for cohort in cohorts(trials(suite))] == [1, 2], "both settings in lock-step"
+    assert [len(cohort.trials) for cohort in cohorts(trials(suite))] == [1, 2], "both settings train in one cohort"
     plain, neutral, at_work = results = train_suite(suite, mnist)
     assert same_weights(plain, neutral)
     assert not same_weights(plain, at_work)
@@ -62,7 +62,7 @@ def test_at_neutral_settings_it_is_the_base_and_alone_it_is_as_among_others(
 
 @pytest.mark.parametrize("base", ["adamw", "shampoo", "soap"])
 @pytest.mark.parametrize("name", AT_WORK)
-def test_it_goes_on_as_if_it_had_not_been_cut(name: str, base: str, mnist: Dataset) -> None:
+def test_training_resumes_as_if_uninterrupted(name: str, base: str, mnist: Dataset) -> None:
     needed(base)
     suite = small_suite({"it": over(name, BASES[base], **AT_WORK[name])}, seeds=1, **SHORT)
     for _, whole, again in cut_and_whole(suite, mnist):
@@ -87,7 +87,7 @@ def test_the_engine_agrees_with_renewal_in_a_plain_loop(name: str, mnist: Datase
         made = kind(network, BASES["adamw"], **AT_WORK[name])
 
         def fresh() -> nn.Module:
-            """A new network by the model's own initialisation, from the engine's stream of this task."""
+            """Draw a new network by the initialisation of the model, from the engine's stream of this task."""
             other = build(suite.experiments["small"].models["net"], mnist.inputs, mnist.classes)
             weights = initialise(other, generator(suite.seed, seed, f"initial weights/task {made.tasks - 1}"))
             other = other.to_empty(device="cpu")
@@ -100,8 +100,8 @@ def test_the_engine_agrees_with_renewal_in_a_plain_loop(name: str, mnist: Datase
     assert distance_from_plain_loops(suite, mnist, make) < 1e-3
 
 
-def test_a_fresh_network_knows_nothing_of_earlier_tasks(mnist: Dataset) -> None:
-    """It ends where a network ends whose first task was another, and differs from one that is only told to forget."""
+def test_a_fresh_network_does_not_depend_on_earlier_tasks(mnist: Dataset) -> None:
+    """Its final weights do not depend on the first task, unlike those of a plain network."""
     fresh = {"target": "fresh-network", "base": BASES["adamw"]}
     tasks = [{"kind": "rotated", "angles": [angle, 90.0]} for angle in (0.0, 45.0)]
     ends = [train_suite(small_suite({"it": fresh}, tasks=each, seeds=2, **SHORT), mnist) for each in tasks]
@@ -110,20 +110,20 @@ def test_a_fresh_network_knows_nothing_of_earlier_tasks(mnist: Dataset) -> None:
     assert not same_weights(kept[0][0], kept[1][0])
 
 
-def test_a_fresh_network_is_all_perturbation_with_the_state_reset(mnist: Dataset) -> None:
+def test_a_fresh_network_equals_full_perturbation_with_a_state_reset(mnist: Dataset) -> None:
     optimizers = {
         "fresh": over("fresh-network", BASES["adamw"]),
         "mixed": over("shrink-and-perturb", BASES["adamw"], shrink=0.0, perturb=1.0),
     }
     kept = train_suite(small_suite(optimizers, seeds=1, **SHORT), mnist)
-    assert not same_weights(*kept), "the mixed one keeps its optimizer's state"
+    assert not same_weights(*kept), "shrink-and-perturb keeps the optimizer state"
     fresh, mixed = train_suite(small_suite(optimizers, seeds=1, optimizer_state="reset", **SHORT), mnist)
     assert same_weights(fresh, mixed)
     assert same_weights(fresh, kept[0])
 
 
-def test_a_fresh_network_starts_where_it_is_pulled_to_and_measured_from(mnist: Dataset) -> None:
-    """Under a pull too strong for anything else, weights stay where the last task began, not where the first did."""
+def test_l2_init_and_distances_refer_to_the_start_of_the_fresh_network(mnist: Dataset) -> None:
+    """Under a very strong pull, weights stay at the start of the last task, not of the first."""
     base = {"target": "sgd", "lr": 1e-3}
     settings = {"lasting": over("l2-init", base, strength=400.0)}
     settings["fresh"] = over("l2-init", over("fresh-network", base), strength=400.0)
@@ -140,7 +140,7 @@ def test_a_fresh_network_starts_where_it_is_pulled_to_and_measured_from(mnist: D
 
 
 @pytest.mark.parametrize("name", AT_WORK)
-def test_models_of_a_user_with_buffers(name: str, mnist: Dataset, use: Use) -> None:  # noqa: F811
+def test_controls_work_with_users_models_that_have_buffers(name: str, mnist: Dataset, use: Use) -> None:  # noqa: F811
     use(own_models.ResNet)
     suite = small_suite({"it": over(name, SGD, **AT_WORK[name])}, seeds=2, **SHORT)
     results = train_suite(suite, mnist)
@@ -148,7 +148,7 @@ def test_models_of_a_user_with_buffers(name: str, mnist: Dataset, use: Use) -> N
     assert not same_weights(*results)
 
 
-def test_one_that_diverges_leaves_the_others_alone(mnist: Dataset) -> None:
+def test_a_diverging_member_does_not_affect_others(mnist: Dataset) -> None:
     settings = {"target": "l2-init", "base": {"target": "sgd", "lr": 0.1}, "strength": [0.0, 0.1, 1e30]}
     suite = small_suite({"it": settings}, seeds=1, **SHORT)
     results = train_suite(suite, mnist)
@@ -157,7 +157,7 @@ def test_one_that_diverges_leaves_the_others_alone(mnist: Dataset) -> None:
         assert same_bits(train_suite(suite, mnist, only=i)[0], results[i])
 
 
-def test_they_stand_over_each_other_in_any_order_and_once(mnist: Dataset) -> None:
+def test_controls_can_be_nested_in_any_order_but_only_once(mnist: Dataset) -> None:
     both = [over("l2-init", over("shrink-and-perturb", SGD)), over("shrink-and-perturb", over("l2-init", SGD))]
     a, b = train_suite(small_suite({"a": both[0], "b": both[1]}, seeds=1, **SHORT), mnist)
     assert same_weights(a, b)
@@ -169,7 +169,7 @@ def test_they_stand_over_each_other_in_any_order_and_once(mnist: Dataset) -> Non
         check_settings("shrink-and-perturb", {"shrink": 1.5})
 
 
-def test_renewal_in_a_plain_loop_draws_from_its_generator_and_keeps_or_drops_the_state() -> None:
+def test_renewal_in_a_plain_loop_uses_its_generator_and_keeps_or_resets_the_state() -> None:
     def trained(kind: type[ShrinkAndPerturb], seed: int) -> tuple[nn.Linear, ShrinkAndPerturb]:
         torch.manual_seed(0)
         network = nn.Linear(3, 2)
@@ -190,7 +190,7 @@ def test_renewal_in_a_plain_loop_draws_from_its_generator_and_keeps_or_drops_the
         assert not torch.equal(a.weight, c.weight)
 
 
-def test_a_module_that_cannot_be_drawn_anew_is_refused_in_a_plain_loop() -> None:
+def test_a_module_that_cannot_be_reinitialised_is_refused_in_a_plain_loop() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -200,7 +200,7 @@ def test_a_module_that_cannot_be_drawn_anew_is_refused_in_a_plain_loop() -> None
         FreshNetwork(Scaled(), {"target": "sgd"})
 
 
-def test_l2_init_restores_its_start_and_leaves_gradients_alone() -> None:
+def test_l2_init_restores_its_start_and_does_not_change_gradients() -> None:
     weight = nn.Parameter(torch.tensor([1.0, 2.0]))
     optimizer = L2Init([weight], {"target": "sgd", "lr": 0.5}, 0.25)
     weight.data += 4.0

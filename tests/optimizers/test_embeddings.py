@@ -1,4 +1,4 @@
-"""What optimizers of matrices do with embeddings, whose rows are no directions: Muon leaves them to AdamW."""
+"""Optimizers of matrices and embeddings: Muon leaves embeddings and heads to AdamW."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VOCABULARY, WIDTH = 11, 6
 
 
 class Tokens(nn.Module):
-    """An embedding, a layer of as many outputs as inputs, a head over the vocabulary and one over two classes."""
+    """A network with an embedding, a square layer, a head over the vocabulary and a head over two classes."""
 
     def __init__(self, *, tied: bool = False) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Tokens(nn.Module):
 
 
 def steps_of(model: nn.Module) -> dict[str, Tensor]:
-    """By parameter: how far one step of Muon takes it."""
+    """Return the distance that one step of Muon moves each parameter."""
     torch.manual_seed(0)
     inputs = torch.randint(VOCABULARY, (32,)) if isinstance(model, Tokens) else torch.randn(32, WIDTH)
     spec = find("muon")
@@ -52,12 +52,12 @@ def steps_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def by_adamw(moved: Tensor) -> bool:
-    """AdamW's first step is of one length for every weight that has a gradient, Muon's is not."""
+    """Return True if all weights with a gradient moved equally far, as in the first step of AdamW but not of Muon."""
     lengths = moved[moved > 0]
     return bool(torch.allclose(lengths, torch.full_like(lengths, 0.25), rtol=1e-2))
 
 
-def test_muon_takes_matrices_between_representations_alone() -> None:
+def test_muon_updates_only_hidden_matrices() -> None:
     for tied in (False, True):
         model = Tokens(tied=tied)
         found = {name: by_adamw(moved) for name, moved in steps_of(model).items()}
@@ -71,20 +71,20 @@ def test_muon_takes_matrices_between_representations_alone() -> None:
         }
 
 
-def test_layers_as_wide_as_a_vocabulary_are_no_ends() -> None:
+def test_layers_as_wide_as_a_vocabulary_are_not_ends() -> None:
     model = nn.Sequential(nn.Embedding(WIDTH, WIDTH), *(nn.Linear(WIDTH, WIDTH) for _ in range(3)), nn.Linear(WIDTH, 3))
     assert ends(model, "4.weight") == {"0.weight", "4.weight"}
     assert ends(model, None) == {"0.weight"}
 
 
-def test_a_network_without_embeddings_has_all_its_matrices_taken() -> None:
+def test_without_embeddings_muon_updates_all_matrices() -> None:
     model = nn.Sequential(nn.Linear(WIDTH, VOCABULARY), nn.Tanh(), nn.Linear(VOCABULARY, VOCABULARY))
     assert ends(model, "2.weight") == frozenset()
     found = steps_of(model)
     assert not any(by_adamw(moved) for name, moved in found.items() if name.endswith("weight"))
 
 
-def test_kfac_draws_labels_for_every_output_and_has_no_factor_of_a_vocabulary() -> None:
+def test_kfac_draws_labels_for_every_output_and_has_no_factor_for_the_vocabulary() -> None:
     class Two(Tokens):
         def forward(self, tokens: Tensor) -> Any:
             hidden = self.hidden(self.table(tokens)).tanh()

@@ -1,4 +1,4 @@
-"""Factors as they grow, against sums in float64; and when their roots are said to be stale, against eigenvalues."""
+"""Accumulated factors agree with float64 sums, and the detection of stale roots agrees with eigenvalues."""
 
 from __future__ import annotations
 
@@ -43,9 +43,7 @@ def refreshed(factor: Factor, members: list[int], epsilon: float = 1e-4, correct
 @pytest.mark.parametrize("n", [5, PANEL + 20])
 @pytest.mark.parametrize("single", [[True] * 3, [False] * 3, [True, False, True]])
 @pytest.mark.parametrize("diagonal", [False, True])
-def test_a_factor_is_the_decayed_sum_of_products_whenever_it_is_settled(
-    n: int, single: list[bool], diagonal: bool
-) -> None:
+def test_a_factor_equals_the_decayed_sum_of_products(n: int, single: list[bool], diagonal: bool) -> None:
     decay, weight = torch.tensor([1.0, 0.9, 0.0]).double(), torch.tensor([1.0, 0.1, 1.0]).double()
     factor = begun(normal(3, n, 4), diagonal=diagonal, single=single)
     expected = 0.5 * torch.eye(n, dtype=torch.float64).repeat(3, 1, 1)
@@ -62,7 +60,7 @@ def test_a_factor_is_the_decayed_sum_of_products_whenever_it_is_settled(
                 assert error < (1e-6 if single[i] and not diagonal else 1e-14)
 
 
-def test_rounding_in_float32_does_not_add_up_over_many_roots() -> None:
+def test_float32_rounding_does_not_accumulate_over_many_roots() -> None:
     factor = begun(normal(1, 30, 8))
     expected = 0.5 * torch.eye(30, dtype=torch.float64)[None]
     one = torch.ones(1, dtype=torch.float64)
@@ -76,7 +74,7 @@ def test_rounding_in_float32_does_not_add_up_over_many_roots() -> None:
 
 
 @pytest.mark.parametrize("by_need", [True, False])
-def test_members_of_both_precisions_have_the_bits_they_have_alone(by_need: bool) -> None:
+def test_members_of_mixed_precision_have_the_same_bits_as_alone(by_need: bool) -> None:
     single, n = [True, False, True], 140
     together = begun(normal(3, n, 6), single=single, by_need=by_need)
     alone = [begun(normal(1, n, 6), single=[fits], by_need=by_need) for fits in single]
@@ -102,7 +100,7 @@ def test_members_of_both_precisions_have_the_bits_they_have_alone(by_need: bool)
 @pytest.mark.parametrize("size", [1e-24, 1e-10, 1e19])
 @pytest.mark.parametrize("settings", [{"precondition_frequency": "auto"}, {"precondition_frequency": 3}])
 def test_steps_do_not_depend_on_the_size_of_gradients(size: float, settings: dict[str, Any]) -> None:
-    """The square of a gradient does not fit into float32 where that of its factor's root does."""
+    """Squares of gradients overflow or underflow in float32 while the roots of factors do not."""
     moved = []
     for times in (1.0, size):
         parameters = [nn.Parameter(torch.zeros(8, 150)), nn.Parameter(torch.zeros(8))]
@@ -117,7 +115,7 @@ def test_steps_do_not_depend_on_the_size_of_gradients(size: float, settings: dic
         torch.testing.assert_close(b, a, rtol=2e-3, atol=2e-3)
 
 
-def test_a_spike_ends_where_it_ends_in_float64() -> None:
+def test_a_gradient_spike_decays_as_in_float64() -> None:
     weights = []
     for precision in ("auto", "float64"):
         parameter = nn.Parameter(torch.zeros(6, 7))
@@ -141,7 +139,7 @@ def test_batched_accumulation_agrees_with_one_by_one(diagonal: bool) -> None:
     torch.testing.assert_close(batched.total, one.total)
 
 
-def test_a_state_from_a_cpu_is_whole_where_products_go_into_the_total_at_once() -> None:
+def test_a_state_from_a_cpu_is_complete_on_a_device_that_adds_products_directly() -> None:
     n = PANEL + 5
     state: dict[str, Any] = {}
     begin(state, "left", normal(2, n, 3), torch.zeros(2).double(), diagonal=False, single=[True] * 2, by_need=True)
@@ -156,7 +154,7 @@ def test_a_state_from_a_cpu_is_whole_where_products_go_into_the_total_at_once() 
 
 
 def seen_through(factor: Factor, i: int, epsilon: float = 1e-4) -> Tensor:
-    """Eigenvalues of R^(p/2) L R^(p/2), with R of the factor as it was."""
+    """Return the eigenvalues of R^(p/2) L R^(p/2), where R is the root of the earlier factor."""
     assert factor.growth is not None
     half = torch.linalg.matrix_power(factor.root[i].double(), factor.order // 2)
     now = factor.kept[i] * whole(factor.total[i]) + whole(factor.growth[i]).double() / factor.unit[i] ** 2
@@ -165,7 +163,7 @@ def seen_through(factor: Factor, i: int, epsilon: float = 1e-4) -> Tensor:
 
 @pytest.mark.parametrize("order", [2, 4])
 @pytest.mark.parametrize("n", [6, PANEL + 12])
-def test_the_stretch_is_a_lower_bound_that_is_soon_close(order: int, n: int) -> None:
+def test_the_stretch_is_a_lower_bound_that_converges_quickly(order: int, n: int) -> None:
     basis = torch.linalg.qr(normal(n, n, dtype=torch.float64))[0]
     root = ((basis * torch.logspace(0, 1, n, dtype=torch.float64)) @ basis.mT).float()
     lower, seen = torch.zeros(n, n), torch.zeros(n)
@@ -180,7 +178,7 @@ def test_the_stretch_is_a_lower_bound_that_is_soon_close(order: int, n: int) -> 
         assert torch.linalg.vector_norm(seen).item() == pytest.approx(1, abs=1e-4)
 
 
-def test_a_direction_never_seen_counts_at_once() -> None:
+def test_a_new_direction_makes_a_root_stale_immediately() -> None:
     n, share = 20, 1.0
     rows = normal(1, n, 50)
     rows[:, 0] = 0
@@ -189,7 +187,7 @@ def test_a_direction_never_seen_counts_at_once() -> None:
     one = torch.ones(1, dtype=torch.float64)
     accumulate(factor, rows, one, one, [True])
     refreshed(factor, [0])
-    for step in range(5):  # what it knows, and little of it
+    for step in range(5):  # only known directions, with small gradients
         known = 0.1 * normal(1, n, 1, seed=step)
         known[:, 0] = 0
         accumulate(factor, known, one, one, [True])
@@ -201,13 +199,13 @@ def test_a_direction_never_seen_counts_at_once() -> None:
     assert seen_through(factor, 0)[-1] > 1 + share
 
 
-def test_what_decays_or_is_old_or_no_number_is_outgrown() -> None:
+def test_a_decayed_old_or_non_finite_factor_has_a_stale_root() -> None:
     factor = begun(normal(4, 5, 3), by_need=True, single=[False] * 4)
     decay, nothing = torch.tensor([1.0, 0.6, 1.0, 1.0]).double(), torch.zeros(4, 5, 3)
     one = torch.ones(4, dtype=torch.float64)
     refreshed(factor, [0, 1, 2, 3])
     accumulate(factor, nothing, decay, one, [False] * 4)
-    assert outgrown(factor, nothing, EPSILON.expand(4), one, 0.5) == [1], "0.6 of it is left, less than 1 / 1.5"
+    assert outgrown(factor, nothing, EPSILON.expand(4), one, 0.5) == [1], "0.6 of the factor is left, less than 1 / 1.5"
     assert outgrown(factor, nothing, EPSILON.expand(4), one, 0.7) == []
     factor.age[2] = factors.LONGEST
     factor.growth[3], factor.unit[3] = float("nan"), 1
@@ -216,7 +214,7 @@ def test_what_decays_or_is_old_or_no_number_is_outgrown() -> None:
     assert factor.age.tolist() == [1, 1, 0, 0]
 
 
-def test_an_average_of_gradients_of_one_second_moment_is_right_from_the_first_step() -> None:
+def test_an_average_over_a_constant_second_moment_is_exact_from_the_first_step() -> None:
     n, beta = 6, 0.9
     rows = torch.eye(n)[None]
     factor = begun(rows, by_need=True, single=[False])
@@ -249,7 +247,7 @@ def sizes_decomposed(monkeypatch: pytest.MonkeyPatch, optimizer: Shampoo, gradie
     return steps
 
 
-def test_by_need_refreshes_get_rarer_as_a_sum_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_demand_refreshes_become_rarer_as_a_sum_grows(monkeypatch: pytest.MonkeyPatch) -> None:
     parameter = nn.Parameter(torch.zeros(4, 5))
     optimizer = Shampoo([parameter], epsilon=1e-4, precondition_frequency="auto")
     gradients = [normal(4, 5, seed=step) for step in range(400)]
@@ -262,8 +260,8 @@ def test_by_need_refreshes_get_rarer_as_a_sum_grows(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("share", [0.3, 1.0])
 @pytest.mark.parametrize("shape", [(12, 9), (12,)])
-def test_by_need_no_step_is_much_longer_than_through_fresh_roots(share: float, shape: tuple[int, ...]) -> None:
-    """The first rows have no gradient up to step 60: through a root of before, a step is up to ε^(-1/2) too long."""
+def test_on_demand_steps_are_hardly_longer_than_with_fresh_roots(share: float, shape: tuple[int, ...]) -> None:
+    """The first rows have no gradient until step 60; an older root would make a step up to ε^(-1/2) too long."""
     gradients = [normal(*shape, seed=step) for step in range(120)]
     for gradient in gradients[:60]:
         gradient[:6] = 0
@@ -281,13 +279,13 @@ def test_by_need_no_step_is_much_longer_than_through_fresh_roots(share: float, s
     fresh, by_need = lengths(precondition_frequency=1), lengths(precondition_frequency="auto", refresh_share=share)
     with pytest.warns(UserWarning, match="stale"):
         fixed = lengths(precondition_frequency=50, small_side=0)
-    # Each side's root is at most (1 + share)^(1/p) too long, and what a power iteration misses comes on top.
+    # Each root is at most (1 + share)^(1/p) too long, plus the error of the power iteration.
     assert max(a / b for a, b in zip(by_need, fresh, strict=True)) < (1 + share) ** 0.5 * 1.3
     assert max(a / b for a, b in zip(fixed[60:], fresh[60:], strict=True)) > 10
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (4,)])
-def test_by_need_a_parameter_whose_first_gradients_are_zero_learns_once_they_are_not(shape: tuple[int, ...]) -> None:
+def test_on_demand_a_parameter_learns_once_its_gradients_are_non_zero(shape: tuple[int, ...]) -> None:
     parameter = nn.Parameter(torch.zeros(shape))
     optimizer = Shampoo([parameter], lr=1.0, initial_epsilon=0.0, precondition_frequency="auto")
     for step in range(4):
@@ -296,7 +294,7 @@ def test_by_need_a_parameter_whose_first_gradients_are_zero_learns_once_they_are
     assert parameter.detach().abs().min() > 0.1
 
 
-def test_by_need_an_epsilon_of_zero_refreshes_at_every_step() -> None:
+def test_on_demand_with_epsilon_zero_every_step_refreshes() -> None:
     shape, gradients = (4, 5), [normal(4, 5, seed=step) for step in range(5)]
     found = []
     for settings in ({"precondition_frequency": "auto"}, {"precondition_frequency": 1}):
@@ -310,7 +308,7 @@ def test_by_need_an_epsilon_of_zero_refreshes_at_every_step() -> None:
 
 
 @pytest.mark.parametrize("beta2", [0.9, 0.99, 0.999])
-def test_by_need_smaller_gradients_are_followed_as_an_average_forgets_the_larger_ones(beta2: float) -> None:
+def test_on_demand_an_average_follows_gradients_that_become_smaller(beta2: float) -> None:
     lengths = []
     for frequency in ("auto", 1):
         parameter = nn.Parameter(torch.zeros(6, 5))

@@ -1,4 +1,4 @@
-"""A user's optimizer and what it may do to its host: each ends as the right row, and the others do not notice."""
+"""Users' optimizers and their side effects: each ends with the right row and does not affect others."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ def run(mnist: Dataset, target: str, **settings: Any) -> list[TrialResult]:
     return train_suite(small_suite({"opt": {"target": target, **settings}}, seeds=2, max_epochs=1), mnist)
 
 
-def test_every_habit_that_is_no_fault_trains_as_the_plain_one_does(file: str, mnist: Dataset) -> None:
+def test_harmless_habits_give_the_same_training_as_the_plain_optimizer(file: str, mnist: Dataset) -> None:
     plain = run(mnist, f"{file}:Plain")
     for name in ("Rebinds", "Mutates"):
         for result, expected in zip(run(mnist, f"{file}:{name}"), plain, strict=True):
@@ -237,16 +237,16 @@ def test_every_habit_that_is_no_fault_trains_as_the_plain_one_does(file: str, mn
             assert all(torch.allclose(result.weights[k], w, atol=1e-6) for k, w in expected.weights.items()), name
 
 
-def test_a_closure_is_found_out_and_computes_the_same_gradients(file: str, mnist: Dataset) -> None:
+def test_a_closure_is_detected_and_computes_the_same_gradients(file: str, mnist: Dataset) -> None:
     assert resolve_spec(find(f"{file}:Closure"), {}).needs == {"closure", "random"}
     for result, expected in zip(run(mnist, f"{file}:Closure"), run(mnist, f"{file}:Plain"), strict=True):
         assert result.weights is not None
         assert expected.weights is not None
-        # The closure's gradients come from autograd, the lane's from a backward pass written out.
+        # Gradients in a closure come from autograd; the lane uses a hand-written backward pass.
         assert all(torch.allclose(result.weights[k], w, atol=1e-4) for k, w in expected.weights.items())
 
 
-def test_a_switch_of_modes_is_found_out_and_measuring_changes_nothing(file: str, mnist: Dataset) -> None:
+def test_train_and_eval_modes_are_detected_and_measuring_does_not_change_training(file: str, mnist: Dataset) -> None:
     target = f"{file}:Averages"
     assert resolve_spec(find(target), {}).needs == {"modes", "random"}
     often, seldom = (
@@ -261,11 +261,13 @@ def test_a_switch_of_modes_is_found_out_and_measuring_changes_nothing(file: str,
     assert all(torch.equal(often.weights[k], w) for k, w in seldom.weights.items())
     plain = run(mnist, f"{file}:Plain")[0].weights
     assert plain is not None
-    assert not all(torch.allclose(often.weights[k], w, atol=1e-4) for k, w in plain.items()), "the average is measured"
+    assert not all(torch.allclose(often.weights[k], w, atol=1e-4) for k, w in plain.items()), (
+        "the averaged weights are measured"
+    )
 
 
 @pytest.mark.parametrize(("name", "status"), [("Raises", "failed"), ("Nan", "diverged")])
-def test_an_optimizer_that_fails_at_step_7_is_reported_and_changes_no_other(
+def test_an_optimizer_that_fails_at_step_7_is_reported_and_does_not_affect_others(
     file: str, mnist: Dataset, name: str, status: str
 ) -> None:
     for result in run(mnist, f"{file}:{name}"):
@@ -276,7 +278,7 @@ def test_an_optimizer_that_fails_at_step_7_is_reported_and_changes_no_other(
             assert (row.error_type, row.error_message, row.last_step) == ("ArithmeticError", "enough of this", 7)
 
 
-def test_elementwise_is_verified_before_it_is_believed(file: str, mnist: Dataset) -> None:
+def test_a_declaration_as_elementwise_is_verified(file: str, mnist: Dataset) -> None:
     assert is_elementwise(find(f"{file}:Plain"), {"lr": 0.1})
     assert not is_elementwise(find(f"{file}:Normalised"), {"lr": 0.1})
     stacked = run(mnist, f"{file}:Plain", elementwise=True)
@@ -294,14 +296,14 @@ def test_random_numbers_come_from_the_trials_own_generator(file: str, mnist: Dat
     before = torch.random.get_rng_state()
     together = train_suite(suite, mnist)
     assert same_bits(train_suite(suite, mnist, only=1)[0], together[1])
-    assert torch.equal(torch.random.get_rng_state(), before), "the host's generator is as it was"
+    assert torch.equal(torch.random.get_rng_state(), before), "the global generator is unchanged"
     first, second = (result.weights for result in together[:2])
     assert first is not None
     assert second is not None
     assert not torch.equal(first["head.weight"], second["head.weight"])
 
 
-def test_a_model_is_given_with_its_hooks(file: str, mnist: Dataset) -> None:
+def test_the_model_is_passed_with_its_hooks(file: str, mnist: Dataset) -> None:
     target = f"{file}:Hooked"
     assert resolve_spec(find(target), {}).needs == {"model", "random"}
     for plain, hooked in zip(run(mnist, f"{file}:Plain"), run(mnist, target), strict=True):
@@ -313,8 +315,8 @@ def test_a_model_is_given_with_its_hooks(file: str, mnist: Dataset) -> None:
 
 
 @pytest.mark.parametrize(("state", "counts"), [("keep", 60), ("reset", 30)])
-def test_the_number_of_steps_to_come_is_given(file: str, mnist: Dataset, state: str, counts: int) -> None:
-    # Two tasks of thirty steps; the rate is 0 after as many as were announced.
+def test_the_total_number_of_steps_is_passed(file: str, mnist: Dataset, state: str, counts: int) -> None:
+    # Two tasks of thirty steps; the learning rate is 0 after the announced number of steps.
     suite = small_suite(
         {"opt": {"target": f"{file}:Decays"}, "sooner": {"target": f"{file}:Decays", "total_steps": counts - 1}},
         seeds=1,
@@ -326,16 +328,16 @@ def test_the_number_of_steps_to_come_is_given(file: str, mnist: Dataset, state: 
     announced, sooner = train_suite(suite, mnist)
     assert trial_row(announced).status == "ok"
     assert trial_row(announced).steps == 60
-    assert trial_row(sooner).status == "failed", "what is set in the suite stands"
+    assert trial_row(sooner).status == "failed", "a value set in the suite is kept"
     assert trial_row(sooner).steps == counts
 
 
-def test_one_that_wants_to_know_of_tasks_is_told(file: str, mnist: Dataset) -> None:
+def test_an_optimizer_with_a_task_hook_is_notified_of_tasks(file: str, mnist: Dataset) -> None:
     results = run(mnist, f"{file}:Told", lr=[0.03, 0.05])
     calm, broken = ([r for r in results if r.trial.hyperparameters["lr"] == lr] for lr in (0.03, 0.05))
     for result in calm:
         after = [row.accuracy for row in result.rows if isinstance(row, AccuracyRow) and row.task == 1]
-        assert after[0] != after[1] == after[2], "it learnt, and then it rested"
+        assert after[0] != after[1] == after[2], "it learnt in the first task and then stopped"
     for result in broken:
         row = trial_row(result)
         assert (row.status, row.error_message) == ("failed", "no more of this")
@@ -343,7 +345,7 @@ def test_one_that_wants_to_know_of_tasks_is_told(file: str, mnist: Dataset) -> N
     assert all(same_bits(a, b) for a, b in zip(alone, calm, strict=True))
 
 
-def test_matrices_alone_are_given_and_the_rest_goes_to_adamw(file: str, mnist: Dataset) -> None:
+def test_with_only_matrices_the_other_parameters_go_to_adamw(file: str, mnist: Dataset) -> None:
     declared = {"only_matrices": True, "fallback_lr": 0.01, "fallback_weight_decay": 0.0}
     (split, *_) = run(mnist, f"{file}:Matrices", **declared)
     assert trial_row(split).status == "ok", trial_row(split).error_message
@@ -380,7 +382,7 @@ experiments:
 """
 
 
-def test_guests_of_every_kind_from_the_command_line(
+def test_users_optimizers_of_every_kind_run_from_the_command_line(
     file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "suite.yaml").write_text(SUITE, encoding="utf-8")
@@ -434,7 +436,7 @@ def test_guests_of_every_kind_from_the_command_line(
         (["--set", "optimizers.sgd={target: sam, base: {target: sam}}"], "sam cannot wrap sam"),
     ],
 )
-def test_what_cannot_work_is_one_line_before_any_training(
+def test_invalid_optimizers_are_refused_in_one_line_before_training(
     file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
 ) -> None:
     (tmp_path / "suite.yaml").write_text(SUITE, encoding="utf-8")
@@ -447,7 +449,7 @@ def test_what_cannot_work_is_one_line_before_any_training(
     assert not (tmp_path / "runs").exists()
 
 
-# --- wrappers, by hand
+# --- wrappers, hand-computed
 
 
 def parameter(values: list[float], grad: list[float] | None = None) -> torch.nn.Parameter:
@@ -462,7 +464,7 @@ def made(name: str, parameters: list[torch.nn.Parameter], **settings: Any) -> to
 
 
 def quadratic(p: torch.nn.Parameter) -> Callable[[], torch.Tensor]:
-    """The closure of L = 1.5 w1² + .5 w2²."""
+    """Return the closure of L = 1.5 w1² + .5 w2²."""
 
     def closure() -> torch.Tensor:
         loss = 1.5 * p[0] ** 2 + 0.5 * p[1] ** 2
@@ -472,7 +474,7 @@ def quadratic(p: torch.nn.Parameter) -> Callable[[], torch.Tensor]:
     return closure
 
 
-def test_sams_two_passes_by_hand() -> None:
+def test_sam_agrees_with_a_hand_computed_step() -> None:
     w = parameter([1.0, 4.0])
     closure = quadratic(w)
     closure()  # g = (3, 4), |g| = 5, e = .1 (3, 4)/5 = (.06, .08)
@@ -481,7 +483,7 @@ def test_sams_two_passes_by_hand() -> None:
     assert torch.allclose(w, torch.tensor([1 - 0.318, 4 - 0.408], dtype=torch.float64), atol=1e-7)
 
 
-def test_adaptive_sam_by_hand() -> None:
+def test_adaptive_sam_agrees_with_a_hand_computed_step() -> None:
     w = parameter([1.0, 4.0])
     closure = quadratic(w)
     closure()  # |w| g = (3, 16), its norm sqrt(265); e = .1 (1 * 3, 16 * 4)/sqrt(265)
@@ -493,7 +495,7 @@ def test_adaptive_sam_by_hand() -> None:
     assert torch.allclose(w, expected.double(), atol=1e-6)
 
 
-def test_sam_without_radius_is_its_base_and_stands_still_where_the_gradient_vanishes() -> None:
+def test_sam_with_radius_0_is_its_base_and_does_not_move_at_zero_gradient() -> None:
     for base in ({"target": "sgd", "lr": 0.1}, {"target": "adamw", "lr": 0.01}):
         one, other = parameter([1.0, 4.0]), parameter([1.0, 4.0])
         sam = made("sam", [one], base=base, rho=0.0)
@@ -511,7 +513,7 @@ def test_sam_without_radius_is_its_base_and_stands_still_where_the_gradient_vani
         made("sam", [flat], base={"target": "sgd", "lr": 0.1}).step()
 
 
-def test_gradient_noise_has_the_annealed_variance_and_leaves_the_gradients() -> None:
+def test_gradient_noise_has_the_annealed_variance_and_restores_the_gradients() -> None:
     w = parameter([0.0] * 40_000, [0.0] * 40_000)
     noisy = made("gradient-noise", [w], base={"target": "sgd", "lr": 1.0}, eta=0.3, gamma=0.55, steps=3)
     before = w.detach().clone()
@@ -526,7 +528,7 @@ def test_gradient_noise_has_the_annealed_variance_and_leaves_the_gradients() -> 
         before = w.detach().clone()
 
 
-def test_power_sgd_moves_weights_by_their_size_and_biases_plainly() -> None:
+def test_power_sgd_scales_steps_of_weights_but_not_of_biases() -> None:
     weights = parameter([[2.0, -0.5], [0.0, 1.0]], [[1.0, 1.0], [1.0, -2.0]])  # type: ignore[list-item]
     bias = parameter([2.0, 0.0], [1.0, 1.0])
     made("power-sgd", [weights, bias], lr=0.1, beta=1.5).step()
@@ -535,7 +537,7 @@ def test_power_sgd_moves_weights_by_their_size_and_biases_plainly() -> None:
     assert torch.allclose(bias, torch.tensor([1.9, -0.1], dtype=torch.float64))
 
 
-def test_power_sgd_at_beta_0_is_sgd_and_stacked_members_are_alone() -> None:
+def test_power_sgd_at_beta_0_is_sgd_and_stacked_members_equal_single_ones() -> None:
     random = torch.Generator().manual_seed(1)
     start, grad = torch.randn(3, 4, 5, generator=random), torch.randn(3, 4, 5, generator=random)
     stack = torch.nn.Parameter(start.clone())
@@ -553,14 +555,14 @@ def test_power_sgd_at_beta_0_is_sgd_and_stacked_members_are_alone() -> None:
 
 
 @pytest.mark.parametrize("name", ["sam", "gradient-noise"])
-def test_wrappers_are_alone_what_they_are_in_a_cohort(name: str, mnist: Dataset) -> None:
+def test_a_wrapped_trial_alone_equals_the_trial_in_a_cohort(name: str, mnist: Dataset) -> None:
     suite = small_suite({"opt": {"target": name, "base": {"target": "adamw", "lr": 2e-3}}}, seeds=3, max_epochs=1)
     together = train_suite(suite, mnist)
     assert all(trial_row(result).status == "ok" for result in together)
     assert same_bits(train_suite(suite, mnist, only=1)[0], together[1])
 
 
-def test_muon_takes_the_matrices_and_adamw_the_rest() -> None:
+def test_muon_trains_the_matrices_and_adamw_the_rest() -> None:
     random = torch.Generator().manual_seed(0)
     shapes = ((6, 4), (6,), (2, 3, 3, 3))
     start = [torch.randn(shape, generator=random) for shape in shapes]
@@ -585,10 +587,8 @@ def test_muon_takes_the_matrices_and_adamw_the_rest() -> None:
     assert torch.equal(together[0], by_hand[0])
 
 
-def test_what_a_module_hands_out_when_it_is_asked_for_it_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Packages that import their parts late have a `__getattr__` of their own (PEP 562)."""
+def test_classes_that_a_module_imports_lazily_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packages that import their parts lazily define a module `__getattr__` (PEP 562)."""
     (tmp_path / "lately.py").write_text(
         "import torch\ndef __getattr__(name):\n    if name == 'Late':\n        return torch.optim.SGD\n"
         "    raise AttributeError(name)\n"

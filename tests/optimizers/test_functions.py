@@ -1,4 +1,4 @@
-"""Optimizers brought as functions, and results that are no `torch.optim.Optimizer`: each trains as its class would."""
+"""Optimizers given as functions, and results that are not a `torch.optim.Optimizer`, train like the class."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ CLOSE = ["by_net", "by_annotation", "by_text", "needs_closure", "NeedsClosure", 
 
 
 @pytest.mark.parametrize("name", [*SAME, *CLOSE])
-def test_what_a_function_returns_takes_the_steps_of_the_class(name: str, file: str, mnist: Dataset) -> None:
+def test_the_result_of_a_function_takes_the_same_steps_as_the_class(name: str, file: str, mnist: Dataset) -> None:
     for result, plain in zip(run(mnist, f"{file}:{name}"), run(mnist, f"{file}:Plain"), strict=True):
         assert trial_row(result).status == "ok", trial_row(result).error_message
         assert trial_row(result).init_hash == trial_row(plain).init_hash
@@ -180,7 +180,7 @@ def test_what_a_function_returns_takes_the_steps_of_the_class(name: str, file: s
             assert result.weights is not None
             assert plain.weights is not None
             assert all(torch.equal(result.weights[key], weight) for key, weight in plain.weights.items())
-        else:  # gradients from autograd, or another order of the same operations
+        else:  # tolerance for gradients from autograd and for another order of operations
             assert result.weights is not None
             for key, weight in (plain.weights or {}).items():
                 torch.testing.assert_close(result.weights[key], weight, atol=1e-4, rtol=0)
@@ -194,7 +194,7 @@ def test_a_trial_alone_equals_the_same_trial_among_others(name: str, file: str, 
     assert same_bits(train_suite(suite, mnist, only=1)[0], together[1])
 
 
-def test_gradients_are_evaluated_where_around_forward_puts_the_weights(file: str, mnist: Dataset) -> None:
+def test_gradients_are_evaluated_at_the_weights_set_by_around_forward(file: str, mnist: Dataset) -> None:
     (plain, _), (shifted, _) = (run(mnist, f"{file}:Around", shift=shift) for shift in (0.0, 0.5))
     assert trial_row(shifted).status == "ok", trial_row(shifted).error_message
     assert plain.weights is not None
@@ -202,8 +202,8 @@ def test_gradients_are_evaluated_where_around_forward_puts_the_weights(file: str
     assert not any(torch.allclose(shifted.weights[key], weight) for key, weight in plain.weights.items())
 
 
-def test_modes_of_a_returned_object_are_found_out(file: str, mnist: Dataset) -> None:
-    """Weights are doubled for training and halved to be measured: asserted in its methods, and seen in the result."""
+def test_modes_of_a_returned_object_are_detected(file: str, mnist: Dataset) -> None:
+    """Its methods double the weights for training and halve them for measuring, and assert the right order."""
     (result, *_), (plain, *_) = run(mnist, f"{file}:doubles", lr=0.0), run(mnist, f"{file}:plain", lr=0.0)
     assert trial_row(result).status == "ok", trial_row(result).error_message
     assert result.weights is not None
@@ -212,7 +212,7 @@ def test_modes_of_a_returned_object_are_found_out(file: str, mnist: Dataset) -> 
     assert all(torch.equal((still.weights or {})[key], weight) for key, weight in (plain.weights or {}).items())
 
 
-def test_what_a_function_needs_is_told_by_its_signature_and_its_result(file: str) -> None:
+def test_needs_of_a_function_are_read_from_its_signature_and_result(file: str) -> None:
     def needs(name: str) -> set[str]:
         target = f"{file}:{name}"
         spec = resolve_spec(find(target), {})
@@ -229,7 +229,7 @@ def test_what_a_function_needs_is_told_by_its_signature_and_its_result(file: str
     assert needs("attached") == needs("Around") == {"around_forward"}
 
 
-def test_wrappers_stand_over_functions(file: str, mnist: Dataset) -> None:
+def test_wrappers_accept_functions_as_base(file: str, mnist: Dataset) -> None:
     for base in ("plain", "Duck"):
         suite = small_suite(
             {"opt": {"target": "gradient-noise", "eta": 0.0, "base": {"target": f"{file}:{base}", "lr": 0.05}}},
@@ -240,7 +240,7 @@ def test_wrappers_stand_over_functions(file: str, mnist: Dataset) -> None:
         assert trial_row(result).status == "ok", trial_row(result).error_message
 
 
-def test_a_function_may_be_declared_elementwise(file: str, mnist: Dataset) -> None:
+def test_a_function_can_be_declared_elementwise(file: str, mnist: Dataset) -> None:
     stacked, apart = (run(mnist, f"{file}:plain", **more) for more in ({"elementwise": True}, {}))
     for result, expected in zip(stacked, apart, strict=True):
         assert all(torch.equal((result.weights or {})[k], w) for k, w in (expected.weights or {}).items())
@@ -265,7 +265,7 @@ def test_a_function_may_be_declared_elementwise(file: str, mnist: Dataset) -> No
         ("nothign", [], "did you mean 'nothing'?"),
     ],
 )
-def test_what_makes_no_optimizer_is_one_line_before_any_training(
+def test_a_function_that_returns_no_optimizer_is_refused_before_training(
     name: str, words: list[str], said: str, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "suite.yaml").write_text(SUITE, encoding="utf-8")
@@ -277,7 +277,7 @@ def test_what_makes_no_optimizer_is_one_line_before_any_training(
     assert not (tmp_path / "runs").exists()
 
 
-def test_check_knows_functions(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_accepts_functions(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", f"{file}:Around", "--set", "shift=0.1"]) == 0
     assert "around_forward() around each forward and backward pass" in capsys.readouterr().out
     assert main(["check", f"{file}:groups"]) == 0

@@ -1,4 +1,4 @@
-"""K-FAC: its factors are what their definition says, its step is the natural gradient where that is known."""
+"""K-FAC: factors agree with their definition, and steps with the natural gradient where it is known."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def inputs(*shape: int) -> Tensor:
 
 
 def sampled_labels(logits: Tensor, seed: int) -> Tensor:
-    """The labels that `Kfac` draws with a generator of this seed."""
+    """Return the labels that `Kfac` draws with a generator of this seed."""
     random = torch.Generator().manual_seed(seed)
     return torch.multinomial(logits.detach().softmax(1), 1, generator=random).squeeze(1)
 
@@ -37,7 +37,7 @@ def backward(model: nn.Module, x: Tensor) -> None:
 
 
 def outer_products_by_hand(model: nn.Sequential, x: Tensor, labels: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
-    """A and G of every layer of a small MLP, example by example, with gradients worked out by the chain rule."""
+    """Compute A and G of every layer of a small MLP, example by example, with gradients by the chain rule."""
     found: dict[int, tuple[Tensor, Tensor]] = {}
     first, last = model[0], model[2]
     for row, label in zip(x, labels, strict=True):
@@ -61,7 +61,7 @@ def factors_of(signals: LayerSignals) -> tuple[Tensor, Tensor]:
     return whole(a), whole(g)
 
 
-def test_factors_of_a_tiny_mlp_are_those_of_the_definition() -> None:
+def test_factors_of_a_tiny_mlp_agree_with_the_definition() -> None:
     model = network(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 5))
     x = inputs(7, 3)
     optimizer = Kfac(model, generator=torch.Generator().manual_seed(5))
@@ -73,7 +73,7 @@ def test_factors_of_a_tiny_mlp_are_those_of_the_definition() -> None:
         torch.testing.assert_close(found_g, g)
 
 
-def test_factors_of_a_tiny_convolution_are_those_of_the_definition() -> None:
+def test_factors_of_a_tiny_convolution_agree_with_the_definition() -> None:
     conv = nn.Conv2d(2, 3, (3, 2), stride=(2, 1), padding=1, dilation=(1, 2))
     model = network(conv, nn.Tanh(), nn.Flatten(), nn.Linear(3 * 3 * 5, 4))
     x = inputs(6, 2, 5, 5)
@@ -82,7 +82,7 @@ def test_factors_of_a_tiny_convolution_are_those_of_the_definition() -> None:
     height, width = conv(x).shape[2:]
     assert height * width * 3 == model[3].in_features
 
-    # Place by place: the patch that meets the kernel there, and the derivative by the output there.
+    # For every position: the input patch under the kernel, and the gradient of the output.
     seen: dict[str, Tensor] = {}
     outputs = conv(x)
     outputs.retain_grad()
@@ -103,7 +103,7 @@ def test_factors_of_a_tiny_convolution_are_those_of_the_definition() -> None:
     torch.testing.assert_close(seen["g"], g)
 
 
-def test_of_one_example_the_kronecker_product_is_the_fisher_block_itself() -> None:
+def test_for_one_example_the_kronecker_product_equals_the_fisher_block() -> None:
     model = network(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 5))
     x = inputs(1, 3)
     optimizer = Kfac(model, generator=torch.Generator().manual_seed(2))
@@ -119,7 +119,7 @@ def test_of_one_example_the_kronecker_product_is_the_fisher_block_itself() -> No
 
 
 class Masked(nn.Module):
-    """As BERT: predictions at chosen places of sequences, and one for each sequence."""
+    """A network like BERT: predictions at chosen positions of sequences, and one per sequence."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,8 +129,8 @@ class Masked(nn.Module):
         return self.token(x).flatten(0, 1)[places], self.pair(x[:, 0])
 
 
-def test_the_fisher_matrix_of_chosen_places_is_a_mean_over_predictions() -> None:
-    """Of equal inputs the Kronecker product is exact: of a loss that is a mean, the mean over what is predicted."""
+def test_the_fisher_matrix_at_chosen_positions_is_a_mean_over_predictions() -> None:
+    """For equal inputs the Kronecker product is exact; for a mean loss it is the mean over predictions."""
     model = Masked().double()
     x, places = inputs(3).expand(2, 5, 3), torch.tensor([0, 3, 4, 8, 9])
     optimizer = Kfac(model, generator=torch.Generator().manual_seed(2))
@@ -146,14 +146,14 @@ def test_the_fisher_matrix_of_chosen_places_is_a_mean_over_predictions() -> None
         torch.testing.assert_close(torch.kron(g, a), expected)
 
 
-def test_the_drawn_labels_give_the_true_fisher_matrix_in_the_mean() -> None:
-    # Of softmax regression on one example the exact factor is diag(p) - p pᵀ.
+def test_drawn_labels_give_the_true_fisher_matrix_on_average() -> None:
+    # For softmax regression on one example the exact factor is diag(p) - p pᵀ.
     model = network(nn.Linear(3, 4))
     x = inputs(1, 3).expand(40_000, 3)
     optimizer = Kfac(model, generator=torch.Generator().manual_seed(3))
     chance = model(x)[0].detach().softmax(0)
     _, g = factors_of(optimizer.signals[model[0]])
-    # The standard error of a mean of 40,000 numbers of at most 1 is .005 at most.
+    # The standard error of a mean of 40,000 numbers up to 1 is at most .005.
     torch.testing.assert_close(g, torch.diag(chance) - torch.outer(chance, chance), atol=0.02, rtol=0)
 
 
@@ -182,12 +182,12 @@ def test_the_step_is_bounded_by_the_clip() -> None:
         backward(twin, inputs(9, 3))
         grads = [p.grad.clone() for p in twin.parameters() if p.grad is not None]
         optimizer.step()
-        # lr² Σ V·∇ is the change that the clip bounds; a step is lr V.
+        # The clip bounds lr² Σ V·∇, and a step is lr V.
         steps = [b - p.detach() for b, p in zip(model.parameters(), twin.parameters(), strict=True)]
         change = sum(0.5 * (s * g).sum().item() for s, g in zip(steps, grads, strict=True))
         lengths.append((sum(s.square().sum().item() for s in steps) ** 0.5, change))
-    assert lengths[0] == lengths[1], "a bound that is far away changes nothing"
-    assert lengths[2][0] == pytest.approx(10 * lengths[3][0]), "the step is as the root of the clip"
+    assert lengths[0] == lengths[1], "a large bound changes nothing"
+    assert lengths[2][0] == pytest.approx(10 * lengths[3][0]), "the step scales with the square root of the clip"
     assert lengths[2][0] < lengths[0][0]
 
 
@@ -206,7 +206,7 @@ def test_averages_follow_the_schedule_of_the_paper() -> None:
     torch.testing.assert_close(optimizer.state[model[0].weight]["input_factor"], expected)
 
 
-def test_what_has_no_factors_takes_plain_steps() -> None:
+def test_parameters_without_factors_take_plain_steps() -> None:
     model = network(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 5))
     optimizer = Kfac(model, lr=0.5, momentum=0.0, kl_clip=None, generator=torch.Generator().manual_seed(4))
     backward(model, inputs(9, 3))
@@ -232,7 +232,7 @@ def test_inverses_of_factors_that_are_not_finite_do_not_raise() -> None:
     assert torch.isfinite(zero).all()
 
 
-def test_looking_without_gradients_draws_nothing() -> None:
+def test_forward_passes_without_gradients_draw_nothing() -> None:
     model = network(nn.Linear(3, 4))
     random = torch.Generator().manual_seed(0)
     optimizer = Kfac(model, generator=random)
@@ -244,7 +244,7 @@ def test_looking_without_gradients_draws_nothing() -> None:
 
 
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
-def test_it_trains_networks_of_the_suite_alone_as_in_a_cohort(model: str, coarse_mnist: Dataset) -> None:
+def test_a_trial_alone_equals_the_trial_in_a_cohort(model: str, coarse_mnist: Dataset) -> None:
     changed = {"model": {"kind": "cnn", "channels": [4], "hidden": 16}} if model == "cnn" else {}
     suite = small_suite({"opt": {"target": "kfac", "lr": [0.1, 0.03]}}, seeds=2, max_epochs=1, **changed)
     together = train_suite(suite, coarse_mnist)

@@ -1,4 +1,4 @@
-"""Inverse roots by products alone, against eigendecompositions."""
+"""Inverse roots computed by matrix products only agree with eigendecompositions."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_root_agrees_with_scipy(n: int, order: int, epsilon: float, rank: int, s
 
 @settings(max_examples=30, deadline=None)
 @given(n=st.integers(1, 40), rank=st.integers(1, 50), seed=st.integers(0, 2**31))
-def test_the_largest_eigenvalue_is_bounded_closely(n: int, rank: int, seed: int) -> None:
+def test_the_bound_on_the_largest_eigenvalue_is_tight(n: int, rank: int, seed: int) -> None:
     factors = positive(3, n, rank, seed)
     exact = torch.linalg.eigvalsh(factors)[:, -1]
     ratio = largest_eigenvalue(factors) / exact
@@ -54,18 +54,18 @@ def test_the_largest_eigenvalue_is_bounded_closely(n: int, rank: int, seed: int)
 
 @pytest.mark.parametrize("order", [2, 4])
 @pytest.mark.parametrize("epsilon", [1e-12, 1e-6, 1e-3])
-def test_so_many_iterations_are_needed_and_enough(order: int, epsilon: float) -> None:
+def test_the_number_of_iterations_is_necessary_and_sufficient(order: int, epsilon: float) -> None:
     enough = iterations_for(order, epsilon)
     factors = torch.diag(torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64))[None]
     spread = torch.tensor([epsilon], dtype=torch.float64)
     assert newton_inverse_root(factors, order, spread, enough)[1].item()
     assert not newton_inverse_root(factors, order, spread, enough - 5)[1].item()
-    # Six e-folds of the smallest eigenvalue's way to 1 cost what theory says: (1 + 1/p)^p each.
+    # Each iteration multiplies the smallest eigenvalue by (1 + 1/p)^p, which gives the number for a factor of 400.
     more = iterations_for(order, epsilon / 400) - enough
     assert more == pytest.approx(np.log(400) / (order * np.log1p(1 / order)), abs=1)
 
 
-def test_a_zero_matrix_has_root_zero_and_others_are_not_disturbed() -> None:
+def test_a_zero_matrix_has_root_zero_and_does_not_affect_others() -> None:
     factors = positive(4, 6, 3, 0)
     alone, _ = roots_of(factors, 4, 1e-4)
     factors[1] = 0.0
@@ -78,7 +78,7 @@ def test_a_zero_matrix_has_root_zero_and_others_are_not_disturbed() -> None:
 
 
 @pytest.mark.parametrize("diagonal", [False, True])
-def test_updated_roots_are_scaled_and_those_without_one_are_kept(diagonal: bool) -> None:
+def test_updated_roots_are_scaled_and_failed_ones_are_kept(diagonal: bool) -> None:
     factors = positive(3, 7, 9, 1)
     if diagonal:
         factors = factors.diagonal(dim1=1, dim2=2).clone()
@@ -96,7 +96,7 @@ def test_updated_roots_are_scaled_and_those_without_one_are_kept(diagonal: bool)
         np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_what_single_precision_does_not_manage_is_not_taken() -> None:
+def test_a_root_that_fails_in_single_precision_is_not_used() -> None:
     factors = positive(1, 60, 5, 2)
     root = torch.full((1, 60, 60), 3.0)
     who = update_inverse_roots(root, factors, 4, 1e-12, 1.0, newton=1e-12, precision=torch.float32)
@@ -104,7 +104,7 @@ def test_what_single_precision_does_not_manage_is_not_taken() -> None:
     assert (root == 3.0).all()
 
 
-def test_single_precision_is_close_and_double_precision_comes_to_its_help(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_single_precision_is_close_and_falls_back_to_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     factors = positive(2, 30, 40, 3)
     exact, single, helped = torch.zeros(3, 2, 30, 30, dtype=torch.float64).unbind()
     update_inverse_roots(exact, factors, 4, 1e-4)
@@ -124,8 +124,8 @@ def test_single_precision_is_close_and_double_precision_comes_to_its_help(monkey
     assert torch.equal(helped, exact)
 
 
-def test_a_member_alone_takes_the_steps_it_takes_among_others() -> None:
-    """As many as its own ε needs, whatever the others' are."""
+def test_a_member_alone_equals_the_member_among_others() -> None:
+    """The number of iterations depends only on the ε of the member."""
     factors = positive(3, 64, 80, 4)
     epsilon = torch.tensor([1e-2, 1e-9, 1e-4], dtype=torch.float64)
     together = torch.zeros(3, 64, 64, dtype=torch.float64)

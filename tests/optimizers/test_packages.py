@@ -1,4 +1,4 @@
-"""Real packages, each brought by a user's function of a few lines, take the steps that they take in a plain loop."""
+"""Optimizers of real packages, wrapped in a short function, take the same steps as in a plain loop."""
 
 from __future__ import annotations
 
@@ -100,12 +100,12 @@ IN_A_LOOP = {
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the packages that the registry has, without what they depend on."""
+    """Return a folder with the packages of the registry, without their dependencies."""
     folder = tmp_path_factory.mktemp("packages")
     for name, _ in FROM_REGISTRY.values():
         words = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), name]
         subprocess.run(words, check=False, capture_output=True, timeout=120)
-    # BAdam asks it for the names of normalisation layers, and whether DeepSpeed is used.
+    # BAdam uses it for names of normalisation layers and to detect DeepSpeed.
     stand_in = folder / "transformers"
     stand_in.mkdir()
     (stand_in / "__init__.py").write_text("")
@@ -117,7 +117,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=SETTINGS)
 def name(request: pytest.FixtureRequest, packages: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of an optimizer whose package is there."""
+    """Return the name of an optimizer whose package is available."""
     found: str = request.param
     monkeypatch.syspath_prepend(str(packages))
     if found != "torch_muon":
@@ -131,8 +131,8 @@ def target(name: str, tmp_path: Path) -> str:
     return f"{tmp_path / 'mine.py'}:{name}"
 
 
-@pytest.mark.filterwarnings("ignore")  # of the packages
-def test_a_function_of_a_few_lines_brings_a_package(
+@pytest.mark.filterwarnings("ignore")  # warnings of the packages
+def test_a_short_function_wraps_the_optimizer_of_a_package(
     name: str, target: str, tmp_path: Path, mnist: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
     suite = small_suite(

@@ -1,4 +1,4 @@
-"""Training with `rank-penalty`: its base is left alone, rank follows the strength, and the control leaves it."""
+"""Training with `rank-penalty`: the base is unchanged, rank follows the strength, and the control keeps the rank."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def penalised(base: dict[str, Any], strength: Any, **settings: Any) -> dict[str,
 
 
 @pytest.mark.parametrize(("base", "rotated"), [*((name, False) for name in BASES), ("sgd", True), ("sam", True)])
-def test_without_strength_it_is_the_base_and_alone_it_is_as_among_others(
+def test_strength_0_equals_the_base_and_a_trial_alone_equals_one_among_others(
     base: str, rotated: bool, mnist: Dataset
 ) -> None:
     needed(base)
     optimizers = {"plain": BASES[base], "it": penalised(BASES[base], [-0.1, 0.0, 0.3], rotated=rotated)}
-    seeds = 1 if base == "shampoo" else 2  # a root of the 784 pixels takes long
+    seeds = 1 if base == "shampoo" else 2  # a root of the 784 pixels would take long
     suite = small_suite(optimizers, seeds=seeds, **SHORT)
     sizes = [len(cohort.trials) for cohort in cohorts(trials(suite))]
-    assert sizes == [seeds, 3 * seeds], "all strengths in lock-step"
+    assert sizes == [seeds, 3 * seeds], "all strengths train in one cohort"
     results = train_suite(suite, mnist)
     plain, it = results[:seeds], results[seeds:]
     assert all(trial_row(result).status == "ok" for result in results)
@@ -68,7 +68,7 @@ def ranks(results: list[TrialResult], strength: float) -> list[float]:
     ]
 
 
-def test_rank_follows_the_strength_and_the_rotated_control_leaves_it(mnist: Dataset) -> None:
+def test_rank_follows_the_strength_and_the_rotated_control_keeps_it(mnist: Dataset) -> None:
     strengths = [-0.1, 0.0, 0.03, 0.1]
     optimizers = {"it": penalised(SGD, strengths), "control": penalised(SGD, [-0.1, 0.1], rotated=True)}
     task = {"kind": "permuted", "count": 1}
@@ -89,7 +89,7 @@ def test_rank_follows_the_strength_and_the_rotated_control_leaves_it(mnist: Data
 
 
 @pytest.mark.parametrize("base", ["adamw", "shampoo", "soap"])
-def test_it_goes_on_as_if_it_had_not_been_cut(base: str, mnist: Dataset) -> None:
+def test_training_resumes_as_if_uninterrupted(base: str, mnist: Dataset) -> None:
     needed(base)
     suite = small_suite({"it": penalised(BASES[base], [0.0, 0.1], rotated=base == "adamw")}, seeds=1, **SHORT)
     for _, whole, again in cut_and_whole(suite, mnist):
@@ -97,10 +97,10 @@ def test_it_goes_on_as_if_it_had_not_been_cut(base: str, mnist: Dataset) -> None
 
 
 @pytest.mark.parametrize("model", [own_models.ResNet, own_models.VisionTransformer])
-def test_models_of_a_user_are_penalised(model: type[nn.Module], mnist: Dataset, use: Use) -> None:  # noqa: F811
+def test_users_models_are_penalised(model: type[nn.Module], mnist: Dataset, use: Use) -> None:  # noqa: F811
     use(model)
     optimizers = {"plain": SGD, "it": penalised(SGD, [0.0, 0.3])}
-    suite = small_suite(optimizers, seeds=2, **{**SHORT, "batch_size": 6})  # smaller than the width
+    suite = small_suite(optimizers, seeds=2, **{**SHORT, "batch_size": 6})  # fewer examples than features
     results = train_suite(suite, mnist)
     weights = [result.weights for result in results]
     assert all(trial_row(result).status == "ok" for result in results)
@@ -134,13 +134,13 @@ def test_a_network_without_hidden_layers_is_refused_before_training(
     assert said == f"{place}: rank-penalty: expected a model with layers below its last one, got none"
 
 
-def test_a_model_of_yours_without_weights_below_the_features_fails_alone(mnist: Dataset, use: Use) -> None:  # noqa: F811
+def test_a_users_model_without_weights_below_the_features_fails(mnist: Dataset, use: Use) -> None:  # noqa: F811
     use(own_models.Flat)
     (result,) = train_suite(small_suite({"it": penalised(SGD, 0.1)}, seeds=1, **SHORT), mnist)
     assert trial_row(result).error_message == "rank-penalty: expected weights below the features of Flat, got none"
 
 
-def test_what_it_does_not_stand_over_or_under_is_said() -> None:
+def test_invalid_nesting_is_refused() -> None:
     check_settings("rank-penalty", {"base": {"target": "sam"}, "strength": -1e3})
     inside = {"target": "rank-penalty", "base": SGD}
     with pytest.raises(OptimizerError, match="sam cannot wrap rank-penalty; expected rank-penalty outermost"):

@@ -1,4 +1,4 @@
-"""The registry against the classes it names: arguments, defaults, ranges, lanes; and what a missing extra leads to."""
+"""The registry agrees with its classes on arguments, defaults, ranges and lanes; missing extras are reported."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from optbench.optimizers.spec import FALLBACK, OptimizerSpec
 
 SHAPES = {"weight": torch.Size([6, 4]), "bias": torch.Size([6])}
 
-# Arguments that a constructor takes through **kwargs, where its signature does not show them.
+# Arguments taken through **kwargs, which the signature does not show
 UNNAMED = {("lamb", "adam_debias")}
 
-# Where the registry's default is not the constructor's, and why.
+# Defaults that differ from the constructor's, with the reason
 DIFFERENT = {
     ("kron", "max_size_triangular"): "a triangular factor of the 784 pixels takes two seconds a step on a CPU",
     ("lbfgs", "max_iter"): "twenty iterations on one mini-batch follow that batch away from all others",
@@ -45,13 +45,13 @@ ELEMENTWISE = [name for name, spec in OPTIMIZERS.items() if spec.lane == "elemen
 
 
 def constructor(name: str) -> dict[str, inspect.Parameter]:
-    """The named parameters of a registered class after `params`."""
+    """Return the named parameters of a registered class after `params`."""
     parameters = list(inspect.signature(load_factory(name)).parameters.values())[1:]
     return {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
 
 def gradients(steps: int, members: int = 1, seed: int = 0) -> Tensor:
-    """Gradients (steps, members, 30) of several sizes, some of them zero."""
+    """Return gradients (steps, members, 30) of several magnitudes, some of them zero."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(steps, members, 30, generator=generator) * torch.logspace(-3, 1, 30)
     return torch.where(torch.rand(drawn.shape, generator=generator) < 0.1, 0.0, drawn)
@@ -62,12 +62,12 @@ def never(member: int, network: Network) -> Tensor:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_an_entry_says_what_it_is(name: str) -> None:
+def test_an_entry_has_a_name_a_summary_and_a_reference(name: str) -> None:
     spec = OPTIMIZERS[name]
     assert spec.name == name
-    assert re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name), "a name that needs no quotes on a command line"
+    assert re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name), "names need no quoting on a command line"
     assert spec.summary
-    assert not spec.summary.endswith("."), "a phrase, to stand before its reference"
+    assert not spec.summary.endswith("."), "summaries are phrases without a full stop"
     assert re.search(r"\b(19|20)\d\d\b", spec.reference), "a reference has a year"
     assert spec.state
 
@@ -86,7 +86,7 @@ def test_every_hyperparameter_is_an_argument_of_the_constructor(name: str) -> No
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_defaults_are_those_of_the_constructor(name: str) -> None:
+def test_defaults_equal_those_of_the_constructor(name: str) -> None:
     known = constructor(name)
     differ = {
         (name, key)
@@ -98,14 +98,14 @@ def test_defaults_are_those_of_the_constructor(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_defaults_are_settings_it_takes(name: str) -> None:
+def test_the_defaults_are_valid_settings(name: str) -> None:
     check_settings(name, complete(name, {}))
     check_arguments(name, complete(name, {}))
 
 
-# A fallback's ranges are those of its own entry.
+# Ranges of a fallback optimizer are tested at its own entry.
 @pytest.mark.parametrize("name", [name for name in FOREIGN if not OPTIMIZERS[name].only_matrices])
-def test_no_range_is_wider_than_what_the_constructor_takes(name: str) -> None:
+def test_no_range_is_wider_than_the_constructor_accepts(name: str) -> None:
     spec = OPTIMIZERS[name]
     cls: Any = load_factory(name)
     for key, hyper in spec.hyperparameters.items():
@@ -116,7 +116,7 @@ def test_no_range_is_wider_than_what_the_constructor_takes(name: str) -> None:
             lowest = int(lowest) if hyper.kind == "integer" else lowest
             ends = [lowest, *([hyper.high] if hyper.high < float("inf") else [])]
         elif hyper.kind == "boolean":
-            # Nesterov's form has no meaning without momentum, and SGD says so.
+            # SGD refuses Nesterov momentum without momentum.
             ends = [False, *([True] if key != "nesterov" else [])]
         else:
             continue
@@ -127,8 +127,8 @@ def test_no_range_is_wider_than_what_the_constructor_takes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
-def test_elementwise_means_that_no_weight_looks_at_another(name: str) -> None:
-    """All weights in one tensor go where each of them goes as the only parameter of an optimizer of its own."""
+def test_elementwise_optimizers_update_every_weight_independently(name: str) -> None:
+    """Weights of one tensor are updated as if each had a separate optimizer."""
     cls: Any = load_factory(name)
     settings = {**complete(name, {}), **OPTIMIZERS[name].arguments_on.get("cpu", {})}
     start = torch.linspace(-1, 1, 30)
@@ -142,13 +142,13 @@ def test_elementwise_means_that_no_weight_looks_at_another(name: str) -> None:
             value.grad = part.clone().reshape(1)
             optimizer.step()
     assert (whole - start).abs().min() > 0
-    # Only the last bit may differ: vectorised loops and their tails round differently.
+    # The last bit may differ, since vectorised loops and their remainders round differently.
     torch.testing.assert_close(whole.detach(), torch.cat([value.detach() for value in single]), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
-def test_elementwise_state_is_of_the_weights_shape_or_a_scalar(name: str) -> None:
-    """What the elementwise lane can give each member of a stack its part of."""
+def test_elementwise_state_has_the_shape_of_the_weights_or_is_a_scalar(name: str) -> None:
+    """The elementwise lane can split only such state by member."""
     cls: Any = load_factory(name)
     stack = torch.nn.Parameter(torch.ones(3, 5))
     optimizer = cls([stack], **complete(name, {}), **OPTIMIZERS[name].arguments_on.get("cpu", {}))
@@ -157,16 +157,16 @@ def test_elementwise_state_is_of_the_weights_shape_or_a_scalar(name: str) -> Non
     optimizer.step()
     for value in optimizer.state[stack].values():
         assert value is None or (isinstance(value, Tensor) and value.shape in (stack.shape, torch.Size([])))
-    assert [set(group) for group in optimizer.param_groups] == before, "a group must hold no count of steps"
+    assert [set(group) for group in optimizer.param_groups] == before, "a parameter group must not contain a step count"
 
 
 def pieces(row: Tensor) -> dict[str, Tensor]:
-    """30 numbers as a weight and a bias."""
+    """Split 30 numbers into a weight and a bias."""
     return {"weight": row[:24].reshape(SHAPES["weight"]), "bias": row[24:]}
 
 
 def per_member_lane_on(spec: OptimizerSpec, settings: list[dict[str, Any]], given: Tensor) -> Tensor:
-    """Weights (members, P) after the engine's lane has applied the gradients (steps, members, 30) to ones."""
+    """Apply gradients (steps, members, 30) to weights of ones in the engine's lane; return weights (members, P)."""
     layout = Layout.of(SHAPES)
     weights = torch.stack([layout.pack({name: torch.ones(shape) for name, shape in SHAPES.items()})] * len(settings))
     grads = torch.zeros_like(weights)
@@ -181,7 +181,7 @@ def per_member_lane_on(spec: OptimizerSpec, settings: list[dict[str, Any]], give
 
 
 @pytest.mark.parametrize("target", ["pytorch_optimizer:SOAP", "lion"])
-def test_the_per_member_lane_equals_the_class_used_plainly(target: str) -> None:
+def test_the_per_member_lane_equals_the_plain_class(target: str) -> None:
     settings = [{**complete(target, {}), "lr": lr} for lr in (1e-2, 1e-3)]
     given = gradients(10, members=2)
     lane = per_member_lane_on(find(target), settings, given)
@@ -210,14 +210,14 @@ def without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "name", [*(n for n, spec in OPTIMIZERS.items() if spec.source == "pytorch-optimizer"), "pytorch_optimizer:SOAP"]
 )
-def test_a_missing_extra_is_one_line_that_says_what_to_install(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_reported_with_the_install_command(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     without_the_extra(monkeypatch)
     with pytest.raises(OptimizerError) as caught:
         load_factory(name)
     assert str(caught.value) == f"optimizer '{name}' {NEEDED}"
 
 
-def test_a_missing_extra_ends_a_run_before_anything_is_trained(
+def test_a_missing_extra_ends_a_run_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     without_the_extra(monkeypatch)
@@ -236,7 +236,7 @@ def test_another_missing_module_is_named(tmp_path: Path, monkeypatch: pytest.Mon
         load_factory("wants_more:Mine")
 
 
-def test_the_list_shows_every_entry_on_eighty_columns(
+def test_the_list_shows_every_entry_in_eighty_columns(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -249,7 +249,7 @@ def test_the_list_shows_every_entry_on_eighty_columns(
     for name, spec in OPTIMIZERS.items():
         assert spec.lane in rows[name]
         assert spec.source.partition("-")[0] in rows[name]
-    # A name longer than its column is broken over lines.
+    # A name longer than its column is wrapped.
     start = rows["sgd"].index("stochastic")
     words = "".join(line[start:].strip() for line in lines)
     for spec in OPTIMIZERS.values():
@@ -257,7 +257,7 @@ def test_the_list_shows_every_entry_on_eighty_columns(
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1e-80])
-def test_values_that_do_not_go_together_are_refused_before_anything_is_trained(epsilon: float) -> None:
+def test_incompatible_values_are_refused_before_training(epsilon: float) -> None:
     good = {"root": "newton", "epsilon": 1e-4}
     check_settings("shampoo", good)
     check_settings("shampoo", {"epsilon": epsilon})
@@ -265,8 +265,8 @@ def test_values_that_do_not_go_together_are_refused_before_anything_is_trained(e
         check_settings("shampoo", good | {"epsilon": epsilon})
 
 
-def test_what_was_added_is_in_a_suite_only_where_it_is_given() -> None:
-    """So a run of an earlier version, which lacks it, has the suite that it had and can be resumed."""
+def test_hyperparameters_added_later_are_in_a_suite_only_if_given() -> None:
+    """A run of an earlier version therefore keeps its suite and can be resumed."""
     added = {(name, key) for name, spec in OPTIMIZERS.items() for key, h in spec.hyperparameters.items() if h.added}
     assert added == {("shampoo", "block_size"), ("sam", "steps")}
     assert "block_size" not in complete("shampoo", {})

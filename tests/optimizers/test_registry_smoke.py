@@ -1,4 +1,4 @@
-"""Every optimizer known by name trains the shipped smoke suite, with its own defaults, to a result row."""
+"""Every registered optimizer trains the shipped smoke suite with its defaults to a result row."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from optbench.optimizers.registry import OPTIMIZERS
 
 
 def train_them_all(tmp_path: Path, *words: str) -> list[dict[str, object]]:
-    """The rows of the trials of one run of `smoke` with every registered optimizer under its name with a +."""
+    """Run `smoke` with every registered optimizer, named with a trailing +; return the rows of the trials."""
     added = [word for name in OPTIMIZERS for word in ("--optimizer", f"all+{name}={name}")]
     assert main(["run", "smoke", "--runs-dir", str(tmp_path), "--name", "all", "--seeds", "1", *added, *words]) == 0
     rows: list[dict[str, object]] = pq.ParquetFile(tmp_path / "all" / "trials.parquet").read().to_pylist()  # type: ignore[no-untyped-call]
     return [row for row in rows if str(row["optimizer"]).startswith("all+")]
 
 
-def test_every_entry_trains_the_smoke_suite_at_a_few_steps(tmp_path: Path) -> None:
-    """Of each task of one experiment: the whole suite is the slow test below."""
+def test_every_entry_trains_one_experiment_of_the_smoke_suite_for_a_few_steps(tmp_path: Path) -> None:
+    """The slow test below runs the whole suite."""
     place = "experiments.permuted-mnist"
-    # At 7 x 7 pixels: some decompose a matrix as long as there are pixels.
+    # 7 x 7 pixels, since some optimizers decompose a matrix with a side of all pixels.
     few = {"protocol.max_steps": 3, "tasks.count": 2, "dataset": "{kind: mnist, resize: 7}"}
     words = [word for key, value in few.items() for word in ("--set", f"{place}.{key}={value}")]
     rows = train_them_all(tmp_path, "--experiment", "permuted-mnist", *words)

@@ -1,4 +1,4 @@
-"""Inverse roots against SciPy, and what they do with matrices that have none."""
+"""Inverse roots agree with SciPy, and singular or non-finite matrices are handled."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def positive(members: int, n: int, rank: int, seed: int) -> Tensor:
-    """Positive semidefinite matrices of the given rank, shape (members, n, n), float64."""
+    """Return float64 positive semidefinite matrices (members, n, n) of the given rank."""
     x = torch.randn(members, n, rank, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return x @ x.mT
 
@@ -81,7 +81,7 @@ def test_zero_matrix_has_root_zero(diagonal: bool) -> None:
 def test_without_lift_the_root_is_a_pseudo_inverse() -> None:
     x = torch.tensor([[3.0], [4.0]], dtype=torch.float64)
     result = torch.zeros(1, 2, 2, dtype=torch.float64)
-    # exact zeros in the null space: (25 e eᵀ)^(−1/2) = e eᵀ / 5 on the span of e = (1, 0), nothing off it
+    # exact zeros in the null space: (25 e eᵀ)^(−1/2) = e eᵀ / 5 on the span of e = (1, 0) and 0 elsewhere
     factor = torch.tensor([[[25.0, 0.0], [0.0, 0.0]]], dtype=torch.float64)
     update_inverse_roots(result, factor, 2)
     torch.testing.assert_close(result[0], torch.tensor([[0.2, 0.0], [0.0, 0.0]], dtype=torch.float64))
@@ -98,7 +98,7 @@ def test_diagonals_agree_with_diagonal_matrices() -> None:
     torch.testing.assert_close(torch.diag_embed(thin), full)
 
 
-def test_the_lower_triangle_decides() -> None:
+def test_only_the_lower_triangle_is_used() -> None:
     factors = positive(1, 7, 9, 4)
     noise = torch.randn(7, 7, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     lopsided = factors + noise.triu(1)
@@ -110,7 +110,7 @@ def test_the_lower_triangle_decides() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("diagonal", [False, True])
-def test_non_finite_member_keeps_its_root_and_disturbs_no_other(bad: float, diagonal: bool) -> None:
+def test_a_non_finite_member_keeps_its_root_and_does_not_affect_others(bad: float, diagonal: bool) -> None:
     factors = positive(3, 5, 8, 6)
     if diagonal:
         factors = factors.diagonal(dim1=1, dim2=2).contiguous()
@@ -124,7 +124,7 @@ def test_non_finite_member_keeps_its_root_and_disturbs_no_other(bad: float, diag
     assert torch.equal(result[[0, 2]], clean[[0, 2]])
 
 
-def test_root_that_overflows_its_dtype_is_not_taken() -> None:
+def test_a_root_that_overflows_its_dtype_is_not_used() -> None:
     factors = torch.stack([torch.eye(2), 1e-100 * torch.eye(2, dtype=torch.float64)])
     result = torch.full((2, 2, 2), 3.0)
     assert update_inverse_roots(result, factors, 2).tolist() == [False, True]
@@ -199,7 +199,7 @@ def test_norms_are_taken_over_each_member() -> None:
     assert norms(x).tolist() == [5.0, 13.0]
 
 
-def test_own_memory_is_contiguous_aligned_and_copies_only_when_it_must() -> None:
+def test_own_memory_is_contiguous_and_aligned_and_copies_only_if_necessary() -> None:
     x = torch.arange(40.0)
     assert own_memory(x) is x
     for view in (x[1:], x.view(8, 5).T, x[::2]):

@@ -1,4 +1,4 @@
-"""SAM that ends after some steps: SAM until then, its base with the state that it has from there on."""
+"""SAM limited to a number of steps: SAM until then, afterwards its base with the state kept."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Problem:
             optimizer.step(self.closure)
 
 
-def test_it_is_sam_and_then_its_base_with_the_state_kept() -> None:
+def test_limited_sam_is_sam_and_then_its_base_with_the_state_kept() -> None:
     whole, parts = Problem(), Problem()
     ending, sam = Sam([whole.w], BASE, rho=0.1, steps=3), Sam([parts.w], BASE, rho=0.1)
     whole.train(ending, 3)
@@ -46,11 +46,11 @@ def test_it_is_sam_and_then_its_base_with_the_state_kept() -> None:
         parts.closure()
         sam.base.step()
     assert torch.equal(whole.w, parts.w)
-    assert whole.evaluations == 6 + 4, "one gradient a step"
+    assert whole.evaluations == 6 + 4, "the base takes one gradient per step"
 
 
 @pytest.mark.parametrize("before", [2, 5])
-def test_it_continues_from_its_state(before: int) -> None:
+def test_limited_sam_continues_from_its_state(before: int) -> None:
     straight, resumed = Problem(), Problem()
     straight.train(Sam([straight.w], BASE, steps=3), 7)
     first = Sam([resumed.w], BASE, steps=3)
@@ -61,7 +61,7 @@ def test_it_continues_from_its_state(before: int) -> None:
     assert torch.equal(straight.w, resumed.w)
 
 
-def test_steps_are_counted_over_tasks_in_a_run(mnist: Dataset) -> None:
+def test_steps_are_counted_across_tasks_in_a_run(mnist: Dataset) -> None:
     base = {"target": "sgd", "lr": 0.05}
     optimizers = {"base": base, "sam": {"target": "sam", "base": base}, "ending": {"target": "sam", "base": base}}
     optimizers["ending"] |= {"steps": 1000}

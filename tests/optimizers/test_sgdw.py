@@ -1,4 +1,4 @@
-"""SGD with decoupled weight decay against its formula, pytorch-optimizer's, and PyTorch's coupled one."""
+"""SGD with decoupled weight decay: its formula, pytorch-optimizer's version, and PyTorch's coupled decay."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SETTINGS: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.3}
 
 
 def path(cls: Any, **settings: Any) -> Tensor:
-    """Weights after each of eight steps along fixed gradients."""
+    """Return the weights after each of eight steps with fixed gradients."""
     draws = torch.Generator().manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(7, generator=draws, dtype=torch.float64))
     optimizer, found = cls([weight], **settings), []
@@ -26,7 +26,7 @@ def path(cls: Any, **settings: Any) -> Tensor:
     return torch.stack(found)
 
 
-def test_it_is_its_formula() -> None:
+def test_sgdw_agrees_with_its_formula() -> None:
     draws = torch.Generator().manual_seed(0)
     w = torch.randn(7, generator=draws, dtype=torch.float64)
     velocity = torch.zeros(7, dtype=torch.float64)
@@ -37,12 +37,12 @@ def test_it_is_its_formula() -> None:
         torch.testing.assert_close(expected, w)
 
 
-def test_it_agrees_with_pytorch_optimizers() -> None:
+def test_sgdw_agrees_with_pytorch_optimizer() -> None:
     reference = pytest.importorskip("pytorch_optimizer").SGDW
     torch.testing.assert_close(path(Sgdw, **SETTINGS), path(reference, **SETTINGS))
 
 
-def test_without_momentum_it_is_coupled_decay_and_with_momentum_it_is_not() -> None:
+def test_decoupled_decay_equals_coupled_decay_only_without_momentum() -> None:
     plain = {**SETTINGS, "momentum": 0.0}
     torch.testing.assert_close(path(Sgdw, **plain), path(torch.optim.SGD, **plain))
     assert (path(Sgdw, **SETTINGS) - path(torch.optim.SGD, **SETTINGS))[-1].norm() > 0.1

@@ -1,4 +1,4 @@
-"""Shampoo against pytorch-optimizer's, against a slow twin in NumPy, and against its own mathematics."""
+"""Shampoo agrees with pytorch-optimizer's, with a slow twin in NumPy, and with its mathematical properties."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
 def train(
     make: Callable[..., torch.optim.Optimizer], starts: list[Tensor], gradients: list[list[Tensor]], **settings: Any
 ) -> list[list[Tensor]]:
-    """Parameters after each step; `gradients[t][i]` is the gradient of parameter i at step t."""
+    """Return the parameters after each step; `gradients[t][i]` is the gradient of parameter i at step t."""
     parameters = [nn.Parameter(start.clone()) for start in starts]
     optimizer = make(parameters, **settings)
     history = []
@@ -52,7 +52,7 @@ def gradients_of(shapes: list[tuple[int, ...]], steps: int, dtype: torch.dtype =
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
 def test_gupta_agrees_with_pytorch_optimizer(dtype: torch.dtype, tolerance: float) -> None:
     shapes = [(6, 9), (8, 5), (7,)]
-    # In float32 the tolerance is the reference's: its factors and their SVD are float32 too, ours are not.
+    # The float32 tolerance is due to the reference, whose factors and SVD are float32, unlike ours.
     starts = [normal(*shape, seed=50 + i, dtype=dtype) for i, shape in enumerate(shapes)]
     gradients = gradients_of(shapes, 40, dtype)
     reference = train(
@@ -66,7 +66,7 @@ def test_gupta_agrees_with_pytorch_optimizer(dtype: torch.dtype, tolerance: floa
 
 
 def test_gupta_agrees_with_pytorch_optimizer_between_refreshes() -> None:
-    # The reference does not move before its first refresh, at step 5; from there on every step must agree.
+    # The reference does not move before its first refresh at step 5; every later step must agree.
     shapes, every, initial = [(6, 4), (5, 8)], 5, 1e-2
     starts = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
     gradients = gradients_of(shapes, 23)
@@ -96,13 +96,13 @@ def lifted_power(matrix: np.ndarray, exponent: float, epsilon: float) -> np.ndar
 
 
 def raised_power(matrix: np.ndarray, power: float, epsilon: float) -> np.ndarray:
-    """(A + ε λ_max I)^power: what `root="newton"` finds by products."""
+    """Return (A + ε λ_max I)^power, which `root="newton"` computes by products."""
     values, vectors = np.linalg.eigh(matrix)
     return (vectors * (values + epsilon * values.max()) ** power) @ vectors.T
 
 
 def twin(start: np.ndarray, gradients: list[np.ndarray], s: dict[str, Any]) -> list[np.ndarray]:
-    """The equations of the class docstring, for one parameter, refreshed at every step: slow and obvious."""
+    """Compute the equations of the class docstring for one parameter, refreshed at every step."""
     w = start.copy()
     shape = (w.shape[0], -1) if w.ndim > 1 else (-1, 1)
     rows, columns = w.reshape(shape).shape
@@ -138,13 +138,13 @@ def twin(start: np.ndarray, gradients: list[np.ndarray], s: dict[str, Any]) -> l
 @pytest.mark.parametrize("preset", list(SHAMPOO_PRESETS))
 @pytest.mark.parametrize("changes", [{}, {"momentum": 0.8, "beta2": 0.9, "weight_decay": 0.1}, {"beta2": 1.0}])
 @pytest.mark.parametrize("root", ["eigh", "newton"])
-def test_agrees_with_slow_twin(structure: str, preset: str, changes: dict[str, float], root: str) -> None:
+def test_shampoo_agrees_with_the_slow_twin(structure: str, preset: str, changes: dict[str, float], root: str) -> None:
     shapes = [(4, 6), (5,), (3, 2, 2, 2), (5, 1), (1,)]
     starts = [normal(*shape, seed=70 + i) for i, shape in enumerate(shapes)]
     gradients = gradients_of(shapes, 7)
     explicit = {"lr": 0.05, "epsilon": 1e-4, "structure": structure, "weight_decay": 0.0, "root": root, **changes}
     ours = train(Shampoo, starts, gradients, preset=preset, precondition_frequency=1, **explicit)
-    # By products the largest eigenvalue is known to half a percent at these sizes: so much of ε = 1e-4 is what differs.
+    # With products the largest eigenvalue is known to half a percent here, so ε = 1e-4 differs by as much.
     tolerance = {"rtol": 1e-7, "atol": 1e-9} if root == "eigh" else {"rtol": 1e-4, "atol": 2e-5}
     for i, start in enumerate(starts):
         expected = twin(
@@ -154,8 +154,8 @@ def test_agrees_with_slow_twin(structure: str, preset: str, changes: dict[str, f
             np.testing.assert_allclose(ours[t][i].numpy(), value, **tolerance)
 
 
-def test_diagonal_factor_by_hand() -> None:
-    # G = [[3, 4], [0, 5]]: rows' squares sum to 25 and 25, columns' to 9 and 41
+def test_a_diagonal_factor_agrees_with_hand_computed_values() -> None:
+    # G = [[3, 4], [0, 5]]: squared rows sum to 25 and 25, squared columns to 9 and 41
     start, g = torch.zeros(2, 2).double(), torch.tensor([[3.0, 4.0], [0.0, 5.0]]).double()
     settings: dict[str, Any] = {"lr": 1.0, "structure": "diagonal-factor", "initial_epsilon": 0.0}
     ((after,),) = train(Shampoo, [start], [[g]], **settings)
@@ -178,7 +178,7 @@ def orthogonal(n: int, seed: int) -> Tensor:
 
 
 def rotated_gap(make: Callable[..., torch.optim.Optimizer], **settings: Any) -> float:
-    """‖train(U W V) − U train(W) V‖, gradients rotated alike."""
+    """Return ‖train(U W V) − U train(W) V‖ with gradients rotated accordingly."""
     u, v = orthogonal(5, 1), orthogonal(7, 2)
     start, gradients = normal(5, 7, seed=3), gradients_of([(5, 7)], 10)
     plain = train(make, [start], gradients, **settings)[-1][0]
@@ -196,7 +196,7 @@ def rotated_gap(make: Callable[..., torch.optim.Optimizer], **settings: Any) -> 
         {"root": "newton", "epsilon": 1e-4},
     ],
 )
-def test_equivariant_under_orthogonal_maps(settings: dict[str, float]) -> None:
+def test_shampoo_is_equivariant_under_orthogonal_maps(settings: dict[str, float]) -> None:
     assert rotated_gap(Shampoo, lr=0.1, precondition_frequency=1, **settings) < 1e-9
 
 
@@ -242,14 +242,14 @@ def test_weight_decay_is_decoupled() -> None:
 
 
 def stack_of(members: int, seed: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """Strided views (M, *shape) into one buffer (M, P), each row the same whatever M is."""
+    """Return strided views (M, *shape) into one buffer (M, P); rows do not depend on M."""
     sizes = [int(np.prod(shape)) for shape in SHAPES]
     flat = torch.stack([normal(sum(sizes), seed=1000 * seed + i, dtype=dtype) for i in range(members)])
     return [part.view(members, *shape) for part, shape in zip(flat.split(sizes, dim=1), SHAPES, strict=True)]
 
 
 def run_stack(members: list[int], steps: int, settings: dict[str, Any], spoil: int | None = None) -> list[Tensor]:
-    """Trains the listed members of seven together; settings that are lists hold one value for each of the seven."""
+    """Train the listed members of seven together; settings that are lists have one value for each of the seven."""
     everyone = stack_of(7, 0)
     flat = torch.cat([x.flatten(1) for x in everyone], dim=1)[members]
     sizes = [int(np.prod(shape)) for shape in SHAPES]
@@ -269,7 +269,7 @@ def run_stack(members: list[int], steps: int, settings: dict[str, Any], spoil: i
             if spoil in members and t == 1:
                 parameter.grad[members.index(spoil)] = float("nan")
         optimizer.step()
-    # updated in place: the buffer the parameters are views of has moved
+    # updated in place: the buffer behind the views has changed
     moved = torch.cat([p.detach().flatten(1) for p in parameters], dim=1)
     torch.testing.assert_close(moved, flat, rtol=0, atol=0, equal_nan=True)
     return [p.detach() for p in parameters]
@@ -290,7 +290,7 @@ SWEPT = {
     [
         {"preset": "gupta", **SWEPT},
         {"preset": "adam-grafted", "structure": "diagonal-factor", **SWEPT},
-        {"preset": "gupta", "root": "newton", "max_side": 100, **SWEPT},  # more takes a minute
+        {"preset": "gupta", "root": "newton", "max_side": 100, **SWEPT},  # more examples would take a minute
         {"preset": "gupta", "root_precision": "float32", **SWEPT},
         {"preset": "gupta", "precondition_frequency": "auto", **SWEPT},
     ],
@@ -329,7 +329,7 @@ def test_stack_of_one_equals_ordinary_parameter_with_plain_numbers_bitwise(prese
 
 
 @pytest.mark.parametrize("structure", ["kronecker", "diagonal-factor"])
-def test_diverged_member_does_not_disturb_the_others(structure: str) -> None:
+def test_a_diverged_member_does_not_affect_others(structure: str) -> None:
     settings = {"lr": 0.1, "structure": structure, "small_side": 16}
     clean = run_stack([2, 3, 5], 3, settings)
     spoilt = run_stack([2, 3, 5], 3, settings, spoil=3)
@@ -338,8 +338,8 @@ def test_diverged_member_does_not_disturb_the_others(structure: str) -> None:
         assert b[1].isnan().any()
 
 
-def test_dropped_members_leave_the_rest_unchanged() -> None:
-    """The engine's way: index_select on axis 0 of parameters, state and settings, half-way."""
+def test_dropping_members_does_not_affect_the_rest() -> None:
+    """Members are dropped halfway as in the engine: index_select on axis 0 of parameters, state and settings."""
     lr = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
     gradients = [normal(3, 6, 4, seed=t) for t in range(6)]
     keep = torch.tensor([2, 0])
@@ -360,7 +360,7 @@ def test_dropped_members_leave_the_rest_unchanged() -> None:
     assert torch.equal(run(drop=True), run(drop=False)[keep])
 
 
-def test_members_may_have_taken_different_numbers_of_steps() -> None:
+def test_members_can_have_taken_different_numbers_of_steps() -> None:
     gradients = [normal(1, 5, 4, seed=t) for t in range(5)]
 
     def trained(steps: int) -> tuple[nn.Parameter, Shampoo]:
@@ -386,7 +386,7 @@ def test_members_may_have_taken_different_numbers_of_steps() -> None:
 # ----------------------------------------------------------------------------------------------- failures
 
 
-def test_long_sides_keep_only_their_diagonal() -> None:
+def test_long_sides_use_only_their_diagonal() -> None:
     start, gradients = normal(4, 7), gradients_of([(4, 7)], 5)
     p = nn.Parameter(start.clone())
     optimizer = Shampoo([p], max_side=6)
@@ -410,7 +410,7 @@ def test_failed_decomposition_keeps_the_last_root_and_is_counted(monkeypatch: py
 
     def fails_for_member_1(matrix: Tensor) -> Any:
         calls.append(matrix)
-        if len(calls) == 2:  # left sides of members 0, 1, 2, then the right ones
+        if len(calls) == 2:  # left sides of members 0, 1, 2, followed by the right sides
             raise torch.linalg.LinAlgError("did not converge")
         return original(matrix)
 
@@ -424,7 +424,7 @@ def test_failed_decomposition_keeps_the_last_root_and_is_counted(monkeypatch: py
     assert p.isfinite().all()
 
 
-def test_nothing_moves_while_no_root_was_ever_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parameters_do_not_move_before_a_root_exists(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(matrix: Tensor) -> Any:
         raise torch.linalg.LinAlgError("did not converge")
 
@@ -463,7 +463,7 @@ def network() -> nn.Module:
 
 @pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")
 @pytest.mark.parametrize("preset", list(SHAMPOO_PRESETS))
-def test_ordinary_model_learns(preset: str) -> None:
+def test_an_ordinary_model_learns(preset: str) -> None:
     model, x = network(), normal(64, 1, 8, 8, dtype=torch.float32)
     y = torch.arange(64) % 10
     optimizer = Shampoo(model.parameters(), preset=preset, lr=0.05, precondition_frequency=1)
@@ -524,7 +524,7 @@ def test_half_precision_parameters_keep_full_precision_state() -> None:
     )
 
 
-def test_parameters_without_gradient_or_elements_are_left_alone() -> None:
+def test_parameters_without_gradient_or_elements_are_skipped() -> None:
     idle, empty, busy = nn.Parameter(normal(3)), nn.Parameter(torch.zeros(0, 3)), nn.Parameter(normal(3, seed=1))
     before = idle.detach().clone()
     optimizer = Shampoo([idle, empty, busy])
@@ -561,12 +561,12 @@ def test_parameters_without_gradient_or_elements_are_left_alone() -> None:
         ({"graft_epsilon": torch.ones(1)}, "graft_epsilon: expected one number"),
     ],
 )
-def test_bad_arguments_are_named_with_what_is_allowed(arguments: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_refused_with_the_allowed_values(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Shampoo([nn.Parameter(torch.zeros(3, 2))], **arguments)
 
 
-def test_parameters_that_do_not_fit_are_refused() -> None:
+def test_unsupported_parameters_are_refused() -> None:
     with pytest.raises(ValueError, match="real floating parameters, got one of"):
         Shampoo([nn.Parameter(torch.zeros(2, dtype=torch.complex64))])
     with pytest.raises(ValueError, match="a leading member axis"):

@@ -1,4 +1,4 @@
-"""When Shampoo refreshes its roots: which of them may be stale, for how long, and what is said of it."""
+"""When Shampoo refreshes its roots: which can be stale, for how long, and the warnings about it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def decomposed(
     tasks: tuple[int, ...] = (),
     **settings: Any,
 ) -> list[Counter[int]]:
-    """How many factors of each length were decomposed, step by step; no gradient that decides about it."""
+    """Count the decomposed factors of each length step by step, with gradients that do not affect the schedule."""
     seen: list[Counter[int]] = []
 
     def watched(matrix: Tensor) -> Any:
@@ -51,7 +51,7 @@ def decomposed(
 
 
 def steps_of(seen: list[Counter[int]], size: int) -> list[int]:
-    """The steps, from 0, at which a factor of this length was decomposed."""
+    """Return the steps, from 0, at which a factor of this length was decomposed."""
     return [step for step, sizes in enumerate(seen) if sizes[size]]
 
 
@@ -73,7 +73,7 @@ def test_small_sides_refresh_at_every_step(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("hidden", [[20], [127], [129], [200], [140, 150], [300, 129]])
 @pytest.mark.parametrize("tasks", [(), (0, 3)])
-def test_by_default_only_sides_longer_than_every_layer_go_stale(
+def test_by_default_only_sides_longer_than_every_layer_become_stale(
     monkeypatch: pytest.MonkeyPatch, hidden: list[int], tasks: tuple[int, ...]
 ) -> None:
     inputs, outputs, steps = 400, 10, 7
@@ -90,10 +90,10 @@ def test_by_default_only_sides_longer_than_every_layer_go_stale(
 
 @pytest.mark.parametrize("hidden", [[20], [129], [200], [300, 129]])
 @pytest.mark.parametrize("tasks", [(), (0, 5)])
-def test_by_need_every_layer_is_looked_at_in_every_step_and_a_long_input_now_and_then(
+def test_on_demand_every_layer_is_checked_in_every_step_and_a_long_input_less_often(
     monkeypatch: pytest.MonkeyPatch, hidden: list[int], tasks: tuple[int, ...]
 ) -> None:
-    """Looked at every second step only, 200 units ended with a rank of 70, not 80, and forgot twice as much."""
+    """When checked only every second step, 200 units ended with rank 70 instead of 80 and twice the forgetting."""
     looked: list[Counter[int]] = []
 
     def watched(factor: Factor, *rest: Any) -> list[int]:
@@ -114,12 +114,12 @@ def test_by_need_every_layer_is_looked_at_in_every_step_and_a_long_input_now_and
         optimizer.step()
     expected = Counter(size for shape in shapes for size in shape if size != 500)
     assert all(sizes - Counter({500: 1}) == expected for step, sizes in enumerate(looked) if step not in (0, *tasks))
-    often = [1, 2, 4, 6, 7, 9] if tasks else [3, 7]  # the first step of all, and of a task, refreshes without a look
+    often = [1, 2, 4, 6, 7, 9] if tasks else [3, 7]  # the first step of training and of a task always refreshes
     assert steps_of(looked, 500) == often
 
 
-def test_a_vector_is_never_stale_by_default_however_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Longer than `max_side`, its factor is a diagonal: the roots show whether it was refreshed.
+def test_a_vector_of_any_length_is_never_stale_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Beyond `max_side` the factor is a diagonal, and the root shows whether it was refreshed.
     vector = nn.Parameter(normal(30))
     optimizer = Shampoo([vector], max_side=20, precondition_frequency=50)
     roots = []
@@ -131,7 +131,7 @@ def test_a_vector_is_never_stale_by_default_however_long(monkeypatch: pytest.Mon
     assert not torch.equal(roots[1], roots[2])
 
 
-def test_the_length_counts_over_all_parameter_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_longest_layer_is_taken_over_all_parameter_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     matrix, head = nn.Parameter(normal(150, 160)), nn.Parameter(normal(155))
     optimizer = Shampoo([{"params": [matrix]}], precondition_frequency=50)
     assert optimizer.param_groups[0]["refreshed_side"] == 150
@@ -163,7 +163,7 @@ def test_the_length_counts_over_all_parameter_groups(monkeypatch: pytest.MonkeyP
         ),
     ],
 )
-def test_a_side_that_a_step_could_overshoot_is_warned_of(
+def test_stale_sides_that_could_overshoot_give_a_warning(
     shapes: list[tuple[int, ...]], settings: dict[str, Any], said: str
 ) -> None:
     with pytest.warns(UserWarning, match="Shampoo") as caught:
@@ -184,7 +184,7 @@ def test_a_side_that_a_step_could_overshoot_is_warned_of(
         {"precondition_frequency": 1, "small_side": 128},
     ],
 )
-def test_settings_that_leave_no_layer_stale_are_not_warned_of(settings: dict[str, Any]) -> None:
+def test_settings_without_stale_layers_give_no_warning(settings: dict[str, Any]) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         Shampoo([nn.Parameter(normal(200, 400)), nn.Parameter(normal(200))], **settings)
@@ -211,8 +211,8 @@ experiments:
 """
 
 
-def test_the_loss_does_not_rise_at_the_width_at_which_stale_roots_made_it_rise(tmp_path: Path) -> None:
-    # As in `continual`, where with stale roots of the hidden layer the loss rose to 9.5 within 12 steps at 200 units.
+def test_the_loss_does_not_increase_at_a_width_where_stale_roots_made_it_increase(tmp_path: Path) -> None:
+    # In `continual`, stale roots of the hidden layer increased the loss to 9.5 within 12 steps at 200 units.
     curves = pd.read_parquet(run_file(tmp_path, WIDE) / "curves.parquet")
     assert len(curves) >= 7
     assert curves["train_loss"].max() < 2.6

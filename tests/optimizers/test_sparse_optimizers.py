@@ -1,4 +1,4 @@
-"""Powerpropagation and power-SGD are twins, as the gradient flows say; L1 is the proximal step."""
+"""Powerpropagation and power-SGD follow the same gradient flow; L1 is the proximal step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Y = (X[:, 0] * X[:, 1] > 0).long() + (X[:, 2] > 0.5).long()
 
 
 def network() -> nn.Sequential:
-    """Smooth, so that the paths of two discretisations may be compared at all."""
+    """Return a smooth network, so that the paths of two discretisations can be compared."""
     model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)).double()
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -44,12 +44,12 @@ def train(model: nn.Sequential, optimizer: torch.optim.Optimizer, steps: int) ->
 
 
 def weights_of(model: nn.Sequential) -> Tensor:
-    """Weights and biases of both layers."""
+    """Return weights and biases of both layers."""
     return torch.cat([getattr(model[k], part).detach().flatten() for k in (0, 2) for part in ("weight", "bias")])
 
 
 class Power(nn.Module):
-    """w = φ |φ|^(α-1), as a reparameterisation of torch's own making."""
+    """The reparameterisation w = φ |φ|^(α-1) by `torch.nn.utils.parametrize`."""
 
     def __init__(self, alpha: float) -> None:
         super().__init__()
@@ -64,20 +64,20 @@ class Power(nn.Module):
 
 @pytest.mark.parametrize("base", [{"target": "sgd", "lr": 0.05, "momentum": 0.9}, {"target": "adam", "lr": 0.01}])
 @pytest.mark.parametrize("alpha", [1.0, 1.5, 2.0, 4.0])
-def test_powerpropagation_is_the_reparameterised_network(alpha: float, base: dict[str, Any]) -> None:
+def test_powerpropagation_equals_the_reparameterised_network(alpha: float, base: dict[str, Any]) -> None:
     model, twin = network(), network()
     found = train(model, Powerpropagation(model.parameters(), base, alpha), 60)
     for layer in (twin[0], twin[2]):
         parametrize.register_parametrization(layer, "weight", Power(alpha))
     cls = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[base["target"]]
     settings = {name: value for name, value in base.items() if name != "target"}
-    # Adam's epsilon makes it not quite blind to the size of the gradient; the same order of parameters is not needed.
+    # With its epsilon Adam depends slightly on the size of gradients; the order of parameters does not matter.
     expected = train(twin, cls(twin.parameters(), **settings), 60)
     torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
 
 
 def gap(alpha: float, beta: float, lr: float, time: float = 3.0) -> float:
-    """Relative distance of the twins' weights after training for `time` = steps · lr of φ."""
+    """Return the relative distance of the twins' weights after training for `time` = steps · lr of φ."""
     steps = round(time / lr)
     a, b = network(), network()
     start = weights_of(a)
@@ -98,31 +98,31 @@ def test_the_twins_follow_the_same_path_with_an_error_that_halves_with_the_step(
 
 @pytest.mark.parametrize("alpha", [1.5, 3.0, 4.0])
 @pytest.mark.parametrize("reading", ["alpha - 1", "1 - 1/alpha"])
-def test_other_readings_of_the_power_are_no_twins(alpha: float, reading: str) -> None:
+def test_other_interpretations_of_the_power_are_not_twins(alpha: float, reading: str) -> None:
     beta = {"alpha - 1": alpha - 1, "1 - 1/alpha": 1 - 1 / alpha}[reading]
     gaps = [gap(alpha, beta, lr) for lr in (0.02, 0.01, 0.005)]
     assert gaps[-1] > 0.05
     for coarse, fine in pairwise(gaps):
-        assert coarse / fine < 1.3, "a smaller step brings them no closer"
+        assert coarse / fine < 1.3, "a smaller step does not bring them closer"
 
 
-def test_at_alpha_2_one_of_the_other_readings_is_the_same() -> None:
+def test_at_alpha_2_one_of_the_other_interpretations_is_the_same() -> None:
     assert 2 - 2 / 2.0 == 2.0 - 1
 
 
-def test_an_exact_zero_never_moves_and_biases_move_as_under_the_base() -> None:
+def test_an_exact_zero_never_moves_and_biases_follow_the_base() -> None:
     weight, bias = nn.Parameter(torch.tensor([[0.0, 0.5]])), nn.Parameter(torch.tensor([0.25]))
     optimizer = Powerpropagation([weight, bias], {"target": "sgd", "lr": 0.1}, alpha=2.0)
     weight.grad, bias.grad = torch.tensor([[3.0, 1.0]]), torch.tensor([2.0])
     optimizer.step()
     assert weight[0, 0].item() == 0
-    # φ = √.5, its gradient 2 φ g, φ - .1 · 2 φ, squared.
+    # φ = √.5 has gradient 2 φ g and becomes φ - .1 · 2 φ, which is then squared.
     assert weight[0, 1].item() == pytest.approx((math.sqrt(0.5) * (1 - 0.2)) ** 2)
     assert bias.item() == pytest.approx(0.05)
 
 
-def test_weights_set_by_somebody_else_are_taken_up() -> None:
-    # Early stopping puts the best weights back.
+def test_weights_set_from_outside_are_adopted() -> None:
+    # Early stopping restores the best weights.
     model, fresh = network(), network()
     used = Powerpropagation(model.parameters(), {"target": "sgd", "lr": 0.1}, alpha=3.0)
     train(model, used, 5)
@@ -132,7 +132,7 @@ def test_weights_set_by_somebody_else_are_taken_up() -> None:
 
 
 @pytest.mark.parametrize("wrapper", ["powerpropagation", "l1"])
-def test_wrappers_are_alone_what_they_are_in_a_cohort(wrapper: str, mnist: Dataset) -> None:
+def test_a_wrapped_trial_alone_equals_the_trial_in_a_cohort(wrapper: str, mnist: Dataset) -> None:
     swept = {"powerpropagation": {"alpha": [1.0, 2.0, 5.0]}, "l1": {"strength": [0.0, 1e-3, 1e-2]}}[wrapper]
     suite = small_suite({"opt": {"target": wrapper, "base": {"target": "sgd", "lr": 0.1}, **swept}}, seeds=2)
     together = train_suite(suite, mnist)
@@ -141,7 +141,7 @@ def test_wrappers_are_alone_what_they_are_in_a_cohort(wrapper: str, mnist: Datas
         assert same_bits(train_suite(suite, mnist, only=i)[0], together[i])
 
 
-def test_alpha_1_and_no_penalty_are_the_base(mnist: Dataset) -> None:
+def test_alpha_1_and_penalty_0_equal_the_base(mnist: Dataset) -> None:
     base = {"target": "sgd", "lr": 0.1}
     suite = small_suite(
         {
@@ -160,19 +160,19 @@ def test_alpha_1_and_no_penalty_are_the_base(mnist: Dataset) -> None:
             assert torch.equal(weight, other.weights[name]), name
 
 
-def test_l1_by_hand() -> None:
+def test_l1_agrees_with_a_hand_computed_step() -> None:
     weight, bias = nn.Parameter(torch.tensor([[0.5, -0.5, 0.04]])), nn.Parameter(torch.tensor([0.01]))
     optimizer = L1([weight, bias], {"target": "sgd", "lr": 0.1}, strength=0.5)
     weight.grad, bias.grad = torch.tensor([[1.0, 1.0, 0.0]]), torch.tensor([0.0])
     optimizer.step()
-    # A step of .1, then .05 nearer to zero and no further; the bias stays.
+    # A step of .1 and then a shrinkage by at most .05 towards zero; the bias is not shrunk.
     torch.testing.assert_close(weight.detach(), torch.tensor([[0.35, -0.55, 0.0]]))
     assert weight[0, 2].item() == 0
     assert bias.item() == pytest.approx(0.01)
 
 
 def test_l1_finds_the_solution_of_the_lasso() -> None:
-    # ½‖Xw - y‖²/n + λ‖w‖₁ by plain descent with the proximal step: its optimality conditions hold.
+    # The minimum of ½‖Xw - y‖²/n + λ‖w‖₁ found by proximal descent satisfies its optimality conditions.
     random = torch.Generator().manual_seed(0)
     x = torch.randn(50, 8, generator=random, dtype=torch.float64)
     y = x[:, 0] * 2 - x[:, 3] + 0.1 * torch.randn(50, generator=random, dtype=torch.float64)
@@ -188,7 +188,7 @@ def test_l1_finds_the_solution_of_the_lasso() -> None:
     assert slope[~chosen].abs().max() <= 0.2
 
 
-def test_l1_over_a_base_without_a_rate_is_refused() -> None:
+def test_l1_over_a_base_without_a_learning_rate_is_refused() -> None:
     with pytest.raises(OptimizerError, match="l1 cannot wrap sam"):
         L1([nn.Parameter(torch.ones(2, 2))], {"target": "sam", "base": {"target": "sgd", "lr": 0.1}})
 
@@ -198,10 +198,10 @@ def test_l1_over_a_base_without_a_rate_is_refused() -> None:
     st.one_of(st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.0]), st.floats(0, 6, width=32)),
     st.booleans(),
 )
-def test_fast_powers_are_powers(sizes: list[float], exponent: float, stacked: bool) -> None:
+def test_fast_powers_agree_with_exact_powers(sizes: list[float], exponent: float, stacked: bool) -> None:
     size = torch.tensor(sizes)
     expected = size.double().pow(exponent)
     found = power(size, torch.tensor([exponent]) if stacked else exponent)
-    # The argument of 2^x is rounded once: 150 · 6e-8 at worst. What underflows in float32 is below 1e-37.
+    # The argument of 2^x is rounded once, by at most 150 · 6e-8. Values below 1e-37 underflow in float32.
     torch.testing.assert_close(found.double(), expected, rtol=5e-5, atol=1e-37)
     assert torch.equal(found[size == 0], torch.full_like(found[size == 0], 1.0 if exponent == 0 else 0.0))

@@ -1,4 +1,4 @@
-"""The switch of optimizers: its ends are the pure optimizers, and a switch to oneself changes nothing."""
+"""The switch of optimizers: its ends equal the pure optimizers, and a switch to itself changes nothing."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def equal(a: TrialResult, b: TrialResult) -> bool:
 
 
 @pytest.mark.parametrize("name", PURE)
-def test_a_switch_to_oneself_with_the_state_kept_changes_no_bit(name: str, mnist: Dataset) -> None:
-    # The pure one in its own lane, elementwise or batched; the switch at a step within the first task, and on its edge.
+def test_a_switch_to_itself_with_the_state_kept_changes_no_bit(name: str, mnist: Dataset) -> None:
+    # The pure optimizer trains in its elementwise or batched lane; the switch is within the first task or at its end.
     pure = PURE[name]
     switched = {"target": "switch", "first": pure, "then": pure, "state": "keep"}
     found = solutions({"pure": pure, "within": {**switched, "at": 13}, "edge": {**switched, "at": 25}}, mnist)
@@ -52,7 +52,7 @@ def test_a_switch_to_oneself_with_the_state_kept_changes_no_bit(name: str, mnist
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "shampoo", "muon"])
-def test_the_ends_are_the_pure_optimizers(name: str, mnist: Dataset) -> None:
+def test_the_ends_equal_the_pure_optimizers(name: str, mnist: Dataset) -> None:
     other = {"target": "adagrad", "lr": 0.02}
     both = {"target": "switch", "first": PURE[name], "then": other}
     found = solutions(
@@ -66,17 +66,17 @@ def test_the_ends_are_the_pure_optimizers(name: str, mnist: Dataset) -> None:
     assert not equal(found["half"], found["other"])
 
 
-def test_a_reset_forgets_what_a_state_remembers(mnist: Dataset) -> None:
+def test_a_reset_drops_the_state(mnist: Dataset) -> None:
     pure = PURE["adam"]
     switched = {"target": "switch", "first": pure, "then": pure, "at": 13}
     plain = {"target": "sgd", "lr": 0.1}
     stateless = {"target": "switch", "first": plain, "then": plain, "at": 13}
     found = solutions({"pure": pure, "reset": switched, "plain": plain, "nothing": stateless}, mnist)
     assert not equal(found["pure"], found["reset"])
-    assert equal(found["plain"], found["nothing"]), "plain SGD remembers nothing that could be forgotten"
+    assert equal(found["plain"], found["nothing"]), "plain SGD has no state to drop"
 
 
-def test_a_kept_state_goes_on_under_the_settings_of_the_second() -> None:
+def test_a_kept_state_continues_under_the_settings_of_the_second() -> None:
     p, twin = (torch.nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(2))
     first, then = {"target": "adam", "lr": 0.1}, {"target": "adam", "lr": 0.01, "betas": [0.5, 0.9]}
     settings = complete("switch", {"first": first, "then": then, "at": 3, "state": "keep"})
@@ -92,7 +92,7 @@ def test_a_kept_state_goes_on_under_the_settings_of_the_second() -> None:
         assert torch.equal(p, twin), step
 
 
-def test_switches_are_alone_what_they_are_in_a_cohort(mnist: Dataset) -> None:
+def test_a_switch_alone_equals_the_switch_in_a_cohort(mnist: Dataset) -> None:
     swept = {"target": "switch", "first": PURE["sgd"], "then": PURE["shampoo"], "at": [0, 7, 30, 100]}
     for tasks in (PERMUTED, PAIRS):
         suite = small_suite({"opt": swept}, tasks=tasks, seeds=2, max_epochs=1)
@@ -101,8 +101,8 @@ def test_switches_are_alone_what_they_are_in_a_cohort(mnist: Dataset) -> None:
             assert same_bits(train_suite(suite, mnist, only=i)[0], together[i])
 
 
-def test_the_base_is_told_of_tasks(mnist: Dataset) -> None:
-    # Shampoo in its lane renews its roots when a task begins; inside a wrapper it does so too.
+def test_the_base_is_notified_of_tasks(mnist: Dataset) -> None:
+    # Shampoo refreshes its roots at the start of a task, in its lane and inside a wrapper.
     pure = {**PURE["shampoo"], "precondition_frequency": 1000}
     never = {"target": "switch", "first": pure, "then": PURE["sgd"], "at": 50}
     found = solutions({"pure": pure, "never": never}, mnist)

@@ -1,4 +1,4 @@
-"""Which fresh networks a trial is compared with."""
+"""The fresh networks that a trial is compared with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ L2 = {"target": "l2-init", "strength": 0.01}
 
 
 def pairs(**optimizers: object) -> dict[str, str]:
-    """Optimizer and variant -> those of its fresh networks, on the one seed and model."""
+    """Map optimizer and variant to those of its fresh networks, for one seed and model."""
     suite = Suite.model_validate(
         {
             "name": "s",
@@ -31,33 +31,33 @@ def pairs(**optimizers: object) -> dict[str, str]:
     return found
 
 
-def test_an_optimizer_has_the_fresh_networks_over_it_with_its_settings() -> None:
+def test_an_optimizer_is_matched_with_fresh_networks_over_the_same_settings() -> None:
     assert pairs(adam=ADAM, slow={**ADAM, "lr": 0.0001}, sgd={"target": "sgd"}, new=fresh(ADAM)) == {
         "adam default": "new default",
         "new default": "new default",
     }
-    # Settings that are left out have their defaults, on either side.
+    # Omitted settings have their defaults on both sides.
     assert "adam default" in pairs(adam={"target": "adam"}, new=fresh(ADAM))
 
 
-def test_of_a_sweep_each_variant_has_its_own() -> None:
+def test_every_variant_of_a_sweep_has_its_own_fresh_network() -> None:
     swept = {**ADAM, "lr": [0.01, 0.1]}
     found = pairs(adam=swept, new=fresh(swept))
     assert {found[f"adam lr={lr}"] for lr in (0.01, 0.1)} == {"new base.lr=0.01", "new base.lr=0.1"}
 
 
-def test_wrappers_have_their_own_fresh_networks_before_those_over_the_innermost_base() -> None:
+def test_fresh_networks_over_a_wrapper_take_precedence_over_those_of_its_base() -> None:
     shrunk = {"target": "shrink-and-perturb", "base": {**L2, "base": ADAM}}
     plain = {"l2": {**L2, "base": ADAM}, "shrunk": shrunk, "new": fresh(ADAM)}
     assert pairs(**plain) == dict.fromkeys(["l2 default", "shrunk default", "new default"], "new default")
     both = pairs(**plain, newer=fresh({**L2, "base": ADAM}))
     assert both["l2 default"] == "newer default"
     assert both["shrunk default"] == "new default"
-    # Whichever stands outermost.
+    # The same holds for the other order of nesting.
     assert pairs(l2={**L2, "base": ADAM}, new={**L2, "base": fresh(ADAM)})["l2 default"] == "new default"
 
 
-def test_what_steps_differently_is_another_optimizer() -> None:
+def test_an_optimizer_with_other_steps_has_no_fresh_network() -> None:
     assert "sam default" not in pairs(sam={"target": "sam", "base": {"target": "sgd"}}, new=fresh({"target": "sgd"}))
     assert pairs(adam=ADAM) == {}
 

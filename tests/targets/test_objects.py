@@ -1,4 +1,4 @@
-"""Objects that no module has under a name: they travel by value, and their source is found, with what they capture."""
+"""Objects that cannot be imported by name: they are sent by value, and their source and captured values are found."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def scaled(scale: float) -> Callable[[float], float]:
 
 
 def in_main(text: str) -> dict[str, Any]:
-    """What a script, or a cell, defines."""
+    """Return the definitions of a script or notebook cell."""
     names: dict[str, Any] = {"__name__": "__main__"}
     exec(text, names)
     return names
 
 
-def test_what_can_be_imported_is_named() -> None:
+def test_importable_objects_are_referred_to_by_name() -> None:
     objects = Objects()
     assert objects.target(importable) == f"{__name__}:importable"
     assert objects.target(collections.OrderedDict) == "collections:OrderedDict"
     assert objects.sources == {}
 
 
-def test_objects_get_names_in_their_order_and_keep_them() -> None:
+def test_objects_are_named_in_order_and_keep_their_names() -> None:
     objects, first, second = Objects(), scaled(2.0), scaled(3.0)
     partial = functools.partial(importable, 1.0)
     names = [objects.target(one) for one in (first, second, first, partial, lambda: 0)]
@@ -54,7 +54,7 @@ def test_objects_get_names_in_their_order_and_keep_them() -> None:
         assert read_source("python:scale_it") is objects.sources["python:scale_it"]
 
 
-def test_another_process_gets_a_copy_and_no_pickle_is_read_for_it_before_it_is_loaded() -> None:
+def test_another_process_gets_a_copy_that_is_unpickled_only_when_loaded() -> None:
     objects = Objects()
     text = (
         "import torch\nclasses = 2\ndef helper(x): return x + torch.tensor(classes)\ndef mine(x): return int(helper(x))"
@@ -69,13 +69,13 @@ def test_another_process_gets_a_copy_and_no_pickle_is_read_for_it_before_it_is_l
     assert (done.stdout.decode().split(), done.stderr) == (["42", "True"], b"")
 
 
-def test_what_cannot_be_sent_is_refused_at_once() -> None:
+def test_an_object_that_cannot_be_pickled_is_refused_immediately() -> None:
     lock = threading.Lock()
     with pytest.raises(TargetError, match=r"python:locked: cannot be sent to worker processes: TypeError: .*lock"):
         Objects().target(types.FunctionType((lambda: lock).__code__, {}, "locked", None, (types.CellType(lock),)))
 
 
-def test_an_object_that_was_not_given_is_named_in_the_error() -> None:
+def test_a_missing_object_is_named_in_the_error() -> None:
     for ask in (load, read_source):
         with pytest.raises(TargetError, match="python:mine: made from a Python object; resume it from Python"):
             ask("python:mine")
@@ -90,7 +90,7 @@ def hash_of(value: object) -> str:
     return found
 
 
-def test_the_hash_is_of_the_source_and_of_what_is_captured() -> None:
+def test_the_hash_covers_source_and_captured_values() -> None:
     assert hash_of(scaled(2.0)) == hash_of(scaled(2.0))
     assert len({hash_of(scaled(2.0)), hash_of(scaled(3.0)), hash_of(functools.partial(scaled(2.0), 1.0))}) == 3
     objects = Objects()
@@ -99,7 +99,7 @@ def test_the_hash_is_of_the_source_and_of_what_is_captured() -> None:
     assert text == "def scale_it(value: float) -> float:\n    return scale * value\n\n# scale = 2.5"
 
 
-def test_an_object_without_source_is_known_by_its_pickle() -> None:
+def test_the_hash_of_an_object_without_source_covers_its_pickle() -> None:
     one, other = (in_main(f"def mine(x): return x + {n}")["mine"] for n in (1, 2))
     assert hash_of(one) == hash_of(one)
     assert hash_of(one) != hash_of(other)

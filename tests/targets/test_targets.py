@@ -1,4 +1,4 @@
-"""From a target to an object: neighbours, edits, equal names in two folders, and a hash of what was executed."""
+"""Loading targets: neighbouring modules, edits, equal names in two folders, and the hash of the executed code."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write(folder: Path, **files: str) -> None:
-    """Files by place, without `.py`."""
+    """Write files, named without `.py`."""
     for name, text in files.items():
         file = folder / f"{name}.py"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
 
 
-# How a file may import its neighbour, and an expression that comes to the value found there.
+# Ways to import a neighbouring file, and an expression for the value it defines
 IMPORTS = {
     "a module": ("import helper\n", "helper.VALUE"),
     "under another name": ("import helper as h\n", "h.VALUE"),
@@ -56,8 +56,8 @@ OTHERS = {
 
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("how", IMPORTS)
-def test_neighbours_are_imported_and_their_edits_are_seen(how: str, late: bool, tmp_path: Path) -> None:
-    """In whatever way, also within a function that is called later: and the hash covers what was imported."""
+def test_neighbours_are_imported_and_edits_of_them_are_noticed(how: str, late: bool, tmp_path: Path) -> None:
+    """Any form of import works, also within a function called later, and the hash covers imported files."""
     statement, value = IMPORTS[how]
     if late and "*" in statement:
         pytest.skip("Python allows it at the top of a module only")
@@ -89,8 +89,8 @@ def test_equal_names_in_two_folders_are_two_modules(tmp_path: Path) -> None:
         __import__("helper")
 
 
-def test_what_runs_is_what_was_read(tmp_path: Path) -> None:
-    """A run's processes agree on the code although the file is edited, or removed, while they train."""
+def test_the_executed_code_is_the_code_that_was_read(tmp_path: Path) -> None:
+    """All processes of a run use the same code even if the file is edited or removed during training."""
     write(tmp_path, mine="def value():\n    import helper\n    return helper.VALUE\n", helper="VALUE = 1\n")
     source = read_file("./mine.py")
     write(tmp_path, helper="VALUE = 2\n")
@@ -112,18 +112,18 @@ def test_a_file_is_executed_once_for_each_state(tmp_path: Path) -> None:
     assert load("./mine.py:A") is load(f"{tmp_path}/mine.py:A") is first
     (tmp_path / "mine.py").touch()
     assert load("./mine.py:A") is first
-    assert sys.modules[first.__module__].A is first, "dataclasses and typing look there"
+    assert sys.modules[first.__module__].A is first, "dataclasses and typing look up modules there"
     assert (tmp_path / "log").read_text() == "x"
     assert not (tmp_path / "__pycache__").exists()
 
 
 @pytest.mark.parametrize("name", ["torch", "random", "my-own", "a.b", "lion"])
-def test_a_file_may_have_any_name(name: str, tmp_path: Path) -> None:
+def test_a_file_can_have_any_name(name: str, tmp_path: Path) -> None:
     (tmp_path / f"{name}.py").write_text("import torch, random\nclass Mine(torch.nn.Module): draw = random.random\n")
     assert load(f"./{name}.py:Mine").draw
 
 
-def test_files_of_a_suite_lie_beside_it_first(tmp_path: Path) -> None:
+def test_files_are_looked_up_next_to_the_suite_first(tmp_path: Path) -> None:
     write(tmp_path, mine="A = 'here'\n", only="A = 'here'\n")
     write(tmp_path / "suites", mine="A = 'beside'\n")
     folders = [tmp_path / "suites"]
@@ -151,7 +151,7 @@ def test_modules_of_the_working_directory_are_found(tmp_path: Path) -> None:
         sys.modules.pop("near_it", None)
 
 
-def test_packages_of_the_working_directory_are_hashed_whole(tmp_path: Path) -> None:
+def test_packages_of_the_working_directory_are_hashed_completely(tmp_path: Path) -> None:
     package = f"package_{tmp_path.name}".replace("-", "_")
     write(
         tmp_path,
@@ -166,7 +166,7 @@ def test_packages_of_the_working_directory_are_hashed_whole(tmp_path: Path) -> N
     assert set(source.files) == {f"{package}/__init__.py", f"{package}/one.py", f"{package}/two.py"}
 
 
-def test_of_an_installed_package_the_file_of_the_class_counts() -> None:
+def test_for_an_installed_package_only_the_file_of_the_class_is_hashed() -> None:
     source = read_source("torch.optim:SGD")
     assert source is not None
     assert (source.main, source.is_installed) == ("sgd.py", True)
@@ -175,7 +175,7 @@ def test_of_an_installed_package_the_file_of_the_class_counts() -> None:
 
 @settings(max_examples=50)
 @given(st.dictionaries(st.sampled_from(["a.py", "b.py", "c/d.py"]), st.binary(max_size=20)), st.data())
-def test_a_hash_is_of_names_and_contents_alone(files: dict[str, bytes], data: st.DataObject) -> None:
+def test_the_hash_covers_only_names_and_contents(files: dict[str, bytes], data: st.DataObject) -> None:
     one = Source(Path("/x"), "a.py", {"a.py": b"", **files})
     assert one.hash == Source(Path("/y"), "a.py", dict(reversed(one.files.items()))).hash
     name = data.draw(st.sampled_from(sorted(one.files)))
@@ -191,7 +191,7 @@ def test_many_targets_have_one_hash_in_any_order(tmp_path: Path) -> None:
     assert source_hash([]) is None
 
 
-def test_a_file_that_cannot_be_parsed_is_refused_when_it_is_executed(tmp_path: Path) -> None:
+def test_a_file_with_a_syntax_error_is_refused_when_executed(tmp_path: Path) -> None:
     write(tmp_path, mine="def\n", helper="VALUE = 1\n", calls="import helper, mine\n")
     assert set(read_file("./mine.py").files) == {"mine.py"}
     assert set(read_file("./calls.py").files) == {"calls.py", "helper.py", "mine.py"}
@@ -200,7 +200,7 @@ def test_a_file_that_cannot_be_parsed_is_refused_when_it_is_executed(tmp_path: P
             load(target)
 
 
-def test_what_was_set_for_a_process_stays(tmp_path: Path) -> None:
+def test_sources_set_for_a_process_are_kept(tmp_path: Path) -> None:
     write(tmp_path, mine="VALUE = 1\n")
     use({"./mine.py": read_file("./mine.py")})
     try:
@@ -213,7 +213,7 @@ def test_what_was_set_for_a_process_stays(tmp_path: Path) -> None:
 
 
 def test_processes_are_started_without_the_working_directory_and_the_main_module(tmp_path: Path) -> None:
-    # In an editable installation a file `optbench.py` there would be imported in the place of optbench.
+    # In an editable installation a file `optbench.py` there would be imported instead of optbench.
     write(tmp_path, only_there_and_once="VALUE = 3\n")
     assert load("only_there_and_once:VALUE") == 3
     assert sys.path[-1] == str(tmp_path)
