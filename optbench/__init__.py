@@ -1,6 +1,6 @@
 """Measure what kind of solution an optimizer finds: the Python interface, introduced in docs/python.md.
 
-Names are imported when they are first used, so `import optbench` costs nothing and imports no torch.
+Names are imported when they are first used, so that `import optbench` is fast and does not import torch.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _PUBLIC = {
 }
 """Where each public name is defined."""
 
-# Spelt out because ruff and mypy cannot read a computed list; a test compares the two.
+# Spelt out because ruff and mypy cannot read a computed list; a test checks that it agrees with `_PUBLIC`.
 __all__ = [
     "Dataset",
     "Examples",
@@ -62,7 +62,7 @@ __all__ = [
 ]
 
 
-if not TYPE_CHECKING:  # otherwise type checkers would accept any name of this module
+if not TYPE_CHECKING:  # otherwise type checkers would accept any attribute of this module
 
     def __getattr__(name: str) -> Any:
         import importlib

@@ -1,4 +1,4 @@
-"""Attention without fused kernels, for member axes and second derivatives."""
+"""Attention without fused kernels, for batching over members and for second derivatives."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def unfused() -> AbstractContextManager[None]:
-    """Compute `scaled_dot_product_attention` from matrix products and a softmax within the block.
+    """Return a context in which `scaled_dot_product_attention` uses matrix products and a softmax.
 
-    Unlike a fused kernel, which `torch.func` calls once per member, these are batched over the member axis and have a
-    second derivative. For one network in training on a CPU the fused kernel is twice as fast.
+    Unlike a fused kernel, which `torch.func` calls once per member, these operations are batched over the member axis
+    and can be differentiated twice. When a single network is trained on a CPU, the fused kernel is twice as fast.
     """
     context: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
     return context

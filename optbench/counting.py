@@ -20,7 +20,8 @@ def grouped(pairs: Iterable[tuple[Key, Item]]) -> dict[Key, list[Item]]:
 def count(number: float, noun: str, plural: str | None = None) -> str:
     """Return a number with its noun: `1 trial`, `2 trials`, `0 trials`, `0.5 epochs`.
 
-    noun: in the singular; its last word takes the plural ending. plural: the plural where it is irregular.
+    noun: a noun or noun phrase in the singular; the plural ending is added to its last word.
+    plural: the plural, if it is irregular.
     """
     written = f"{number:g}" if isinstance(number, float) else str(number)
     return f"{written} {noun if number == 1 else plural or _plural(noun)}"

@@ -15,12 +15,12 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-
 
 
 def escaped(text: str) -> str:
-    """Return `text` with line breaks and control characters escaped: one line that no terminal interprets."""
+    """Return `text` as one line, with line breaks and control characters escaped so that terminals ignore them."""
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def spoken(error: BaseException) -> str:
-    """Return `str(error)`, or a substitute if a user's exception class fails to produce one."""
+    """Return `str(error)`, or an empty string if the exception class of a user fails to produce it."""
     try:
         return str(error)
     except Exception:
@@ -40,7 +40,7 @@ class OptbenchError(Exception):
 
 
 LONGEST_LINE = 1000
-"""In characters. A name can have thousands; the error is usually visible at either end."""
+"""Maximum length in characters. A name can have thousands; the error usually shows at the beginning or the end."""
 
 
 def _shortened(line: str) -> str:
@@ -64,7 +64,7 @@ class DeviceError(OptbenchError):
 
 
 class WorkerError(OptbenchError):
-    """Workers that cannot be started, or must not train for a run."""
+    """Workers that cannot be started, or that must not train the trials of a run."""
 
 
 class OptimizerError(OptbenchError):
@@ -92,7 +92,7 @@ class NothingMeasuredError(OptbenchError):
 
 
 MANY_NAMES = 20
-"""Next to a good guess, a longer list of valid names would only hide the guess."""
+"""Maximum number of valid names listed after a suggestion: a longer list would hide the suggestion."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:

@@ -1,4 +1,4 @@
-"""File names made from names that users choose: of experiments, models, optimizers and variants.
+"""File names built from names that users choose for experiments, models, optimizers and variants.
 
 Different parts give different file names, even on case-insensitive file systems; file names stay readable and short
 enough for every file system.
@@ -12,9 +12,9 @@ import re
 from collections.abc import Sequence
 
 LONGEST = 120
-"""In bytes. File systems allow 255, some encrypted ones 143; temporary files and suffixes need a few of them."""
+"""Maximum length in bytes. File systems allow 255, some encrypted ones 143; suffixes and temporary names add a few."""
 MARK = "@"
-"""Precedes the digest of parts that are not a file name by themselves; no other file name contains it."""
+"""Precedes the digest in names whose parts alone would not be a valid file name; other names do not contain it."""
 DIGITS = 16
 """Hexadecimal digits of a digest."""
 
@@ -28,12 +28,12 @@ _RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?")
 def file_name(parts: Sequence[str], underscores: int = 2) -> str:
     """Return the file name, without a suffix, for `parts`: `small__net__sgd__default__seed=0`.
 
-    Parts are joined by more consecutive underscores than occur in any of them, and by at least `underscores`. If they
-    cannot be recovered from the name (capitals, separators, other characters, underscores at an end, too long
-    together), a digest is appended: `small__MLP__sgd@0f3c...`.
+    Parts are joined by more consecutive underscores than occur in any of them, and by at least `underscores`. If the
+    parts cannot be recovered from the name (because of capitals, separators, other characters, underscores at an end,
+    or a name that is too long), a digest is appended: `small__MLP__sgd@0f3c...`.
 
-    The name has at most `LONGEST` bytes, ASCII without separators, and does not begin with a dot. Two sequences of
-    parts share a name, up to case, only if they share a digest of 64 bits.
+    The name has at most `LONGEST` bytes, is ASCII without separators, and does not begin with a dot. Two different
+    sequences of parts have the same name, ignoring case, only if their 64-bit digests are equal.
     """
     count = max([underscores, *(len(run) + 1 for part in parts for run in re.findall("_+", part))])
     name = ("_" * count).join(parts)
@@ -48,7 +48,7 @@ def file_name(parts: Sequence[str], underscores: int = 2) -> str:
 def label(parts: Sequence[str], joint: str, longest: int = 100) -> str:
     """Join `parts` into a safe beginning of a file name of at most `longest` bytes; not injective.
 
-    If they are too long, the longest parts are cut, so that all of them remain recognisable.
+    If the result would be too long, the longest parts are shortened, so that all parts remain recognisable.
     """
     shown = [_UNSAFE.sub("-", part).strip("-._") or "-" for part in parts]
     room = max(len(shown), longest - len(joint) * max(0, len(shown) - 1))

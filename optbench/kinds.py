@@ -1,8 +1,8 @@
-"""Kinds: models, datasets and task sequences that a suite names by `kind:`, built in or a user's, and their settings.
+"""Kinds: the models, datasets and task sequences, built-in or user-defined, that a suite names with `kind:`.
 
 A kind is a callable. The program passes its first arguments (`Registry.given`); the others are its settings, which are
 read from its signature and validated strictly by a pydantic model built from it. Built-in kinds are registered below,
-one line each; a user's kind is a target. Imports no torch.
+one line each; a user's kind is a target. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from optbench import targets
 from optbench.errors import KindError, unknown
 
 AS_WRITTEN = {"as_written": True}
-"""Validation context of suites whose kinds are not loaded: no user code is executed, no torch imported."""
+"""Validation context for suites whose kinds are not loaded, so that no user code is run and torch is not imported."""
 
 Scalar = bool | int | float | str | None
 
@@ -71,7 +71,7 @@ _BARE = re.compile(r"(?!(?:true|false|null)\Z)[A-Za-z_][A-Za-z0-9_.:/-]*", re.AS
 
 
 def value_name(value: Any) -> str:
-    """Return a value as shown in the name of a variant or metric: `%g` with as many digits as identify the number."""
+    """Return a value as shown in the name of a variant or metric; floats use `%g` with the fewest exact digits."""
     if isinstance(value, float):
         exact = (text for digits in range(6, 18) if float(text := f"{value:.{digits}g}") == value)
         return next(exact)
@@ -93,7 +93,7 @@ class Registry:
     Attributes:
         what: the sort in words, such as `task sequence`.
         given: names of the arguments that the program passes first, by position.
-        names: targets by name; "" for a kind without settings that is constructed elsewhere.
+        names: the target of each name; "" for a kind without settings that is constructed elsewhere.
     """
 
     what: str
@@ -107,29 +107,30 @@ class Registry:
         """Load the callable of a kind.
 
         Raises:
-            KindError: it is neither registered nor a target, cannot be imported, or lacks the signature of this sort.
+            KindError: it is neither registered nor a target, cannot be imported, is abstract, or is not callable.
         """
         if kind in self.names:
             module, _, attribute = self.names[kind].partition(":")
             return cast(Callable[..., Any], getattr(importlib.import_module(module), attribute))
         if ":" not in kind:
             what = "kind" if self.given else self.what
-            raise KindError(unknown(what, kind, self.names) + ", or module:attribute, or ./file.py:attribute")
+            own = "for a kind of your own, give module:attribute or ./file.py:attribute"
+            raise KindError(f"{unknown(what, kind, self.names)}; {own}")
         try:
             found = targets.load(kind)
         except targets.TargetError as error:
             raise KindError(*error.args) from error.__cause__
         if missing := sorted(getattr(found, "__abstractmethods__", ())):
-            raise KindError(f"{kind}: the class is abstract; it lacks {', '.join(missing)}")
+            raise KindError(f"{kind}: expected a concrete class, got an abstract one without {', '.join(missing)}")
         if callable(found):
             return cast(Callable[..., Any], found)
         raise KindError(f"{kind}: expected a class or a function, got a value of type {type(found).__name__}")
 
     def settings(self, kind: str) -> type[BaseModel]:
-        """Return the pydantic model of a kind's settings, its fields in the order of the signature.
+        """Return the pydantic model of a kind's settings, with fields in the order of the signature.
 
         Raises:
-            KindError: as `load`; or the signature cannot be read, or has settings by position.
+            KindError: as `load`; or the signature cannot be read, or a setting cannot be passed by name.
         """
         return _own_settings(self, kind) if kind in self.names else self._settings(kind)
 
@@ -147,11 +148,12 @@ class Registry:
             if p.name in given or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
                 continue
             if p.kind is p.POSITIONAL_ONLY or p.name == "kind" or p.name.startswith("_"):
-                raise KindError(f"{kind}: expected settings by name, got the argument '{p.name}'; rename it")
+                rule = "passed by name, is not called 'kind' and does not begin with '_'"
+                raise KindError(f"{kind}: expected every setting to be an argument that is {rule}, got '{p.name}'")
             # JSON has no tuples, so a parameter without an annotation takes the type of its default.
             unsaid = p.annotation is p.empty and isinstance(p.default, tuple)
             annotation = tuple[PlainValue, ...] if unsaid else meant(p.annotation, scope)
-            # `seed: int = None` means that None is valid, too.
+            # `seed: int = None` makes None valid as well.
             annotation = Annotated[annotation, None] | None if p.default is None else annotation
             fields[p.name] = (annotation, ... if p.default is p.empty else p.default)
         config = ConfigDict(
@@ -163,7 +165,7 @@ class Registry:
         )
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a setting may have the name of one of pydantic's methods
+                warnings.simplefilter("ignore")  # a setting may have the name of a pydantic method
                 model: type[BaseModel] = create_model("Settings", __config__=config, **fields)
         except Exception as error:
             raise KindError(f"{kind}: its annotations cannot be read: {targets.said(error)}") from error
@@ -178,7 +180,7 @@ class Registry:
         return names[: len(self.given)]
 
     def complete(self, kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the settings as plain values, including every default that survives being written and read back.
+        """Return the settings as plain values, including every default that can be written and read back unchanged.
 
         Raises:
             KindError: as `settings`.
@@ -191,7 +193,7 @@ class Registry:
             if name in written:
                 everything[name] = written.pop(name)
                 continue
-            with contextlib.suppress(ValueError):  # its default is an object, for example, or of another type
+            with contextlib.suppress(ValueError):  # the default may be an object, or not match its annotation
                 default = field.get_default(call_default_factory=True)
                 as_json = _as_json(default)
                 if same(getattr(validated(model, {**given, name: as_json}), name), default):
@@ -227,7 +229,7 @@ def _as_json(value: Any) -> Any:
 
 
 def same(found: Any, default: Any) -> bool:
-    """Return whether a default was read back unchanged; a tuple in a list, or a key 1, is not."""
+    """Return whether a default was read back unchanged; JSON changes tuples inside a list and keys that are numbers."""
     return bool(found == default) and (isinstance(found, type(default)) or type(default) is int)
 
 
@@ -236,7 +238,7 @@ def signature(found: Callable[..., Any]) -> tuple[list[inspect.Parameter], dict[
     own = found.__init__ if inspect.isclass(found) and inspect.isfunction(found.__init__) else found
     parameters = list(inspect.signature(own).parameters.values())
     inside = inspect.unwrap(own)
-    inside = getattr(inside, "func", inside)  # of a partial
+    inside = getattr(inside, "func", inside)  # the function of a `functools.partial`
     return parameters[1:] if own is not found else parameters, getattr(inside, "__globals__", {})
 
 
@@ -244,7 +246,7 @@ def meant(annotation: Any, scope: dict[str, Any]) -> Any:
     if isinstance(annotation, str):
         try:
             annotation = eval(annotation, scope)
-        except Exception:  # a name that only type checkers see
+        except Exception:  # for example, a name that is imported only for type checkers
             return PlainValue
     return PlainValue if annotation in (inspect.Parameter.empty, Any, object) else annotation
 
@@ -334,10 +336,10 @@ class Kind(BaseModel):
 def calling(seed: int | None) -> Iterator[None]:
     """Wrap a call of a user's code: silence its standard output and restore process-wide settings afterwards.
 
-    seed: of the global random generators; None leaves them as they are.
+    seed: seed for the global random generators; None leaves them as they are.
 
     Raises:
-        KindError: the code tries to end the program.
+        KindError: the code tries to exit the program.
     """
     from optbench.isolation import isolated, seed_generators  # late, because it imports torch
 

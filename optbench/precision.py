@@ -1,4 +1,4 @@
-"""Float64 for measuring, on the CPU where the device has none, as Apple's GPUs. Imports torch late."""
+"""Measurements in float64: on the CPU if the device does not support it, as on Apple GPUs. Imports torch late."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def has_float64(device: torch.device) -> bool:
 
 
 def exact_device(device: torch.device) -> torch.device:
-    """Return the device itself, or the CPU if it has no float64."""
+    """Return the device itself, or the CPU if the device does not support float64."""
     import torch
 
     return device if has_float64(device) else torch.device("cpu")

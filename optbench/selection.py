@@ -28,7 +28,8 @@ from optbench.suite.seed_ranges import instead_of_range
 from optbench.targets import is_file
 
 LONGEST_NAME = 200
-"""In characters, of a run: file systems allow 255, and its directory has a longer name while being created."""
+"""Maximum length of a run's name, in characters: file systems allow 255, and the name of its directory is longer while
+it is being created."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Addition:
 
 @dataclass(frozen=True)
 class Choice:
-    """The options of `optbench run` that change what is trained; all empty for the suite as it is."""
+    """The options of `optbench run` that change which trials are trained; if all are empty, the suite is unchanged."""
 
     seeds: tuple[int, ...] = ()
     experiments: tuple[str, ...] = ()
@@ -57,14 +58,14 @@ class Choice:
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """Parse `--seeds`: `10` means 0 to 9, `0,1,2` these three, and `7,` only 7.
+    """Parse `--seeds`: `10` means the seeds 0 to 9, `0,1,2` these three seeds, and `7,` only the seed 7.
 
     Raises:
         UsageError: no seeds, a repeated seed, too many of them, or an invalid seed.
     """
     if form := instead_of_range(text, brackets=False):
         raise UsageError(f"--seeds {text}: expected a number of seeds or a list, got a range; {form}")
-    needed = "expected a number of seeds of at least 1, or a list like 0,1,2"
+    needed = "expected a number of seeds (at least 1) or a list such as 0,1,2"
     parts = [part.strip() for part in text.removesuffix(",").split(",")]
     if not all(re.fullmatch(r"[0-9]{1,19}", part) for part in parts):
         raise UsageError(f"--seeds {text}: {needed}" if text.strip() else f"--seeds: {needed}, got nothing")
@@ -92,13 +93,13 @@ def parse_optimizers(texts: Sequence[str]) -> tuple[tuple[str, ...], tuple[Addit
         name, equals, target = (part.strip() for part in text.partition("="))
         # A dot would make `--set optimizers.NAME.lr=...` ambiguous.
         if not is_name(name) or (equals and "." in name):
-            allowed = "letters, digits, _, + and - in its name" if equals else "the name of an optimizer"
+            allowed = "a name of letters, digits, _, + and -" if equals else "the name of an optimizer"
             raise UsageError(f"--optimizer {text}: expected {allowed}")
         if not equals:
             keep.append(name)
             continue
         if not target:
-            raise UsageError(f"--optimizer {text}: needs NAME=module:Class or NAME=./file.py:Class")
+            raise UsageError(f"--optimizer {text}: expected NAME=module:Class or NAME=./file.py:Class")
         if any(addition.name == name for addition in additions):
             raise UsageError(f"--optimizer {text}: '{name}' is added twice")
         additions.append(Addition(name, target))
@@ -121,7 +122,7 @@ def check_directory(name: str | None, resume: Path | None, *, force: bool) -> No
         raise UsageError("--name and --resume: a resumed run keeps its name; give one of the two")
     check_name(name)
     if force and resume is None:
-        raise UsageError("--force is for --resume: there is nothing else to continue")
+        raise UsageError("--force: expected --resume as well, got no run to continue")
 
 
 def choose(path: Path, choice: Choice, resume: Path | None = None) -> Suite:
@@ -129,10 +130,11 @@ def choose(path: Path, choice: Choice, resume: Path | None = None) -> Suite:
 
     Added optimizers take part in every experiment.
 
-    An experiment with none of the chosen optimizers or models is left out; if it was named itself, that is an error.
-    Claims about anything left out are left out, and claims about several models are restricted to the chosen ones.
+    An experiment with none of the chosen optimizers or models is left out; it is an error if the experiment itself was
+    chosen. Claims about anything left out are left out as well, and claims about several models are restricted to the
+    chosen models.
 
-    resume: the run being resumed, whose suite this is.
+    resume: the run being resumed, if `path` is its suite.
 
     Raises:
         SuiteError, UsageError: as `load_suite`; or the choice names something that is not in the suite.
@@ -160,7 +162,7 @@ def choose(path: Path, choice: Choice, resume: Path | None = None) -> Suite:
 
 
 def _from_here(addition: Addition, suite_folder: Path) -> Addition:
-    """Return the absolute path of a file in the working directory if the suite has a file of the same name.
+    """Make the path of an addition's file absolute if the suite has another file of the same name.
 
     A suite's files are looked up next to the suite first (a run's suite uses the copies in the run); files named on the
     command line are in the working directory.
@@ -199,7 +201,7 @@ def _addition_overrides(addition: Addition, outline: Mapping[str, Any]) -> list[
 
 
 def _in_the_users_words(message: str, additions: Sequence[Addition]) -> str:
-    """Replace the override in a message by the `--optimizer` option from which it was made."""
+    """Replace the override in a message with the `--optimizer` option from which it was made."""
     for addition in additions:
         message = message.replace(f"--set {_target_override(addition)}", addition.option)
     return message
@@ -228,7 +230,7 @@ def _keep(suite: Suite, choice: Choice) -> Suite:
         for what, left, had in (("optimizer", kept, taking_part), ("model", models, experiment.models)):
             if not left and choice.experiments:
                 has = ", ".join(had)
-                raise UsageError(f"--{what}: experiment '{name}' has none of the given names (it has: {has})")
+                raise UsageError(f"--{what}: experiment '{name}' has none of the given names (valid: {has})")
         if not (kept and models):
             continue
         chosen = kept if experiment.optimizers is not None else None
@@ -240,7 +242,7 @@ def _keep(suite: Suite, choice: Choice) -> Suite:
     if not experiments:
         given = (("--optimizer", choice.optimizers), ("--model", choice.models))
         options = " and ".join(option for option, names in given if names)
-        raise UsageError(f"{options}: no experiment has any of those named")
+        raise UsageError(f"{options}: no experiment has any of the given names")
     optimizers = {name: settings for name, settings in suite.optimizers.items() if name in wanted}
     claims = {
         name: kept_claim

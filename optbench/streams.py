@@ -1,7 +1,7 @@
 """Random streams: every random number comes from a generator identified by (suite seed, trial seed, purpose).
 
-No stream depends on another, on the global generator or on a trial's position in its cohort. Drawing more from one
-stream never changes another, and a trial draws the same numbers alone as in a cohort.
+No stream depends on another, on the global generator or on a trial's position in its cohort. Drawing more numbers from
+one stream never changes another, and a trial draws the same numbers alone as in a cohort.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def stream_seed(suite_seed: int, trial_seed: int | None, purpose: str) -> int:
     """Return the stream's seed in [0, 2**63): the first 63 bits of BLAKE2b over the three parts.
 
     Args:
-        suite_seed: the suite's own seed.
+        suite_seed: the seed of the suite.
         trial_seed: the trial's seed, or None for streams that all trials share (such as the validation split).
         purpose: what the numbers are used for: `"permutation 3"`, `"data order"`.
     """
@@ -28,11 +28,11 @@ def stream_seed(suite_seed: int, trial_seed: int | None, purpose: str) -> int:
 
 
 def generator(suite_seed: int, trial_seed: int | None, purpose: str) -> torch.Generator:
-    """Return a new CPU generator at the start of the stream of `stream_seed`; equal arguments give equal draws.
+    """Return a new CPU generator seeded with `stream_seed`; equal arguments give equal draws.
 
-    It is on the CPU for every device, so that a trial's permutations and weights are the same on all of them.
-    PyTorch's CPU generator (mt19937) keeps only the low 32 bits of its seed: among n streams two coincide with a
-    probability of about n²/2**33, 1e-4 for a thousand.
+    The generator is always on the CPU, so that a trial's permutations and weights are the same on every device.
+    PyTorch's CPU generator (mt19937) keeps only the low 32 bits of its seed: the probability that two of n streams
+    coincide is about n²/2**33, or 1e-4 for a thousand streams.
     """
     import torch
 

@@ -166,8 +166,8 @@ def no_settings_by_position(data: object, seed: int, count: int, /) -> None: ...
     [
         (5, "expected a class or a function, got a value of type int"),
         (lambda data: None, r"expected a task sequence \(data, seed, \*\*settings\), got \(data\)"),
-        (no_settings_by_position, "expected settings by name, got the argument 'count'"),
-        (lambda data, seed, kind: None, "expected settings by name, got the argument 'kind'"),
+        (no_settings_by_position, "does not begin with '_', got 'count'"),
+        (lambda data, seed, kind: None, "does not begin with '_', got 'kind'"),
     ],
 )
 def test_what_is_no_kind_says_why(function: Any, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,7 +332,7 @@ def test_a_changed_task_sequence_is_resumed_only_by_force_and_said_in_plain_sigh
     for words in (["report", "a"], ["compare", "a:sgd", "a:adam"]):
         capsys.readouterr()
         main(words)
-        assert "2 states of its code" in " ".join(capsys.readouterr().out.split()), words
+        assert "2 versions of its code" in " ".join(capsys.readouterr().out.split()), words
 
 
 # --- the package itself ---

@@ -232,7 +232,7 @@ def test_the_model_option_keeps_experiments_and_claims_about_the_model(
     said = refusal(capsys, tmp_path, "run", path, "--model", "wid", "--dry-run")
     assert said == "--model: unknown model 'wid'; did you mean 'wide'? (valid: small, wide)"
     said = refusal(capsys, tmp_path, "run", path, "--model", "wide", "--experiment", "digits", "--dry-run")
-    assert said == "--model: experiment 'digits' has none of the given names (it has: small)"
+    assert said == "--model: experiment 'digits' has none of the given names (valid: small)"
 
 
 def test_claims_about_an_excluded_model_are_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
