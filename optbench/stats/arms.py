@@ -20,7 +20,7 @@ from optbench.suite.schema import ExperimentSettings, Tuning
 from optbench.tasks import Outline
 
 Status = Literal["ok", "diverged", "failed", "missing", "above_target"]
-"""`above_target`: trained to the end, and above the target training loss on some task."""
+"""`above_target`: trained to the end, but above the target training loss on some task."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Arm:
 
     @property
     def in_bits(self) -> bool:
-        """Whether it is on text, whose R holds negative bits per byte."""
+        """Whether the experiment is on text, where R holds negative bits per byte."""
         return self.experiment in self.results.in_bits
 
     @property
@@ -98,19 +98,19 @@ class Arm:
         return [self.value(metric, seed) for seed in self.trials if self.status(seed) == "ok"]
 
     def undefined(self, metric: str, seeds: Iterable[int]) -> set[str]:
-        """Return why a metric derived from accuracies has no value on these seeds, considering trials that are `ok`."""
+        """Return why a metric derived from accuracies has no value on these seeds; only `ok` trials are considered."""
         missing = [s for s in seeds if self.status(s) == "ok" and math.isnan(self.value(metric, s))]
         return {why for s in missing if (why := self.results.undefined(metric, self.trials[s].id))}
 
     @functools.cached_property
     def shortcoming(self) -> Shortcoming | None:
-        """What its trials failed to learn; None if each of them learnt every task."""
+        """The tasks that its trials failed to learn; None if each of them learnt every task."""
         found = [self.results.not_learnt.get(trial.id, NotLearnt()) for trial in self.trials.values()]
         return Shortcoming.of(self.count("ok"), found)
 
     @property
     def learning_warning(self) -> str | None:
-        """Return, in sentences, what its trials failed to learn; None if each of them learnt every task."""
+        """Sentences about the tasks that its trials failed to learn; None if each of them learnt every task."""
         if self.shortcoming is None:
             return None
         forgetting = any(map(math.isfinite, self.values("forgetting")))
@@ -123,16 +123,16 @@ class Arm:
 
     @property
     def mixed_code(self) -> str | None:
-        """A warning if its trials were trained with different states of the user's code, else None."""
+        """A warning if its trials were trained with different versions of the user's code, else None."""
         rows = [row for trial in self.trials.values() if (row := self.results.rows.get(trial.id))]
         counts = Counter(row.source_hash for row in rows if row.status != "failed")
         if len(counts) < 2:
             return None
         said = ", ".join(f"{n} with source {source or 'not recorded'}" for source, n in counts.items())
-        return f"its trials were trained with {len(counts)} states of its code ({said}): means are over all of them"
+        return f"its trials were trained with {len(counts)} versions of its code ({said}): means include all of them"
 
     def took(self, metric: str) -> bool:
-        """Return whether any of its trials measured the metric, defined or not."""
+        """Return whether the metric was measured in any of its trials, even if it is undefined."""
         found = self.results.values.get(metric, {})
         return any(trial.id in found for trial in self.trials.values())
 

@@ -21,13 +21,16 @@ SEED = 0
 
 
 def resampled_means(values: Array) -> Array:
-    """Return means (..., B) of values (..., n) over n seeds drawn with replacement, the same draws for every row."""
+    """Return means (..., B) of values (..., n) over n seeds drawn with replacement; all rows share the draws."""
     means: Array = values[..., _draws(values.shape[-1])].mean(axis=-1)
     return means
 
 
 def percentile_interval(resampled: Array, level: float = LEVEL) -> tuple[float, float]:
-    """Return the central `level` of a statistic's resampled values (B,), in its unit, by linear interpolation."""
+    """Return the interval that holds the central `level` of a statistic's resampled values (B,), in their unit.
+
+    Quantiles are interpolated linearly.
+    """
     tail = (1 - level) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail]).tolist()
     return low, high
@@ -35,5 +38,5 @@ def percentile_interval(resampled: Array, level: float = LEVEL) -> tuple[float, 
 
 @functools.cache
 def _draws(n: int) -> NDArray[np.int64]:
-    """Draw seeds, (B, n)."""
+    """Return the indices of the drawn seeds, (B, n)."""
     return np.random.default_rng(SEED).integers(n, size=(RESAMPLES, n))

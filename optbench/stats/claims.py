@@ -47,8 +47,8 @@ class ClaimVerdict(StrEnum):
 class ClaimPart:
     """A claim on one model, for one variant of each side.
 
-    beside: metric -> medians of left and right. readings: the result of each reading; empty without any.
-    match: the distance between the two variants of a claim at matched accuracy.
+    beside: metric -> medians of left and right. readings: the result of each reading; empty if the claim has none.
+    match: the two variants and their distance, for a claim at matched accuracy.
     """
 
     model: str
@@ -75,7 +75,7 @@ class JudgedClaim:
     margin: the smallest relevant difference, the claim's own or its metric's.
     left_out: the variants of either side that do not meet the claim's condition and belong to no part.
     unmatched: variants without a near enough variant on the other side, with the nearest one.
-    in_bits: whether it is about text, whose R holds negative bits per byte.
+    in_bits: whether the claim is about text, where R holds negative bits per byte.
     """
 
     name: str
@@ -107,7 +107,7 @@ def judge_claims(results: Results) -> list[JudgedClaim]:
     for name, claim in results.suite.claims.items():
         cells = (claim.primary, *(claim.readings.cells if claim.readings is not None else ()))
         if missing := next((cell.name for cell in cells if cell.name not in metrics), None):
-            what = f"expected a description of '{missing}', which claims.{name} of its suite is about, got none"
+            what = f"expected a description of '{missing}', which claims.{name} of its suite uses, got none"
             raise StoreError(f"{results.run.path / 'run.json'}: metrics: {what}")
     found = []
     for name, claim in results.suite.claims.items():
@@ -136,7 +136,7 @@ def _judged(name: str, claim: Claim, metrics: Mapping[str, Metric], everyone: Se
     judged = zip(sides, questions, judge(questions), readings, matches, strict=True)
     for (left, right), question, judgement, read, near in judged:
         result = question.result
-        if claim.expect == "equivalent":  # whose power does not depend on the number of parts
+        if claim.expect == "equivalent":  # the power of this test does not depend on the number of parts
             judgement = replace(judgement, seeds_needed=None if question.result.n >= MIN_PAIRS else MIN_PAIRS)
         verdict, reason = _verdict(claim, question, judgement)
         beside = {name: (_median(left, name), _median(right, name)) for name in claim.beside}
@@ -146,7 +146,7 @@ def _judged(name: str, claim: Claim, metrics: Mapping[str, Metric], everyone: Se
 
 
 def overall(verdicts: Sequence[ClaimVerdict]) -> ClaimVerdict:
-    """Combine the verdicts of parts: contradicted by any of them, supported only by all of them."""
+    """Combine the verdicts of parts: contradicted if any part is, supported only if all parts are."""
     if ClaimVerdict.CONTRADICTED in verdicts:
         return ClaimVerdict.CONTRADICTED
     if not verdicts or set(verdicts) == {ClaimVerdict.NOT_COMPARABLE}:
@@ -187,7 +187,7 @@ def _side(side: Arms, named: Mapping[tuple[str, str], Arm]) -> Arm:
 def _matched(
     claim: Claim, sides: Sequence[tuple[Arm, Arm | float]]
 ) -> tuple[list[tuple[Arm, Arm | float]], list[Match | None], tuple[Match, ...]]:
-    """Return the sides of each part, their matches, and what is too far apart; all sides for an unmatched claim."""
+    """Return the sides of each part, their matches, and the pairs too far apart; all sides for an unmatched claim."""
     if claim.matched is None:
         return list(sides), [None] * len(sides), ()
     near: list[Match] = []
@@ -209,7 +209,7 @@ def _verdict(claim: Claim, question: Question, judgement: Judgement) -> tuple[Cl
         case Verdict.NO_EVIDENCE:
             return ClaimVerdict.NO_EVIDENCE, judgement.reason
         case Verdict.EQUIVALENT:
-            # The claim is of a relevant difference, which the data rule out.
+            # The claim states a relevant difference, which the data rule out.
             return ClaimVerdict.CONTRADICTED, "the two are equivalent: any difference is smaller than the margin"
     assert result.difference is not None, "a verdict without a difference"
     if (result.difference > 0) != (claim.expect == "higher"):
@@ -232,9 +232,10 @@ def _equivalence(question: Question, judgement: Judgement) -> tuple[ClaimVerdict
     low, high = result.interval_90
     where = f"the 90% interval [{low:.3g}, {high:.3g}]"
     if (low >= margin or high <= -margin) and judgement.verdict in DIFFERENT:
-        return ClaimVerdict.CONTRADICTED, f"{where} lies outside of ±{margin:.3g}"
+        return ClaimVerdict.CONTRADICTED, f"{where} lies outside ±{margin:.3g}"
     if -margin < low and high < margin:
-        return ClaimVerdict.NO_EVIDENCE, f"both diverged on {count(result.diverged_both, 'seed')}, which shows no size"
+        both = count(result.diverged_both, "seed")
+        return ClaimVerdict.NO_EVIDENCE, f"both sides diverged on {both}, so the size of the difference is unknown"
     return ClaimVerdict.NO_EVIDENCE, f"{where} does not lie within ±{margin:.3g}"
 
 

@@ -29,11 +29,11 @@ class PartsOfBoth:
 
 @dataclass(frozen=True)
 class ClaimOfBoth:
-    """A claim in each run; None in at most one run whose suite does not state it.
+    """A claim in each run; at most one of the two is None, if that run's suite does not state the claim.
 
     Attributes:
         apart: the settings of the claim that differ between the two suites, as (name, in A, in B).
-        parts: those of A in order, then those only in B; never paired if the claims differ.
+        parts: the parts in A in order, then those only in B; never paired if the claims differ.
     """
 
     name: str
@@ -56,7 +56,7 @@ class ClaimOfBoth:
 
     @property
     def compared(self) -> bool:
-        """Whether it is the same claim, judged in both runs; only these are counted."""
+        """Whether it is the same claim, judged in both runs; only such claims are counted."""
         return self.alike and ClaimVerdict.NOT_COMPARABLE not in self.verdicts
 
     @property
@@ -83,7 +83,7 @@ def _both(name: str, a: JudgedClaim | None, b: JudgedClaim | None) -> ClaimOfBot
     apart: list[tuple[str, object, object]] = []
     if a is not None and b is not None:
         said = _stated(a.claim), _stated(b.claim)
-        # The metric's default margin counts as stated.
+        # A margin taken from the metric counts as if the claim stated it.
         apart = [(key, x, y) for (key, x), y in zip(said[0].items(), said[1].values(), strict=True) if x != y]
         if a.margin != b.margin:
             apart.append(("margin", a.margin, b.margin))

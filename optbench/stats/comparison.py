@@ -64,7 +64,7 @@ class MetricComparison:
 
     @property
     def has_values(self) -> bool:
-        """Whether either side has a value on any seed; one task, for example, has no forgetting."""
+        """Whether either side has a value on any seed; with one task, for example, forgetting has none."""
         result = self.result
         return (result.median_a, result.median_b) != (None, None) or result.diverged_a + result.diverged_b > 0
 
@@ -73,8 +73,8 @@ class MetricComparison:
 class ArmComparison:
     """Two arms on the same experiment and model.
 
-    seeds: those that finished, `ok` or diverged, on both sides. same_start: whether both sides had the same initial
-    weights on each of them; None if there are none.
+    seeds: seeds that finished, `ok` or diverged, on both sides. same_start: whether both sides had the same initial
+    weights on each of these seeds; None if there are none.
     """
 
     a: Arm
@@ -85,12 +85,12 @@ class ArmComparison:
 
     @property
     def planned(self) -> int:
-        """Seeds planned on both sides."""
+        """The number of seeds planned on both sides."""
         return len(self.a.trials.keys() & self.b.trials.keys())
 
     @property
     def family(self) -> int:
-        """Return the number of primary metrics: the size of the family in Holm's correction."""
+        """The number of primary metrics: the size of the family in Holm's correction."""
         return sum(found.judgement is not None for found in self.metrics)
 
     def metric(self, name: str) -> MetricComparison | None:
@@ -120,7 +120,7 @@ class Comparison:
 def compare(a: Selection, b: Selection, *, experiments: Sequence[str] = (), force: bool = False) -> Comparison:
     """Compare two selections: every optimizer that both have, or the two that are named.
 
-    experiments: only these; all if empty.
+    experiments: the experiments to compare; all of them if empty.
 
     Raises:
         UsageError: a run has no such optimizer, variant or experiment.
@@ -218,11 +218,11 @@ def remarks(a: Results, b: Results) -> list[str]:
     for name, metric in a.metrics.items():
         other = b.metrics.get(name, metric)
         if (metric.target, metric.source_hash) != (other.target, other.source_hash):
-            found.append(f"'{name}' is another metric in each: {_of_whom(metric)} in A, {_of_whom(other)} in B")
-    for what, key in (("device", "device"), ("torch version", "torch")):
+            found.append(f"'{name}' is a different metric in each: {_of_whom(metric)} in A, {_of_whom(other)} in B")
+    for what, key in (("devices", "device"), ("torch versions", "torch")):
         values = [_provenance(results, key) for results in (a, b)]
         if values[0] != values[1]:
-            found.append(f"another {what}: {values[0]} against {values[1]}")
+            found.append(f"different {what}: {values[0]} in A, {values[1]} in B")
     return found
 
 
@@ -231,7 +231,7 @@ def _of_whom(metric: Metric) -> str:
 
 
 def _too_few(found: Sequence[ArmComparison]) -> Iterator[str]:
-    """Yield what pairs of arms have too few seeds for: one sentence per number of common finished seeds."""
+    """Yield a sentence for each number of common finished seeds that is too small for some pairs of arms."""
     usable = [pair for pair in found if pair.seeds and pair.same_start is not False]
     numbers: dict[str, set[int]] = {}
     for pair in usable:
@@ -239,7 +239,7 @@ def _too_few(found: Sequence[ArmComparison]) -> Iterator[str]:
     by_seeds: dict[int, dict[str, int]] = {}
     for pair in usable:
         place = pair.a.experiment
-        if len(numbers[place]) > 1:  # trials are missing, so the name of the experiment is not specific enough
+        if len(numbers[place]) > 1:  # the number of seeds differs between pairs of the experiment, so name the pair
             place = f"{place}, {pair.a.model}: {pair.a.label} against {pair.b.label}"
         by_seeds.setdefault(len(pair.seeds), {})[place] = pair.family
     for n, families in sorted(by_seeds.items()):
@@ -248,7 +248,7 @@ def _too_few(found: Sequence[ArmComparison]) -> Iterator[str]:
 
 
 def _code_remarks(pairs: Sequence[ArmComparison]) -> list[str]:
-    """Return a caveat for each arm whose trials used different states of a user's code."""
+    """Return a caveat for each arm whose trials used different versions of a user's code."""
     sides = (arm for pair in pairs for arm in (pair.a, pair.b))
     return list(
         dict.fromkeys(
@@ -285,12 +285,12 @@ def _matched(a: Selection, b: Selection) -> list[tuple[Arm, Arm]]:
             )
     if not found:
         sides = " and ".join(f"{s.results.run.id}{f':{s.optimizer}' if s.optimizer else ''}" for s in (a, b))
-        raise ComparisonError(f"{sides} have no optimizer on the same experiment and model to compare")
+        raise ComparisonError(f"{sides} have no optimizers to compare on the same experiment and model")
     return found
 
 
 def _crossed(left: Sequence[Arm], right: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
-    """Pair two optimizers: by variant if both have the same, else a single variant with each of the other's."""
+    """Pair two optimizers: by variant if both have the same, else the only variant of one with each of the other's."""
     by_variant = {arm.variant: arm for arm in right}
     if len(left) > 1 and {arm.variant for arm in left} == by_variant.keys():
         return [(arm, by_variant[arm.variant]) for arm in left]

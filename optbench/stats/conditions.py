@@ -15,7 +15,7 @@ from optbench.suite.claims import Bounds
 class Unmet:
     """A condition that a variant does not meet.
 
-    mean: of the metric over the `n` seeds on which it is defined; None without any.
+    mean: the mean of the metric over the `n` seeds on which it is defined; None if there are none.
     planned: the number of planned seeds.
     """
 
@@ -37,7 +37,7 @@ class LeftOut:
 def unmet_conditions(arm: Arm, where: Mapping[str, Bounds]) -> tuple[Unmet, ...]:
     """Return the conditions that a variant does not meet; empty if it meets all of them.
 
-    A condition is on the mean over the trials that are `ok`. A variant without a defined value does not meet it.
+    A condition applies to the mean over the trials that are `ok`. A variant without a defined value does not meet it.
     """
     unmet = []
     for metric, bounds in where.items():

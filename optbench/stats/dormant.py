@@ -1,4 +1,4 @@
-"""Networks with many dormant units: inactive units lower a rank, whatever the others represent."""
+"""Networks with many dormant units: inactive units lower a rank, whatever the active ones represent."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from optbench.metrics import METRICS
 from optbench.metrics.metric import base_name
 
 DORMANT = "dormant_0.025"
-"""The metric: the fraction of dormant units among the final features, pooled over tasks (Sokar et al. 2023, τ =
-.025)."""
+"""The metric used: the fraction of dormant units among the final features, pooled over tasks (Sokar et al. 2023,
+τ = .025)."""
 MANY = 0.05
 """The fraction above which a network is listed."""
 
@@ -20,7 +20,8 @@ MANY = 0.05
 class ManyDormant:
     """The trials of one arm in which more than a fraction `MANY` of the units is dormant.
 
-    trials: all that are `ok`. seeds, shares: of those listed, in the order of the seeds.
+    trials: the number of trials that are `ok`. seeds, shares: the seed and the dormant fraction of each listed trial,
+    in seed order.
     """
 
     trials: int
@@ -29,7 +30,7 @@ class ManyDormant:
 
     @staticmethod
     def of(shares: Sequence[tuple[int, float]]) -> ManyDormant | None:
-        """Select from seed and fraction of every trial that is ok (NaN: not measured); None if no trial has many."""
+        """Select from the seed and fraction (NaN if not measured) of each `ok` trial; None if no trial has many."""
         many = [(seed, share) for seed, share in shares if share > MANY]
         seeds, found = tuple(seed for seed, _ in many), tuple(share for _, share in many)
         return ManyDormant(len(shares), seeds, found) if many else None

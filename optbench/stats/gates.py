@@ -1,4 +1,4 @@
-"""Gates for CI: `forgetting:+0.02` fails if A forgets more than B by over .02 with its whole 95% interval."""
+"""Gates for CI: `forgetting:+0.02` fails if the whole 95% interval of A's forgetting minus B's lies above .02."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _PATTERN = re.compile(
 class Gate:
     """A parsed gate.
 
-    text: as given by the user. upwards: whether an increase fails. threshold: the signed difference that must not be
-    exceeded, in the metric's unit, or as a fraction of B's median if `relative`."""
+    text: the gate as given by the user. upwards: whether the gate limits an increase. threshold: the signed difference
+    that must not be exceeded, in the metric's unit, or as a fraction of B's median if `relative`."""
 
     text: str
     metric: str
@@ -47,14 +47,14 @@ class JudgedGate:
 
 
 def parse_gate(text: str) -> Gate:
-    """Parse `METRIC:+SIZE` or `METRIC:-SIZE`, with the size in the metric's unit, or followed by `%`, of B's median.
+    """Parse `METRIC:+SIZE` or `METRIC:-SIZE`; the size is in the metric's unit or, if followed by `%`, of B's median.
 
     Raises:
-        UsageError: it has another form.
+        UsageError: the text has another form.
     """
     match = _PATTERN.fullmatch(text.strip())
     if match is None:
-        needed = "needs METRIC:+SIZE or METRIC:-SIZE, as in forgetting:+0.02 or average_accuracy:-1%"
+        needed = "expected METRIC:+SIZE or METRIC:-SIZE, as in forgetting:+0.02 or average_accuracy:-1%"
         raise UsageError(f"--fail-on '{text}': {needed}")
     size = float(f"{match['sign']}{match['size']}") / (100 if match["percent"] else 1)
     return Gate(text.strip(), match["metric"], match["sign"] == "+", size, bool(match["percent"]))
@@ -66,19 +66,19 @@ def judge_gates(gates: Sequence[Gate], pairs: Sequence[ArmComparison]) -> list[J
 
 
 def _judge(gate: Gate, pair: ArmComparison) -> tuple[GateResult, str]:
-    """Fail if the 95% interval of A - B lies beyond the threshold, pass if it lies entirely before it."""
+    """Fail if the whole 95% interval of A - B exceeds the threshold, pass if no part of it does."""
     found = pair.metric(gate.metric)
     if found is None or found.result.n == 0:
         return GateResult.INCONCLUSIVE, "not measured"
     if pair.same_start is False:
-        return GateResult.INCONCLUSIVE, "initial weights differ: no pairs"
+        return GateResult.INCONCLUSIVE, "initial weights differ, so there are no pairs"
     if found.result.interval is None:
         return GateResult.INCONCLUSIVE, f"no 95% interval from {count(found.result.n, 'pair')}"
     low, high = found.result.interval
     threshold = gate.threshold
     if gate.relative:
         if found.result.median_b is None:
-            return GateResult.INCONCLUSIVE, "B has no median to take a share of"
+            return GateResult.INCONCLUSIVE, "the threshold is relative to B's median, which is undefined"
         threshold *= abs(found.result.median_b)
     if low > threshold if gate.upwards else high < threshold:
         return GateResult.FAILED, ""
@@ -88,4 +88,4 @@ def _judge(gate: Gate, pair: ArmComparison) -> tuple[GateResult, str]:
         if above := arm.count("above_target"):  # their seeds are excluded because of their outcome
             return GateResult.INCONCLUSIVE, f"{above} of {side}'s trials ended above the target training loss"
     within = high <= threshold if gate.upwards else low >= threshold
-    return (GateResult.PASSED, "") if within else (GateResult.INCONCLUSIVE, "the interval holds the threshold")
+    return (GateResult.PASSED, "") if within else (GateResult.INCONCLUSIVE, "the interval contains the threshold")

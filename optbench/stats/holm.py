@@ -1,4 +1,4 @@
-"""Holm's correction of several p-values."""
+"""Holm's correction for multiple tests."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values so that the family-wise error rate stays below the level applied to each.
+    """Adjust p-values so that comparing each with a level keeps the family-wise error rate at or below that level.
 
-    The k-th smallest of m is multiplied by m - k + 1, is at least its predecessor, and at most 1 (Holm 1979); valid
-    under any dependence between the tests. The result has the order of `p_values`.
+    The k-th smallest of m p-values is multiplied by m - k + 1, raised to its predecessor if that is larger, and capped
+    at 1 (Holm 1979). This is valid under any dependence between the tests. The result has the order of `p_values`.
     """
     assert all(0 <= p <= 1 for p in p_values), "not p-values"
     m = len(p_values)

@@ -1,8 +1,8 @@
 """Trials that failed to learn their tasks, derived from the tables of a run.
 
-Derived on reading, like forgetting, so that runs without a note of it are judged alike. If a table lacks the fraction
-of the most frequent class, as in runs of earlier versions, guessing is assumed to be right in 1 of C cases for C
-classes in a task.
+They are derived when a run is read, like forgetting, so that runs that did not record them are judged by the same rule.
+If a table lacks the fraction of the most frequent class, as in runs of earlier versions, the accuracy of guessing is
+assumed to be 1/C on a task of C classes.
 
 Legend: `T` tasks; matrices (T+1, T), row 0 before any training.
 """
@@ -38,8 +38,8 @@ class Held:
     """The held-out results of one trial; only one matrix is kept, because matrices grow with the square of T.
 
     accuracy: (T+1, T). start: (T,), the losses before the first step on each task, as in `start_losses`. guess:
-    (T,), the fraction of the most frequent class, NaN if not recorded. examples: (T,), their number.
-    classes: number per task, 0 if unknown.
+    (T,), the fraction of the most frequent class, NaN if not recorded. examples: (T,), the number of examples.
+    classes: the number of classes per task, 0 if unknown.
     """
 
     accuracy: Matrix
@@ -50,14 +50,14 @@ class Held:
 
 
 def right_after(matrix: Matrix) -> Vector:
-    """Return the entries of a matrix (T+1, T) for each task right after its training, which every protocol scores."""
+    """Return the entry (T,) of a matrix (T+1, T) for each task right after its training; every protocol scores it."""
     return np.diagonal(matrix[1:]).copy()
 
 
 def not_learnt(held: Mapping[str, Held], curves: pa.Table) -> dict[str, NotLearnt]:
-    """Return what trials failed to learn, by id; no entry for a trial that learnt all of its tasks.
+    """Return the tasks that were not learnt, by trial id; no entry for a trial in which all tasks were learnt.
 
-    curves: the table of that name, with the columns `trial`, `task` and `train_loss`.
+    curves: the table `curves`, with the columns `trial`, `task` and `train_loss`.
     """
     highest = _highest(curves, {name: one.accuracy.shape[1] for name, one in held.items()})
     every: dict[str, NotLearnt] = {}
@@ -71,7 +71,7 @@ def not_learnt(held: Mapping[str, Held], curves: pa.Table) -> dict[str, NotLearn
 
 @dataclass(frozen=True)
 class Shortcoming:
-    """What the trials of one arm failed to learn.
+    """The tasks that the trials of one arm failed to learn.
 
     trials: the number that are `ok`. guessed, exploded: how many of them were no better than guessing on a task, and
     how many had an exploding loss. tasks: the tasks on which this happened in any of them.
@@ -103,7 +103,7 @@ def without_learning(note: str) -> str:
 
 
 def _highest(curves: pa.Table, tasks: Mapping[str, int]) -> dict[str, Vector]:
-    """Return the highest training loss of each task, (T,), by trial; NaN without any."""
+    """Return the highest training loss of each task, (T,), by trial; NaN if none is recorded."""
     trial, ids = codes(curves["trial"])
     place, loss = numbers(curves["task"]), numbers(curves["train_loss"])
     counts = np.array([tasks.get(name, 0) for name in ids], np.int64)

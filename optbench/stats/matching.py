@@ -20,8 +20,9 @@ from optbench.suite.matching import Matching
 class Match:
     """Two matched variants and the distance between them.
 
-    left_mean, right_mean: of the metric on validation data, over the n seeds on which both are ok; NaN without any.
-    choices: the number of variants among which the nearest was chosen.
+    left_mean, right_mean: means of the metric on validation data over the n seeds on which both sides are `ok`; NaN if
+    there are none.
+    choices: the number of variants from which the nearest was chosen.
     """
 
     left: Arm
@@ -40,8 +41,8 @@ class Match:
 def match(lefts: Sequence[Arm], rights: Sequence[Arm], rule: Matching) -> tuple[list[Match], list[Match]]:
     """Return the matches of two sides within the rule's limit, and those beyond it, in variant order.
 
-    Each variant of the side with fewer variants (the left one if equal) gets the nearest of the other side. A variant
-    with too few common seeds for a test is used only if all have too few.
+    Each variant of the side with fewer variants (the left side if the numbers are equal) is matched with the nearest
+    variant of the other side. A variant with too few common seeds for a test is used only if all have too few.
     """
     found = []
     few_left = len(lefts) <= len(rights)

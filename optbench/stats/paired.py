@@ -2,8 +2,8 @@
 
 Legend: `n` seeds. Each seed is a pair with the same initial weights and the same data in the same order. d = a - b.
 
-A diverged seed is never dropped silently. In a directed metric it takes the worst rank: d is infinite, in favour of
-the side that did not diverge, and 0 if both did. A neutral metric has no worst rank, so the pair is not used.
+A diverged seed is never dropped silently. In a directed metric it takes the worst rank: d is infinite in favour of
+the side that did not diverge, or 0 if both sides diverged. A neutral metric has no worst rank, so the pair is not used.
 Every unused pair is counted.
 """
 
@@ -45,18 +45,20 @@ class PairedValues:
 class PairedResult:
     """Result for the pairs of one metric; values in the metric's unit.
 
-    pairs: number of seeds that both sides have.
+    pairs: number of seeds common to both sides.
     n: number of pairs used by the test.
     diverged_a, diverged_b: number of pairs in which A, or B, diverged.
-    undefined: pairs not used because a side that did not diverge has no value; the rest of pairs - n diverged.
+    undefined: number of pairs not used because a side that did not diverge has no value; in the other unused pairs, a
+    side diverged.
     median_a, median_b: over all values of that side except diverged trials; None if there are none.
     difference: Hodges-Lehmann estimate of a - b, ±inf if too many seeds of one side diverged; None if n = 0.
     interval, interval_90: the matching 95% and 90% intervals; None if n is too small for the level.
-    p: of the exact signed-rank test; None if n = 0.
+    p: p-value of the exact signed-rank test; None if n = 0.
     d_z: mean / sample standard deviation of d (Cohen 1988); None if not finite or all d are equal.
     rank_biserial: (W+ - W-)/(W+ + W-), from -1 to 1 (Kerby 2014); None if no d differs from 0.
-    wins: fraction of the used seeds on which A is better, or higher in a neutral metric; a tie is no win. None if n =
-    0. differences: (n,) d of the used pairs, in seed order.
+    wins: fraction of the used seeds on which A is better (higher, for a neutral metric), not counting ties; None if
+    n = 0.
+    differences: (n,) d of the used pairs, in seed order.
     diverged_both: number of pairs in which both diverged.
     """
 
@@ -79,7 +81,7 @@ class PairedResult:
 
 
 def compare_paired(pairs: PairedValues, direction: Direction) -> PairedResult:
-    """Compare A with B over their pairs by the exact signed-rank test and the interval that matches it.
+    """Compare A with B over their pairs by the exact signed-rank test and the matching interval.
 
     direction: which values are better; determines the rank of a diverged seed and what counts as a win.
     """
@@ -116,7 +118,7 @@ def _differences(pairs: PairedValues, both: Flags, direction: Direction) -> Arra
     """Return d of every pair, (n,); meaningless for unused pairs."""
     d = np.zeros(len(pairs.a))
     a, b = pairs.a[both], pairs.b[both]
-    # Metrics are of order 1 or derived from accuracies of order 1: a forgetting of 1e-9 has the noise of those.
+    # Metrics are of order 1 or derived from accuracies of order 1, whose rounding error a forgetting of 1e-9 inherits.
     magnitude = float(np.abs(np.concatenate((a, b))).max(initial=1.0))
     d[both] = round_differences(a - b, magnitude)
     worst = np.inf if direction == "lower" else -np.inf
@@ -130,7 +132,7 @@ def _median(values: Array) -> float | None:
 
 
 def _standardised_mean(d: Array) -> float | None:
-    # Checked separately: the computed standard deviation of equal differences need not be 0.
+    # Equal differences are a separate case because their computed standard deviation need not be exactly 0.
     if len(d) < 2 or not np.isfinite(d).all() or (d == d[0]).all():
         return None
     return float(d.mean() / d.std(ddof=1))

@@ -1,4 +1,4 @@
-"""How many seeds a verdict needs: what a suite or a comparison cannot show, whatever its data.
+"""The number of seeds that a verdict needs: tests that cannot show any difference, whatever the data.
 
 Legend: `n` paired seeds, `m` tests in the family of Holm's correction. The smallest two-sided p of the exact
 signed-rank test is 2/2ⁿ, and Holm's first step multiplies it by m; if that exceeds .05, no difference is significant.
@@ -31,7 +31,7 @@ class Shortage:
 
     about: their subject, in words: `permuted-mnist and digit-pairs`, `all 11 claims`.
     family: the size of the largest family. tests: the family in words: `3 primary metrics`.
-    seeds: the available number. needed: the number sufficient for all of them.
+    seeds: the number of seeds available. needed: the number that is enough for all of the tests.
     """
 
     about: str
@@ -60,7 +60,7 @@ def seeds_needed(m: int) -> int:
 
 
 def suite_shortages(suite: Suite, planned: Iterable[Trial], parts: Sequence[int] | None = None) -> list[Shortage]:
-    """Return what a suite has too few seeds for, its comparisons first; empty if any difference could show.
+    """Return the tests for which a suite has too few seeds, comparisons first; empty if all of them have enough.
 
     planned: the suite's trials. parts: the number of parts of each claim; None counts all variants of a claim with a
     condition, since it is unknown before training which of them meet it. A tuning suite has no tests.
@@ -78,7 +78,7 @@ def suite_shortages(suite: Suite, planned: Iterable[Trial], parts: Sequence[int]
 def comparison_shortages(families: Mapping[str, int], n: int) -> list[Shortage]:
     """Return the experiments, or pairs of arms, whose family of metrics is too large for n seeds.
 
-    families: name -> number of primary metrics. Those with families of one size are combined into one shortage.
+    families: name -> number of primary metrics. Names with families of the same size are combined into one shortage.
     """
     short = {place: m for place, m in families.items() if n < seeds_needed(m)}
     return [
@@ -88,7 +88,7 @@ def comparison_shortages(families: Mapping[str, int], n: int) -> list[Shortage]:
 
 
 def claim_shortages(parts: Sequence[int], n: int) -> list[Shortage]:
-    """Return the shortage of the claims with too many parts for n seeds. parts: number of parts by claim."""
+    """Return the shortage of the claims with too many parts for n seeds. parts: the number of parts of each claim."""
     short = [m for m in parts if m and n < seeds_needed(m)]
     if not short:
         return []
@@ -134,7 +134,7 @@ def _parts(claim: Claim, arms: Iterable[tuple[str, str, str, str]]) -> int:
 
 
 def corrected_for(claim: Claim, parts: int) -> int:
-    """Return the size of the family of a claim; a claim of equivalence in every part needs no correction."""
+    """Return the family size of a claim; one of equivalence, which all parts must support, needs no correction."""
     return min(1, parts) if claim.expect == "equivalent" else parts
 
 

@@ -1,8 +1,8 @@
 """The results of a claim's readings, reported next to the verdict on the primary one.
 
-Descriptive: readings of the same networks are correlated, so there is no correction over them and no verdict based on
-their number. A reading is `higher` or `lower` if the uncorrected signed-rank test of `verdict` shows a difference
-(p ≤ .05, and the 95% interval excludes 0) of any size; otherwise `open`.
+Readings are descriptive: those of the same networks are correlated, so there is no correction over them and no verdict
+based on their number. A reading is `higher` or `lower` if the uncorrected signed-rank test of `verdict` shows a
+difference (p ≤ .05, and the 95% interval excludes 0) of any size; otherwise it is `open`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def judge_readings(
 ) -> tuple[JudgedReading, ...]:
     """Judge every reading of one part, without correction.
 
-    seeds: finished on both sides. comparable: False if equal seeds are no pairs.
+    seeds: the seeds that finished on both sides. comparable: False if trials of equal seeds are not pairs.
     """
     return tuple(_judged(cell, cell == primary, sides, seeds, metrics[cell.name], comparable) for cell in cells)
 
@@ -87,7 +87,7 @@ def _judged(
     comparable: bool,
 ) -> JudgedReading:
     result = compare_paired(pairs(*sides, seeds, metric, cell.data), metric.direction)
-    # A family of one without a margin: no correction, and a direction for any size.
+    # A family of one question without a margin gets no correction, and a direction whatever the size of the difference.
     [found] = judge([Question(result, metric.direction, 0.0, comparable=comparable, reason="initial weights differ")])
     if found.verdict is Verdict.NOT_COMPARABLE:
         return JudgedReading(cell, metric, primary, result, Says.UNDEFINED, found.reason)

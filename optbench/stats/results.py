@@ -60,7 +60,7 @@ SplitName = Literal["test", "validation"]
 
 @dataclass(frozen=True)
 class TrialValue:
-    """The final value of one metric of one trial; NaN if undefined, as all but the cost of a diverged trial."""
+    """The final value of one metric of one trial; NaN if undefined, as are all metrics of a diverged trial but cost."""
 
     trial: Trial
     status: str
@@ -75,27 +75,27 @@ class Results:
     run: RunDirectory
     suite: Suite
     trials: tuple[Trial, ...]
-    """All planned trials, in the suite's order, except controls, which belong to no arm."""
+    """All planned trials, in the suite's order, except controls, which are not part of any arm."""
     rows: Mapping[str, TrialRow]
     """The outcome and cost of each finished trial, by trial id, except controls."""
     controls: tuple[Trial, ...] = ()
-    """Trials planned in another data order, only for the null of `pairs`."""
+    """Trials planned with another data order, used only for the null distribution of `pairs`."""
     control_rows: Mapping[str, TrialRow] = field(default_factory=dict)
     """As `rows`, for controls."""
 
     @property
     def split(self) -> SplitName:
-        """The data of accuracies: validation in a tuning run, because test data must never choose settings."""
+        """The split that gives accuracies: validation in a tuning run, since settings are never chosen on test data."""
         return "validation" if self.suite.stage == "tune" else "test"
 
     @functools.cached_property
     def metrics(self) -> Mapping[str, Metric]:
-        """Every metric by name: those of the catalog, and the run's own from its record."""
+        """Every metric by name: those of the catalog, and the user's metrics from the run's record."""
         return metrics_of(self.run.record)
 
     @functools.cached_property
     def outlines(self) -> dict[str, Outline]:
-        """The tasks of each experiment, from the run's record, or for runs of earlier versions from built-in kinds."""
+        """The tasks of each experiment, from the run's record or, for runs of earlier versions, from built-in kinds."""
         recorded = self.run.record.get("experiments") or {}
         return {
             name: Outline.from_record(recorded[name]["tasks"]) if name in recorded else outline(experiment)
@@ -104,9 +104,9 @@ class Results:
 
     @functools.cached_property
     def matrices(self) -> dict[str, Matrix]:
-        """R (T+1, T) on the data of `split` of every trial that has one; NaN after divergence.
+        """R (T+1, T) on the data of `split`, for every trial that has one; NaN after divergence.
 
-        Accuracies, or for text negative bits per byte.
+        The entries are accuracies or, for text, negative bits per byte.
         """
         column = accuracy_column([self.suite.stage])
         table = self.run.table("accuracy", *dict.fromkeys(score_columns(column)))
@@ -120,14 +120,14 @@ class Results:
 
     @functools.cached_property
     def in_bits(self) -> frozenset[str]:
-        """The experiments on text, whose R holds negative bits per byte."""
+        """The experiments on text, where R holds negative bits per byte."""
         text = in_bits(self.run.table("accuracy", "trial", "bits_per_byte"))
         return frozenset(trial.experiment for trial in (*self.trials, *self.controls) if trial.id in text)
 
     @functools.cached_property
     def claims(self) -> list[JudgedClaim]:
-        """Every claim of its suite, judged once for tables and figures."""
-        from optbench.stats.claims import judge_claims  # it imports this module
+        """Every claim of the suite, judged once for tables and figures."""
+        from optbench.stats.claims import judge_claims  # late, because it imports this module
 
         return judge_claims(self)
 
@@ -154,7 +154,7 @@ class Results:
         """The online accuracy of every trial that recorded it."""
         table = self.run.table("online", "trial", "task", ACCURACY)
         if not table.num_rows:
-            return Online()  # Arrow's own conversion of a column without chunks imports pandas
+            return Online()  # Arrow would import pandas to convert a column without chunks
         planned = (*self.trials, *self.controls)
         tasks = {trial.id: self.outlines[trial.experiment].count for trial in planned}
         good = {trial for trial, row in {**self.rows, **self.control_rows}.items() if row.status == "ok"}
@@ -172,7 +172,7 @@ class Results:
 
     @functools.cached_property
     def last_task_values(self) -> Values:
-        """As `values`, for metrics measured on each task's test data, on the last task only."""
+        """As `values`, but on the last task's data only, for metrics that are measured on each task's test data."""
         metrics = self.run.table("metrics", *FINAL_COLUMNS)
         good = {trial for trial, row in self.rows.items() if row.status == "ok"}
         found = final_metrics(metrics, self.matrices, "last")
@@ -189,7 +189,7 @@ class Results:
 
     @functools.cached_property
     def unlisted(self) -> dict[str, frozenset[str]]:
-        """By experiment, the metrics measured only for the readings of claims, with their companions."""
+        """For each experiment, the metrics that are measured only for readings of claims, and their companions."""
         found = {}
         for name in self.suite.experiments:
             entries = [self.metrics[entry.name] for entry in unlisted(self.suite, name) if entry.name in self.metrics]
@@ -225,7 +225,7 @@ class Results:
 
     @functools.cached_property
     def not_learnt(self) -> dict[str, NotLearnt]:
-        """What trials that are `ok` failed to learn, by id; no entry for those that learnt every task."""
+        """The tasks not learnt in trials that are `ok`, by trial id; no entry if every task was learnt."""
         right = accuracy_column([self.suite.stage])
         column = {"validation": "validation_loss", "test": "loss"}[self.split]
         table = self.run.table("accuracy", "trial", "after_task", "task", right, column, "majority", "examples")
@@ -252,7 +252,7 @@ class Results:
         """Return `ok`, `diverged`, `failed`, `above_target`, or `missing` if planned but not finished.
 
         A trial that ended above the target training loss is `ok` in its table but not here: it must not enter means or
-        pairs of solutions at equal training loss, and it is counted visibly, like diverged trials.
+        pairs of solutions at equal training loss. Reports count such trials, as they count diverged ones.
         """
         row = self.rows.get(trial) or self.control_rows.get(trial)
         if row is None:
@@ -263,14 +263,14 @@ class Results:
 def read_results(run: RunDirectory, suite: Suite | None = None) -> Results:
     """Read the results of a run.
 
-    suite: restrict the results to its trials; by default the run's own `suite.yaml`.
+    suite: the suite whose trials are read; by default, the run's own `suite.yaml`.
 
     Raises:
         SuiteError: the run's `suite.yaml` was not written by `optbench run`.
         StoreError: a table is unreadable.
     """
-    # Every optimizer and metric named is looked up below. Their values are not validated: a run may have been trained
-    # # with settings that are rejected by now.
+    # Optimizers and metrics are looked up by name below, so names are checked. Settings are not: a run may have been
+    # trained with settings that are now rejected.
     suite = suite or load_suite(
         run.path / "suite.yaml",
         check_optimizer=check_names,
@@ -289,10 +289,11 @@ def read_results(run: RunDirectory, suite: Suite | None = None) -> Results:
 def check_matrices(
     place: Path, accuracy: pa.Table, tasks: Mapping[str, int], protocols: Mapping[str, Protocol] = MappingProxyType({})
 ) -> None:
-    """Raise StoreError unless every matrix has each entry that its protocol scores once (null after divergence).
+    """Raise StoreError unless every matrix has one row for each entry that its protocol scores (null after divergence).
 
-    place: for the message. tasks: T by trial; for trials not in it, or with an unknown T (0), the T reached by
-    their rows. protocols: by trial; without one, or if it does not specify, all (T+1) T entries are valid, too.
+    place: the path quoted in the message. tasks: T of each trial; if it is missing or 0 (unknown), the largest task
+    number in the trial's rows. protocols: the protocol of each trial; if it is missing or does not name the entries to
+    score, a matrix with all (T+1) T entries is valid as well.
     """
     trial, ids = codes(accuracy["trial"])
     after, task = (numbers(accuracy[name]).astype(np.int64) for name in ("after_task", "task"))
@@ -303,7 +304,7 @@ def check_matrices(
     rows = np.bincount(trial, minlength=len(ids))
     scores = [None if (one := protocols.get(name)) is None else one.score for name in ids]
     whole = rows == (needed + 1) * needed
-    # Counted before allocating a matrix: a file may claim any number of tasks.
+    # Rows are counted before a matrix is allocated, because a damaged file may claim any number of tasks.
     for i, (score, t, n) in enumerate(zip(scores, needed.tolist(), rows.tolist(), strict=True)):
         if reached[i] != t or (n != _count(score, t) and not (score is None and whole[i])):
             raise StoreError(f"{place}: {ids[i]}: {_expected(score, t)}, got {n} rows up to task {reached[i]}")
@@ -315,13 +316,13 @@ def check_matrices(
             row, column = divmod(int(twice[0]), t)
             raise StoreError(f"{place}: {ids[i]}: the accuracy on task {column + 1} after task {row} is listed twice")
         if not whole[i] and (found != _entries(score, t).ravel()).any():
-            raise StoreError(f"{place}: {ids[i]}: {_expected(score, t)}, got others")
+            raise StoreError(f"{place}: {ids[i]}: {_expected(score, t)}, got rows for other entries")
 
 
 def check_online(place: Path, online: pa.Table, tasks: Mapping[str, int], good: Set[str]) -> None:
-    """Raise StoreError unless trials have one row for each task, or, if not in `good`, for some of them.
+    """Raise StoreError unless each trial in `good` has one row per task, and every other trial at most one per task.
 
-    place: for the message. tasks: T by trial.
+    place: the path quoted in the message. tasks: T of each trial.
     """
     trial, ids = codes(online["trial"])
     task = numbers(online["task"]).astype(np.int64)
@@ -335,7 +336,8 @@ def check_online(place: Path, online: pa.Table, tasks: Mapping[str, int], good: 
     for name, n, reached in zip(ids, rows.tolist(), last.tolist(), strict=True):
         count = tasks.get(name) or reached
         if reached > count or (n < count and name in good):
-            raise StoreError(f"{place}: {name}: expected {count} rows, tasks 1 to {count}, got {n} up to {reached}")
+            got = f"{n} up to task {reached}"
+            raise StoreError(f"{place}: {name}: expected {count} rows, tasks 1 to {count}, got {got}")
 
 
 @functools.cache
@@ -354,5 +356,5 @@ def _count(score: Rule | None, tasks: int) -> int:
 
 def _expected(score: Rule | None, tasks: int) -> str:
     n = _count(score, tasks)
-    some = "" if n == (tasks + 1) * tasks else ", those that protocol.score names"
+    some = "" if n == (tasks + 1) * tasks else ", as selected by protocol.score"
     return f"expected {n} rows, after tasks 0 to {tasks} on tasks 1 to {tasks}{some}"

@@ -23,14 +23,14 @@ Array: TypeAlias = NDArray[np.float64]
 EXACT_UP_TO = 200
 """Number of pairs up to which null distributions are exact; above it, a normal approximation is used."""
 DIGITS = 12
-"""Significant digits, relative to the largest difference; smaller differences are float noise."""
+"""Significant digits that are kept, relative to the largest difference; the rest is rounding error."""
 
 
 @dataclass(frozen=True)
 class SignedRank:
     """A signed-rank test.
 
-    p: two-sided.
+    p: two-sided p-value.
     positive, negative: the sums of the ranks of the positive and of the negative differences.
     n: number of non-zero differences; only they are ranked.
     exact: whether p comes from the exact null distribution (n ≤ 200) or from its normal approximation.
@@ -65,12 +65,12 @@ def smallest_p(n: int) -> float:
 
 
 def signed_rank_test(d: Array) -> SignedRank:
-    """Test, two-sided, whether d (n,) is symmetric about 0 (Wilcoxon 1945).
+    """Test whether d (n,) is symmetric about 0, two-sided (Wilcoxon 1945).
 
     Zeros are left out (scipy's `zero_method="wilcox"`; p = 1 if all are zero). Tied |d| share their mean rank, and the
-    null distribution, with every sign equally likely, is that of these ranks, so p is exact with ties, too.
-    With more than 200 non-zero differences, p is a normal approximation with the same variance (hence corrected for
-    ties) without continuity correction, and `exact` is False.
+    null distribution, in which every sign is equally likely, is computed from these ranks, so p is exact even with
+    ties. With more than 200 non-zero differences, p is a normal approximation with the same variance (and therefore
+    corrected for ties) without continuity correction, and `exact` is False.
     """
     d = round_differences(d)
     d = d[d != 0]
@@ -80,7 +80,7 @@ def signed_rank_test(d: Array) -> SignedRank:
     low = min(positive, total - positive)
     exact = len(d) <= EXACT_UP_TO
     if exact:
-        # The null distribution is symmetric, so both tails are the lower one.
+        # The null distribution is symmetric, so p is twice the lower tail.
         p = 2 * float(_null(tuple(np.sort(doubled).tolist()))[: low + 1].sum())
     else:
         p = math.erfc((total / 2 - low) / math.sqrt(float((doubled**2).sum()) / 4) / math.sqrt(2))
@@ -90,14 +90,17 @@ def signed_rank_test(d: Array) -> SignedRank:
 def walsh_averages(d: Array) -> Array:
     """Return (d_i + d_j)/2 for all i ≤ j, ascending, rounded like differences: (n,) -> (n(n+1)/2,).
 
-    +inf and -inf, two pairs in which opposite sides diverged, average to 0.
+    +inf and -inf, from two pairs in which opposite sides diverged, average to 0.
     """
     i, j = _pairs(len(d))
     return np.sort(round_differences(_midpoint(d[i], d[j])))
 
 
 def hodges_lehmann(d: Array) -> float:
-    """Return the median of the Walsh averages of d (n,), n ≥ 1 (Hodges & Lehmann 1963); ±inf if too many d are."""
+    """Return the median of the Walsh averages of d (n,), n ≥ 1 (Hodges & Lehmann 1963).
+
+    It is ±inf if too many d are infinite.
+    """
     return middle(walsh_averages(d))
 
 
@@ -106,13 +109,13 @@ def interval(d: Array, level: float = 0.95) -> tuple[float, float] | None:
 
     d: (n,), including zeros. level: the minimum coverage, 0 < level < 1. Endpoints are Walsh averages, and may be
     ±inf. None if even the widest interval does not reach the level (n ≤ 5 at .95). With n > 200 the ranks of the
-    endpoints are from a normal approximation.
+    endpoints come from a normal approximation.
     """
     return bounds(walsh_averages(d), len(d), level)
 
 
 def detectable(d: Array, level: float = 0.95) -> float | None:
-    """Return the smallest effect that these n seeds, with their spread, could have shown to be significant.
+    """Return the smallest effect that n seeds with this spread could have shown to be significant.
 
     It is the longer arm of `interval(d, level)`: the interval of a larger effect excludes 0.
     None if n pairs cannot reach the level, or the interval is unbounded.
@@ -127,7 +130,7 @@ def detectable(d: Array, level: float = 0.95) -> float | None:
 
 
 def middle(averages: Array) -> float:
-    """Return the median of given Walsh averages, as `hodges_lehmann`."""
+    """Return the Hodges-Lehmann estimate, the median of the given Walsh averages."""
     n = len(averages)
     assert n, "nothing to take the median of"
     low, high = averages[(n - 1) // 2], averages[n // 2]
@@ -136,7 +139,7 @@ def middle(averages: Array) -> float:
 
 
 def bounds(averages: Array, n: int, level: float) -> tuple[float, float] | None:
-    """Return `interval` from the given Walsh averages of n differences."""
+    """Return the same interval as `interval`, from the given Walsh averages of n differences."""
     assert 0 < level < 1
     rank = _lowest_rank(n, level)
     return None if rank is None else (float(averages[rank]), float(averages[-1 - rank]))
@@ -165,11 +168,11 @@ def _doubled_midranks(sizes: Array) -> NDArray[np.int64]:
 
 @lru_cache(maxsize=256)
 def _null(doubled: tuple[int, ...]) -> Array:
-    """Return the probabilities of 2W = 0, 1, ..., Σ doubled, each rank counting with probability 1/2; read-only."""
+    """Return P(2W = 0, 1, ..., Σ doubled) if each rank is part of W with probability 1/2; read-only."""
     probabilities = np.zeros(sum(doubled) + 1)
     probabilities[0] = 1.0
     for rank in doubled:
-        # Sums of positive numbers and exact halves have no cancellation, and are exact up to 50 ranks.
+        # Halving is exact and sums of positive numbers have no cancellation; up to 50 ranks the result is exact.
         taken = probabilities[:-rank] / 2
         probabilities /= 2
         probabilities[rank:] += taken

@@ -1,4 +1,4 @@
-"""From tests to verdicts on each metric of a declared family.
+"""Verdicts on each metric of a declared family, drawn from the results of tests.
 
 A verdict needs significance (Holm p ≤ .05 over the family, and a 95% interval that excludes 0) and size (the metric's
 margin). `no evidence` never means "no difference": it reports what the pairs could have shown. Only `equivalent` states
@@ -43,8 +43,8 @@ DIFFERENT = frozenset({Verdict.BETTER, Verdict.WORSE, Verdict.HIGHER, Verdict.LO
 class Question:
     """One metric of the family: does A differ from B?
 
-    margin: the smallest relevant difference, in the metric's unit, ≥ 0; nothing is `equivalent` at 0.
-    comparable: False if equal seeds are no pairs, as with different initial weights; `reason` then says why.
+    margin: the smallest relevant difference, in the metric's unit, ≥ 0; at 0, the verdict is never `equivalent`.
+    comparable: False if trials of equal seeds are not pairs, as with different initial weights; `reason` says why.
     undefined: why values are undefined, if known.
     """
 
@@ -64,7 +64,7 @@ class Judgement:
     reason: why there is no stronger verdict; empty if the verdict needs no explanation.
     detectable: with `no evidence`, the smallest effect that these pairs could have shown to be significant at Holm's
     first step, in the metric's unit; None if they could not have shown any.
-    seeds_needed: the fewest pairs that can show a difference in this family if there are fewer; else None.
+    seeds_needed: the smallest number of pairs that can show a difference in this family, if there are fewer; else None.
     """
 
     holm_p: float | None
@@ -77,7 +77,7 @@ class Judgement:
 def judge(family: Sequence[Question]) -> list[Judgement]:
     """Judge each question, in order. All questions form the family of Holm's correction.
 
-    A question without a valid p counts with p = 1, so that an undefined metric does not weaken the correction.
+    A question without a valid p enters with p = 1, so that an undefined metric does not weaken the correction.
     A significant difference smaller than the margin is `below margin` even if its 90% interval lies within the
     margin; `equivalent` is for differences that are not significant.
     """
@@ -96,7 +96,7 @@ def _judge_one(question: Question, holm_p: float | None, m: int) -> Judgement:
         return Judgement(holm_p, Verdict.NOT_COMPARABLE, obstacle, None)
     enough = seeds_needed(m)
     if (obstacle := _why_no_verdict(result)) is not None:
-        # Of these obstacles, more seeds overcome only a lack of pairs.
+        # The only one of these obstacles that more seeds can overcome is a lack of pairs.
         return Judgement(holm_p, Verdict.NOT_COMPARABLE, obstacle, None, enough if result.n < MIN_PAIRS else None)
     assert holm_p is not None
     assert result.difference is not None

@@ -300,7 +300,7 @@ def test_a_different_device_or_torch_gives_a_remark(tmp_path: Path) -> None:
     provenance = {"device": "cuda", "torch": "2.11.0"}
     a, b = make(tmp_path, name="a"), make(tmp_path, name="b", provenance=provenance)
     remarks = compare(Selection(a), Selection(b)).remarks
-    assert remarks == ("another device: cpu against cuda", "another torch version: 2.13.0 against 2.11.0")
+    assert remarks == ("different devices: cpu in A, cuda in B", "different torch versions: 2.13.0 in A, 2.11.0 in B")
 
 
 def test_a_run_against_itself_and_unknown_names_are_refused(tmp_path: Path) -> None:
@@ -486,11 +486,11 @@ def test_a_side_that_diverged_everywhere_fails_its_gate(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("forgetting", "needs METRIC:"),
-        ("forgetting:0.02", "needs METRIC:"),
-        ("forgetting:+", "needs METRIC:"),
-        ("forgetting:+nan", "needs METRIC:"),
-        (":+1", "needs METRIC:"),
+        ("forgetting", "expected METRIC:"),
+        ("forgetting:0.02", "expected METRIC:"),
+        ("forgetting:+", "expected METRIC:"),
+        ("forgetting:+nan", "expected METRIC:"),
+        (":+1", "expected METRIC:"),
     ],
 )
 def test_an_invalid_gate_is_refused(text: str, said: str) -> None:

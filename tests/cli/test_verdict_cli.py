@@ -95,7 +95,7 @@ def test_an_inconclusive_gate_fails_only_when_strict(runs: Path, capsys: pytest.
         (["compare", "base:", "base:adam"], 2, "expected RUN, RUN:OPTIMIZER or RUN:OPTIMIZER/VARIANT"),
         (["compare", "base", "proposal", "--metric", "forgeting"], 2, "did you mean 'forgetting'?"),
         (["compare", "base", "proposal", "--fail-on", "forgeting:+1"], 2, "did you mean 'forgetting'?"),
-        (["compare", "base", "proposal", "--fail-on", "forgetting"], 2, "needs METRIC:+SIZE or METRIC:-SIZE"),
+        (["compare", "base", "proposal", "--fail-on", "forgetting"], 2, "expected METRIC:+SIZE or METRIC:-SIZE"),
         (["compare", "base", "proposal", "--format", "markdwn"], 2, "did you mean 'markdown'?"),
         (["compare", "base", "proposal", "-o", "no/such/folder/x.md"], 2, "cannot write"),
         (["compare", "base"], 2, "Missing argument"),
