@@ -1,4 +1,4 @@
-"""The commands. This module imports nothing heavy, so that `--help` is quick: each command imports what it needs."""
+"""The commands. This module imports nothing slow, so that `--help` is fast; each command imports what it needs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class _Group(TyperGroup):
-    """Ends an interrupt as `typer.Abort`, of which `entry` says a word: Typer itself would leave in silence."""
+    """A group that turns an interrupt into `typer.Abort`, which `entry` reports; Typer itself would exit silently."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         with _aborting():
@@ -42,17 +42,17 @@ app = typer.Typer(
     cls=_Group,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich would take as long to import as everything else
-    help="Asks of an optimizer not only how fast it is, but what kind of solution it finds.",
+    help="Measure what kind of solution an optimizer finds, and not only how fast it is.",
 )
 
 
 def _leave(command: Callable[[], int]) -> NoReturn:
-    """Leave with the exit code of a command."""
+    """Exit with the code that a command returns."""
     raise typer.Exit(command())
 
 
 def _request(context: typer.Context) -> Request:
-    """The options of `run` that a command has, as they were given."""
+    """Return the options that a command shares with `run`, as given."""
     from optbench.cli.training import Request
 
     many = {"experiments": "experiment", "models": "model", "optimizers": "optimizer", "settings": "set_"}
@@ -65,9 +65,9 @@ def _request(context: typer.Context) -> Request:
 
 @contextlib.contextmanager
 def _early(context: typer.Context) -> Iterator[None]:
-    """Start in the block what workers need, before the rest is imported, where there is a suite that can be read.
+    """Start the process that forks workers before the rest is imported, if there is a readable suite to train.
 
-    What is wrong with the suite or the run, the command itself says.
+    Errors in the suite or the run are reported by the command itself.
     """
     given = context.params
     wanted = not given["dry_run"]
@@ -126,7 +126,7 @@ def run(
     name: options.RunName = None,
     seeds: Annotated[
         str | None,
-        typer.Option(metavar="N", help="How many (10: seeds 0 to 9), or which (0,1,2; with a comma, even one: 7,)."),
+        typer.Option(metavar="N", help="Number of seeds (10: seeds 0 to 9) or a list (0,1,2; a single seed: 7,)."),
     ] = None,
     experiment: options.OnlyExperiments = None,
     model: options.OnlyModels = None,
@@ -137,7 +137,7 @@ def run(
     resume: Annotated[
         str | None,
         typer.Option(
-            metavar="RUN", autocompletion=completion.runs, help="Continue a run: its directory, its id, or latest."
+            metavar="RUN", autocompletion=completion.runs, help="Continue this run: its directory, its id, or latest."
         ),
     ] = None,
     force: options.ForceResume = False,
@@ -165,7 +165,7 @@ def tune(
         typer.Option(
             metavar="NAME",
             autocompletion=completion.one_of(completion.SAMPLERS),
-            help="grid: all of the suite's grids; random or tpe: draw from them (Optuna).",
+            help="grid: try every setting of the suite's grids; random or tpe: sample settings (with Optuna).",
         ),
     ] = "grid",
     trials: Annotated[
@@ -173,7 +173,7 @@ def tune(
         typer.Option(
             metavar="N",
             min=1,
-            help="With random or tpe: how many settings of each; by default as many as a grid.",
+            help="With random or tpe: number of settings per optimizer; by default as many as its grid has.",
         ),
     ] = None,
     widen: Annotated[
@@ -186,7 +186,7 @@ def tune(
             "-o",
             metavar="FILE",
             parser=options.path_option("--output"),
-            help="Write the tuned suite to this new file, too.",
+            help="Also write the tuned suite to this new file.",
         ),
     ] = None,
     device: options.Device = "auto",
@@ -196,7 +196,9 @@ def tune(
     name: options.RunName = None,
     seeds: Annotated[
         str | None,
-        typer.Option(metavar="N", help="How many tuning seeds, or which (1000,1001); none of the suite's own."),
+        typer.Option(
+            metavar="N", help="Number of tuning seeds, or a list (1000,1001) without any of the suite's own seeds."
+        ),
     ] = None,
     experiment: options.OnlyExperiments = None,
     optimizer: options.OnlyOptimizers = None,
@@ -206,7 +208,9 @@ def tune(
     resume: Annotated[
         str | None,
         typer.Option(
-            metavar="RUN", autocompletion=completion.runs, help="Continue a tuning: its directory, its id, or latest."
+            metavar="RUN",
+            autocompletion=completion.runs,
+            help="Continue this tuning run: its directory, its id, or latest.",
         ),
     ] = None,
     force: options.ForceResume = False,
@@ -214,10 +218,10 @@ def tune(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Choose hyper-parameters for every optimizer of a suite, by validation data on seeds of their own.
+    """Choose hyper-parameters for every optimizer of a suite, on validation data and separate seeds.
 
-    What is searched stands in the suite, under tune; without it, the learning rate of each around its own. The run has
-    every setting that was tried; the tuned suite extends the file, with the chosen values.
+    The suite defines the search space under tune; without it, learning rates around each optimizer's own are tried.
+    The run contains every setting that was tried; the tuned suite extends the original with the chosen values.
     """
 
     def command() -> int:
@@ -237,21 +241,27 @@ def fingerprint(
         typer.Argument(
             metavar="TARGET",
             autocompletion=completion.fingerprinted,
-            help="An optimizer to train: a name that `optbench list optimizers` shows, module:Class or "
-            "./file.py:Class; or RUN:OPTIMIZER, from a finished run of the suite fingerprint.",
+            help="An optimizer to train: a name from `optbench list optimizers`, module:Class or ./file.py:Class. "
+            "Or RUN:OPTIMIZER, an optimizer of a finished run of the suite fingerprint.",
         ),
     ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="NAME=VALUE", help="Set a hyper-parameter; with lr, no rate is tuned. Repeatable."
+            "--set",
+            metavar="NAME=VALUE",
+            help="Set a hyper-parameter; if lr is set, the learning rate is not tuned. Repeatable.",
         ),
     ] = None,
     seeds: Annotated[
-        str | None, typer.Option(metavar="N", help="How many of the panel's seeds, or which; verdicts take 10.")
+        str | None,
+        typer.Option(metavar="N", help="Number of the panel's seeds to use, or a list of them; verdicts need 10."),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Three seeds, and rates tuned on one: a first look, without verdicts.")
+        bool,
+        typer.Option(
+            "--quick", help="Use three seeds and tune the learning rate on one: a first look, without verdicts."
+        ),
     ] = False,
     output: Annotated[
         list[Path] | None,
@@ -260,7 +270,7 @@ def fingerprint(
             "-o",
             metavar="FILE",
             parser=options.path_option("--output"),
-            help="Write the page there, too: .html, .png, .svg, .pdf or .json. Repeatable.",
+            help="Also write the page to this file: .html, .png, .svg, .pdf or .json. Repeatable.",
         ),
     ] = None,
     device: options.Device = "auto",
@@ -272,16 +282,19 @@ def fingerprint(
     resume: Annotated[
         str | None,
         typer.Option(
-            metavar="RUN", autocompletion=completion.runs, help="Continue one that was interrupted: its run NAME-tune."
+            metavar="RUN",
+            autocompletion=completion.runs,
+            help="Continue an interrupted fingerprint, given by its run NAME-tune.",
         ),
     ] = None,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Show on one page what kind of solution an optimizer finds, beside known ones.
+    """Show on one page what kind of solution an optimizer finds, compared with known ones.
 
-    Tunes the learning rate and trains the suite fingerprint: about two minutes on two cores for an optimizer as cheap
-    as AdamW. Shows 16 properties beside the panel, verdicts against AdamW and SGD, and the nearest neighbours.
+    Tunes the learning rate and trains the suite fingerprint, which takes about two minutes on two cores for an
+    optimizer as cheap as AdamW. Shows 16 properties next to those of the panel, verdicts against AdamW and SGD, and
+    the nearest neighbours.
     """
 
     def command() -> int:
@@ -299,7 +312,7 @@ def compare(
         typer.Argument(
             metavar="RUN_A[:OPTIMIZER]",
             autocompletion=completion.run_and_optimizer,
-            help="What is judged: a run, or one optimizer of a run.",
+            help="The run to judge, or one optimizer of a run.",
         ),
     ],
     run_b: Annotated[
@@ -307,7 +320,7 @@ def compare(
         typer.Argument(
             metavar="RUN_B[:OPTIMIZER]",
             autocompletion=completion.run_and_optimizer,
-            help="What it is judged against.",
+            help="The run, or one optimizer of a run, to judge it against.",
         ),
     ],
     runs_dir: options.RunsDir = Path("runs"),
@@ -320,13 +333,13 @@ def compare(
         list[str] | None,
         typer.Option(
             metavar="METRIC:±SIZE[%]",
-            help="Leave with 1 when A - B is beyond this, the whole 95% interval of it; % is of B's median. "
-            'As in "forgetting:+0.02" or "average_accuracy:-1%". Repeatable.',
+            help="Exit with 1 if the whole 95% interval of A - B is beyond this; % is relative to B's median. "
+            'Examples: "forgetting:+0.02", "average_accuracy:-1%". Repeatable.',
         ),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="A gate that is inconclusive fails too.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Treat an inconclusive gate as failed.")] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Compare runs of different suites, seeds or versions of the metrics.")
+        bool, typer.Option("--force", help="Compare runs even if suites, seeds or versions of the metrics differ.")
     ] = False,
     format_: options.FormatOption = None,
     output: options.OutputOption = None,
@@ -334,8 +347,8 @@ def compare(
 ) -> None:
     """Compare two runs, or two optimizers, seed by seed, with verdicts; A is judged against B.
 
-    Two runs: every optimizer that both have. With :OPTIMIZER (or :OPTIMIZER/VARIANT) the two that are named, also
-    inside one run: optbench compare latest:shampoo latest:adamw
+    Without names, every optimizer that both runs have is compared; with :OPTIMIZER (or :OPTIMIZER/VARIANT), the two
+    that are named, also within one run: optbench compare latest:shampoo latest:adamw
     """
     from optbench.cli.comparing import compare_runs
 
@@ -373,16 +386,16 @@ def report(
         typer.Option(
             metavar="DIR",
             parser=options.path_option("--figures"),
-            help="Write the figures there too, as SVG, PNG and PDF.",
+            help="Also write the figures to this folder, as SVG, PNG and PDF.",
         ),
     ] = None,
     median: Annotated[
-        bool, typer.Option("--median", help="Tables of median [quartiles] instead of mean±standard deviation.")
+        bool, typer.Option("--median", help="Show median [quartiles] in tables instead of mean±standard deviation.")
     ] = False,
     per_trial: options.PerTrial = False,
     debug: options.Debug = False,
 ) -> None:
-    """Show what runs have found: tables, claims with verdicts, figures; several runs side by side."""
+    """Show the results of runs, side by side if there are several: tables, claims with verdicts, and figures."""
     from optbench.cli.reporting import report_runs
 
     report_runs(
@@ -407,19 +420,19 @@ def merge(
         typer.Argument(
             metavar="RUN...",
             autocompletion=completion.runs,
-            help="Complete runs of one suite, each on seeds of its own.",
+            help="Complete runs of one suite, each on different seeds.",
         ),
     ],
     runs_dir: options.RunsDir = Path("runs"),
     name: options.RunName = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Merge runs of different versions of torch or kinds of machine.")
+        bool, typer.Option("--force", help="Merge runs even if versions of torch or kinds of machine differ.")
     ] = False,
     debug: options.Debug = False,
 ) -> None:
-    """Make one run of several of the same suite on different seeds, equal to the run of all seeds.
+    """Merge runs of one suite on different seeds into a new run, equal to a single run on all seeds.
 
-    The runs stay as they are. Refused where they differ in the suite, the code or the versions, or share a seed.
+    The given runs are not changed. They must not differ in suite, code or versions, or have a seed in common.
     """
 
     def command() -> int:
@@ -435,12 +448,16 @@ def export(
     run: Annotated[
         str,
         typer.Argument(
-            metavar="RUN", autocompletion=completion.runs, help="A run directory, a run id, or latest; finished or not."
+            metavar="RUN",
+            autocompletion=completion.runs,
+            help="A run directory, a run id, or latest; the run need not be complete.",
         ),
     ],
     folder: Annotated[
         Path,
-        typer.Argument(metavar="DIR", parser=options.path_option("DIR"), help="Where to write: a new or empty folder."),
+        typer.Argument(
+            metavar="DIR", parser=options.path_option("DIR"), help="The folder to write to; it must be new or empty."
+        ),
     ],
     to: Annotated[
         str,
@@ -453,9 +470,9 @@ def export(
     runs_dir: options.RunsDir = Path("runs"),
     debug: options.Debug = False,
 ) -> None:
-    """Write a run's trials as files of TensorBoard or Weights & Biases, with its HTML report.
+    """Write a run's trials as files for TensorBoard or Weights & Biases, with its HTML report.
 
-    Of each trial: training curves, accuracies after each task, online accuracies, hyper-parameters and final metrics.
+    For each trial: training curves, accuracies after each task, online accuracies, hyper-parameters and final metrics.
     """
 
     def command() -> int:
@@ -473,24 +490,24 @@ def check(
         typer.Argument(
             metavar="TARGET",
             autocompletion=completion.known_targets,
-            help="A name that `optbench list` shows, module:attribute or ./file.py:attribute.",
+            help="A name from `optbench list`, module:attribute or ./file.py:attribute.",
         ),
     ],
     as_: Annotated[
         str | None,
         typer.Option(
-            "--as", metavar="KIND", help="optimizer, model, dataset, tasks or metric, where it cannot be told."
+            "--as", metavar="KIND", help="optimizer, model, dataset, tasks or metric, if it cannot be inferred."
         ),
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Set a hyper-parameter or a setting of it. Repeatable."),
+        typer.Option("--set", metavar="NAME=VALUE", help="Set a hyper-parameter or setting of it. Repeatable."),
     ] = None,
     debug: options.Debug = False,
 ) -> None:
-    """Try an optimizer, model, dataset, task sequence or metric: what it keeps of what a run relies on, line by line.
+    """Check, line by line, that an optimizer, model, dataset, task sequence or metric keeps the contract of its kind.
 
-    Leaves with 1 when something is not kept.
+    Exits with 1 if a requirement is not met.
     """
     from optbench.cli.checking import check_target
 
@@ -499,7 +516,9 @@ def check(
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write; made if it is not there.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The folder to write to; created if it does not exist.")
+    ],
     debug: options.Debug = False,
 ) -> None:
     """Write a plug-in file and a suite to start from; both run as they are."""

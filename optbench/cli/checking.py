@@ -37,8 +37,8 @@ def check_target(target: str, settings: Sequence[str] = (), kind: str | None = N
     kind: the kind of the target if it cannot be recognised.
 
     Raises:
-    UsageError: a setting is not of the form name=value, or the kind is unknown.
-    OptbenchError: the target cannot be loaded, or rejects its settings; nothing is tried then.
+        UsageError: a setting is not of the form name=value, or the kind is unknown.
+        OptbenchError: the target cannot be loaded, or rejects its settings; nothing has been tried then.
     """
     given = parse_settings(settings)
     if kind is not None and kind not in CHECKERS:
@@ -77,7 +77,7 @@ def _warning(one: warnings.WarningMessage) -> str:
 
 @contextlib.contextmanager
 def _users_code(warned: list[warnings.WarningMessage]) -> Iterator[None]:
-    """Keep a user's prints off standard output, and collect its warnings as findings."""
+    """Redirect what a user's code prints to standard error, and collect its warnings, which become findings."""
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
@@ -105,7 +105,7 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
     """Parse `name=value`, with the value in YAML; `base.lr=0.1` sets a key of the mapping `base`.
 
     Raises:
-    UsageError: it has another form, or a key inside a value that is no mapping.
+        UsageError: a text has another form, or sets a key of a value that is not a mapping.
     """
     found: dict[str, Any] = {}
     for text in texts:
@@ -114,13 +114,13 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
         for segment in override.segments[:-1]:
             here = here.setdefault(segment, {})
             if not isinstance(here, dict):
-                raise UsageError(f"--set {text}: {segment} is {here!r}, and has no keys")
+                raise UsageError(f"--set {text}: expected {segment} to be a mapping, got {here!r}")
         here[override.segments[-1]] = override.value
     return found
 
 
 def _line(finding: Finding, *, folded: bool) -> RenderableType:
-    """Print a finding: on one line in a pipe, wrapped next to its name on a terminal."""
+    """Lay out a finding: on one line in a pipe, wrapped next to its name on a terminal."""
     mark, style = MARKS[finding.outcome], STYLES[finding.outcome]
     if not folded:
         return Text(f"{mark} {finding.name:<{NAME_WIDTH}} {finding.text}")

@@ -35,10 +35,10 @@ def compare_runs(
     """Print a comparison; return the exit code, 1 if a gate failed.
 
     Raises:
-    UsageError: an option has an unknown name.
-    StoreError: a run does not exist or cannot be read, or the output cannot be written.
-    ComparisonError: the runs cannot be compared, or nothing in them can be paired; in the latter case the report is
-    printed first.
+        UsageError: an option is invalid or names something that does not exist.
+        StoreError: a run does not exist or cannot be read, or the output cannot be written.
+        ComparisonError: the runs cannot be compared; or, after the report is printed, no seed has finished on both
+            sides.
     """
     chosen = choose_format(format, output)
     parsed = [parse_gate(text) for text in gates]

@@ -1,6 +1,6 @@
-"""Shell completion of names of suites, runs, optimizers and other kinds. Imports nothing heavy.
+"""Shell completion for the names of suites, runs, optimizers and so on. This module imports nothing slow.
 
-If a function returns nothing, the shell completes file names.
+If a function returns no names, the shell completes file names.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SIZES = ("tiny", "small", "bert-base")
 FORMATS = ("terminal", "markdown", "html", "latex", "csv", "json")
 TRACKERS = ("tensorboard", "wandb")
 KINDS = ("optimizers", "datasets", "tasks", "models", "metrics", "suites", "runs")
-"""Repeated here, because importing the definitions is too slow for completion."""
+"""Repeated here because importing the definitions is too slow for completion."""
 
 _SEPARATORS = re.compile(r"[=:]+")
 
@@ -101,7 +101,7 @@ def run_and_optimizer(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def fingerprinted(context: typer.Context, incomplete: str) -> list[str]:
-    """What a fingerprint can be drawn of: optimizers known by name, and those of runs."""
+    """Complete what a fingerprint can be drawn of: registered optimizers, and the optimizers of runs."""
     return [*registered(incomplete), *run_and_optimizer(context, incomplete)]
 
 

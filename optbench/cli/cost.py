@@ -1,4 +1,4 @@
-"""The command `cost` with its options. Imports nothing heavy, as `app` does not."""
+"""The command `cost` with its options. Like `app`, this module imports nothing slow."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def cost(
         typer.Argument(
             metavar="[OPTIMIZER]...",
             autocompletion=completion.contenders,
-            help="A name from `optbench list optimizers`, module:Class or ./file.py:Class; NAME=TARGET names it. "
-            "By default the common ones, Shampoo in blocks and whole among them.",
+            help="A name from `optbench list optimizers`, module:Class or ./file.py:Class; NAME=TARGET renames it. "
+            "By default common ones, including Shampoo with and without blocks.",
         ),
     ] = None,
     size: Annotated[
@@ -37,7 +37,9 @@ def cost(
         str | None, typer.Option(metavar="N,...", help="Threads on a CPU; by default one, then one for each core.")
     ] = None,
     batch: Annotated[int | None, typer.Option(metavar="N", min=1, help="Sequences in a batch.")] = None,
-    steps: Annotated[int, typer.Option(metavar="N", min=2, help="Steps to measure, the first one not counted.")] = 20,
+    steps: Annotated[
+        int, typer.Option(metavar="N", min=2, help="Number of steps to measure; the first one is not counted.")
+    ] = 20,
     seconds: Annotated[
         float,
         typer.Option(metavar="S", min=0, help="Start no step after this many seconds; at least two are measured."),
@@ -45,7 +47,7 @@ def cost(
     warm_up: Annotated[
         int,
         typer.Option(
-            metavar="N", min=0, help="Warm-up steps, if --seconds allows: roots become stale fastest at first."
+            metavar="N", min=0, help="Warm-up steps, as far as --seconds allows: roots become stale fastest at first."
         ),
     ] = 50,
     timeout: Annotated[
@@ -61,10 +63,10 @@ def cost(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Measure what optimizers cost on the parameters of a transformer: time of a step, state, peak of memory.
+    """Measure the cost of optimizers on the parameters of a transformer: time per step, state and peak memory.
 
-    Each is measured in a separate process. Optimizers that do not fit into memory are listed with the memory that they
-    would need, without allocating it.
+    Each optimizer is measured in a separate process. Those that do not fit into memory are not run; the memory that
+    they would need is listed.
     The result is saved under --runs-dir; optbench report shows it again, in any format.
     """
     from optbench.cli import costing

@@ -33,14 +33,14 @@ def device_and_memory(text: str) -> tuple[str, int]:
     """Return the device of `--device`, and the bytes that may be allocated there by default.
 
     Raises:
-    OptbenchError: there is no such device, or it does not support measurements.
+        OptbenchError: there is no such device, or it does not support measurements.
     """
     from optbench.engine.device import resolve, settle
 
     device = resolve(text)
     if device.type == "mps":
         raise UsageError(
-            "--device mps: expected cpu or cuda: neither time nor memory of a Metal device can be read here"
+            "--device mps: expected cpu or cuda, because time and memory cannot be measured on a Metal device"
         )
     if device.type == "cuda":
         import torch
@@ -56,7 +56,7 @@ def measure_and_show(plan: CostPlan, folder: Path, form: str, output: str | None
     """Measure a plan, save the result in `folder` and print it; return the exit code, 3 if an optimizer failed.
 
     Raises:
-    OptbenchError: nothing was measured, for reasons given in the file; or the file cannot be written.
+        OptbenchError: nothing was measured, for reasons given in the file; or the file cannot be written.
     """
     from optbench.engine.device import accelerators, cpu_capability
     from optbench.store.provenance import provenance
@@ -89,10 +89,10 @@ def _code(result: CostResult, file: Path) -> int:
 
 
 def usable(contenders: Sequence[Contender], *, all_needed: bool) -> tuple[Contender, ...]:
-    """Return the optimizers that can be loaded, without those of a missing extra unless all are required.
+    """Return the optimizers that can be loaded; those of a missing extra are left out unless all are required.
 
     Raises:
-    OptimizerError: one cannot be loaded, or rejects its settings.
+        OptimizerError: an optimizer cannot be loaded, or rejects its settings.
     """
     from optbench.errors import OptimizerError
     from optbench.optimizers.load import check_arguments

@@ -28,11 +28,11 @@ from optbench.tasks.examples import check_augment, check_dataset, check_sizes, c
 
 MANY_VARIANTS = 4
 WIDEST_NAME = 16
-"""Characters of a name kept on one line, so that three names leave space for the rest in 80 columns."""
+"""Number of characters of a name kept on one line, so that three names leave space for the rest in 80 columns."""
 
 LOCK_STEP = {
-    "cpu": "by torch.func for all members where that gives the bits of each alone and is faster, which is tried first",
-    "accelerator": "trained in lock-step where torch.func agrees with each member alone, which is tried first",
+    "cpu": "trained by torch.func for all members if a first test shows that this is faster with the same bits",
+    "accelerator": "trained in lock-step if a first test shows that torch.func agrees with each member alone",
 }
 
 
@@ -40,8 +40,8 @@ def show_plan(plan: Plan, options: Options) -> None:
     """Print experiments, cohorts and trials, and which of them are done.
 
     Raises:
-    OptbenchError: a user's optimizer rejects its settings, a model does not fit its data or an optimizer, or a
-    protocol requests more examples than a dataset has.
+        OptbenchError: a user's optimizer rejects its settings, a model does not fit its data or an optimizer, or a
+        protocol requests more examples than a dataset has.
     """
     place = Place.parse(options.on, options.set_on)
     place.check_device(options.device)
@@ -60,7 +60,8 @@ def show_plan(plan: Plan, options: Options) -> None:
         if not place.is_local:
             console.print(Text(f"on {place.describe(options.device)}"), soft_wrap=True)
         if repeated := sum(len(cohort.trials) - len(cohort.trainings) for cohort in plan.cohorts):
-            console.print(Text(f"{repeated} of them differ from another in name only: trained once"), soft_wrap=True)
+            said = f"{repeated} of them differ from another only in name and are not trained again"
+            console.print(Text(said), soft_wrap=True)
         if plan.comparisons:
             console.print(Text(_pairs(plan)), soft_wrap=True)
         if shortages := suite_shortages(plan.suite, plan.trials):
@@ -88,10 +89,10 @@ def show_plan(plan: Plan, options: Options) -> None:
 
 
 def _check_sizes(plan: Plan) -> None:
-    """Check protocols against the sizes of shipped datasets, which are known without their data.
+    """Check protocols against the sizes of shipped datasets, which are known without loading them.
 
     Raises:
-    UsageError: a protocol requests more examples than exist, or leaves none for training.
+        UsageError: a protocol requests more examples than exist, or leaves none for training.
     """
     for name, experiment in plan.suite.experiments.items():
         known = experiment.dataset.known
@@ -163,7 +164,7 @@ def _unscheduled(plan: Plan, experiment: str) -> str:
         return ""
     trials = (trial for trial in plan.trials if trial.experiment == experiment and trial.without_schedule is not None)
     optimizers = ", ".join(dict.fromkeys(trial.optimizer for trial in trials))
-    return f"Trained without the schedule, which they do not take: {optimizers}." if optimizers else ""
+    return f"Trained without the schedule, which they do not support: {optimizers}." if optimizers else ""
 
 
 def _scored(plan: Plan, experiment: str) -> str:
@@ -188,7 +189,7 @@ def _plain(value: object) -> str:
 
 
 def _models(plan: Plan, options: Options) -> list[str]:
-    """Return the size of each user's model and each deep built-in one, and how it is trained; downloads no data.
+    """Return the size of each user's model and each deep built-in one, and how it is trained, without downloading data.
 
     A user's model is tried on a few examples. Users' optimizers are imported and constructed with their settings.
     """
@@ -209,7 +210,7 @@ def _tried(plan: Plan, options: Options) -> list[str]:
         from optbench.engine.blueprint import Blueprint
         from optbench.engine.device import resolve
 
-        # Of a cluster's devices this machine may have none.
+        # This machine may have none of a cluster's devices.
         device = resolve(options.device).type if Place.parse(options.on, options.set_on).is_local else options.device
         lock_step = LOCK_STEP["cpu" if device in ("cpu", "auto") else "accelerator"]
 
@@ -238,7 +239,7 @@ def _pairs(plan: Plan) -> str:
     pairs, nulls = kinds.count("pair"), kinds.count("null")
     solutions = count(pairs, "pair of solutions", "pairs of solutions")
     with_controls = count(nulls, "solution with its control", "solutions with their controls")
-    return f"then to compare: {solutions}, and {with_controls}"
+    return f"compared afterwards: {solutions}, and {with_controls}"
 
 
 def _cohorts(plan: Plan, *, resumed: bool) -> Table:

@@ -22,7 +22,7 @@ INTERRUPTED = 130
 INTERNAL_ERROR = 70
 
 # From 0.22 on, Typer contains a copy of click instead of importing it, so click's base class of usage errors is
-# # found through one that Typer exports.
+# found through an exception that Typer exports.
 _ClickException: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (typer.Abort, KeyboardInterrupt) as error:
         code = _say(error, "interrupted", INTERRUPTED, debug=debug)
     except SystemExit as error:
-        # Typer and rich exit with 1, which here means a failed gate, if the reader of a pipe has closed it.
+        # If the reader of a pipe has closed it, Typer and rich exit with 1, which would mean a failed gate here.
         if isinstance(error.__context__, BrokenPipeError):
             code = _reader_gone()
         elif error.code and {"--install-completion", "--show-completion"} & set(given):
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         code = _reader_gone()
     except Exception as error:
-        # Typer itself writes help and version
+        # Typer writes the help and the version itself, so an OSError may come from standard output.
         undelivered = standard_streams.undelivered(sys.stdout) if isinstance(error, OSError) else None
         if undelivered is not None:
             code = _say(error, f"standard output: cannot write: {undelivered.strerror}", 2, debug=debug)

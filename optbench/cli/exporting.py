@@ -1,4 +1,4 @@
-"""`optbench export`: a run as the files of an experiment tracker."""
+"""`optbench export`: write a run as files for an experiment tracker."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from optbench.store import find_run, read_run
 
 
 def export_run(run: str, tracker: str, folder: Path, runs_dir: Path) -> int:
-    """Write a run's finished trials and its report as files of a tracker, and say how to show them; the exit code.
+    """Write a run's finished trials and its report as files for a tracker, and print how to view them.
+
+    Returns the exit code.
 
     Raises:
         UsageError: there is no such tracker, it is not installed, or the folder is not empty.
@@ -24,7 +26,7 @@ def export_run(run: str, tracker: str, folder: Path, runs_dir: Path) -> int:
         NothingMeasuredError: no trial has finished.
     """
     write = find_writer(tracker)
-    check_folder(folder)  # before minutes of drawing
+    check_folder(folder)  # first, because drawing takes minutes
     results = read_results(read_run(find_run(run, runs_dir)))
     if not results.rows:
         raise NothingMeasuredError(f"nothing to export: no trial of {results.run.id} has finished")
@@ -34,9 +36,8 @@ def export_run(run: str, tracker: str, folder: Path, runs_dir: Path) -> int:
         command = write(RunLog(results), folder)
     missing, planned = len(results.trials) - len(results.rows), len(results.trials)
     if missing:
-        said = (
-            f"{count(missing, 'trial')} of {planned} {'is' if missing == 1 else 'are'} not finished, and not exported"
-        )
+        verbs = ("is", "was") if missing == 1 else ("are", "were")
+        said = f"{missing} of {count(planned, 'trial')} {verbs[0]} not finished and {verbs[1]} not exported"
         say(f"optbench: warning: {said}")
     say(f"optbench: {folder}: {count(len(results.rows), 'trial')} and {REPORT}; {command}")
     return 0

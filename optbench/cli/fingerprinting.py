@@ -1,4 +1,4 @@
-"""`optbench fingerprint`: from a target, or a finished run, to one page."""
+"""`optbench fingerprint`: one page from a target or a finished run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from optbench.targets.source import is_file
 
 @dataclass(frozen=True)
 class FingerprintRequest:
-    """The options of `optbench fingerprint`, as they were given. run: those that `optbench run` has, too."""
+    """The options of `optbench fingerprint` as given. run: those shared with `optbench run`."""
 
     target: str | None
     run: Request
@@ -39,22 +39,23 @@ class FingerprintRequest:
 
 
 def fingerprint_target(request: FingerprintRequest) -> int:
-    """Train where needed, show the page and write it to the outputs; the exit code.
+    """Train if needed, show the page and write it to the outputs; return the exit code.
 
     Raises:
-        OptbenchError: the target, a setting, the run, the device or an output does not allow it.
+        OptbenchError: the target, a setting, the run, the device or an output is invalid.
     """
     for output in request.outputs:
         check_file(output, f"--output {output}")
     if request.run.resume is not None and request.target is not None:
-        raise UsageError("TARGET and --resume: a run continues with the target that it began with; give one of the two")
+        raise UsageError("TARGET and --resume: a resumed run keeps its target; give one of the two")
     drawn = None
     if request.target is not None and not request.run.settings:
         drawn = find_fingerprinted(request.target, request.run.runs_dir)
     if drawn is not None:
         given = {"--seeds": request.run.seeds, "--quick": request.quick or None, "--name": request.run.name}
         if of_training := [option for option, value in given.items() if value is not None]:
-            raise UsageError(f"{request.target}: this run is drawn as it is, without {of_training[0]}")
+            option = of_training[0]
+            raise UsageError(f"{request.target}: a finished run is drawn as it is; it cannot be combined with {option}")
         return _show(request, *drawn)
     return _train(request)
 
@@ -66,7 +67,7 @@ def _train(request: FingerprintRequest) -> int:
         wanted = wanted_again(resume)
     elif request.target is None:
         raise UsageError(
-            "fingerprint needs a TARGET: a name that `optbench list optimizers` shows, ./file.py:Class or RUN"
+            "fingerprint: expected a TARGET (a name from `optbench list optimizers`, ./file.py:Class or RUN), got none"
         )
     else:
         resume = None

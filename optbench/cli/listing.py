@@ -110,7 +110,7 @@ def _metrics(_: Path) -> RenderableType:
     for metric in METRICS.values():
         cost = "default" if metric.default else metric.cost
         _row(table, metric.name, metric.arrow, metric.kind, cost, f"{metric.formula} ({metric.source})")
-    costs = "cost: default if a suite names no metrics; cheap and expensive only if it names them"
+    costs = "cost: default metrics are measured if a suite names none, cheap and expensive ones only if it names them"
     placed = [metric.name for metric in METRICS.values() if metric.placed]
     of_text = "R: accuracies; for text, negative bits per byte, with a margin of .02"
     return Group(

@@ -35,7 +35,7 @@ ROOM_BELOW = 4
 
 @contextlib.contextmanager
 def view_for(stream: TextIO, *, quiet: bool, debug: bool) -> Iterator[QuietView]:
-    """Return the view for a stream: live on a terminal, otherwise plain lines, or nothing if quiet."""
+    """Yield the view for a stream: live on a terminal, otherwise plain lines, or nothing if quiet."""
     console = Console(file=stream)
     # a terminal that cannot move its cursor (TERM=dumb) would print every frame
     moves = console.is_terminal and not console.is_dumb_terminal
@@ -52,7 +52,7 @@ class _Console(Console):
 
 
 class QuietView(View):
-    """Shows only warnings and, with `debug`, tracebacks; base class of the other views."""
+    """A view that shows only warnings and, with `debug`, tracebacks; the base class of the other views."""
 
     def __init__(self, stream: TextIO, *, debug: bool = False) -> None:
         self.console = _Console(file=stream)
@@ -91,12 +91,12 @@ class QuietView(View):
     def _print(self, text: str) -> None:
         with contextlib.suppress(OSError):  # a log on a full disk must not end a run
             # soft wrap keeps a line of a log file on one line; Text does not interpret brackets as markup
-            lines = [escaped(line) for line in text.expandtabs().split("\n")]  # an error's text may be anything
+            lines = [escaped(line) for line in text.expandtabs().split("\n")]  # errors may contain control characters
             self.console.print(Text("\n".join(lines)), soft_wrap=True)
 
 
 class LineView(QuietView):
-    """Prints a line per finished cohort, for logs."""
+    """A view that prints a line per finished cohort, for logs."""
 
     def started(self, plan: Plan, path: Path, device: str, jobs: int) -> None:
         super().started(plan, path, device, jobs)
@@ -114,7 +114,7 @@ class LineView(QuietView):
 
 
 class LiveView(QuietView):
-    """Shows a table of all trial groups below a bar for the whole run."""
+    """A view that shows a table of all trial groups below a bar for the whole run."""
 
     def __init__(self, stream: TextIO, *, debug: bool = False) -> None:
         super().__init__(stream, debug=debug)
@@ -146,7 +146,7 @@ class LiveView(QuietView):
 
     def _show(self) -> None:
         assert self.tracker is not None
-        # a new picture for every event, so that the refreshing thread never reads data being changed
+        # a new picture for every event, so that the refreshing thread never reads data while they change
         self._live.update(picture(self.tracker, self.console.height - ROOM_BELOW, self._spinner))
 
 

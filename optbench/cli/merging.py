@@ -18,7 +18,7 @@ def merge_runs(runs: Sequence[str], runs_dir: Path, name: str | None, *, force: 
     """Merge the runs and print the location of the result; return the exit code.
 
     Raises:
-    OptbenchError: a run does not exist or cannot be read, or they cannot be merged.
+        OptbenchError: a run does not exist or cannot be read, or the runs cannot be merged.
     """
     check_name(name)
     made = merge([find_run(run, runs_dir) for run in runs], runs_dir, name, ["optbench", *sys.argv[1:]], force=force)

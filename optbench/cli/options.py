@@ -1,4 +1,4 @@
-"""The options shared by several commands, with help and completion. Like `app`, imports nothing heavy."""
+"""The options shared by several commands, with help and completion. Like `app`, this module imports nothing slow."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FormatOption = Annotated[
         "--format",
         metavar="FORMAT",
         autocompletion=completion.one_of(completion.FORMATS),
-        help="terminal, markdown, html, latex, csv or json; by default that of FILE's suffix, or terminal.",
+        help="terminal, markdown, html, latex, csv or json; by default according to FILE's suffix, or terminal.",
     ),
 ]
 OutputOption = Annotated[
@@ -47,7 +47,7 @@ Device = Annotated[
     typer.Option(
         metavar="DEVICE",
         autocompletion=completion.one_of(completion.DEVICES),
-        help="auto, cpu, cuda, cuda:N or mps; auto takes the best available one.",
+        help="auto, cpu, cuda, cuda:N or mps; auto selects the best available device.",
     ),
 ]
 On = Annotated[
@@ -55,8 +55,8 @@ On = Annotated[
     typer.Option(
         metavar="PLACE",
         autocompletion=completion.one_of(completion.PLACES),
-        help="Where workers run: local; ray, the cluster of this machine, or a new one; ray:HOST:PORT, that cluster; "
-        "slurm, in jobs.",
+        help="Where workers run: local; ray (this machine's cluster, or a new one); ray:HOST:PORT (that cluster); or "
+        "slurm (in jobs).",
     ),
 ]
 SetOn = Annotated[
@@ -64,8 +64,8 @@ SetOn = Annotated[
     typer.Option(
         "--set-on",
         metavar="NAME=VALUE",
-        help="With --on slurm: partition, account, timeout_min, mem_gb, ... of its jobs; max_jobs at a time; folder, "
-        "one that all nodes see. Repeatable.",
+        help="With --on slurm: partition, account, timeout_min, mem_gb, ... of the jobs; max_jobs, the number of jobs "
+        "at a time; folder, which all nodes must be able to access. Repeatable.",
     ),
 ]
 RunName = Annotated[
@@ -110,32 +110,33 @@ Suite = Annotated[
     ),
 ]
 Jobs = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="Workers at a time; by default one per core, or one per GPU.")
+    int | None, typer.Option(metavar="N", min=1, help="Number of workers; by default one per core, or one per GPU.")
 ]
 ForceResume = Annotated[
     bool,
     typer.Option(
         "--force",
         help="With --resume: continue even if torch, the kind of device, the CPU or your code has changed. "
-        "With --on: let workers with other versions of torch or optbench train, too.",
+        "With --on: also use workers with other versions of torch or optbench.",
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be trained, and train nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be trained, without training.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show only results, warnings and errors.")]
-# `main` searches for the flag itself, so that it works at any position and if parsing fails.
+# `main` searches for the flag itself, so that it works at any position, and even if parsing fails.
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Against = Annotated[
     str | None,
     typer.Option(
         metavar="RUN",
         autocompletion=completion.runs,
-        help="The claims of both runs side by side instead, each judged by its own data: which verdicts change.",
+        help="Show instead the claims of both runs side by side, each judged on its own run's data.",
     ),
 ]
 PerTrial = Annotated[
     bool,
     typer.Option(
         "--per-trial",
-        help="With json or csv: a record per trial and metric; in csv instead of those over seeds. No controls.",
+        help="With json or csv: write a record per trial and metric, without controls; in csv, they replace the "
+        "records over seeds.",
     ),
 ]

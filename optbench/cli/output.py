@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # imported late, because `list` and a dry run need no results
 
 PIPE_WIDTH = 80
 UNWRAPPED = 100_000
-"""Columns; wider than any row of a table, so that a pipe gets each row on one line."""
+"""Width in columns, larger than that of any table, so that each row is one line in a pipe."""
 
 
 def deliver(document: Report, chosen: str, output: str | None) -> None:
@@ -53,7 +53,7 @@ def has_width() -> bool:
 @contextlib.contextmanager
 def results(pipe_width: int = PIPE_WIDTH) -> Iterator[Console]:
     """Yield a console for results, whose content is written to standard output at the end of the block."""
-    # rich would use the width of any terminal: a file must not depend on the window.
+    # By itself, rich would use the width of the terminal even for a file, which must not depend on the window.
     console = Console(file=sys.stdout, width=None if has_width() else pipe_width)
     with console.capture() as captured:
         yield console
@@ -65,7 +65,7 @@ def write_out(text: str) -> None:
     """Write to standard output, ignoring a closed pipe (`| head`).
 
     Raises:
-        StoreError: it cannot be written for any other reason.
+        StoreError: standard output cannot be written for any other reason.
     """
     try:
         sys.stdout.write(text)
@@ -77,7 +77,7 @@ def write_out(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Print a message on standard error line by line, without markup, wrapping and control characters."""
-    with contextlib.suppress(OSError):  # there is no stream left for reports, which must not end the program
+    """Print a message on standard error line by line, without markup, wrapping or control characters."""
+    with contextlib.suppress(OSError):  # a message that cannot be shown must not end the program
         sys.stderr.writelines(f"{escaped(line)}\n" for line in text.split("\n"))
         sys.stderr.flush()

@@ -72,7 +72,7 @@ class Tracker:
         self.total = len(plan.trials)
 
     def progress(self, news: Progress) -> None:
-        """Record one trial's progress, which decreases if its worker died and it restarted."""
+        """Record one trial's progress, which decreases if its worker died and the trial was restarted."""
         self._group_of[news.trial].training[news.trial] = news
         self._fraction[news.trial] = news.fraction
 
@@ -88,7 +88,7 @@ class Tracker:
 
     @property
     def done(self) -> int:
-        """Number of finished trials, including those before a resumption."""
+        """Number of finished trials, including those finished before the run was resumed."""
         return sum(group.done for group in self.groups)
 
     @property
@@ -104,7 +104,7 @@ class Tracker:
 
     @property
     def left(self) -> float | None:
-        """Estimated remaining seconds at the speed so far; None if it is too early."""
+        """Estimated remaining seconds at the speed so far; None if it is too early to estimate."""
         fraction = self.fraction
         return self.elapsed * (1 - fraction) / fraction if fraction >= ENOUGH else None
 

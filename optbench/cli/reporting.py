@@ -39,15 +39,15 @@ def report_runs(
     """Report on runs, side by side if there are several. against: report only claims, next to those of this run.
 
     Raises:
-    UsageError: unknown format, or a run is named twice.
-    StoreError: there is no such run, it cannot be read, or the output cannot be written.
-    NothingMeasuredError: no run has an `ok` or diverged trial; the report is written first.
-    ComparisonError: as `report_claims_against`.
+        UsageError: the format is unknown, or a run is named twice.
+        StoreError: there is no such run, it cannot be read, or the output cannot be written.
+        NothingMeasuredError: no run has an `ok` or diverged trial; the report is written first.
+        ComparisonError: as `report_claims_against`.
     """
     chosen = choose_format(format, output)
     if against is not None:
         if figures is not None or median or per_trial:
-            raise UsageError("report: --figures, --median and --per-trial do not go with --against, which shows claims")
+            raise UsageError("report: --figures, --median and --per-trial cannot be combined with --against")
         report_claims_against(runs, against, runs_dir, chosen, output)
         return
     if costs := [file for name in runs if (file := find(name, runs_dir)) is not None]:
@@ -75,7 +75,7 @@ def report_runs(
 
 
 def html_report(results: Results) -> str:
-    """What `optbench report --format html` writes of one run."""
+    """Return the page that `optbench report --format html` writes for one run."""
     drawn = illustrations([results], None, inline=True, output=None)
     return render_text(run_report(summarise([results], STUDIES), drawn), "html")
 
@@ -83,12 +83,13 @@ def html_report(results: Results) -> str:
 def report_claims_against(
     runs: Sequence[str], other: str, runs_dir: Path, chosen: str, output: str | None = None
 ) -> None:
-    """Report on the claims of two runs side by side, each judged by its own run's data.
+    """Report on the claims of two runs side by side, each judged on its own run's data.
 
     Raises:
-    UsageError: not exactly two different runs are named.
-    StoreError: there is no such run, it cannot be read, or the output cannot be written.
-    ComparisonError: no claim is equal in both suites; if there are any claims, they are reported first.
+        UsageError: not exactly two different runs are named.
+        StoreError: there is no such run, it cannot be read, or the output cannot be written.
+        ComparisonError: the versions of the metrics differ, or a suite states no claims; or, after the report is
+            written, no claim is the same in both suites and judged in both runs.
     """
     if len(runs) != 1:
         raise UsageError(f"report: expected one run with --against, got {len(runs)}: {', '.join(runs)}")
@@ -97,7 +98,7 @@ def report_claims_against(
             raise UsageError(f"report: expected runs with --against, got a result of optbench cost: {name}")
     paths = [find_run(name, runs_dir) for name in (*runs, other)]
     if paths[0].resolve() == paths[1].resolve():
-        raise UsageError(f"report: expected another run with --against, got {other} twice")
+        raise UsageError(f"report: expected a different run with --against, got {other} twice")
     both = a, b = [read_results(run) for run in read_runs(paths)]
     if reasons := other_metrics(a, b):
         raise ComparisonError(f"{a.run.id} and {b.run.id} cannot be compared: {'; '.join(reasons)}")
@@ -115,14 +116,14 @@ def report_claims_against(
     deliver(claims_against(run_summary(a), run_summary(b), claims, apart), chosen, output)
     if not any(claim.compared for claim in claims):
         alike = any(claim.alike for claim in claims)
-        what = "is judged in both runs" if alike else f"is stated alike in the suites of {a.run.id} and {b.run.id}"
+        what = "is judged in both runs" if alike else f"is the same in the suites of {a.run.id} and {b.run.id}"
         raise ComparisonError(f"no claim {what}")
 
 
 def _report_costs(
     names: Sequence[str], files: Sequence[Path], chosen: str, output: str | None, *, others: bool
 ) -> None:
-    """Report on results of `optbench cost`; raise UsageError if runs, or options for runs, are given, too."""
+    """Report on results of `optbench cost`; raise UsageError if runs, or options for runs, are given as well."""
     if len(files) < len(names):
         raise UsageError(f"report: expected runs or results of optbench cost, got both: {', '.join(names)}")
     if others:

@@ -1,6 +1,6 @@
 """Standard streams that cannot be written: closed, on a full disk, or without a reader.
 
-Like `optbench.cli.app`, imports nothing heavy.
+Like `optbench.cli.app`, this module imports nothing slow.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ def init(folder: Path) -> int:
     """Write a plug-in file and a suite that uses it into a folder, creating it if necessary.
 
     Raises:
-    UsageError: one of the files exists, or the folder cannot be created.
+        UsageError: one of the files exists, or the folder cannot be created.
         StoreError: a file cannot be written.
     """
     templates = importlib.resources.files("optbench") / "templates"
@@ -25,7 +25,7 @@ def init(folder: Path) -> int:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"{folder}: expected a folder, or a place for one: {error.strerror}") from None
+        raise UsageError(f"{folder}: expected a folder, or a path where one can be created: {error.strerror}") from None
     for name in FILES:
         try:
             with (folder / name).open("x", encoding="utf-8") as file:
@@ -36,7 +36,7 @@ def init(folder: Path) -> int:
     plugin = plugin if plugin.startswith(("/", ".")) else f"./{plugin}"
     with results() as console:
         for line in (
-            f"{plugin}: an optimizer, a model and a metric to replace by yours",
+            f"{plugin}: an optimizer, a model and a metric to replace with yours",
             f"{suite}: a suite that compares them with known ones",
             "",
             "Next:",

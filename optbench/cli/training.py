@@ -32,7 +32,7 @@ from optbench.suite.placing import placing
 
 DONE, SOME_FAILED, NOTHING_MEASURED, INTERRUPTED = 0, 3, 4, 130
 NAMED = 3
-"""The most trials named in a warning; further ones are counted."""
+"""Maximum number of trials named in a warning; further ones are only counted."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ class Request:
 
 
 def train_suite(request: Request) -> int:
-    """Train the request and print the results; return the exit code.
+    """Train the requested suite and print the results; return the exit code.
 
     Raises:
-    OptbenchError: the request, suite, device, data or runs directory is invalid.
+        OptbenchError: the request, suite, device, data or runs directory is invalid.
     """
     resume = find_run(request.resume, request.runs_dir) if request.resume is not None else None
     suite, path = _suite(request, resume)
@@ -79,11 +79,11 @@ def train_suite(request: Request) -> int:
 
 
 def _say_defaults(suite: Suite) -> None:
-    """Report default bases of wrappers, because a control of another optimizer would look the same."""
+    """Report the default inner optimizers of wrappers: with another one than intended, results would look plausible."""
     for name, its in suite.optimizers.items():
         for place, default in defaults_inside(its.target, its.hyperparameters).items():
             inner = ", ".join(f"{key}: {value}" for key, value in default.items())
-            say(f"optbench: optimizers.{name}: no {place} is given, so it is {{{inner}}}")
+            say(f"optbench: optimizers.{name}: no {place} is given; the default is {{{inner}}}")
 
 
 def options_of(request: Request, resume: Path | None) -> Options:
@@ -106,7 +106,7 @@ def options_of(request: Request, resume: Path | None) -> Options:
 
 @contextlib.contextmanager
 def watched(request: Request) -> Iterator[QuietView]:
-    """Yield a view on standard error during training; an error that ends it is followed by what is kept."""
+    """Yield a view on standard error during training; an error that ends it also says how many trials are kept."""
     with view_for(sys.stderr, quiet=request.quiet, debug=request.debug) as view:
         try:
             yield view
@@ -121,7 +121,7 @@ def watched(request: Request) -> Iterator[QuietView]:
 def _suite(request: Request, resume: Path | None) -> tuple[Suite, Path]:
     """Return the suite to train, and its file."""
     if request.suite is None and resume is None:
-        raise UsageError("run needs a SUITE: a path, or a name that `optbench list suites` shows")
+        raise UsageError("run: expected a SUITE (a path, or a name from `optbench list suites`), got none")
     check_directory(request.name, resume, force=request.force and request.on == "local")
     if resume is not None:
         for setting in request.settings:
@@ -139,7 +139,7 @@ def _suite(request: Request, resume: Path | None) -> tuple[Suite, Path]:
 
 
 def conclude(outcome: Outcome, quiet: bool, command: str = "run") -> int:
-    """Print a run's results and problems; return the exit code. command: the command that resumes it."""
+    """Print a run's results and problems; return the exit code. command: the command that resumes the run."""
     finished = sum(outcome.statuses.values())
     if outcome.interrupted:
         say(f"optbench: interrupted; {kept(finished)}; continue with: {_resume(command, outcome.path)}")
@@ -171,7 +171,7 @@ def conclude(outcome: Outcome, quiet: bool, command: str = "run") -> int:
 
 
 def metrics_that_raised(recorded: RunDirectory) -> dict[str, tuple[str, set[str]]]:
-    """Return users' metrics that raised exceptions: by name the first message and the affected trials."""
+    """Return the users' metrics that raised exceptions, with the first message and the affected trials of each."""
     found: dict[str, tuple[str, set[str]]] = {}
     if recorded.record.get(OWN_METRICS):
         for row in recorded.table("metrics", "trial", "metric", "note").to_pylist():

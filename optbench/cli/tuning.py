@@ -67,12 +67,12 @@ def tune_suite(request: TuneRequest) -> int:
     """Tune as requested, print the results and write the tuned suite; return the exit code.
 
     Raises:
-    OptbenchError: the request, suite, device, data or runs directory is invalid.
+        OptbenchError: the request, suite, device, data or runs directory is invalid.
     """
     run = request.run
     resume = find_run(run.resume, run.runs_dir) if run.resume is not None else None
     if request.output is not None and request.output.exists():
-        raise UsageError(f"--output {request.output}: this file exists; the tuned suite is a new one")
+        raise UsageError(f"--output {request.output}: this file exists; expected the path of a new file")
     if request.output is not None and not request.output.parent.is_dir():
         raise UsageError(f"--output {request.output}: there is no directory {request.output.parent}")
     what, path = _asked(request) if resume is None else _recorded(request, resume)
@@ -115,12 +115,12 @@ def tune_suite(request: TuneRequest) -> int:
 def _asked(request: TuneRequest) -> tuple[_What, Path]:
     run = request.run
     if run.suite is None:
-        raise UsageError("tune needs a SUITE: a path, or a name that `optbench list suites` shows")
+        raise UsageError("tune: expected a SUITE (a path, or a name from `optbench list suites`), got none")
     check_name(run.name)
     if request.sampler not in SAMPLERS:
         raise UsageError(f"--sampler: {unknown('sampler', request.sampler, SAMPLERS)}")
     if request.sampler == "grid" and request.trials is not None:
-        raise UsageError("--trials is for --sampler random or tpe; a grid has as many settings as the suite says")
+        raise UsageError("--trials: expected --sampler random or tpe, got grid, whose size is given by the suite")
     if request.widen:
         _check_widened(request.sampler)
     what = _What(
@@ -156,9 +156,9 @@ def _recorded(request: TuneRequest, resume: Path) -> tuple[_What, Path]:
     try:
         what = TypeAdapter(_What).validate_json(json.dumps(record), strict=True)
     except ValidationError:
-        raise StoreError(f"{resume / 'run.json'}: 'tune' is not what optbench tune writes") from None
+        raise StoreError(f"{resume / 'run.json'}: tune: expected the record that optbench tune writes") from None
     if request.widen and not what.widen:
-        # a widened tuning starts with the rounds so far
+        # widening starts from the rounds that are already finished
         _check_widened(what.sampler)
         what = replace(what, widen=True, command=f"{what.command} --widen")
     return what, resume / SOURCE
@@ -166,7 +166,7 @@ def _recorded(request: TuneRequest, resume: Path) -> tuple[_What, Path]:
 
 def _check_widened(sampler: str) -> None:
     if sampler != "grid":
-        raise UsageError("--widen is for grids; give a drawing sampler a wider range in 'tune.optimizers'")
+        raise UsageError(f"--widen: expected --sampler grid, got {sampler}; give it wider ranges in 'tune.optimizers'")
 
 
 def _tuner(what: _What, path: Path) -> Tuner:
@@ -179,7 +179,7 @@ def _tuner(what: _What, path: Path) -> Tuner:
 
 
 def _seeds(text: str | None, suite: Suite) -> list[int] | None:
-    """Parse tuning seeds: `3` means three, `1000,1001` these."""
+    """Parse tuning seeds: `3` means three seeds, `1000,1001` these two."""
     if text is None:
         return None
     seeds = parse_seeds(text)
@@ -189,7 +189,7 @@ def _seeds(text: str | None, suite: Suite) -> list[int] | None:
 def _source(what: _What, path: Path) -> tuple[str | Path | None, dict[str, Any]]:
     """Return the base of a tuned suite, a shipped name or a file, and the content of the suite being tuned.
 
-    None if the original file no longer exists or has changed.
+    The base is None if the original file no longer exists or has changed.
     """
     raw = read_document(path).value
     try:

@@ -436,7 +436,7 @@ def test_settings_are_parsed_as_in_a_suite() -> None:
     assert parse_settings(texts) == expected
     with pytest.raises(UsageError, match=r"expected key\.path"):
         parse_settings(["lr"])
-    with pytest.raises(UsageError, match=r"lr is 0\.1, and has no keys"):
+    with pytest.raises(UsageError, match=r"expected lr to be a mapping, got 0\.1"):
         parse_settings(["lr=0.1", "lr.low=2"])
 
 

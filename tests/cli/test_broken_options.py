@@ -105,8 +105,8 @@ def test_an_invalid_setting_is_refused(name: str, tmp_path: Path, capsys: pytest
 # Options of `run`, and part of the message
 OPTIONS: dict[str, tuple[list[str], str]] = {
     "seeds are a word": (["--seeds", "three"], "--seeds three: expected a number of seeds"),
-    "seeds are empty": (["--seeds", ""], "--seeds: expected a number of seeds of at least 1"),
-    "seeds are blank": (["--seeds", "  "], "--seeds: expected a number of seeds of at least 1"),
+    "seeds are empty": (["--seeds", ""], "--seeds: expected a number of seeds (at least 1)"),
+    "seeds are blank": (["--seeds", "  "], "--seeds: expected a number of seeds (at least 1)"),
     "no seeds": (["--seeds", "0"], "--seeds 0: expected at least 1 seed"),
     "negative number of seeds": (["--seeds=-3"], "--seeds -3: expected a number of seeds"),
     "negative seed in a list": (["--seeds=0,-3"], "--seeds 0,-3: expected a number of seeds"),
@@ -129,12 +129,12 @@ OPTIONS: dict[str, tuple[list[str], str]] = {
     "misspelt optimizer": (["--optimizer", "sdg"], "--optimizer: unknown optimizer 'sdg'; did you mean 'sgd'?"),
     "empty optimizer": (["--optimizer", ""], "expected the name of an optimizer"),
     "optimizer is a path": (["--optimizer", "../x"], "--optimizer ../x: expected the name of an optimizer"),
-    "optimizer without target": (["--optimizer", "x="], "needs NAME=module:Class or NAME=./file.py:Class"),
-    "target without name": (["--optimizer", "=torch.optim:SGD"], "expected letters, digits, _, + and - in its name"),
-    "name with a dot": (["--optimizer", "a.b=torch.optim:SGD"], "expected letters, digits, _, + and - in its name"),
+    "optimizer without target": (["--optimizer", "x="], "expected NAME=module:Class or NAME=./file.py:Class"),
+    "target without name": (["--optimizer", "=torch.optim:SGD"], "expected a name of letters, digits, _, + and -"),
+    "name with a dot": (["--optimizer", "a.b=torch.optim:SGD"], "expected a name of letters, digits, _, + and -"),
     "name with a line break": (
         ["--optimizer", "a\nb=torch.optim:SGD"],
-        r"--optimizer a\nb=torch.optim:SGD: expected letters",
+        r"--optimizer a\nb=torch.optim:SGD: expected a name of letters",
     ),
     "unknown target": (["--optimizer", "x=sdg"], "--optimizer x=sdg: optimizers.x: unknown optimizer 'sdg'"),
     "target with an escape": (["--optimizer", "x=\x1b[31m"], r"unknown optimizer '\x1b[31m'"),
@@ -167,7 +167,7 @@ OPTIONS: dict[str, tuple[list[str], str]] = {
     "resume and name": (["--name", "x", "--resume", "latest"], "runs: no runs yet"),
     "runs directory is a file": (["--runs-dir", "s.yaml"], "s.yaml/good-"),
     "runs directory below a file": (["--runs-dir", "s.yaml/x"], "cannot write: Not a directory"),
-    "force without resume": (["--force"], "--force is for --resume"),
+    "force without resume": (["--force"], "--force: expected --resume as well"),
     "unknown option": (["--sedes", "3"], "No such option: --sedes"),
     "unknown option with an escape": (["--\x1b[31m\n"], r"--\x1b[31m"),
     "an extra argument": (["more"], "(more)"),
@@ -185,8 +185,8 @@ def test_an_invalid_option_is_refused(name: str, tmp_path: Path, capsys: pytest.
 COMMANDS: dict[str, tuple[list[str], str]] = {
     "no such command": (["rum"], "No such command 'rum'"),
     "a command with an escape": (["\x1b[31m"], r"No such command '\x1b[31m'"),
-    "run without a suite": (["run"], "run needs a SUITE"),
-    "tune without a suite": (["tune"], "tune needs a SUITE"),
+    "run without a suite": (["run"], "run: expected a SUITE"),
+    "tune without a suite": (["tune"], "tune: expected a SUITE"),
     "unknown sampler": (["tune", "s.yaml", "--sampler", "gess"], "--sampler: unknown sampler 'gess'"),
     "output overwrites a file": (["tune", "s.yaml", "-o", "s.yaml"], "this file exists"),
     "output in a missing directory": (["tune", "s.yaml", "-o", "gone/x.yaml"], "there is no directory gone"),
@@ -197,7 +197,10 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "target unlike any name": (["check", "nobody"], "unknown name 'nobody'; see optbench list optimizers|"),
     "target in a missing file": (["check", "./gone.py:Mine"], "there is no file gone.py"),
     "setting without a value": (["check", "sgd", "--set", "lr"], "--set lr: expected key.path"),
-    "check a setting of a setting": (["check", "sgd", "--set", "lr=1", "--set", "lr.a=1"], "lr is 1, and has no keys"),
+    "check a setting of a setting": (
+        ["check", "sgd", "--set", "lr=1", "--set", "lr.a=1"],
+        "expected lr to be a mapping, got 1",
+    ),
     "report an unknown run": (["report", "nobody"], "no run 'nobody' in runs"),
     "unknown report format": (["report", "--format", "docx"], "--format: unknown format 'docx'"),
     "compare unknown runs": (["compare", "a", "b"], "no run 'a' in runs"),
@@ -205,8 +208,8 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
         ["compare", "a:", "b"],
         "'a:': expected RUN, RUN:OPTIMIZER or RUN:OPTIMIZER/VARIANT",
     ),
-    "invalid gate": (["compare", "a", "b", "--fail-on", "fame"], "--fail-on 'fame': needs METRIC:+SIZE"),
-    "a gate with an escape": (["compare", "a", "b", "--fail-on", "\x1b[2J"], r"--fail-on '\x1b[2J': needs"),
+    "invalid gate": (["compare", "a", "b", "--fail-on", "fame"], "--fail-on 'fame': expected METRIC:+SIZE"),
+    "a gate with an escape": (["compare", "a", "b", "--fail-on", "\x1b[2J"], r"--fail-on '\x1b[2J': expected"),
 }
 
 

@@ -278,7 +278,7 @@ def test_a_dry_run_shows_cohorts_and_trials_and_trains_nothing(
     for settings, said in (("", 1), ("base: {target: adam}", 0)):
         added = f"optimizers.fresh={{target: fresh-network, {settings}}}"
         assert main(["run", str(suite_path), "--dry-run", "--set", added]) == 0
-        assert capsys.readouterr().err.count("fresh: no base is given, so it is {target: sgd, lr: 0.1}\n") == said
+        assert capsys.readouterr().err.count("fresh: no base is given; the default is {target: sgd, lr: 0.1}\n") == said
 
 
 def test_a_dry_run_of_a_resumption_lists_finished_trials(

@@ -53,7 +53,7 @@ def test_finished_trials_of_an_interrupted_run_are_exported(
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        "optbench: warning: 1 trial of 6 is not finished, and not exported",
+        "optbench: warning: 1 of 6 trials is not finished and was not exported",
         "optbench: new/my logs: 5 trials and report.html; tensorboard --logdir 'new/my logs'",
     ]
     found = {str(file.parent.relative_to(folder / "new/my logs")) for file in folder.rglob("*tfevents*")}

@@ -186,7 +186,7 @@ def test_an_optimizer_without_a_learning_rate_is_trained_untuned(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "fingerprint needs a TARGET"),
+        ([], "fingerprint: expected a TARGET"),
         (["adamm"], "optbench: unknown optimizer 'adamm'; did you mean 'adam'?"),
         (["adam", "-o", "page.htm"], "--output page.htm: unknown suffix 'htm'; did you mean 'html'?"),
         (["adam", "-o", "no/page.html"], "--output no/page.html: there is no directory no"),
@@ -197,7 +197,10 @@ def test_an_optimizer_without_a_learning_rate_is_trained_untuned(
         (["panel:sdg"], "panel: unknown optimizer 'sdg'; did you mean 'sgd'?"),
         (["panle:sgd"], "panle:sgd: unknown run or module 'panle'; did you mean 'panel:sgd'?"),
         (["panel"], "expected RUN:OPTIMIZER, as the run has sgd, adamw"),
-        (["panel:sgd", "--seeds", "3"], "panel:sgd: this run is drawn as it is, without --seeds"),
+        (
+            ["panel:sgd", "--seeds", "3"],
+            "panel:sgd: a finished run is drawn as it is; it cannot be combined with --seeds",
+        ),
         (["--resume", "panel"], "expected a run NAME-tune that optbench fingerprint began"),
         (["adam", "--resume", "panel"], "TARGET and --resume"),
     ],

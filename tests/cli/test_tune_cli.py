@@ -179,8 +179,8 @@ def test_resuming_a_finished_tuning_writes_the_same_file_without_training(
     [
         (["planted.yaml", "--seeds", "0,1000"], r"planted.yaml: seed 0 is one of the suite's own"),
         (["planted.yaml", "--set", "tune.seeds=[3]"], r"seed 3 is in 'tune.seeds' and in 'seeds'"),
-        (["planted.yaml", "--trials", "5"], r"--trials is for --sampler random or tpe"),
-        (["planted.yaml", "--sampler", "tpe", "--widen"], r"--widen is for grids"),
+        (["planted.yaml", "--trials", "5"], r"--trials: expected --sampler random or tpe, got grid"),
+        (["planted.yaml", "--sampler", "tpe", "--widen"], r"--widen: expected --sampler grid, got tpe"),
         (["planted.yaml", "--sampler", "tpee"], r"--sampler: unknown sampler 'tpee'; did you mean 'tpe'\?"),
         (["planted.yaml", "-o", "planted.py"], r"--output planted.py: this file exists"),
         (["planted.yaml", "--set", "tune.metric=effective_rank"], r"tune.metric: expected a measure of accuracies"),
@@ -200,7 +200,7 @@ def test_resuming_a_finished_tuning_writes_the_same_file_without_training(
         (["planted.yaml", "--set", "tune.metric=./planted.py:lst"], r"tune.metric: .*no 'lst'; did you mean 'last'\?"),
         (["planted.yaml", "--set", "tune.optimizers.sgd.lr=[1, 2]"], r"tune.optimizers: unknown optimizer 'sgd'"),
         (["planted.yaml", "--resume", "x"], r"no run 'x'"),
-        ([], r"tune needs a SUITE"),
+        ([], r"tune: expected a SUITE"),
     ],
 )
 def test_an_invalid_tuning_is_refused_in_one_line_with_exit_2(

@@ -122,9 +122,9 @@ def test_runs_that_cannot_be_compared_are_refused(
     apart = made(tmp_path, "apart", {"sgd": 0.5, "adam": 0.6, "rates": 0.5}, rate=0.1, margin=0.3)
     for words, code, message in (
         ([a, "--against", str(bare)], 4, "nothing to compare: the suite of made states no claims"),
-        ([a, "--against", a], 2, "expected another run with --against"),
+        ([a, "--against", a], 2, "expected a different run with --against"),
         ([a, b, "--against", b], 2, "expected one run with --against, got 2"),
-        ([a, "--against", b, "--median"], 2, "--median and --per-trial do not go with --against"),
+        ([a, "--against", b, "--median"], 2, "--median and --per-trial cannot be combined with --against"),
         ([a, "--against", "nowhere"], 2, "nowhere"),
     ):
         assert main(["report", *words]) == code
