@@ -1,7 +1,7 @@
-"""Reports for people and programs. Imports no torch.
+"""Reports for people and programs. This package does not import torch.
 
-A `Summary` of runs, or a `Comparison`, becomes a `Report`; `formats` render documents. Studies extend a report through
-`Study`; no module here refers to one by name.
+A `Summary` of runs, or a `Comparison`, is turned into a `Report`, a document that `formats` render. Studies extend
+reports through `Study`; no module here refers to a study by name.
 """
 
 from __future__ import annotations

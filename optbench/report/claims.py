@@ -67,7 +67,7 @@ def claim_blocks(run: RunSummary, several: bool) -> Iterable[Block]:
     ]
     reasons += [
         f"claim {number}, {arm_label(arm)}: its condition is judged on the {arm.count('ok')} of "
-        f"{count(len(arm.trials), 'seed')} that ended"
+        f"{count(len(arm.trials), 'seed')} that are ok"
         for number, claim in enumerate(run.claims, start=1)
         for arm in claim.partly_judged
     ]
@@ -144,7 +144,7 @@ def _of_sides(
 def _reasons(run: RunSummary) -> Iterable[str]:
     """Yield why parts have no stronger verdict, once per reason, except for too few seeds.
 
-    The beginning of the report says what the seeds cannot show.
+    The beginning of the report has a warning about too few seeds.
     """
     shared = grouped(
         (f"{part.verdict}: {part.reason}", f"claim {number}, {part_label(part)}")
@@ -214,15 +214,14 @@ def _expected(claim: JudgedClaim) -> str:
 
 
 def expectation(claim: JudgedClaim) -> str:
-    """Return the expectation in words: `forgetting of shampoo lower than of adamw, by 0.005 or more`."""
+    """Return the expectation in words: `forgetting of shampoo lower than that of adamw, by 0.005 or more`."""
     said = claim.claim
     what = f"{reading_name(said.primary, claim.in_bits)} of {side_text(said.left)}"
-    that = "" if isinstance(said.right, float) else "of "
+    right = f"{'' if isinstance(said.right, float) else 'that of '}{side_text(said.right)}"
     if said.expect == "equivalent":
-        return f"{what} equivalent to {'that ' if that else ''}{that}{side_text(said.right)}, within {claim.margin:g}"
-    right = f"than {that}{side_text(said.right)}"
+        return f"{what} equivalent to {right}, within {claim.margin:g}"
     by = f", by {claim.margin:g} or more" if claim.margin else ""
-    return f"{what} {said.expect} {right}{by}"
+    return f"{what} {said.expect} than {right}{by}"
 
 
 def condition(judged: JudgedClaim) -> str:

@@ -31,7 +31,7 @@ from optbench.stats.claims_against import ClaimOfBoth
 from optbench.suite.sides import side_text
 
 MANY = 12
-"""The most differing settings of two suites listed openly; more are folded."""
+"""Maximum number of differing settings of two suites that are listed openly; a longer list is folded."""
 _OF_PART = ("difference", "low", "high", "holm_p", "n", "left_median", "right_median")
 COLUMNS = (
     *("claim", "experiment", "metric", "left", "right", "expect", "compared", "changes", "verdict_a", "verdict_b"),
@@ -48,7 +48,7 @@ def claims_against(a: RunSummary, b: RunSummary, claims: Sequence[ClaimOfBoth], 
         if run.too_few_seeds:
             blocks.append(Paragraph(f"{side}: {run.too_few_seeds}.", "warning"))
     if tuning := [run.run for run in (a, b) if run.stage == "tune"]:
-        said = f"accuracies of {' and '.join(dict.fromkeys(tuning))} are on validation data: a tuning run"
+        said = f"accuracies of {' and '.join(dict.fromkeys(tuning))} are on validation data (tuning run)"
         blocks.append(Items((said,), "warning"))
     numbered = dict(enumerate(claims, start=1))
     changes = tuple(_change(number, claim) for number, claim in numbered.items() if claim.changes)
@@ -72,15 +72,15 @@ def claims_against(a: RunSummary, b: RunSummary, claims: Sequence[ClaimOfBoth], 
 
 NAME = "optbench-claims-against"
 _LEGEND = (
-    "Each run is judged by its own data. Differences: left minus right over paired seeds, Hodges-Lehmann estimate with "
-    "the 95% interval of the exact signed-rank test, of an equivalence the 90% interval.",
+    "Each run is judged on its own data. Differences: left minus right over paired seeds, Hodges-Lehmann estimate with "
+    "the 95% interval of the exact signed-rank test (the 90% interval for an equivalence).",
     "A verdict that changes to or from 'no evidence' does not show by itself that the effect differs between the runs: "
-    "look at both intervals.",
+    "compare the intervals.",
 )
 
 
 def _counted(claims: Sequence[ClaimOfBoth]) -> str:
-    """Return `3 of 42 verdicts change, 1 of them to the opposite; 2 claims are stated in A only.`"""
+    """Return `3 of 42 verdicts change, 1 of them between supported and contradicted; 2 claims are stated in A only.`"""
     compared = [claim for claim in claims if claim.compared]
     changed, reverse = sum(claim.changes for claim in compared), sum(claim.reversed for claim in compared)
     said = [f"{changed} of {count(len(compared), 'verdict')} {'changes' if len(compared) == 1 else 'change'}"]
@@ -100,7 +100,7 @@ def _change(number: int, claim: ClaimOfBoth) -> str:
 
 
 def _notes(numbered: Mapping[int, ClaimOfBoth]) -> Iterable[str]:
-    """Yield claims that are not compared, with the reason, and those with parts in one run only."""
+    """Yield the claims that are not compared, with the reason, and those with parts in one run only."""
     for number, claim in numbered.items():
         if claim.apart:
             what = "; ".join(f"{name} {_short(a)} in A, {_short(b)} in B" for name, a, b in claim.apart)
@@ -156,7 +156,7 @@ def _estimate(judged: JudgedClaim | None, part: ClaimPart | None) -> Cell:
 
 def _apart(apart: Sequence[str]) -> Iterable[Block]:
     if not apart:
-        yield Paragraph("The two suites train and measure the same.")
+        yield Paragraph("The two suites do not differ in training or measurements.")
         return
     yield Heading("Differences between the suites (A, B)")
     if len(apart) <= MANY:

@@ -37,10 +37,10 @@ MANY_PAIRS = 12
 
 
 def comparison_report(comparison: Comparison, gates: Sequence[JudgedGate] = (), metrics: Sequence[str] = ()) -> Report:
-    """Build the document of a comparison. metrics: show only these; all if empty."""
+    """Build the document of a comparison. metrics: the metrics to show; all if empty."""
     blocks: list[Block] = [Paragraph(_sides(comparison))]
     if tuning := [s.results.run.id for s in (comparison.a, comparison.b) if s.results.split == "validation"]:
-        said = f"accuracies of {' and '.join(dict.fromkeys(tuning))} are on validation data: a tuning run"
+        said = f"accuracies of {' and '.join(dict.fromkeys(tuning))} are on validation data (tuning run)"
         blocks.append(Items((said,), "warning"))
     if comparison.remarks:
         blocks.append(Items(comparison.remarks, "warning"))
@@ -51,8 +51,8 @@ def comparison_report(comparison: Comparison, gates: Sequence[JudgedGate] = (), 
     for pair in comparison.pairs:
         blocks += _pair(comparison, pair, metrics, primary_only=many)
     if many:
-        said = f"With more than {MANY_PAIRS} pairs only the primary metrics are shown; --metric, json and csv have all."
-        blocks.append(Paragraph(said, "quiet"))
+        said = f"With more than {MANY_PAIRS} pairs, only the primary metrics are shown here;"
+        blocks.append(Paragraph(f"{said} --metric, json and csv show the others.", "quiet"))
     blocks.append(Items(_LEGEND, "quiet"))
     blocks += comparison_records(comparison, gates, metrics)
     return Report("optbench compare", tuple(blocks), "optbench-comparison", COMPARISON_COLUMNS)
@@ -73,9 +73,9 @@ _LEGEND = (
     "A - B: Hodges-Lehmann estimate of the paired difference, with the 95% interval of the exact signed-rank test.",
     "Verdicts are about A against B: better, worse (higher, lower for neutral metrics); below margin: "
     "significant, but smaller than the margin; equivalent: the 90% interval lies within the margin.",
-    "They are given for the primary metrics, whose p is corrected by Holm's method over the primary metrics of one "
-    "pair; all else is exploratory.",
-    "wins: seeds on which A is ahead (higher, for a metric without direction). d_z: mean over standard deviation of "
+    "Verdicts are given for the primary metrics, whose p is corrected by Holm's method over the primary metrics of one "
+    "pair; all other metrics are exploratory.",
+    "wins: seeds on which A is better (higher, for a metric without direction). d_z: mean over standard deviation of "
     "the differences. r: rank-biserial correlation.",
 )
 
@@ -155,7 +155,7 @@ def _pair(
         yield Items(tuple(reasons))
     if empty:
         names = ", ".join(found.metric.name.replace("_", " ") for found in empty)
-        yield Paragraph(f"Without a value on either side: {names}.", "quiet")
+        yield Paragraph(f"No value on either side: {names}.", "quiet")
     if not metrics and (left_out := len(chosen) - len(shown) - len(empty)):
         what = count(left_out, "metric that is", "metrics that are")
         yield Paragraph(f"Not shown: {what} measured for readings of claims; --metric NAME shows one.", "quiet")
@@ -196,7 +196,7 @@ def _warnings(pair: ArmComparison) -> Iterable[str]:
 
 
 def _dormant(pair: ArmComparison, shown: Sequence[MetricComparison]) -> Iterable[str]:
-    """Yield networks with many dormant units if a rank is compared."""
+    """Return the remark on networks with many dormant units if a rank is compared."""
     sides = (("A", pair.a), ("B", pair.b))
     named = [f"{side} ({arm.label}), {said}" for side, arm in sides if (said := arm.many_dormant)]
     return [dormant_line(named)] if named and any(is_rank(found.metric.name) for found in shown) else []

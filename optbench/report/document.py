@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 Role = Literal["opening", "closing", "outline", "minor", "chart", "numbers", "details"]
-"""The role of a block, by which formats include it. `opening`: findings, for pages read from the top; `closing`: the
-same, at the end, where a terminal shows them; `outline`: headings repeated in the captions below them; `minor`: minor
-tables; `chart`: numbers drawn in characters; `numbers`: the same as numbers, next to a figure; `details`: every
-measure."""
+"""The role of a block; a format includes the blocks of certain roles. `opening`: findings, for pages that are read from
+the top; `closing`: the same findings, for formats that show them last, such as a terminal; `outline`: headings that the
+captions below them repeat; `minor`: less important tables; `chart`: numbers drawn in characters; `numbers`: numbers
+that a chart or a figure also shows; `details`: every measure."""
 Tone = Literal["plain", "quiet", "warning", "good", "bad"]
 """`quiet`: a footnote; `warning`: an important remark; `good`, `bad`: a verdict for or against."""
 
@@ -34,7 +34,10 @@ def seeds_cell(number: int, planned: int) -> Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column. title: may have one line break, for a narrow column. numeric: right-aligned and never wrapped."""
+    """A column of a table.
+
+    title: may contain one line break, for a narrow column. numeric: whether cells are right-aligned and never wrapped.
+    """
 
     title: str
     numeric: bool = True
@@ -95,7 +98,7 @@ class Table:
 class Illustration:
     """A figure.
 
-    panels: SVG elements, side by side if there is room, else stacked; without style sheet and script, with unique ids,
+    panels: SVG elements, side by side if there is room, else stacked; without style sheets or scripts, with unique ids,
     and drawn in `currentColor` (`figures.to_svg`).
     alt: a sentence that describes it for readers who cannot see it.
     files: its file in each format that was written, by suffix (`svg`, `png`, `pdf`), as a path from the document.
@@ -131,9 +134,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Records:
-    """Data for programs; formats for people leave it out.
+    """Data for programs, which formats for people leave out.
 
-    key: the key of `tree()` in JSON. lines: its records in csv, by column.
+    key: the key of `tree()` in JSON. lines: returns its records in csv, by column.
     """
 
     key: str
@@ -149,7 +152,7 @@ Block: TypeAlias = Shown | Part | Records
 
 @dataclass(frozen=True)
 class Report:
-    """A report. name: of the format in JSON. columns: of its records in csv."""
+    """A report. name: the name of its format in JSON. columns: the columns of its records in csv."""
 
     title: str
     blocks: tuple[Block, ...]

@@ -9,11 +9,11 @@ from optbench.errors import CONTROL
 from optbench.report.document import Column
 
 GAP = 2
-"""Blanks between two columns."""
+"""Number of blanks between two columns."""
 
 
 def one_line(text: str) -> str:
-    """`text` with every run of blanks, line breaks and control characters as one blank."""
+    """Return `text` with every sequence of blanks, line breaks and control characters replaced by one blank."""
     return re.sub(" {2,}", " ", CONTROL.sub(" ", text)).strip()
 
 
@@ -23,7 +23,7 @@ def title_lines(column: Column) -> list[str]:
 
 
 def code_lines(text: str) -> list[str]:
-    """Return the lines of a `Commands` block, with control characters as blanks."""
+    """Return the lines of a `Commands` block, with control characters replaced by blanks."""
     return [CONTROL.sub(" ", line).rstrip() for line in text.strip("\n").split("\n")]
 
 

@@ -22,7 +22,7 @@ def matching_lines(claims: Sequence[JudgedClaim]) -> Iterable[str]:
                 yield f"claim {number}, {part.model}: matched: {_sides(part.match, claim.in_bits)}{chosen}"
         for pair in claim.unmatched:
             assert claim.claim.matched is not None
-            limit = f"more than {claim.claim.matched.within:g}" if pair.n else "no seed ended well on both sides"
+            limit = f"more than {claim.claim.matched.within:g}" if pair.n else "no seed is ok on both sides"
             yield f"claim {number}, {pair.left.model}: left out, no match: {_sides(pair, claim.in_bits)}: {limit}"
 
 

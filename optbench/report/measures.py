@@ -13,7 +13,7 @@ Topic = Literal["learning", "solution", "pruning", "cost"]
 
 @dataclass(frozen=True)
 class Measure:
-    """One column. name: its metric. title: two short lines, for a narrow column.
+    """One column. name: the name of its metric. title: two short lines, for a narrow column.
 
     groups_only: whether it is meaningful only if tasks have different classes.
     own: the metric if it is not in the catalog: a user's, or one with settings.
@@ -78,7 +78,7 @@ OF_TEXT: dict[str, str] = {
     "average_accuracy": "average score: at the end, mean over all tasks; a score is negative bits per byte on {split} "
     "text, so that higher is better",
     "forgetting": "forgetting: best score on a task since it was learnt minus its score at the end, in bits per byte",
-    "learning_accuracy": "learning score: that on each task right after training on it",
+    "learning_accuracy": "learning score: score on each task right after training on it",
     "last_task_accuracy": "last task, earlier tasks: score at the end on the last task, and mean on those before it",
 }
 """Legends for text, replacing those in `LEGENDS`."""
@@ -92,12 +92,12 @@ LEGENDS: dict[str, str] = {
     "online_accuracy": "online accuracy: training accuracy on each batch before its update, mean over all tasks",
     "effective_rank": "effective rank: exp of the entropy of the feature covariance's spectrum, all tasks pooled",
     "class_cosine_mean": "class cosine: mean cosine between the mean features of different classes",
-    "hoyer": "Hoyer sparsity: of all weights, 0 dense to 1 sparse",
+    "hoyer": "Hoyer sparsity: of all weights, from 0 (dense) to 1 (sparse)",
     "near_zero_share": "near-zero weights: share with |w| < .01 rms of their layer",
     "dormant_0.025": "dormant units: share whose mean |activation| is at most .025 of the layer's mean",
-    "pruned_accuracy_1_global": "kept: test accuracy at the end, all tasks pooled, with this share of the weights, the "
-    "largest of all or of each layer (twice the share of the output layer), and no further training",
-    "pruning_area_global": "area: under accuracy against sparsity (1 - the share kept), from 0 to .99",
+    "pruned_accuracy_1_global": "kept: test accuracy at the end, all tasks pooled, when only this share of the weights "
+    "is kept, the largest of all or of each layer (twice the share in the output layer), without further training",
+    "pruning_area_global": "area: area under accuracy against sparsity (1 - the share kept), from 0 to .99",
     "holding_sparsity_global": "99% holds to: the largest sparsity up to which 99% of the accuracy is left",
     "train_seconds": "seconds, ms per step: a trial's share of its cohort's training time, on this machine",
 }
@@ -119,6 +119,6 @@ def score_measure(measure: Measure, metric: Metric) -> Measure:
 
 
 def own_legend(metric: Metric) -> str:
-    """Return a run's description of such a metric: `margin: mean distance to the boundary (./mine.py:margin)`."""
+    """Return the legend of a user's metric: `margin: mean distance to the boundary (./mine.py:margin)`."""
     about = ": ".join(part for part in (words(metric.name), metric.formula) if part)
     return f"{about} ({metric.target})"

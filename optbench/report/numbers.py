@@ -105,7 +105,7 @@ def dormant_line(named: Sequence[str]) -> str:
 
 
 def losses(counts: Mapping[str, int], of: str = "") -> str:
-    """Return `2 diverged, 1 not finished` for trials that are not ok. of: after each number, such as ` of 3`."""
+    """Return `2 diverged, 1 not finished` for trials that are not ok. of: text after each number, such as ` of 3`."""
     kinds = ((counts[status], what) for status, what in NOT_OK.items())
     return ", ".join(f"{n}{of} {what}" for n, what in kinds if n)
 

@@ -68,7 +68,7 @@ def _table(caption: str, part: ClaimPart) -> Table:
             str(result.n),
         )
         rows.append((*map(Cell, told), Cell(says, tone), *map(Cell, values)))
-    return Table(f"{caption} ({PRIMARY} the verdict's)", titles, tuple(rows))
+    return Table(f"{caption} ({PRIMARY} gives the verdict)", titles, tuple(rows))
 
 
 def default_layer(readings: Sequence[JudgedReading]) -> str:

@@ -8,16 +8,16 @@ from optbench.suite.rate_schedule import RateSchedule
 
 
 def recipe(protocol: Protocol) -> str:
-    """Return a sentence for each such setting; empty if there are none."""
+    """Return a sentence for each setting beyond plain training; empty if there are none."""
     said = [] if protocol.schedule is None or protocol.schedule.is_flat else [scheduling(protocol.schedule)]
     if protocol.clip_norm is not None:
         said.append(f"Gradients are clipped to a norm of {protocol.clip_norm:g}.")
     if (averaging := protocol.weight_averaging) is not None:
-        said.append(f"Measured is an exponential moving average of the weights, decay {averaging.decay:g}.")
+        said.append(f"An exponential moving average of the weights, with decay {averaging.decay:g}, is measured.")
     if protocol.precision != "float32":
         said.append(f"Forward passes in training use {protocol.precision}.")
     if (augment := protocol.augment) is not None:
-        crop = f"cropped at random out of {count(augment.crop, 'pixel')} of zeros around them" if augment.crop else ""
+        crop = f"cropped at random after zero-padding by {count(augment.crop, 'pixel')}" if augment.crop else ""
         ways = " and ".join(filter(None, ("mirrored at random" if augment.flip else "", crop)))
         said.append(f"Training images are {ways}.")
     return " ".join(said)

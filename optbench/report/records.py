@@ -158,7 +158,7 @@ def _results(summary: Summary) -> Iterable[Record]:
 
 
 def split_of(metric: Metric, split: str) -> str:
-    """Return the data of the accuracies of a metric. split: that of the run."""
+    """Return the data on which the accuracies of a metric are measured. split: the split of the run."""
     return "training" if metric.kind == "online" else split
 
 
@@ -212,7 +212,7 @@ def _unmatched(pair: Match) -> dict[str, Any]:
 
 
 Layers: TypeAlias = Mapping[str, Mapping[str, Any]]
-"""Return the settings of a claim's layers, by name."""
+"""The settings of a claim's layers, by name."""
 
 
 def _part(part: ClaimPart, layers: Layers) -> dict[str, Any]:
@@ -233,7 +233,7 @@ def _part(part: ClaimPart, layers: Layers) -> dict[str, Any]:
 
 
 def _readings(found: Sequence[JudgedReading], layers: Layers) -> dict[str, Any]:
-    """Return the counts of readings by result, and every reading with its difference over the right median."""
+    """Return the counts of readings by result, and every reading with its difference relative to the right median."""
     return {
         **{str(says): n for says, n in counts(found).items()},
         "cells": [_reading(reading, layers[reading.cell.layer]) for reading in found],

@@ -38,14 +38,14 @@ FEWEST_SWEPT = 3
 BAR = 10
 """Width of a bar from 0 to 1, in characters."""
 MANY_SETTINGS = 30
-"""With more settings than this, a terminal shows only the choices of a tuning run and the reasons."""
-FOLDED = "markdown, html, csv and json have all of each"
+"""With more settings than this, a terminal shows only the choices of a tuning run and the reasons for them."""
+FOLDED = "markdown, html, csv and json show all of them"
 MANY_TASKS = 6
 """With more tasks, there is one sparkline for the end of training instead of one per task."""
 MOST_TASKS = 20
 """Matrices of more tasks are only in accuracy.parquet."""
 MANY_TROUBLES = 20
-"""The most diverged and failed trials that are listed; further ones are counted."""
+"""Maximum number of diverged and failed trials listed; further ones are only counted."""
 
 RANKED = {"global": "of all", "layer": "by layer"}
 """Scopes in which weights are ranked for pruning, in words."""
@@ -54,7 +54,7 @@ RANKED = {"global": "of all", "layer": "by layer"}
 def run_report(summary: Summary, figures: Sequence[doc.Illustration] = (), statistic: Statistic = "mean") -> doc.Report:
     """Build the document for one run, or several side by side.
 
-    figures: shown after the tables. statistic: of the tables, mean±sd or median [quartiles].
+    figures: the figures shown after the tables. statistic: the statistic in tables, mean±sd or median [quartiles].
     """
     several = len(summary.runs) > 1
     title = " and ".join(dict.fromkeys(run.suite for run in summary.runs))
@@ -64,7 +64,7 @@ def run_report(summary: Summary, figures: Sequence[doc.Illustration] = (), stati
         if run.too_few_seeds:
             blocks.append(doc.Paragraph(f"{f'{run.run}: ' if several else ''}{run.too_few_seeds}.", "warning"))
     if not summary.measured:
-        blocks.append(doc.Paragraph("Nothing was measured: no trial has ended well or diverged.", "warning"))
+        blocks.append(doc.Paragraph("Nothing was measured: no trial finished without failing.", "warning"))
     found = [block for run in summary.runs for block in claim_blocks(run, several)]
     blocks += [doc.Part("opening", block) for block in (*found, *primary_blocks(summary))]
     text = partial(spread_text, statistic=statistic)
@@ -127,7 +127,6 @@ def _section(section: Section, several: bool, statistic: Statistic) -> Iterable[
     else:
         yield from _results(section, several, statistic)
     yield from _matrices(section, several)
-    # csv has all of them
     yield doc.Part("details", _details(section, several))
 
 
@@ -147,7 +146,7 @@ def _results(section: Section, several: bool, statistic: Statistic) -> Iterable[
     for reason, missing in section.undefined.items():
         names = ", ".join(one_line(measure.title) for measure in missing)
         yield doc.Paragraph(f"Undefined: {names}: {reason}.", "quiet")
-    warnings = [f"{text}: not in the means." for text in filter(None, map(exclusions, section.rows))]
+    warnings = [f"{text}: excluded from the means." for text in filter(None, map(exclusions, section.rows))]
     if any(map(is_rank, section.metrics)):
         dormant = [f"{row.label}, {many}" for row in section.rows if (many := row.arm.many_dormant)]
         warnings += [dormant_line(dormant)] if dormant else []
@@ -158,7 +157,9 @@ def _results(section: Section, several: bool, statistic: Statistic) -> Iterable[
         if undefined:
             warnings.append(f"{row.label}: {', '.join(undefined)} undefined in some of its trials.")
         if row.fallbacks:
-            warnings.append(f"{row.label}: {row.fallbacks} matrix factorisations failed and were replaced.")
+            failed = count(row.fallbacks, "matrix factorisation")
+            verb = "was" if row.fallbacks == 1 else "were"
+            warnings.append(f"{row.label}: {failed} failed and {verb} replaced.")
         if mixed := row.arm.mixed_code:
             warnings.append(f"{row.run + ', ' if several else ''}{row.label}: {mixed}.")
         warnings += [f"{row.label}: {n} of its trials: {note}." for note, n in row.notes.items()]
@@ -228,7 +229,7 @@ def _sparks(section: Section, several: bool) -> Iterable[doc.Block]:
 def _sweeps(section: Section, several: bool) -> Iterable[doc.Block]:
     """Yield swept settings as bars, which show settings that forget little only because they learn little.
 
-    Those of a tuning run are shown with its choices.
+    The settings of a tuning run are shown with its choices instead.
     """
     swept = grouped(((row.run, row.arm.optimizer), row) for row in section.rows if row.split == "test")
     for (run, optimizer), rows in swept.items():
@@ -306,7 +307,7 @@ def _legend(summary: Summary, statistic: Statistic) -> Iterable[doc.Block]:
         "median": "median [quartiles] over seeds.",
     }[statistic]
     splits = sorted({row.split for section in summary.sections for row in section.rows})
-    split = splits[0] if len(splits) == 1 else "test (of a tuning run validation)"
+    split = splits[0] if len(splits) == 1 else "test (validation in a tuning run)"
     kinds = sorted({section.in_bits for section in summary.sections})  # accuracies first
     texts = [(name, (OF_TEXT if bits else {}).get(name, text)) for bits in kinds for name, text in LEGENDS.items()]
     lines = [what, *dict.fromkeys(text.format(split=split) for name, text in texts if name in measures)]
@@ -336,7 +337,7 @@ def _how(summary: Summary) -> Iterable[doc.Block]:
             *run.provenance,
         ]
         yield doc.Items(tuple(line for line in lines if line), "quiet")
-        yield doc.Paragraph("Run with, and to train the same again:", "quiet")
+        yield doc.Paragraph("The command of this run, and a command that repeats it:", "quiet")
         yield doc.Commands("\n".join(line for line in (run.command, run.repeat) if line))
 
 

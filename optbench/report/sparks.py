@@ -16,13 +16,13 @@ LONGEST = 40
 def spark(values: Sequence[float], low: float = 0.0, high: float = 1.0) -> str:
     """Return one character per value, by its eighth of [low, high]; `·` for NaN.
 
-    Values outside are clipped. Requires low < high.
+    Values outside the interval are clipped. Requires low < high.
     """
     return "".join(UNDEFINED if math.isnan(v) else HEIGHTS[min(int(_share(v, low, high) * 8), 7)] for v in values)
 
 
 def thinned(values: Sequence[float]) -> Sequence[float]:
-    """Return the values, or, if too many, the means of `LONGEST` sections of nearly equal length."""
+    """Return the values or, if there are too many, the means of `LONGEST` sections of nearly equal length."""
     if len(values) <= LONGEST:
         return values
     bounds = [len(values) * i // LONGEST for i in range(LONGEST + 1)]

@@ -28,7 +28,7 @@ class Spread:
 
     @staticmethod
     def of(values: Iterable[float]) -> Spread | None:
-        """Compute the spread of the finite values, with NumPy's default quartiles; None without any."""
+        """Compute the spread of the finite values, with NumPy's default quartiles; None if there are none."""
         finite = [value for value in values if math.isfinite(value)]
         if not finite:
             return None
@@ -38,7 +38,7 @@ class Spread:
 
 
 SpreadText: TypeAlias = Callable[[Spread | None, int], str]
-"""Formats a spread with a number of decimals."""
+"""A function that formats a spread with a given number of decimals."""
 
 
 def spread_text(spread: Spread | None, digits: int, statistic: Statistic = "mean") -> str:

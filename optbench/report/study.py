@@ -1,4 +1,4 @@
-"""The interface by which studies extend reports on runs; `optbench.studies` lists them."""
+"""The interface through which studies extend reports on runs; `optbench.studies` lists the studies."""
 
 from __future__ import annotations
 
@@ -32,11 +32,12 @@ class Study(Generic[Found]):
 
     name: the key of its records in JSON.
     find: returns its results for a run; empty if the suite does not request it.
-    blocks: returns its part of a report from the results of all runs, whether there are several, and the spread format.
+    blocks: returns its part of a report, given the results of all runs, whether there are several runs, and the
+    function that formats a spread.
     leads: whether that part precedes the results.
-    records: of one run, in JSON. lines: the same for csv, with `columns`.
-    beside: values of `columns` that accompany a result.
-    provenance: sentences on how the settings of a run were chosen.
+    records: returns its records in JSON. lines: returns its records in csv, with `columns`.
+    beside: returns the values of `columns` that are added to the record of a result.
+    provenance: returns sentences on how the settings of a run were chosen.
     """
 
     name: str

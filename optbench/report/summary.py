@@ -79,7 +79,7 @@ class Section:
 
     @property
     def in_bits(self) -> bool:
-        """Whether it is on text, whose matrices hold negative bits per byte."""
+        """Whether the experiment is on text, where matrices hold negative bits per byte."""
         return any(row.arm.in_bits for row in self.rows)
 
     @property
@@ -133,15 +133,15 @@ class RunSummary:
     statuses: Mapping[str, int]
     """Number of finished trials by status, as in `Results.status`."""
     controls: int
-    """Number of trials planned in another data order, only for the null of `pairs`; not included in `planned`."""
+    """Number of trials planned with another data order for the null distribution of `pairs`; not part of `planned`."""
     controls_ended: int
     too_few_seeds: str | None
-    """A sentence on what this number of seeds cannot show; None if any difference could show."""
+    """A sentence on the tests for which there are too few seeds; None if all of them have enough."""
     claims: tuple[JudgedClaim, ...]
     studied: Mapping[str, Sequence[Any]]
     """The results of each study, by name."""
     provenance: tuple[str, ...]
-    """Sentences of studies on how its settings were chosen."""
+    """Sentences of studies on how the settings of the run were chosen."""
 
     @property
     def ended(self) -> int:
@@ -160,7 +160,7 @@ class Summary:
 
     @property
     def remarks(self) -> list[tuple[Section, SummaryRow, str]]:
-        """Caveats about means: where, and in words."""
+        """Caveats about means, each with its section and row."""
         rows = ((section, row) for section in self.sections for row in section.rows)
         return [(section, row, said) for section, row in rows if (said := row.arm.mixed_code)]
 
@@ -202,7 +202,7 @@ def _section(experiment: str, model: str, found: Sequence[Arm]) -> Section:
 
 
 def _undefined(measures: Sequence[Measure], found: Sequence[Arm]) -> dict[str, tuple[Measure, ...]]:
-    """Return columns without any value, by their common reason."""
+    """Return the columns without any value, by reason."""
     trials = [(arm, trial.id) for arm in found for seed, trial in arm.trials.items() if arm.status(seed) == "ok"]
     groups: dict[str, list[Measure]] = {}
     for measure in measures:

@@ -387,7 +387,7 @@ def test_claims_are_reported_with_verdict_effect_and_source(tmp_path: Path) -> N
     show(run_report(summary), Console(file=file, width=200))
     shown = " ".join(file.getvalue().split())
     assert "4 supported, 2 contradicted, 1 no evidence, 0 not comparable" in shown
-    assert "1 forgetting of sgd lower than of adam, by 0.005 or more (Figure 0) supported (2 of 2)" in shown
+    assert "1 forgetting of sgd lower than that of adam, by 0.005 or more (Figure 0) supported (2 of 2)" in shown
     assert "claim 2, small; claim 2, wide: contradicted: the difference has the other sign" in shown
     told = json.loads(report_json(summary))["claims"]
     assert [claim["verdict"] for claim in told][:2] == ["supported", "contradicted"]

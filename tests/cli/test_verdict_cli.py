@@ -213,7 +213,7 @@ def test_every_format_shows_diverged_and_failed_trials(runs: Path, capsys: pytes
     for name in ("terminal", "markdown", "html", "latex"):
         assert main(["report", "trouble", "--format", name]) == 0
         shown = re.sub(r"\s+", " ", capsys.readouterr().out.replace("\\", ""))
-        assert "1 diverged, 1 failed: not in the means" in shown
+        assert "1 diverged, 1 failed: excluded from the means" in shown
         assert "a shape is wrong" in shown
     assert main(["report", "trouble", "--format", "csv"]) == 0
     lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))

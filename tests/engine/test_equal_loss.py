@@ -141,7 +141,7 @@ def test_reports_and_comparisons_state_that_trials_above_the_target_are_left_out
 ) -> None:
     shown = " ".join(report(trained, "markdown", capsys).split())
     assert "A task ends at the first training loss of 0.6 or less, after at most 4 epochs." in shown
-    assert "slow lr=0.0003: 0 of 7; 7 above the target training loss: not in the means." in shown
+    assert "slow lr=0.0003: 0 of 7; 7 above the target training loss: excluded from the means." in shown
     assert "slow lr=0.0003: 7 of its trials: ended above the target training loss (tasks 1-2)." in shown
     assert (
         "claim 1, small, slow lr=0.0003: 7 of 7 trials above the target training loss: their seeds are left out"

@@ -196,7 +196,7 @@ def test_the_record_describes_users_metrics_and_reading_needs_neither_file_nor_t
         hidden.with_suffix(".away").rename(hidden)
     assert done.stdout.split()[-1] == "False"
     assert "margin (px) ↑" in done.stdout
-    assert "adam higher than of sgd" in done.stdout
+    assert "adam higher than that of sgd" in done.stdout
 
 
 @pytest.mark.parametrize("form", ["terminal", "markdown", "html", "latex", "csv", "json"])

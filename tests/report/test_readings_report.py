@@ -148,8 +148,8 @@ def test_the_curve_is_sorted_and_marks_the_choices_of_each_reading(run: Path) ->
     assert figure.name == "readings_c"
     assert SUMMARY in figure.alt
     assert " 8 seeds." in figure.caption
-    assert "Not drawn, without an interval or with a median of 0 on the right" in figure.caption
-    assert "of small dead share, dead share on the last task." in figure.caption
+    assert "Not drawn, because there is no bounded interval or the right median is 0" in figure.caption
+    assert "dead share, dead share on the last task of small." in figure.caption
     from matplotlib.figure import Figure as Canvas
 
     [panel] = figure.panels
@@ -188,7 +188,7 @@ def test_a_claim_with_many_parts_has_panels_for_the_first_ones(tmp_path: Path) -
     rates = str([0.01 * i for i in range(1, 15)])
     [figure] = readings([results_of(made(tmp_path, METRICS[:2], value, rates=rates, seeds=6))])
     assert len(figure.panels) == MOST_PARTS
-    assert "Shown are the first 12 of 14 parts of the claim." in figure.caption
+    assert "Only the first 12 of 14 parts are shown." in figure.caption
 
 
 def test_layers_have_separate_rows_and_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

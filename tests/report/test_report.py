@@ -130,8 +130,8 @@ def test_diverged_and_failed_trials_are_counted_and_excluded_from_the_means(run_
     assert summary.runs[0].statuses == {"ok": 4, "diverged": 1, "failed": 1}
     shown = flat(summary)
     assert "made: complete, 6 trials: 4 ok, 1 diverged, 1 failed (cpu)" in shown
-    assert "adam lr=0.001: 1 of 2; 1 diverged: not in the means." in shown
-    assert "adam lr=0.0001: 1 of 2; 1 failed: not in the means." in shown
+    assert "adam lr=0.001: 1 of 2; 1 diverged: excluded from the means." in shown
+    assert "adam lr=0.0001: 1 of 2; 1 failed: excluded from the means." in shown
     assert "made: pairs/mlp-100/adam/lr=0.001/seed=1 diverged at step 10" in shown
     assert "made: pairs/mlp-100/adam/lr=0.0001/seed=0 failed RuntimeError: a shape is wrong" in shown
 
@@ -163,8 +163,8 @@ def test_an_interrupted_run_shows_what_is_missing(tmp_path: Path) -> None:
     assert (summary.runs[0].ended, summary.runs[0].planned) == (1, 6)
     shown = flat(summary)
     assert "made: interrupted, 1 of 6 trials: 1 ok" in shown
-    assert "sgd: 1 of 2; 1 not finished: not in the means." in shown
-    assert "adam lr=0.001: 0 of 2; 2 not finished: not in the means." in shown
+    assert "sgd: 1 of 2; 1 not finished: excluded from the means." in shown
+    assert "adam lr=0.001: 0 of 2; 2 not finished: excluded from the means." in shown
 
 
 def test_a_single_seed_has_no_deviation(tmp_path: Path) -> None:

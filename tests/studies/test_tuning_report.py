@@ -219,7 +219,7 @@ def test_many_settings_are_summarised_on_a_terminal(tmp_path: Path) -> None:
     summary = summarise([results])
     shown = flat(summary)
     assert "learning and forgetting" not in shown
-    assert f"one, net: {count} settings; markdown, html, csv and json have all of each" in shown
+    assert f"one, net: {count} settings; markdown, html, csv and json show all of them" in shown
     assert "one, net: learning and forgetting" in render_text(run_report(summary), "markdown")
     assert f"{count} × 2 lr: 0.001–1; momentum: 0, 0.9" in shown
     assert "one, net, random: the settings chosen, by validation data" in shown
@@ -283,11 +283,11 @@ def test_reports_over_both_stages_name_the_data_of_every_number(tmp_path: Path) 
     ]
     summary = summarise(runs)
     shown = flat(summary)
-    assert "test (of a tuning run validation) accuracy at the end" in shown
+    assert "test (validation in a tuning run) accuracy at the end" in shown
     assert "tune: Accuracies of a tuning run are on validation data" in shown
     assert {row["split"] for row in json.loads(report_json(summary))["results"]} == {"test", "validation"}
     final = next(figure for figure in figures(runs) if figure.name.startswith("final-accuracy_one"))
-    assert final.caption.startswith("Test accuracy (of a tuning run validation)")
+    assert final.caption.startswith("Test accuracy (validation in a tuning run)")
 
 
 def test_a_comparison_within_a_tuning_run_names_its_data(tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_a_comparison_within_a_tuning_run_names_its_data(tmp_path: Path) -> None
         text = TUNED.replace("stage: tune", f"stage: {stage}").replace("seeds: [7, 8]", "seeds: 6")
         results = results_of(tuned_run(tmp_path, text, name=stage))
         document = comparison_report(compare(Selection(results, "sgd", "lr=0.1"), Selection(results, "alone")))
-        said = "accuracies of tune are on validation data: a tuning run"
+        said = "accuracies of tune are on validation data (tuning run)"
         assert (said in render_text(document, "markdown")) == (stage == "tune")
 
 

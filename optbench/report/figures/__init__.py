@@ -31,14 +31,14 @@ FIGURES: tuple[FigureKind, ...] = (
     FigureKind("class-cosine", class_cosine),
     FigureKind("accuracy-matrix", accuracy_matrix),
 )
-"""In the order of a report."""
+"""Figures in the order of a report."""
 OF_WEIGHTS: tuple[FigureKind, ...] = (
     FigureKind("pruning", pruning),
     FigureKind("weight-magnitudes", weight_magnitudes),
 )
-"""After those of the studies."""
+"""Figures shown after those of the studies."""
 OF_CLAIMS: tuple[FigureKind, ...] = (FigureKind("readings", readings),)
-"""Last, as claims are judged at the end of a report."""
+"""Figures shown last, since claims are judged at the end of a report."""
 
 
 def figure_kinds(studies: Sequence[Study[Any]]) -> list[FigureKind]:

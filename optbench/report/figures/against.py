@@ -1,4 +1,4 @@
-"""One metric against another along a swept setting: whether both respond to the setting in the same way.
+"""One metric against another along a swept setting, which shows whether both respond to it in the same way.
 
 Requested by an experiment: `figures: [{x: effective_rank, y: forgetting}]`.
 """
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = MAX_WIDTH, 3.4
 BESIDE = 0.75
-"""Approximate space, in inches, for ticks and names of the axes."""
+"""Approximate space, in inches, for the ticks and names of the axes."""
 MANY_VALUES = 10
-"""The most means of a line that are labelled; of more, only the ends are."""
+"""Maximum number of means on a line that are all labelled; on a longer line, only the ends are."""
 STEPS = 16
-"""Spacing between points along a line that labels must not cover, so that no label fits in between."""
+"""Number of sections of a line between points that labels must avoid; no label fits between two of them."""
 AIR = 0.09
 """Margin for labels on either side of the data, as a fraction of their range."""
 
@@ -40,8 +40,9 @@ Point = tuple[float, float]
 class Path:
     """One optimizer of one run, along its variants.
 
-    setting: the only number in which they differ, by dotted path; None if there is none, and then the variants are not
-    joined. points: ordered by it, or as in the suite, each with the text for its mean.
+    setting: the dotted path of the only number in which the variants differ; None if there is no such number, and then
+    the variants are not joined. points: the variants ordered by this number, or else as in the suite, each with the
+    label of its mean.
     """
 
     series: Series
@@ -49,7 +50,7 @@ class Path:
     points: tuple[tuple[str, Series], ...]
 
     def drawn(self, x: str, y: str) -> list[tuple[str, list[Point]]]:
-        """The points with any seed that has both metrics: text, and both metrics of those seeds."""
+        """Return the label of each point, and both metrics of its seeds; only seeds that have both metrics count."""
         found = []
         for text, series in self.points:
             pairs = [(series.arm.value(x, trial.seed), series.arm.value(y, trial.seed)) for trial in series.trials]
@@ -59,7 +60,7 @@ class Path:
 
 
 def against(results: Sequence[Results]) -> list[Figure]:
-    """Return one figure for each requested by an experiment and each of its models."""
+    """Return one figure per model for each pair of metrics that an experiment requests."""
     return [
         figure
         for group in groups(results)
@@ -153,7 +154,7 @@ def _panel(part: Sequence[Path], x: str, y: str, limits: tuple[Point, Point]) ->
 
 
 def _numbers(paths: Sequence[Path], x: str, y: str) -> str:
-    """Describe the ends of each line, or every point if not joined; of many, the first."""
+    """Describe the ends of each line, or every point if they are not joined; only the first ones if there are many."""
     found = []
     for path in paths:
         drawn = path.drawn(x, y)

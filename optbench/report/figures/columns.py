@@ -19,8 +19,8 @@ LAYER = "features"
 def final_rows(results: Results, table: pa.Table, *columns: Array) -> dict[str, Array]:
     """Return trial -> (rows, columns), measured after its last task, in the order of the table.
 
-    table: has `after_task`, and possibly `layer`, of which only the features are used. columns: each (rows of the
-    table,).
+    table: has the column `after_task`, and possibly `layer`, in which case only rows of the features are used.
+    columns: each (rows of the table,).
     """
     trial, ids = codes(table["trial"])
     # -1 never equals a number of tasks.

@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MAX_WIDTH = 4.6
-"""Inches. A wider panel would be shrunk on a phone until its text is illegible."""
+"""In inches. A wider panel would be shrunk on a phone until its text is illegible."""
 
 
 @dataclass(frozen=True)
 class Panel:
     """One drawing with its own axes. Sizes in inches.
 
-    draw: draws on the axes in the style of `style.STYLE`, and sets limits, scales, ticks and names. height: without
-    the legend. series: named in a legend above the axes, or in the title if there is only one. lines: whether the
-    legend shows lines or only markers. scales: the axes with a grid and ticks; others have names at positions.
-    beside: space to the right of the axes that `draw` fills. below: panels under it, aligned with its axes, so that
-    they can share the x axis.
+    draw: draws on the axes in the style of `style.STYLE`, and sets limits, scales, ticks and names. height: the height
+    without the legend. series: the series named in a legend above the axes, or in the title if there is only one.
+    lines: whether the legend shows lines or only markers. scales: the axes with a grid and ticks; others have names at
+    positions. beside: space to the right of the axes that `draw` fills. below: panels under this one, aligned with its
+    axes, so that they can share the x axis.
     """
 
     draw: Callable[[Axes], None]

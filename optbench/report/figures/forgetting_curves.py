@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 4.2, 2.7
 MOST = 4
-"""Number of tasks shown: the first ones, for which the most later training follows."""
+"""Maximum number of tasks shown: the first ones, which are followed by the most training."""
 
 
 def forgetting_curves(results: Sequence[Results]) -> list[Figure]:
-    """Return one figure per experiment and model that follows its earlier tasks, with one panel per task."""
+    """Return one figure per experiment and model that evaluates earlier tasks, with one panel per task."""
     read = {result.run.path: read_curves(result) for result in results}
     found = []
     for group in groups(results) if any(read.values()) else ():

@@ -1,4 +1,4 @@
-"""The frame of a panel: grid, axes, ticks, names, title and legend, laid out by the sizes of their texts.
+"""The frame of a panel: grid, axes, ticks, names, title and legend, laid out according to the sizes of their texts.
 
 matplotlib can do all this, but creates six objects per tick and measures them three times for a layout, which would
 take most of the time for a page. Scales, limits, ticks and names are set on its axes and read from there.
@@ -23,7 +23,7 @@ from optbench.report.figures.series import Series, split
 from optbench.report.figures.style import AXES, GRID, INK, Which, look
 from optbench.report.figures.texts import ASCENT, DESCENT, MIDDLE, Anchor, Box, Label, Labels, cut, width
 
-# In points, as all lengths here.
+# All lengths in this module are in points.
 TICK_SIZE, NAME_SIZE, TITLE_SIZE, LEGEND_SIZE = 8.5, 9.0, 9.5, 8.5
 EDGE = 3.0
 """Padding along the border of a panel."""
@@ -55,7 +55,7 @@ def height(panel: Panel) -> float:
 
 
 def add_panel(canvas: Canvas, panel: Panel, left: float, bottom: float) -> Frame:
-    """Draw the panel, and those below it, with their bottom left corner there; return the frame of the panel itself."""
+    """Draw a panel, and those below it, from the bottom left corner given; return the frame of the panel itself."""
     top, drawn = bottom + height(panel), []
     for one in (panel, *panel.below):
         axes = canvas.add_axes((0.0, 0.0, 1.0, 1.0))
@@ -74,7 +74,7 @@ def add_panel(canvas: Canvas, panel: Panel, left: float, bottom: float) -> Frame
 
 
 def _aligned(drawn: Sequence[tuple[Axes, Frame]]) -> list[Frame]:
-    """Align the left and right ends of frames with the narrowest."""
+    """Align the left and right ends of all frames with the innermost ones."""
     x0, x1 = max(frame.inner[0] for _, frame in drawn), min(frame.inner[2] for _, frame in drawn)
     found = []
     for axes, frame in drawn:
@@ -85,7 +85,7 @@ def _aligned(drawn: Sequence[tuple[Axes, Frame]]) -> list[Frame]:
 
 
 def _fitted(panel: Panel, axes: Axes, outer: Box) -> Frame:
-    """Give the axes all the space left by the surrounding texts."""
+    """Fit the axes into the space that the surrounding texts leave."""
     left, bottom, right, top = outer
     rows = _rows(panel)
     x_name, y_name = axes.get_xlabel(), axes.get_ylabel()
@@ -197,7 +197,7 @@ def _kept(middle: float, low: float, high: float, half: float) -> float:
 
 
 def _start(frame: Frame, length: float) -> float:
-    """Return the left end of texts above the axes: that of the axes, or further left if they are too long."""
+    """Return the left end of texts above the axes: the left end of the axes, or further left for long texts."""
     left, _, right, _ = frame.outer
     return max(left + EDGE, min(frame.inner[0], right - EDGE - length))
 

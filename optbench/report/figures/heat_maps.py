@@ -181,7 +181,7 @@ def _cells(axes: Axes, heat_map: HeatMap, *, numbers: bool) -> None:
     defined = np.isfinite(heat_map.values)
     values, places = heat_map.values[defined], np.argwhere(defined)
     corners = 0.48 * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
-    # Slightly separated squares: the seams of touching cells would show the page behind them.
+    # Squares are slightly separated because the seams of touching cells would show the page behind them.
     cells = PolyCollection(list(places[:, None, ::-1] + corners))
     cells.set(array=values, cmap=colours, norm=scale, linewidth=0)
     axes.add_collection(cells)

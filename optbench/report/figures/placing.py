@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Point = tuple[float, float]
 
 CHARACTER, LINE = 5.2, 10.0
-"""Height of a label of size 8, in points."""
+"""Width of a character and height of a label of size 8, in points."""
 CLEAR = 6.0
 """Half the width of a mean's marker."""
 SMALL = 2.0
@@ -44,7 +44,7 @@ def name_points(
 ) -> None:
     """Write a text next to each point, with a line to it; arguments as for `place_labels`.
 
-    colours: of the texts, if several series have texts.
+    colours: the colours of the texts, if several series have texts.
     """
     places = place_labels(centres, texts, limits, size, others)
     for text, centre, offset, colour in zip(texts, centres, places, colours or [INK] * len(texts), strict=True):
@@ -65,7 +65,8 @@ class Ending:
 def name_ends(axes: Axes, ends: Sequence[Ending], limits: tuple[float, float], height: float, room: float) -> None:
     """Write the name of each line to the right of the axes, as close to its end as possible.
 
-    limits: of the y axis. height: of the panel, room: width to the right of the axes, in points.
+    limits: limits of the y axis. height: height of the panel, in points. room: width to the right of the axes, in
+    points.
     """
     from optbench.report.figures.texts import cut
 
@@ -80,13 +81,13 @@ def name_ends(axes: Axes, ends: Sequence[Ending], limits: tuple[float, float], h
 
 
 def spaced(places: Sequence[float], gap: float) -> list[float]:
-    """Move positions in [0, 1] by the least squares to be at least `gap` apart, keeping their order.
+    """Move positions in [0, 1] to be at least `gap` apart, in their order, with the least sum of squared moves.
 
     If there is not enough space, they are spread evenly.
     """
     order = sorted(range(len(places)), key=lambda i: places[i])
     gap = min(gap, 1 / max(1, len(places) - 1))
-    # Minus their gaps, positions must not decrease: neighbours that would are pooled (isotonic regression).
+    # After gaps are subtracted, positions must not decrease: neighbours that do are pooled (isotonic regression).
     pools: list[list[float]] = []
     for rank, i in enumerate(order):
         pools.append([places[i] - rank * gap])
@@ -108,9 +109,9 @@ def place_labels(
 ) -> list[Point]:
     """Return the offset of the centre of each label from its point, in points.
 
-    centres: in the units of the axes. limits: of the x and the y axis. size: of the axes, in points.
+    centres: points in the units of the axes. limits: limits of the x and the y axis. size: size of the axes, in points.
     others: smaller points, in the units of the axes, to avoid if possible.
-    Uses the nearest free position on three rings around a point, or else the one that covers least.
+    A label gets the nearest free position on three rings around its point, or else the one that covers least.
     """
     spots = [_place(centre, limits, size) for centre in centres]
     taken = [_box(spot, CLEAR, CLEAR) for spot in spots]
@@ -120,7 +121,7 @@ def place_labels(
         half = CHARACTER * len(text) / 2
         around = [(dx * (half + ring), dy * (LINE / 2 + ring)) for ring in RINGS for dx, dy in DIRECTIONS]
         boxes = [_box((x + dx, y + dy), half, LINE / 2) for dx, dy in around]
-        # A label may leave the axes only as a last resort.
+        # Positions outside the axes are a last resort.
         covered = [sum(_overlap(box, other) for other in taken) + 3 * _outside(box, size) for box in boxes]
         best = min(range(len(boxes)), key=lambda i: covered[i])
         taken.append(boxes[best])

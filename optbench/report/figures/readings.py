@@ -34,16 +34,16 @@ CURVE, PAD, ROW, GAP = 1.9, 0.05, 0.155, 0.09
 ROW_NAME, FOLDED = 122.0, 25
 """Maximum length of a name in points, and of a name with its settings on one line in characters."""
 FAR = 2.0
-"""Beyond this effect, 200%, the axis is linear around 0 and logarithmic far from it."""
+"""If effects exceed this (200%), the axis is linear around 0 and logarithmic far from it."""
 BEND = 0.2
 INSIDE = 0.9
 """Minimum fraction of interval ends within the axis."""
 MORE = 1.5
 """The axis is extended by up to this factor if it then includes all of them."""
 MOST_PARTS = 12
-"""The most parts of a claim that are drawn."""
+"""Maximum number of parts of a claim that are drawn."""
 MANY = 6
-"""The most omitted readings that are named; further ones are counted."""
+"""Maximum number of omitted readings that are named; more of them are only counted."""
 LOOKS: dict[Says, tuple[str, str, bool]] = {
     Says.HIGHER: (style.PALETTE[3], "^", True),
     Says.LOWER: (style.PALETTE[0], "v", True),
@@ -140,12 +140,12 @@ def _figure(judged: JudgedClaim, more: Sequence[str], used: Set[str]) -> Iterato
         f"median of {right}, with the 95% interval of the signed-rank test. The marks below show its metric, layer "
         "and data.",
         "A triangle points up or down if the uncorrected interval excludes 0; a circle is open. The band is the "
-        "primary reading, which gives the verdict. Descriptive: the readings are correlated, and nothing "
-        "is corrected for their number.",
+        "primary reading, which gives the verdict. The readings are descriptive: they are correlated, and there is no "
+        "correction for their number.",
         f"{_seeds(every)}.",
         *(["The axis is linear around 0 and logarithmic far from it."] if scale.bent else []),
         *(["Intervals that extend beyond the axis are cut off."] if any(map(scale.cuts, every)) else []),
-        *([f"Shown are the first {MOST_PARTS} of {len(found)} parts of the claim."] if len(found) > MOST_PARTS else []),
+        *([f"Only the first {MOST_PARTS} of {len(found)} parts are shown."] if len(found) > MOST_PARTS else []),
         *_left_out([part for part, _ in parts]),
     ]
     yield Figure(
@@ -181,9 +181,9 @@ def _left_out(parts: Sequence[ClaimPart]) -> Iterator[str]:
         names = [reading_name(reading.cell) for reading in part.readings if reading.cell not in shown]
         if names:
             which = ", ".join(names) if len(names) <= MANY else count(len(names), "reading")
-            found.append(f"of {part_label(part)} {which}")
+            found.append(f"{which} of {part_label(part)}")
     if found:
-        yield f"Not drawn, without an interval or with a median of 0 on the right: {'; '.join(found)}."
+        yield f"Not drawn, because there is no bounded interval or the right median is 0: {'; '.join(found)}."
 
 
 def _rows(judged: JudgedClaim) -> Iterator[Row]:

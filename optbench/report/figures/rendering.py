@@ -34,8 +34,8 @@ METADATA: dict[str, dict[str, Any]] = {
 def to_svg(figure: Figure) -> tuple[str, ...]:
     """Render one SVG element per panel, for an HTML page.
 
-    It inherits font and the colour of text and axes (`currentColor`) from the page and has no background; its series
-    colours can be set as `--c0` to `--c7`. It has no style sheet, script or external reference, and its ids are unique.
+    An element inherits its font, and the colour of text and axes (`currentColor`), from the page and has no background;
+    series colours can be set as `--c0` to `--c7`. It has no style sheet, script or external reference, and unique ids.
     """
     with styled({"svg.fonttype": "none"}):
         return tuple(_panel_svg(figure, number, panel) for number, panel in enumerate(figure.panels))
@@ -64,10 +64,10 @@ def save(figure: Figure, folder: Path, formats: Sequence[FileFormat] = FILE_FORM
 
 @contextlib.contextmanager
 def styled(options: dict[str, Any]) -> Iterator[None]:
-    """Draw in the block in the look of all figures, whatever a user's own matplotlibrc says."""
+    """Return a context in which matplotlib draws in the style of all figures, whatever the user's matplotlibrc."""
     import matplotlib.style
 
-    # "default" first, so that a user's matplotlibrc does not change the look of a report.
+    # "default" comes first, so that a user's matplotlibrc does not change the look of a report.
     with matplotlib.style.context(["default", {**STYLE, **options}]):
         yield
 
@@ -117,7 +117,7 @@ def _inline(document: str, label: str) -> str:
     svg = re.sub(r' transform="rotate\(-0 [^"]*\)"', "", svg)
     # a hundredth of a point is finer than any screen
     svg = re.sub(r' (?:d|x|y|transform|points)="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), svg)
-    # The page's font; matplotlib names its own in one of two ways.
+    # The page determines the font; matplotlib names its own in one of two ways.
     svg = re.sub(r"font: (?:(\w+) )?([\d.]+px) [^;\"]*", _font, svg)
     svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
     svg = svg.replace(INK, "currentColor")

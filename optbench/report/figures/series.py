@@ -40,11 +40,11 @@ class Series:
 
     @property
     def trials(self) -> list[Trial]:
-        """Return the trials that are `ok`, which alone are drawn, in seed order."""
+        """The trials that are `ok`, in seed order; only these are drawn."""
         return [trial for seed, trial in self.arm.trials.items() if self.arm.status(seed) == "ok"]
 
     def values(self, metric: str) -> list[float]:
-        """Return the metric of every trial that is `ok`, if defined."""
+        """Return the metric of every trial that is `ok`, where defined."""
         return [value for value in self.arm.values(metric) if math.isfinite(value)]
 
 
@@ -62,7 +62,7 @@ class Group:
 
     @functools.cached_property
     def shown(self) -> tuple[Series, ...]:
-        """Return every optimizer, and for a sweep a few variants spread over it."""
+        """Every optimizer and, for a sweep, a few variants spread over it."""
         chosen = self._variants
         return _turns([series for series in self.series if series.arm.variant in chosen[_sweep_of(series)]])
 
@@ -73,7 +73,7 @@ class Group:
 
     @property
     def _variants(self) -> dict[tuple[str, str], list[str]]:
-        """Return the variants to show, by run and optimizer."""
+        """The variants to show, by run and optimizer."""
         found = grouped((_sweep_of(series), series.arm.variant) for series in self.series)
         for count in range(VARIANTS_SHOWN, 1, -1):
             if sum(min(len(variants), count) for variants in found.values()) <= MAX_SERIES:
@@ -133,7 +133,7 @@ def _sweep_of(series: Series) -> tuple[str, str]:
 
 
 def _spread(variants: Sequence[str], count: int) -> list[str]:
-    """Select at most `count` of them: first, last and evenly spaced ones between; the middle one if it is 1."""
+    """Select at most `count` variants: the first, the last and evenly spaced ones between; for 1, the middle one."""
     if len(variants) <= count:
         return list(variants)
     if count == 1:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 4.2, 3.1
 FLOOR = 1e-8
-"""Smallest fraction of the sum of eigenvalues that is drawn; smaller ones are rounding and would take most of the
-axis."""
+"""Smallest fraction of the sum of eigenvalues that is drawn; smaller ones are rounding errors and would take up most of
+the axis."""
 
 Spectra = Mapping[str, NDArray[np.float64]]
 """Spectra by trial, each (d,): fractions of the sum, largest first."""

@@ -67,13 +67,13 @@ class Look:
 
     @property
     def marks(self) -> dict[str, Any]:
-        """Return keyword arguments of `Axes.plot` for its marker."""
+        """Keyword arguments of `Axes.plot` for its marker."""
         face = self.colour if self.filled else "none"
         return {"marker": self.marker, "markerfacecolor": face, "markeredgecolor": self.colour, "markeredgewidth": 0.8}
 
 
 def look(series: Series) -> Look:
-    """Return the optimizer's look; further series of it get the next marker and a broken line."""
+    """Return the look of a series; further series of an optimizer get the next marker and a broken line."""
     again, colour = divmod(series.colour, len(PALETTE))
     step = series.turn + again
     return Look(PALETTE[colour], MARKERS[(colour + step) % len(MARKERS)], step % 2 == 0, LINES[step % len(LINES)])
@@ -105,7 +105,7 @@ def draw_centres(axes: Axes, points: Sequence[tuple[float, float]], shown: Look)
 def draw_line(
     axes: Axes, x: ArrayLike, y: ArrayLike, shown: Look, label: str, markers: int = 7, width: float = 2.0
 ) -> None:
-    """Draw a thick line with about this many markers. label: the name of its artist."""
+    """Draw a thick line with about `markers` markers. label: the name of its artist."""
     every = max(1, np.size(x) // markers)
     look = {"color": shown.colour, "linestyle": shown.line, "linewidth": width, **shown.marks}
     axes.plot(x, y, **look, markevery=(0, every), label=label)
@@ -123,7 +123,7 @@ def labels(axes: Axes, x: str, y: str) -> None:
 
 
 def name_ticks(axes: Axes, which: Which, names: Sequence[str], every: int = 1) -> None:
-    """Put the names at 0, 1, 2, ..., or only `every` n-th of them."""
+    """Put the names at 0, 1, 2, ..., or only one in `every` of them."""
     from matplotlib.ticker import FixedFormatter, FixedLocator
 
     axis = _axis(axes, which)
@@ -139,7 +139,7 @@ def no_names(axes: Axes, which: Which) -> None:
 
 
 def log_axis(axes: Axes, which: Which) -> None:
-    """Label powers of ten with plain text: matplotlib's labels need a font that a page lacks."""
+    """Make an axis logarithmic, with plain text at powers of ten: a page lacks the font of matplotlib's labels."""
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     _set_scale(axes, which, "log")

@@ -33,7 +33,8 @@ Box: TypeAlias = tuple[float, float, float, float]
 class Label:
     """One line of text.
 
-    x, y: of the end named by `anchor`, at half the cap height. size: in points. upright: whether it reads upwards.
+    x, y: position of the end named by `anchor`, at half the cap height. size: in points. upright: whether the text
+    reads upwards.
     """
 
     x: float
@@ -46,12 +47,12 @@ class Label:
 
     @property
     def start(self) -> float:
-        """Return the start of the text, in points from its anchor."""
+        """The start of the text, in points from its anchor."""
         return -{"left": 0.0, "center": 0.5, "right": 1.0}[self.anchor] * width(self.text, self.size)
 
     @property
     def box(self) -> Box:
-        """Return its bounding box, for x and y in points."""
+        """The bounding box, for x and y in points."""
         end = self.start + width(self.text, self.size)
         below, above = (MIDDLE + DESCENT) * self.size, (ASCENT - MIDDLE) * self.size
         if self.upright:
@@ -75,7 +76,7 @@ class Labels(Artist):
         point = renderer.points_to_pixels(1.0)
         height = renderer.get_canvas_width_height()[1]
         places = np.asarray(self.get_transform().transform([(label.x, label.y) for label in self.labels]))
-        # SVG output uses it to anchor texts, so that they are positioned correctly in the page's font, too.
+        # SVG output anchors texts by this object, so that their position is right in the page's font as well.
         anchor = Text(rotation_mode="anchor")
         context = renderer.new_gc()
         renderer.open_group("labels")

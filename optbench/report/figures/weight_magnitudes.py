@@ -1,6 +1,6 @@
 """The distribution of weight magnitudes at the end, from checkpoints.
 
-For runs with pruning curves, which it explains: removing many small weights costs little accuracy.
+It is drawn for runs with pruning curves and explains them: removing many small weights costs little accuracy.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SEEDS_READ = 5
 """Maximum per series: checkpoints of a large run take long to read, and seeds hardly differ."""
 LOW, HIGH, PER_DECADE = -10, 2, 10
 EDGES: NDArray[np.float64] = np.linspace(LOW, HIGH, (HIGH - LOW) * PER_DECADE + 1)
-"""Lowest bin of log10|w|. Smaller magnitudes are counted with zeros and not drawn."""
+"""Edges of the bins of log10|w|. Magnitudes below the lowest edge are counted with zeros and not drawn."""
 VISIBLE = 0.005
 """Smallest drawn density relative to the peak: invisible tails of a few weights would take most of the axis."""
 
@@ -36,7 +36,7 @@ class Magnitudes:
     """The weights of some trials together.
 
     density: (bins of EDGES,), fraction of all weights per decade. nothing: fraction of weights that are 0 or below
-    10^LOW. median: of |w|.
+    10^LOW. median: the median of |w|.
     """
 
     density: NDArray[np.float64]

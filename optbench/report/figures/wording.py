@@ -1,4 +1,4 @@
-"""Captions of figures: how many seeds are shown, which are not and why, and the main numbers."""
+"""Captions of figures: the number of seeds, those that are not shown and why, and the main numbers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from optbench.report.numbers import words
 from optbench.stats.arms import Status
 
 MANY_NUMBERS = 8
-"""Maximum per sentence."""
+"""Maximum number of values in a sentence."""
 ENDS: tuple[tuple[Status, str], ...] = (("diverged", "diverged"), ("failed", "failed"), ("missing", "not finished"))
 
 
 def caption(what: str, shown: Sequence[tuple[Group, Sequence[Series]]]) -> str:
-    """Return a caption: `what`, the number of seeds, and what is not drawn and why.
+    """Return a caption: `what`, the number of seeds, and the trials and variants that are not drawn.
 
     shown: the drawn series, with their groups.
     """
@@ -61,7 +61,7 @@ def accuracy(series: Iterable[Series]) -> str:
     every = list(series)
     splits = {one.arm.results.split for one in every}
     score = f"negative {UNIT}" if any(one.arm.in_bits for one in every) else "accuracy"
-    return f"{_capital(splits.pop())} {score}" if len(splits) == 1 else f"Test {score} (of a tuning run validation)"
+    return f"{_capital(splits.pop())} {score}" if len(splits) == 1 else f"Test {score} (validation in a tuning run)"
 
 
 def seeds(series: Sequence[Series]) -> str:
@@ -74,7 +74,7 @@ def seeds(series: Sequence[Series]) -> str:
 
 
 def means(values: Iterable[tuple[str, float]], decimals: int = 3) -> str:
-    """Return `sgd 0.931, adamw 0.923`: all if they are few, else the lowest and the highest."""
+    """Return `sgd 0.931, adamw 0.923`: all values if there are few, else the lowest and the highest."""
     defined = [(label, value) for label, value in values if math.isfinite(value)]
     if len(defined) > MANY_NUMBERS:
         low, high = (pick(defined, key=lambda pair: pair[1]) for pick in (min, max))

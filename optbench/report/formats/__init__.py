@@ -12,8 +12,9 @@ from optbench.report.document import Report
 
 @dataclass(frozen=True)
 class Format:
-    """A format. suffixes: of its files. inline: whether figures are embedded instead of written to files next to it.
+    """A format of reports.
 
+    suffixes: the suffixes of its files. inline: whether figures are embedded instead of written to separate files.
     records: whether it is for programs, and contains only records.
     """
 
@@ -33,16 +34,16 @@ FORMATS = {
 
 
 def choose_format(name: str | None, output: str | None) -> str:
-    """Return the named format, else that of the output file's suffix, else, without a suffix, the terminal's.
+    """Return the named format, or else the format of the output file's suffix, or `terminal` if there is no suffix.
 
     Raises:
-        UsageError: unknown format or suffix.
+        UsageError: the format or the suffix is unknown.
     """
     if name is None:
         suffixes = {suffix: found for found, format_ in FORMATS.items() for suffix in format_.suffixes}
         suffix = PurePath(output or "").suffix
         if suffix and suffix.lower() not in suffixes:
-            raise UsageError(f"--output {output}: {unknown('suffix', suffix, suffixes)}; --format chooses regardless")
+            raise UsageError(f"--output {output}: {unknown('suffix', suffix, suffixes)}; --format overrides the suffix")
         return suffixes[suffix.lower()] if suffix else "terminal"
     if name not in FORMATS:
         raise UsageError(f"--format: {unknown('format', name, FORMATS)}")

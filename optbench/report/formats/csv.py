@@ -1,4 +1,4 @@
-"""The records of a document as csv, one per line: values as in JSON, undefined ones empty."""
+"""The records of a document as csv, one per line: values as in JSON, but undefined values are empty."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from optbench.report.layout import GAP, code_lines, one_line, title_lines
 ROLES: frozenset[doc.Role] = frozenset({"opening", "outline", "minor", "numbers", "details"})
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-"""Content security policy, by which the browser prevents the page from loading or running anything."""
+"""Content security policy, which makes the browser prevent the page from loading or running anything."""
 HEAD = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -34,7 +34,7 @@ HEAD = """<!DOCTYPE html>
 FEWEST_HEADINGS = 3
 """With fewer headings, a page needs no table of contents."""
 TEXT_WIDTH = 40
-"""Maximum characters of a text that printing keeps on one line."""
+"""Maximum number of characters of a text that stay on one line in print."""
 WIDE = 130
 """A table with more characters is printed in landscape."""
 
@@ -119,9 +119,9 @@ def _class(*names: str) -> str:
 
 def _table(table: doc.Table) -> Iterator[str]:
     caption = escape(table.caption)
-    # Focusable, so that it can be scrolled with the keyboard.
     total = _characters(table)
     label = max(cell_len(one_line(text)) for text in (table.columns[0].title, *(row[0].text for row in table.rows)))
+    # A tabindex makes the region focusable, so that it can be scrolled with the keyboard.
     yield f'<div{_class("table", "wide" * (total > WIDE))} role="region" aria-label="{caption}" tabindex="0">'
     yield f'<table style="--characters: {total}; --label: {label}">'
     yield f"<caption><span>{caption}</span></caption>"

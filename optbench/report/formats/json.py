@@ -1,4 +1,4 @@
-"""The records of a document as JSON. Numbers are not rounded; undefined is null, infinity the text `inf` or `-inf`."""
+"""The records of a document as JSON. Numbers are not rounded; NaN becomes null, infinity the text `inf` or `-inf`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def render(document: Report) -> str:
     """Render the document's records by key, after the name and version of the format."""
     tree = {"format": document.name, "version": VERSION, **{found.key: found.tree() for found in document.records}}
     text = json.dumps(plain(tree), indent=2, ensure_ascii=False, allow_nan=False)
-    # JSON escapes for everything that a terminal might interpret or that is not a character.
+    # Everything that a terminal might interpret, or that is not a character, is escaped.
     return CONTROL.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text) + "\n"
 
 

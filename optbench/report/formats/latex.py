@@ -17,11 +17,11 @@ from optbench.report.layout import GAP, code_lines, one_line, pack, title_lines
 ROLES: frozenset[doc.Role] = frozenset({"closing", "outline", "minor", "numbers"})
 
 LINE_WIDTH = 104
-"""Characters of a table's line, in \\small on A4 with the margins below; a gap between columns counts as two."""
+"""Characters per line of a table, in \\small on A4 with the margins below; a gap between columns counts as two."""
 PAGE_ROWS = 40
-"""Lines of a table per page; a longer one is split."""
+"""Maximum number of lines of a table on a page; a longer table is split."""
 TEXT_WIDTH = 34
-"""A text longer than this is wrapped."""
+"""Maximum number of characters on a line of a cell; a longer text is wrapped."""
 CODE_WIDTH = 84
 
 PREAMBLE = r"""\documentclass[a4paper]{article}
@@ -59,7 +59,7 @@ ASCII = {
     '"': r"\textquotedbl{}",
     "'": r"\textquotesingle{}",
     "`": r"\textasciigrave{}",
-    # At the start of a row these two would be read as an argument of the preceding line break.
+    # At the start of a row, [ and * would be read as an argument of the preceding line break.
     "[": "{[}",
     "]": "{]}",
     "*": "{*}",
@@ -147,7 +147,7 @@ def _block(block: doc.Shown, labels: set[str]) -> list[str]:
         case doc.Paragraph(text, tone):
             return [_toned(text, tone)]
         case doc.Items(items, tone):
-            # Brackets in an item are in braces, so as not to be read as \item[...].
+            # Brackets in an item are escaped with braces, so that they are not read as \item[...].
             entries = [rf"\item {_toned(item, 'plain' if tone == 'quiet' else tone)}" for item in items]
             listed = "\n".join([r"\begin{itemize}", *entries, r"\end{itemize}"])
             return [f"{{\\footnotesize\n{listed}\n\\par}}" if tone == "quiet" else listed] if items else []
@@ -276,7 +276,7 @@ def _illustration(figure: doc.Illustration, labels: set[str]) -> list[str]:
     if file is None:
         return []
     if not re.fullmatch(r"[\w./ +@:,=()-]+", file):
-        # TeX cannot read a file of such a name.
+        # TeX cannot read files with other characters in their names.
         return [rf"\textbf{{{escape(figure.title)}}} (\texttt{{{escape(file)}}}): {escape(figure.caption)}"]
     lines = [
         r"\begin{figure}",

@@ -22,7 +22,7 @@ FILE_WIDTH = 120
 HELD = ("\N{NO-BREAK SPACE}", "\ue000")
 """The first is a blank at which rich would break a line; the second replaces it during wrapping."""
 LABEL_WIDTH = 24
-"""A text longer than this is wrapped instead of widening its column."""
+"""Maximum width to which a text widens its column; a longer text is wrapped."""
 
 STYLES: dict[doc.Tone, str] = {"plain": "", "quiet": "dim", "warning": "yellow", "good": "green", "bad": "red"}
 
@@ -69,7 +69,7 @@ def _print(block: doc.Shown, console: Console) -> None:
         case doc.Heading(text):
             console.print(Text(one_line(text), style="bold"))
         case doc.Paragraph(text, tone):
-            if tone == "warning":  # visible without colours, too
+            if tone == "warning":  # the mark is visible without colours, too
                 _hanging("! ", text, tone, console)
             else:
                 console.print(Text(one_line(text), style=STYLES[tone]))
