@@ -140,7 +140,7 @@ def _with_details(kind: str, settings: Mapping[str, object]) -> str:
 
 
 def _protocols(plan: Plan) -> list[str]:
-    """Return remarks on protocols (recipe, schedule, reduced scoring), each once with its experiments."""
+    """Return remarks on protocols (recipe, schedule, reduced scoring), each with the experiments that it applies to."""
     experiments = plan.suite.experiments
     said = grouped(
         (sentence, name)

@@ -83,7 +83,7 @@ OF_TEXT: dict[str, str] = {
 }
 """Legends for text, replacing those in `LEGENDS`."""
 
-# {split}: the data of accuracies; pruned networks are always measured on test data.
+# {split}: the data on which accuracies are measured; pruned networks are always measured on test data.
 LEGENDS: dict[str, str] = {
     "average_accuracy": "average accuracy: {split} accuracy at the end, mean over all tasks",
     "forgetting": "forgetting: best accuracy on a task since it was learnt minus its accuracy at the end",

@@ -93,7 +93,7 @@ PAIR = ("pair_kind", "optimizer_b", "variant_b", "outside")
 """For paired solutions: `pair`, or `null` for an arm and its controls; the other side; and the number of seeds on which
 a pair lies outside the range of the null values of its two sides."""
 SPLIT = "split"
-"""The data of accuracies: `test`, or `validation` in a tuning run; `training` for online accuracies."""
+"""The data on which accuracies are measured: `test`, `validation` in a tuning run, or `training` for online ones."""
 _TRIAL_COLUMNS = ("trial", *KEYS, "seed", "stage", "status", "metric", "direction", "value", SPLIT)
 _LEARNING = ("guessed", "exploded")
 """Number of trials that are ok but no better than guessing on a task just trained, and number in which the training

@@ -57,7 +57,7 @@ class SummaryRow:
 
     @property
     def split(self) -> SplitName:
-        """The data of accuracies."""
+        """The split on which accuracies are measured."""
         return self.arm.results.split
 
 
@@ -310,7 +310,7 @@ def run_summary(results: Results, studies: Sequence[Study[Any]] = ()) -> RunSumm
 
 
 def _command(words: Sequence[object]) -> str:
-    """Quote a command for a shell; a call from Python is a single word and unchanged."""
+    """Quote a command for a shell; a call from Python is a single word, which is returned unchanged."""
     return shlex.join(map(str, words)) if len(words) > 1 else "".join(map(str, words))
 
 

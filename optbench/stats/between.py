@@ -18,16 +18,16 @@ WORST_FIRST = ("missing", "failed", "diverged", "above_target", "ok")
 
 @dataclass(frozen=True)
 class Between(Arm):
-    """An arm and another one, or its own controls. Its trials are those of the first arm.
+    """An arm paired with another arm, or with its own controls. Its trials are those of the first arm.
 
-    A metric of two solutions has a value for each seed on which both ended.
+    A metric of two solutions has a value for each seed on which both trials ended.
     """
 
     first: Arm
     partners: dict[int, Trial]
     """The trials of the other arm, or the controls, by seed."""
     second: Arm | None
-    """None for an arm and its controls: the null, which differs in the order of the batches alone."""
+    """None for an arm and its controls: the null, in which the two trials differ only in the order of the batches."""
 
     @staticmethod
     def of(first: Arm, second: Arm | None = None) -> Between:
@@ -73,7 +73,7 @@ class Between(Arm):
 
     @property
     def shortcoming(self) -> Shortcoming | None:
-        """What trials of either arm failed to learn; of the first arm that failed."""
+        """The shortcoming of the first of the two arms that has one; None if neither has."""
         return next((arm.shortcoming for arm in self.arms if arm.shortcoming), None)
 
     def _status_of_partner(self, seed: int) -> str:

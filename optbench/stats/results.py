@@ -180,7 +180,9 @@ class Results:
 
     @functools.cached_property
     def solutions(self) -> dict[str, dict[frozenset[str], PairValue]]:
-        """By metric of two solutions and the ids of the two trials; of nulls, the trial and its control.
+        """The values of metrics of two solutions, by metric and the ids of the two trials.
+
+        For nulls, these are the ids of a trial and its control.
 
         Raises:
             StoreError: the table is unreadable.

@@ -126,7 +126,8 @@ def test_claims_name_the_score(run: Path, capsys: pytest.CaptureFixture[str]) ->
     shown = report(run, "markdown", capsys).split("## Claims")[1].split("\n## ")[0]
     assert "learning score of adam equivalent to that of sgd" in shown
     assert (
-        "last task score of adam lower than that of sgd, by 0.02 or more [where the mean learning score is above 0]" in shown
+        "last task score of adam lower than that of sgd, by 0.02 or more [where the mean learning score is above 0]"
+        in shown
     )
     assert "left out: mean learning score -2.5" in shown
     assert "average score -2." in shown, "next to a claim"

@@ -111,7 +111,7 @@ def test_parts_are_counted_before_training(path: Path) -> None:
 
 def test_reports_name_both_sides(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = report(path, "markdown", capsys)
-    assert "weight distance of sgd with adam higher than of adam with itself" in text
+    assert "weight distance of sgd with adam higher than that of adam with itself" in text
     record = next(claim for claim in json.loads(report(path, "json", capsys))["claims"] if claim["claim"] == "apart")
     assert (record["left"], record["right"]) == (["sgd", "adam"], ["adam", "adam"])
     assert [part["left_variant"] for part in record["parts"]] == ["default with lr=0.003", "default with lr=0.03"]
