@@ -34,7 +34,8 @@ def cost(
     ] = None,
     device: options.Device = "auto",
     threads: Annotated[
-        str | None, typer.Option(metavar="N,...", help="Threads on a CPU; by default one, then one for each core.")
+        str | None,
+        typer.Option(metavar="N,...", help="Numbers of CPU threads to measure with; by default 1, and one per core."),
     ] = None,
     batch: Annotated[int | None, typer.Option(metavar="N", min=1, help="Sequences in a batch.")] = None,
     steps: Annotated[

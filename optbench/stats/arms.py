@@ -36,17 +36,17 @@ class Arm:
 
     @property
     def label(self) -> str:
-        """Its name: `adam`, or `adam lr=0.001` if settings were swept."""
+        """The name of the arm: `adam`, or `adam lr=0.001` if settings were swept."""
         return self.optimizer if self.variant == "default" else f"{self.optimizer} {self.variant}"
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Its identity among the arms of its experiment and model."""
+        """A key that identifies the arm among those of its experiment and model."""
         return self.results.run.path, self.optimizer, self.variant
 
     @property
     def arms(self) -> tuple[Arm, ...]:
-        """The arms that it consists of: itself, or the two whose solutions are compared (`Between`)."""
+        """The arms behind a side of a comparison: this one, or the two whose solutions are compared (`Between`)."""
         return (self,)
 
     @property
@@ -118,7 +118,7 @@ class Arm:
 
     @functools.cached_property
     def many_dormant(self) -> ManyDormant | None:
-        """Its trials with many dormant units; None if there are none."""
+        """The trials with many dormant units; None if there are none."""
         return ManyDormant.of([(s, self.value(DORMANT, s)) for s in self.trials if self.status(s) == "ok"])
 
     @property

@@ -47,7 +47,7 @@ class Between(Arm):
 
     @property
     def label(self) -> str:
-        """Its name: `adam with sgd`, `adam lr=0.001 with itself`."""
+        """The name of the pair: `adam with sgd`, `adam lr=0.001 with itself`."""
         return side_text([self.first.label, (self.second or self.first).label])
 
     @property

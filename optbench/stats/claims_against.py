@@ -44,7 +44,7 @@ class ClaimOfBoth:
 
     @property
     def one(self) -> JudgedClaim:
-        """The claim as stated in A, else in B."""
+        """The claim as stated in A, or in B if A does not state it."""
         found = self.a or self.b
         assert found is not None
         return found

@@ -13,7 +13,7 @@ DORMANT = "dormant_0.025"
 """The metric used: the fraction of dormant units among the final features, pooled over tasks (Sokar et al. 2023,
 τ = .025)."""
 MANY = 0.05
-"""The fraction above which a network is listed."""
+"""The fraction of dormant units above which a network is listed."""
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class PairedResult:
     diverged_a, diverged_b: number of pairs in which A, or B, diverged.
     undefined: number of pairs not used because a side that did not diverge has no value; in the other unused pairs, a
     side diverged.
-    median_a, median_b: over all values of that side except diverged trials; None if there are none.
+    median_a, median_b: median of that side's values, except those of diverged trials; None if there are none.
     difference: Hodges-Lehmann estimate of a - b, ±inf if too many seeds of one side diverged; None if n = 0.
     interval, interval_90: the matching 95% and 90% intervals; None if n is too small for the level.
     p: p-value of the exact signed-rank test; None if n = 0.
@@ -118,7 +118,7 @@ def _differences(pairs: PairedValues, both: Flags, direction: Direction) -> Arra
     """Return d of every pair, (n,); meaningless for unused pairs."""
     d = np.zeros(len(pairs.a))
     a, b = pairs.a[both], pairs.b[both]
-    # Metrics are of order 1 or derived from accuracies of order 1, whose rounding error a forgetting of 1e-9 inherits.
+    # Metrics are of order 1, or derived from accuracies of order 1 and no more precise: a forgetting of 1e-9 is noise.
     magnitude = float(np.abs(np.concatenate((a, b))).max(initial=1.0))
     d[both] = round_differences(a - b, magnitude)
     worst = np.inf if direction == "lower" else -np.inf

@@ -79,8 +79,8 @@ def _figure(group: Group, tasks: Sequence[int], read: Mapping[Path, Curves[int]]
     limits = style.limits([y for s in shown for task in tasks for line in lines(s, task, read) for _, y in line])
     ends = [(s.label, mean([line[-1][1] for line in found])) for s in shown if (found := lines(s, first, read))]
     what = (
-        f"{score[:1].upper()}{score[1:]} on validation data of a task of {group.experiment}, {group.model}, from the "
-        "end of its own training on, while later tasks are trained; a thin line is a seed, a thick one the mean."
+        f"{score[:1].upper()}{score[1:]} on validation data of a task of {group.experiment}, {group.model}, after its "
+        "training and while later tasks are trained; a thin line is a seed, a thick one the mean."
     )
     alt = f"Mean {score} on {names[first - 1]} at the end: {means(ends)}."
     panels = [_panel(names[task - 1], task, part, read, limits) for task in tasks for part in chunks(shown)]

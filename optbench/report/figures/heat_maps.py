@@ -1,6 +1,6 @@
 """Means over seeds as coloured cells, one panel per optimizer: class × class cosine, and accuracy matrices.
 
-The first is Figure 4 right of Pascanu et al. 2025.
+The first are Figure 4 (right) of Pascanu et al. 2025.
 """
 
 from __future__ import annotations

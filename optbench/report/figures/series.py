@@ -19,7 +19,7 @@ from optbench.stats.results import Results
 Item = TypeVar("Item")
 
 MAX_SERIES = 8
-"""Maximum per panel; more cannot be distinguished."""
+"""Maximum number of series in a panel; more could not be distinguished."""
 VARIANTS_SHOWN = 3
 """Maximum number of a sweep's variants in figures that are not about sweeps."""
 
