@@ -107,7 +107,7 @@ def parse_optimizers(texts: Sequence[str]) -> tuple[tuple[str, ...], tuple[Addit
 
 
 def check_name(name: str | None) -> None:
-    """Raise UsageError unless this is a valid name of a run."""
+    """Raise UsageError unless `name` is None or a valid name of a run."""
     if name is not None and not is_name(name):
         raise UsageError(f"--name '{name}': expected letters, digits and . _ + - only, with a letter or digit first")
     if name == "latest":

@@ -22,7 +22,7 @@ MIN_PAIRS = 6
 ALPHA = 0.05
 """The family-wise error rate."""
 NAMED = 3
-"""The most names listed in a sentence; further ones are counted."""
+"""Maximum number of names listed in a sentence; further ones are only counted."""
 
 
 @dataclass(frozen=True)

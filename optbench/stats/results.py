@@ -344,7 +344,7 @@ def check_online(place: Path, online: pa.Table, tasks: Mapping[str, int], good: 
 
 @functools.cache
 def _entries(score: Rule | None, tasks: int) -> NDArray[np.int64]:
-    """Return 1 at each scored entry (T+1, T), else 0."""
+    """Return a matrix (T+1, T) with 1 at each scored entry and 0 elsewhere."""
     found = np.zeros((tasks + 1, tasks), np.int64)
     for after in range(tasks + 1):
         found[after, [task - 1 for task in scored_tasks(score, tasks, after)]] = 1
