@@ -40,7 +40,7 @@ class OptbenchError(Exception):
 
 
 LONGEST_LINE = 1000
-"""Maximum length in characters. A name can have thousands; the error usually shows at the beginning or the end."""
+"""Maximum length in characters. A name can be far longer; the error usually shows at the beginning or at the end."""
 
 
 def _shortened(line: str) -> str:

@@ -44,7 +44,7 @@ def _section(spec: OptimizerSpec) -> str:
     if shown := sorted(spec.needs - {"random"}):
         facts.append("needs " + ", ".join(map(code, shown)))
     if not spec.takes_schedule:
-        facts.append("takes no schedule")
+        facts.append("no support for schedules")
     if spec.only_matrices:
         facts.append(f"updates matrices; `{spec.fallback}` updates all other parameters")
     rows = [(code(name), _type(hyper), _default(spec, name, hyper)) for name, hyper in spec.hyperparameters.items()]

@@ -30,7 +30,7 @@ def cost(
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME.KEY=VALUE", help="Set a hyper-parameter of one of them. Repeatable."),
+        typer.Option("--set", metavar="NAME.KEY=VALUE", help="Set a hyper-parameter of one optimizer. Repeatable."),
     ] = None,
     device: options.Device = "auto",
     threads: Annotated[

@@ -50,7 +50,7 @@ def _optimizers(_: Path) -> RenderableType:
             for name, hyper in spec.hyperparameters.items()
         )
         source = spec.source.replace("-", "-\n") if fold else spec.source
-        schedule = "" if spec.takes_schedule else "; takes no schedule"
+        schedule = "" if spec.takes_schedule else "; no support for schedules"
         described = f"{spec.summary} ({spec.reference}){schedule}"
         _row(table, spec.name, source, spec.lane, spec.state, described + ("\n" if fold else "; ") + defaults)
     return table

@@ -79,7 +79,7 @@ def train_suite(request: Request) -> int:
 
 
 def _say_defaults(suite: Suite) -> None:
-    """Report the default inner optimizers of wrappers: with another one than intended, results would look plausible."""
+    """Report the default inner optimizers of wrappers: results with an unintended one would look plausible."""
     for name, its in suite.optimizers.items():
         for place, default in defaults_inside(its.target, its.hyperparameters).items():
             inner = ", ".join(f"{key}: {value}" for key, value in default.items())

@@ -134,7 +134,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Records:
-    """Data for programs, which formats for people leave out.
+    """Data for programs; formats for people omit it.
 
     key: the key of `tree()` in JSON. lines: returns its records in csv, by column.
     """

@@ -85,7 +85,7 @@ class Results:
 
     @property
     def split(self) -> SplitName:
-        """The split that gives accuracies: validation in a tuning run, since settings are never chosen on test data."""
+        """The split of reported accuracies: validation in a tuning run, since test data must not choose settings."""
         return "validation" if self.suite.stage == "tune" else "test"
 
     @functools.cached_property

@@ -158,7 +158,7 @@ def _figure(judged: JudgedClaim, more: Sequence[str], used: Set[str]) -> Iterato
 
 
 def _seeds(points: Sequence[Point]) -> str:
-    """Return `8 seeds`, or `6 to 8 seeds` if some readings lack values on some."""
+    """Return `8 seeds`, or `6 to 8 seeds` if some readings have no value on some seeds."""
     numbers = sorted({point.reading.result.n for point in points})
     most = count(numbers[-1], "seed")
     return most if len(numbers) == 1 else f"{numbers[0]} to {most}"

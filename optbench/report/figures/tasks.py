@@ -17,7 +17,7 @@ CHARACTER = 0.085
 
 @dataclass(frozen=True)
 class TaskNames:
-    """Names of tasks. names: in order of training. title: of their axis."""
+    """Names of tasks. names: the names in order of training. title: the title of their axis."""
 
     names: tuple[str, ...]
     title: str
