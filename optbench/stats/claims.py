@@ -74,7 +74,7 @@ class JudgedClaim:
 
     margin: the smallest relevant difference, the claim's own or its metric's.
     left_out: the variants of either side that do not meet the claim's condition and belong to no part.
-    unmatched: variants without a near enough variant on the other side, with the nearest one.
+    unmatched: variants without a sufficiently near variant on the other side, each with the nearest one.
     in_bits: whether the claim is about text, where R holds negative bits per byte.
     """
 
@@ -167,7 +167,7 @@ def _taking_part(claim: Claim, everyone: Sequence[Arm]) -> tuple[list[Arm], tupl
 
 
 def _sides(claim: Claim, taking_part: Sequence[Arm]) -> list[tuple[Arm, Arm | float]]:
-    """Return the sides of each part: on every model, every variant of one against every other variant of the other."""
+    """Return the sides of each part: for every model, each left variant against each right variant that differs."""
     models = claim.models or list(dict.fromkeys(arm.model for arm in taking_part))
     found: list[tuple[Arm, Arm | float]] = []
     for model in models:

@@ -201,7 +201,7 @@ def obstacles(a: Results, b: Results) -> list[str]:
 
 
 def other_metrics(a: Results, b: Results) -> list[str]:
-    """Return why metrics of two runs differ in definition, whatever their suites; empty if they do not."""
+    """Return why metrics of two runs differ in definition, whatever their suites; empty if they do not differ."""
     versions = [results.run.record.get("metrics_version", 1) for results in (a, b)]
     if versions[0] == versions[1]:
         return []

@@ -149,7 +149,7 @@ def log_axis(axes: Axes, which: Which) -> None:
 
 
 def value_axis(axes: Axes, which: Which, values: Sequence[float], room: int) -> None:
-    """Use the swept values as ticks on a logarithmic axis (symmetric if one is not positive).
+    """Use the swept values as ticks on a logarithmic axis (symmetric logarithmic if some value is not positive).
 
     room: the number of ticks that fit; others are left out.
     """

@@ -22,7 +22,7 @@ WIDTH, HEIGHT = 4.6, 3.1
 
 
 def task_accuracy(results: Sequence[Results]) -> list[Figure]:
-    """Return one figure per experiment and model: R[T, j] for every task j, every seed a dot."""
+    """Return one figure per experiment and model: R[T, j] for every task j, with a dot per seed."""
     return [figure for group in groups(results) if (figure := _figure(group)) is not None]
 
 
