@@ -395,7 +395,7 @@ def report(
     per_trial: options.PerTrial = False,
     debug: options.Debug = False,
 ) -> None:
-    """Show the results of runs, side by side if there are several: tables, claims with verdicts, and figures."""
+    """Show the results of runs: tables, claims with verdicts, and figures; several runs appear side by side."""
     from optbench.cli.reporting import report_runs
 
     report_runs(
@@ -505,7 +505,7 @@ def check(
     ] = None,
     debug: options.Debug = False,
 ) -> None:
-    """Check, line by line, that an optimizer, model, dataset, task sequence or metric keeps the contract of its kind.
+    """Check whether an optimizer, model, dataset, task sequence or metric keeps its contract, line by line.
 
     Exits with 1 if a requirement is not met.
     """
