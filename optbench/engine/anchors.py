@@ -43,8 +43,8 @@ class Anchors:
     def join(self, grads: Tensor, weights: Tensor) -> None:
         """Add 2λ(w - w₀), at weights (M, P), to the gradients (M, P) in place.
 
-        Gradients of members with λ = 0 are unchanged bit for bit. All operations are elementwise, so a member's result
-        is bit-identical whatever the other members are.
+        Gradients of members with λ = 0 are unchanged bit for bit. All operations are elementwise, so the bits of a
+        member's result do not depend on the other members.
         """
         push = torch.sub(weights, self._starts, out=self._push).mul_(self._factors)
         if self._all:

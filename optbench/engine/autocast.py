@@ -17,7 +17,7 @@ from optbench.suite.protocol import Precision
 
 
 def logits_in(precision: Precision, device: torch.device, forward: Callable[[], Tensor]) -> Tensor:
-    """Run a forward pass in the given precision and return its logits, converted to float32 after autocast."""
+    """Run a forward pass in the given precision and return its logits in float32."""
     if precision == "float32":
         return forward()
     with torch.autocast(device.type, torch.bfloat16):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Averaging:
-    """The weight averages of members when they are put in a stack."""
+    """The weight averages from which a stack continues, and their decay."""
 
     decay: float
     rows: Sequence[Tensor | None]
@@ -41,7 +41,7 @@ class Averages:
         a ← w after the first step,   a ← d a + (1 - d) w after every later step
 
     Equivalent to `torch.optim.swa_utils.AveragedModel` with `get_ema_multi_avg_fn(d)`. All operations are elementwise,
-    so a member's average is bit-identical whatever the other members are. No synchronisation is needed.
+    so the bits of a member's average do not depend on the other members. No synchronisation is needed.
     """
 
     def __init__(self, averaging: Averaging, weights: Tensor) -> None:

@@ -88,7 +88,7 @@ class Blueprint:
     def start(self, suite_seed: int, trial_seed: int, task: int = 0) -> dict[str, Tensor]:
         """Return the initial parameters and buffers by name, on the CPU, the same for every optimizer of a trial seed.
 
-        task: 0..T-1; for later tasks than the first, the weights are those of a new network.
+        task: 0..T-1. For tasks after the first, these are the weights of a new network.
         """
         return self._start(suite_seed, trial_seed, f"initial weights/task {task}" if task else "initial weights")
 

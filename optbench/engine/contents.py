@@ -119,7 +119,7 @@ class _Reader:
         self.hash.update("\0".join(map(str, words)).encode() + b"\1")
 
     def _container(self, value: Any) -> None:
-        """Digest a container at each of its references, such as betas in a group and in the defaults, except cycles."""
+        """Digest a container, even one digested before (a group may share its betas with the defaults); cut cycles."""
         if id(value) in self._open:
             self._say("open")
             return

@@ -89,7 +89,7 @@ class _FeatureReader(nn.Module):
             hidden = list(self.network.hidden(inputs)) if taps else []  # type: ignore[operator]  # it is a `Network`
             features = hidden[-1][1] if taps else self.network.features(inputs)  # type: ignore[operator]
             return features, self.network.head(features), tapped_of_ours(hidden, taps)  # type: ignore[operator]
-        # Inputs are copied because a network may modify them in place; seeded because it may draw in eval mode.
+        # Copy the inputs, because a network may modify them in place; seed, because it may draw in eval mode.
         with seeded(0, inputs.device):
             if self._features == METHOD:
                 own = own_features(self.network)
@@ -150,11 +150,11 @@ class Evaluator:
         taps: Sequence[Tap] = (),
         at: Tensor | None = None,
     ) -> ScoreWithFeatures:
-        """Evaluate the network with weights `row` (P,) on all `examples`, once on each.
+        """Evaluate the network with weights `row` (P,) in one pass over `examples`.
 
-        with_logits: keep logits, too. taps: read spectra at these places, too. at: (K,) ascending indices into the
-        flattened targets at which features, logits and tapped tensors are kept; None to keep all. The score always
-        covers all targets.
+        with_logits: True to return the logits. taps: places at which to compute spectra. at: (K,) ascending indices
+        into the flattened targets at which features, logits and tapped tensors are kept; None to keep all. The score
+        always covers all targets.
         """
         weights = self._weights(row)
         count = examples.targets.numel() if at is None else len(at)
@@ -312,7 +312,7 @@ class Evaluator:
 
 
 def finite(value: float | None) -> float | None:
-    """Return a value for tables: None if unknown or not finite."""
+    """Return a value for tables: None if it is unknown or not finite."""
     return value if value is not None and math.isfinite(value) else None
 
 

@@ -62,7 +62,7 @@ def _at(storage: Any, at: str, device: torch.device) -> Any:
 
 @dataclass(frozen=True)
 class Interim:
-    """The state of one member between two tasks. Early stopping has no state there: every task starts a new count."""
+    """The state of one member between two tasks, when early stopping has no state: every task starts a new count."""
 
     trials: tuple[str, ...]
     """Ids of the member's trials."""

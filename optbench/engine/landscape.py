@@ -69,7 +69,7 @@ def in_float64(network: nn.Module, given: Mapping[str, Tensor], inputs: Tensor) 
 
 
 def exact_inputs(values: Tensor) -> Tensor:
-    """Convert floats to float64, leaving tokens, counts and masks unchanged; all on `exact_device`."""
+    """Move values to `exact_device`, converting floats to float64; tokens, counts and masks keep their dtype."""
     return exact(values) if values.is_floating_point() else values.detach().to(exact_device(values.device))
 
 
@@ -101,7 +101,7 @@ class Landscape(Reading):
         self._make_loss, self._draws, self._ours = make_loss, draws, ours
 
     def measure(self, metric: Metric, ask: Ask | None) -> list[Measurement]:
-        """Measure a metric; NaN with a note if a user's model raises, as without second derivatives or float64."""
+        """Measure a metric; return NaN with a note if a user's model raises, for lack of second derivatives, say."""
         try:
             return super().measure(metric, ask)
         except Exception as error:

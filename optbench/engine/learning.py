@@ -1,4 +1,4 @@
-"""Find the tasks that a finished trial did not learn, or not down to the target loss, for its row and note."""
+"""Find tasks that a finished trial failed to learn, or whose loss stayed above the target, for its row and note."""
 
 from __future__ import annotations
 

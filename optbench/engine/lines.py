@@ -34,7 +34,7 @@ _FIRST = "layers.0."
 
 @dataclass(frozen=True)
 class End:
-    """A solution as an end of lines, with the values that all of these lines share.
+    """The end of one or more lines, with all values that do not depend on their other ends.
 
     weights: (P,) float64. row: (P + Q,), which provides the buffers. loss, accuracy: NaN if not requested. opened:
     (N, W), the outputs of an MLP's first layer before normalisation and activation; None for other networks, or if the
@@ -91,7 +91,7 @@ class Lines:
 
     @torch.no_grad()
     def end(self, weights: Tensor, row: Tensor) -> End:
-        """Return a solution as an end of lines. weights: (P,) float64. row: (P + Q,), the same weights and buffers."""
+        """Return the line end of a solution. weights: (P,) float64. row: (P + Q,), the same weights, and buffers."""
         row = self._estimated(row)
         parameters = self._layout.parts(weights) | self._layout.buffer_views(row)
         opened = None

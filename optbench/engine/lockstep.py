@@ -203,7 +203,7 @@ class LockStep:
     def measured(self, i: int) -> Tensor:
         """Return the weights (P,) at which to measure member `i`, valid until the next step.
 
-        Exceptions that a user's optimizer raises when its mode is switched propagate.
+        If a user's optimizer raises an exception when its mode is switched, it propagates.
         """
         found = self._lane.measured(i, self._weights[i]) if self._averages is None else self._averages.of(i)
         return self._passes[i].whole(found) if self._passes else found

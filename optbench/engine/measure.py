@@ -63,7 +63,7 @@ def score_held_out(
 ) -> list[dict[int, Score]]:
     """Score all members on the validation data of the tasks `scored` (0..T-1), reusing known scores.
 
-    Members that are not running have no scores, nor do members whose untrained network was measured earlier or for
+    No scores are returned for members that are not running, or whose untrained network was measured earlier or for
     another member.
     """
     asked: list[int] = []
@@ -116,7 +116,7 @@ def measure(
     data. Long sequences are measured at a sample of positions (see `positions`), and text has no metrics by class. If
     not all tasks are scored, spectra and similarity are measured only after the last task, because over hundreds of
     tasks they would dominate the size of a run. Pruning curves are measured after the last task if `metrics` includes a
-    metric of them. A member that is no longer running (diverged or failed) gets null accuracies.
+    pruning metric. A member that is no longer running (diverged or failed) gets null accuracies.
     """
     count, layout = sequence.family.count, evaluator.blueprint.layout
     if not member.running:

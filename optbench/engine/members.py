@@ -93,7 +93,7 @@ class Member:
 
 @dataclass
 class Schedule:
-    """When a member is evaluated and when it stops at the latest, in steps of the task, whatever the others do."""
+    """The steps of a task at which a member is evaluated and at the latest stops; independent of other members."""
 
     steps_per_epoch: int
     interval: int

@@ -27,7 +27,7 @@ class OutsideState:
     """Digests, by name, of the numbers, tensors and containers that a user's code keeps outside of instances."""
 
     def __init__(self, code: Iterable[Any]) -> None:
-        """Read the attributes of classes, their bases and functions, and the variables of the same user's modules."""
+        """Read the attributes of classes, their bases and functions, and the variables of the modules around them."""
         self._code = list(code)
         self._digests = self._now()
 

@@ -75,7 +75,7 @@ def compare(
 
 @dataclass(frozen=True)
 class _Read:
-    """A solution, and the same solution as an end of lines."""
+    """A solution and its line end."""
 
     solution: Solution
     end: End

@@ -33,8 +33,8 @@ def reestimated(evaluator: Evaluator, row: Tensor, examples: Examples) -> Tensor
     would normalise activations incorrectly (Izmailov et al. 2018; Jordan et al. 2022, REPAIR). As in
     `torch.optim.swa_utils.update_bn`, the new statistics are averages over batches of the batch means and (unbiased)
     variances, in forward passes with all other modules in eval mode. With K batches, every K-th example is in the same
-    batch, so all tasks contribute to each batch. The same examples give the same bits. `row` is not modified; it is
-    returned itself if there are no running statistics.
+    batch, so all tasks contribute to each batch. The same examples give the same bits. `row` is not modified; without
+    running statistics, it is returned as it is.
     """
     if not running(evaluator.network):
         return row

@@ -10,7 +10,7 @@ import torch
 class Stopwatch:
     """Sums the seconds between `start` and `stop`.
 
-    CUDA devices work asynchronously, so events on the device are used, which are read after a synchronisation.
+    CUDA devices work asynchronously, so times are recorded as events on the device and read after a synchronisation.
     """
 
     def __init__(self, device: torch.device) -> None:

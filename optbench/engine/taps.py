@@ -28,8 +28,8 @@ class Tap:
 
     Attributes:
         layer: a hidden layer of a built-in network, counted from 1, or the name of a user's module.
-        before: True to use the input of the activation function; a user's module is itself the activation function.
-        as_features: True if the tensor has the shape of the features and differs only by the activation function.
+        before: True for the input of the layer's activation function, or of a user's module that is one.
+        as_features: True if the tensor has the shape of the features and differs from them only by the activation.
     """
 
     layer: int | str

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 SUBSET = 5000
-"""Number of training examples for a target loss, the same as are held out for validation by default."""
+"""Number of training examples for a target loss, as many as are held out for validation by default."""
 
 
 def training_subset(examples: Examples, suite_seed: int) -> Examples:
@@ -199,8 +199,8 @@ class TaskTraining:
         are re-estimated on training examples of the task.
 
         Raises:
-        ModelError: the user's model raised an exception. Exceptions that a user's optimizer raises when its mode is
-            switched propagate.
+        ModelError: the user's model raised an exception.
+        Exception: a user's optimizer raised it when its mode was switched.
         """
         row, layout, evaluator = stack.measured(i), self.cohort.layout, self.cohort.evaluator
         if not running(evaluator.network) or torch.equal(layout.weights(row), layout.weights(stack.row(i))):

@@ -303,7 +303,7 @@ class CohortTraining:
                     raise
                 del member.rows[before:]
                 member.fail(error)
-                measure(member, sequence, *context)  # for a failed trial
+                measure(member, sequence, *context)  # appends the null values of a failed trial
             member.evaluation_seconds += share + time.perf_counter() - started
 
     def _results(self, member: Member) -> list[TrialResult]:

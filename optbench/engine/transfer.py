@@ -23,7 +23,7 @@ TRAIN, VALIDATION, TEST = 5000, 2000, 10_000
 
 
 def load_transfer(experiment: ExperimentSettings, data_dir: Path | None) -> Dataset | None:
-    """Load the other dataset of an experiment, whose files are known to exist; None without one."""
+    """Load the other dataset of an experiment, whose files are known to exist; None if it has no other dataset."""
     return None if experiment.transfer is None else load(experiment.transfer, data_dir, download=False)
 
 

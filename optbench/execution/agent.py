@@ -24,7 +24,7 @@ from optbench.execution.messages import Arrived, Compared, Data, Divide, Failed,
 from optbench.execution.parcels import INTERIM, WEIGHTS, DamagedError, Parcel, unpack, unpickled
 
 PREFIX = "optbench-worker-"
-"""Start of the name of an agent's folder for temporary files, followed by its process id and a dash."""
+"""Start of the name of an agent's temporary folder, followed by its process id and a dash."""
 LINGER = 0.2
 """Seconds for which further messages are collected after a first one."""
 

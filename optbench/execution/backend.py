@@ -26,7 +26,7 @@ class Died:
 
 @dataclass(frozen=True)
 class Lost:
-    """The worker's machine or connection was lost, which was not caused by its unit."""
+    """The worker's machine or connection was lost, for a reason unrelated to its unit."""
 
     cause: str
 

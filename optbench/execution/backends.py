@@ -34,7 +34,7 @@ class Place:
 
     @staticmethod
     def parse(text: str, settings: Sequence[str] = ()) -> Place:
-        """Parse `local`, `ray`, `ray:HOST:PORT` or `slurm`, and check that its package is installed without importing.
+        """Parse `local`, `ray`, `ray:HOST:PORT` or `slurm`, and check that its package is installed, not importing it.
 
         settings: texts of the form `name=value`.
 
@@ -64,10 +64,10 @@ class Place:
         return self.name == LOCAL
 
     def check_device(self, device: str) -> None:
-        """Check that a device is possible in this place, as far as this is known without a connection.
+        """Check that the backend supports a device, as far as this is known before connecting.
 
         Raises:
-            DeviceError: the device is not possible.
+            DeviceError: the backend does not support the device.
         """
         if not self.is_local and device not in ("auto", "cpu", "cuda"):
             raise DeviceError(f"--device {device}: expected auto, cpu or cuda with --on {self.name}, got {device}")

@@ -1,4 +1,4 @@
-"""The directory of a run: candidates for a new one, and whether an existing one can be resumed here."""
+"""Choose the directory of a new run, and check whether an existing run can be resumed here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from optbench.store.read import read_json
 
 
 def places(runs_dir: Path, name: str | None, suite: str) -> Iterator[Path]:
-    """Yield the requested directory only, or else `<suite name>-<UTC time>`, then the same with `-2`, `-3`, ..."""
+    """Yield only the requested directory; if there is none, `<suite name>-<UTC time>`, then with `-2`, `-3`, ..."""
     if name is not None:
         yield runs_dir / name
         return
@@ -40,7 +40,7 @@ def check_provenance(resume: Path, record: Mapping[str, Any]) -> None:
 
 
 def latest_provenance(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the provenance of the last training of a run. record: its `run.json`, whose fields have been checked."""
+    """Return the provenance of the latest part of a run. record: its `run.json`, whose fields have been checked."""
     return (record.get("resumed") or [record])[-1].get("provenance") or {}
 
 

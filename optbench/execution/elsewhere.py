@@ -48,7 +48,7 @@ def refusal(found: Mapping[str, str], host: str) -> str | None:
     """
     for name, expected in versions().items():
         if _public(expected) != _public(now := found.get(name, "none")):
-            return f"{name} on {host}: expected {expected}, got {now}; --force trains anyway, and notes it on trials"
+            return f"{name} on {host}: expected {expected}, got {now}; --force trains anyway and adds notes to trials"
     return None
 
 

@@ -99,7 +99,7 @@ class LocalWorker:
         self._job = None
 
     def stop(self, seconds: float = PATIENCE) -> int | None:
-        """End the process, by killing it if it is still alive after `seconds`; return its exit code."""
+        """End the process, killing it if it is still alive after `seconds`, and return its exit code."""
         self.connection.close()
         self.process.terminate()
         self.process.join(timeout=seconds)

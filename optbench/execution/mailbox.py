@@ -1,4 +1,4 @@
-"""Messages between two processes that share nothing but a folder, perhaps on a network file system."""
+"""Messages between two processes that share only a folder, which may be on a network file system."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from optbench.execution.parcels import pickled, unpickled
 
 BEAT = 2.0
-"""Least number of seconds between two touches of a `Pulse`: each is a request to the file server."""
+"""Minimum seconds between two touches of a `Pulse`, because each is a request to the file server."""
 
 
 class Mailbox:
@@ -53,7 +53,7 @@ class Pulse:
         self._beaten_at = -float("inf")
 
     def beat(self) -> None:
-        """Touch the file, unless it was touched just now. Raises OSError if it cannot be written."""
+        """Touch the file, unless it was touched less than `BEAT` seconds ago. Raises OSError if this fails."""
         if (now := time.monotonic()) - self._beaten_at >= BEAT:
             self._file.touch()
             self._beaten_at = now

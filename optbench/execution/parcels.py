@@ -36,7 +36,7 @@ def pickled(value: object) -> bytes:
 
 
 def unpickled(content: bytes) -> Any:
-    """Undo `pickled`. For security, only for data from another process of the same run.
+    """Undo `pickled`. Unpickling may execute code, so use this only for data from a process of the same run.
 
     Raises:
         DamagedError: `content` is not the result of `pickled`.
@@ -94,7 +94,7 @@ def pack(unit: Unit, interim: Path) -> bytes:
 
 
 def unpack(content: bytes, folder: Path) -> Unit:
-    """Return a unit that was packed, and write its files below `folder`."""
+    """Unpack a unit, and write its files below `folder`."""
     packed: _Packed = unpickled(content)
     for name, data in packed.files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

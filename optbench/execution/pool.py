@@ -105,8 +105,8 @@ class Pool:
         caller has processed it, so that no event is lost.
 
         Units that are too large for memory are halved. If a worker's process dies (is killed, or exhausts memory), its
-        unit is retried once, in pieces of at least one member. If a worker is lost with its machine, its unit is
-        retried as a whole.
+        unit is retried in smaller pieces, and a member fails if the process dies again while training it alone; a
+        comparison is retried once. If a worker is lost with its machine, its unit is retried as a whole.
 
         Raises:
             OptbenchError: a worker raised it because of the user's settings, or no worker is left for the other units.
@@ -222,7 +222,7 @@ class Pool:
             raise WorkerError(event.reason)
 
     def _unsaid(self) -> Iterator[Said]:
-        """Yield new reasons why workers were refused, once another worker is ready; without one, it is an error."""
+        """Yield new reasons why workers were refused, once another is ready; if none ever is, it is an error."""
         if any(slot.worker.is_ready for slot in self._slots):
             for reason in dict.fromkeys(self._refused.values()):
                 if reason not in self._said:

@@ -159,9 +159,9 @@ def check_optimizers(trials: Iterable[Trial]) -> None:
 
 
 def check_penalties(suite: Suite, trials: Iterable[Trial]) -> None:
-    """Check that `rank-penalty`, even with strength 0, is only used for built-in networks with hidden layers.
+    """Check that `rank-penalty`, even with strength 0, is not used on a built-in network without hidden layers.
 
-    Does not need the data.
+    The data are not needed.
 
     Raises:
         UsageError: a network has no hidden layer, so its features are the inputs.

@@ -1,7 +1,7 @@
-"""What runs inside a job of SLURM: an agent that serves one worker, and exchanges messages with the run's own process.
+"""The program of a SLURM job: an agent that serves one worker and exchanges messages with the main process.
 
-They share a folder: the job reads messages in `IN`, writes its own to `OUT`, touches its `PULSE`, and watches that of
-the run's own process, one folder above.
+The job and the main process share a folder. The job reads messages in `IN`, writes its own to `OUT`, touches its
+`PULSE`, and watches the `PULSE` of the main process, one folder above.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from optbench.execution.mailbox import Mailbox, Pulse
 
 IN, OUT, PULSE = "in", "out", "pulse"
 POLL = 0.2
-"""Seconds between two looks for messages."""
+"""Seconds between checks for messages."""
 SILENT = 120.0
-"""Seconds without a sign of life after which the other side is gone; network file systems show changes within 60."""
+"""Seconds without a pulse after which the other process is considered dead; network file systems delay changes by up to
+60 seconds."""
 SETTLE = 1.0
-"""Seconds between the death of a worker process and the signal to this process that explains it."""
+"""Seconds to wait, after a worker process died, for a signal to this process that explains it."""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """The last message of a job. told: by the run's own process, not by SLURM."""
+    """The last message of a job. told: True if the main process ended the job, False if SLURM did."""
 
     told: bool
 
@@ -46,8 +47,8 @@ def run_job(folder: str, device: str) -> None:
     """Main function of a job.
 
     SLURM sends SIGTERM to all processes of a job that is cancelled or preempted, or has reached its time limit, and
-    SIGKILL some time later. The handler of submitit would ignore the first; its handler of SIGUSR2, which arrives
-    before the time limit, would put a preempted job back into the queue under the same id.
+    SIGKILL some time later. Submitit's handlers are replaced, because they would ignore SIGTERM and, at SIGUSR2, which
+    arrives before the time limit, put a preempted job back into the queue under the same id.
     """
     signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -58,11 +59,11 @@ def run_job(folder: str, device: str) -> None:
     serve(folder, device, lambda: bool(signals))
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # submitit would write a result into the folder, which the run's own process removes now
+    os._exit(0)  # otherwise submitit would write a result into the folder, which the main process is removing
 
 
 def serve(folder: str, device: str, must_end: Callable[[], bool] = lambda: False) -> None:
-    """Serve one worker until it is told to end, `must_end` is true, or the run's own process shows no sign of life."""
+    """Serve one worker until the main process ends it or has no pulse any more, or `must_end` returns True."""
     place = Path(folder)
     inbox, outbox = Mailbox(place / IN), Mailbox(place / OUT)
     own, parent = Pulse(place / PULSE), Pulse(place.parent / PULSE)
@@ -77,7 +78,7 @@ def serve(folder: str, device: str, must_end: Callable[[], bool] = lambda: False
                     getattr(agent, name)(*arguments)
                 found = [] if told else agent.receive(POLL)
                 if any(isinstance(message, Died) for message in found):
-                    # A signal to the whole job ends the worker process, too, for which its unit is not to blame.
+                    # A signal to the whole job also ends the worker process; its unit did not cause this.
                     time.sleep(SETTLE)
                     found = [message for message in found if not (isinstance(message, Died) and must_end())]
                 for message in found:
@@ -86,5 +87,5 @@ def serve(folder: str, device: str, must_end: Callable[[], bool] = lambda: False
         finally:
             agent.close()
         outbox.put(Ending(told))
-    except FileNotFoundError:  # the run has ended, and its folder is gone
+    except FileNotFoundError:  # the run has ended and has removed its folder
         return

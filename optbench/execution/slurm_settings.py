@@ -1,4 +1,4 @@
-"""What jobs of SLURM ask for: `--set-on NAME=VALUE`, as submitit takes it."""
+"""The settings of SLURM jobs: `--set-on NAME=VALUE`, converted for submitit."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from optbench.errors import UsageError, WorkerError, unknown
 from optbench.execution.slurm_queue import missing, partitions
 
 MAX_JOBS = 16
-"""Number of jobs at a time, unless `max_jobs` or `--jobs` says otherwise."""
+"""Default number of jobs at a time, set by `max_jobs` or `--jobs`."""
 MINUTES = 60
-"""A job's time limit, unless `timeout_min` says otherwise."""
+"""Default time limit of a job in minutes, set by `timeout_min`."""
 OWN = ("folder", "max_jobs", "cluster")
 """Settings that are not submitit's. cluster: `slurm`, or `local` for processes of this machine."""
 COMMANDS = ("setup", "teardown")
-"""Settings of submitit's that are shell commands, before and after a job's program."""
+"""Settings of submitit that are shell commands, executed before and after a job's program."""
 FLAGS = ("exclusive", "stderr_to_stdout", "use_srun")
-"""Settings of submitit's that are true or false; `exclusive` may be a text, too."""
+"""Settings of submitit that are true or false; `exclusive` may also be a text."""
 OPTIONS = "additional_parameters"
-"""The setting for options of sbatch that submitit has no name for: `reservation=lab,nice=100`."""
+"""The setting for options of sbatch for which submitit has no name: `reservation=lab,nice=100`."""
 NO_REQUEUE = {"no-requeue": True}
-"""SLURM would start a job again, under its id, whose worker has been replaced by then."""
+"""Otherwise SLURM could restart a job under its id after its worker has been replaced."""
 
 
 def executor(folder: Path, settings: Mapping[str, str], *, gpu: bool) -> Any:
-    """Return submitit's executor with the settings that were given. folder: for its logs. gpu: one for each job.
+    """Return submitit's executor with the given settings. folder: for its logs. gpu: True for one GPU per job.
 
     Raises:
-        UsageError: there is no such setting or partition, or it has another kind of value.
-        WorkerError: there is no SLURM here, or it does not answer.
+        UsageError: a setting or partition does not exist, or a setting has a value of the wrong type.
+        WorkerError: SLURM is not installed here, or does not answer.
     """
     import submitit
     from submitit.slurm.slurm import SlurmExecutor
@@ -51,7 +51,7 @@ def executor(folder: Path, settings: Mapping[str, str], *, gpu: bool) -> Any:
             raise UsageError(f"--set-on {name}: {unknown('setting', name, {*OWN, *general, *of_slurm})}")
         given[name if name in general else f"slurm_{name}"] = _value(name, text, general.get(name))
     if given.get("tasks_per_node", 1) != 1 or given.get("nodes", 1) != 1:
-        raise UsageError("--set-on: a job has one task on one node; max_jobs is how many there are")
+        raise UsageError("--set-on: a job has one task on one node; max_jobs sets the number of jobs")
     if cluster == "slurm":
         if (command := missing()) is not None:
             raise WorkerError(f"--on slurm: there is no {command} here; start optbench on a login node of the cluster")
@@ -65,10 +65,10 @@ def executor(folder: Path, settings: Mapping[str, str], *, gpu: bool) -> Any:
 
 
 def _value(name: str, text: str, kind: type | None) -> Any:
-    """Return a setting's value as submitit takes it. kind: its type, if submitit declares one.
+    """Convert a setting's value for submitit. kind: its type, if submitit declares one.
 
     Raises:
-        UsageError: it is of another kind.
+        UsageError: the value is of another type.
     """
     if kind is int:
         return whole(name, text)
@@ -85,12 +85,12 @@ def _value(name: str, text: str, kind: type | None) -> Any:
     if name == OPTIONS:
         pairs = [option.partition("=") for option in text.split(",")]
         return {option.strip().lstrip("-"): value if equals else True for option, equals, value in pairs} | NO_REQUEUE
-    # Of SLURM's own settings submitit declares no types; those that are numbers look like numbers.
+    # Submitit declares no types for SLURM's settings, so texts that look like integers are converted.
     return int(text) if kind is None and text.isdecimal() else text
 
 
 def whole(name: str, text: str | int) -> int:
-    """Return the whole number of at least 1 that a setting is. Raises UsageError if it is something else."""
+    """Convert a setting's value to an integer of at least 1. Raises UsageError if it is none."""
     try:
         if (value := int(text)) > 0:
             return value

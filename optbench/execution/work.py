@@ -62,7 +62,7 @@ def do(
     interim: Path,
     elsewhere: Elsewhere | None = None,
 ) -> Answer:
-    """Process one unit. Most exceptions are returned as an answer, so that other units continue.
+    """Process one unit. Exceptions are returned as answers where possible, so that other units continue.
 
     interim: the folder for the states of cohorts at the end of a task. elsewhere: given if the main process is on
     another machine, which is notified of every saved state.
@@ -77,7 +77,7 @@ def do(
                 return _compare(unit, workspace)
             return _train(unit, workspace, notify, interim, elsewhere)
     except OptbenchError as error:
-        # Errors of a user's code, or a missing file of it, must not affect other trials.
+        # Errors in a user's code, or missing files of it, must not affect other trials.
         if isinstance(error, StoreError) or not (unit.user_code or isinstance(error, OptimizerError)):
             raise
         answer = failed(unit, error)

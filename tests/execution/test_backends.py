@@ -203,7 +203,7 @@ def test_another_version_of_torch_or_optbench_is_refused_but_another_build_is_no
     assert refusal(ours, "b") is None
     assert refusal({**ours, "torch": "2.13.0+cu126"}, "b") is None
     assert refusal({**ours, "torch": "2.12.1+cpu"}, "b") == (
-        "torch on b: expected 2.13.0+cpu, got 2.12.1+cpu; --force trains anyway, and notes it on trials"
+        "torch on b: expected 2.13.0+cpu, got 2.12.1+cpu; --force trains anyway and adds notes to trials"
     )
     assert refusal({**ours, "torch": "none"}, "b") is not None
     other = ours["optbench"].replace("(source ", "(source 0")

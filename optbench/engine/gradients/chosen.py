@@ -37,7 +37,7 @@ class OtherBitsError(Exception):
 
 @dataclass
 class Choice:
-    """The experience with `torch.func` in a cohort's steps so far."""
+    """The results of trying `torch.func` in a cohort's steps so far."""
 
     possible: bool = True
     sizes: set[int] = field(default_factory=set)

@@ -56,7 +56,7 @@ def together_alike(
 ) -> int | None:
     """Return the bytes per example kept for a member's backward pass, or None if `torch.func` changes bits.
 
-    Its gradients are compared with those of each member alone, on a few examples.
+    The gradients of `torch.func` are compared with those of each member alone, on a few examples.
     """
     found = [0]
 

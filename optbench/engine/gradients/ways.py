@@ -22,7 +22,7 @@ from optbench.tasks import Examples
 class Ways:
     """The ways to compute gradients of one model, for all cohorts that train it on the same data and device.
 
-    On first use, `torch.func` is tested once: does it work, and with the same bits as each member alone?
+    On first use, a test finds out whether `torch.func` works, and whether it gives the same bits as each member alone.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Ways:
 
     @cached_property
     def _kept(self) -> int | None:
-        """The result of `together_alike`; None if `torch.func` must not be used for members that may be separate."""
+        """The result of `together_alike`; None if `torch.func` must not be used on a CPU."""
         return None if self._written_out or self.alone is not None else together_alike(*self._tried)
 
     def distrust(self) -> None:

@@ -64,7 +64,7 @@ class ElementwiseLane(Lane):
         self._device_rates = self._rates_on(weights.device) if recordings.record is not None else None
 
     def _rates_on(self, device: torch.device) -> list[list[tuple[Tensor, float]]]:
-        """Move scheduled learning rates to the device, where recorded steps read them; return them and their values."""
+        """Move scheduled learning rates to the device, for recorded steps; return them with their unscaled values."""
         found = []
         for optimizer, curve in zip(self._optimizers, self._curves, strict=True):
             groups = [] if curve is None else rate_groups(optimizer)
@@ -147,5 +147,5 @@ def _is_row(value: Any) -> bool:
 
 
 def _join(parts: Sequence[Any]) -> Any:
-    """Stack the rows of members, or return a copy of one scalar, because scalars are equal here."""
+    """Stack the rows of members; of scalars, which are equal for all of them, return one copy."""
     return torch.stack(list(parts)) if _is_row(parts[0]) else copy.deepcopy(parts[0])

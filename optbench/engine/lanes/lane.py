@@ -73,7 +73,7 @@ class Lane(ABC):
 
     @abstractmethod
     def rate(self, index: int) -> float | None:
-        """Return the learning rate of a member's first group, times the last factor of its schedule; None if none."""
+        """Return the learning rate of a member's first parameter group in the last step; None if it has none."""
 
     @abstractmethod
     def export(self, index: int) -> MemberState:
