@@ -28,22 +28,22 @@ from optbench.store.interim import Begun
 from optbench.store.tables import ALL_TABLES, TABLES, TrialRow
 from optbench.suite import Suite
 
-# How long it takes to make an example depends on what else the machine does.
+# The time to generate an example depends on the load of the machine.
 hypothesis.settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis.settings.load_profile("any machine")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Give each process one contiguous part of the tests: the fixtures of a module are then made in one, not in all."""
+    """Give each process a contiguous part of the tests, so that the fixtures of a module are created in only one."""
     from xdist.scheduler import WorkStealingScheduling
 
-    return WorkStealingScheduling(config, log) if config.getvalue("dist") == "load" else None  # what -n stands for
+    return WorkStealingScheduling(config, log) if config.getvalue("dist") == "load" else None  # -n implies load
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
-    torch.set_num_threads(1)  # what worker processes run with, and what bit-identity is promised for
+    torch.set_num_threads(1)  # as in worker processes; bit-identity is guaranteed only for one thread
 
 
 @pytest.fixture(scope="session")
@@ -53,8 +53,8 @@ def mnist() -> Dataset:
 
 @pytest.fixture(scope="session")
 def coarse_mnist() -> Dataset:
-    """MNIST at 7 x 7 pixels, for tests of many optimizers: some decompose a matrix as long as there are pixels."""
-    mnist = load("mnist")  # not the fixture of this name, which a module may replace by this one
+    """MNIST at 7 x 7 pixels, for tests of many optimizers, since some decompose a matrix with a side of all pixels."""
+    mnist = load("mnist")  # not the fixture `mnist`, which a module may override by this one
     halves = {
         name: Split(half.inputs[..., 2::4, 2::4].contiguous(), half.targets)
         for name, half in (("train", mnist.train), ("test", mnist.test))
@@ -63,18 +63,18 @@ def coarse_mnist() -> Dataset:
 
 
 CLOCK = ["train_seconds", "optimizer_seconds", "evaluation_seconds", "gradients"]
-"""Columns of `trials` that depend on it."""
+"""Columns of `trials` that depend on the clock."""
 
 
 class PoolHere:
-    """In the place of `execution.pool.Pool`: trains in this process, which saves seconds of starting others."""
+    """A replacement for `execution.pool.Pool` that trains in this process, to save the time of starting others."""
 
     def __init__(self, backend: Backend) -> None:
         self.device = torch.device(backend.device)
         self._backend = backend
 
     def kill(self) -> None:
-        """There are no processes."""
+        """Do nothing, as there are no processes."""
 
     def train(
         self,
@@ -105,15 +105,15 @@ class PoolHere:
 
 @pytest.fixture(scope="module")
 def _train_here() -> Iterator[None]:
-    """For modules about what happens around training: `pytestmark = pytest.mark.usefixtures("_train_here")`."""
+    """Train in this process; for modules that do not test processes, as `pytestmark = usefixtures("_train_here")`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("optbench.execution.session.Pool", PoolHere)
-        patch.setattr("optbench.execution.nursery.FORKS", False)  # nothing is started ahead
+        patch.setattr("optbench.execution.nursery.FORKS", False)  # start no process in advance
         yield
 
 
 def tables(path: Path) -> dict[str, pd.DataFrame]:
-    """The tables of a run without what depends on the clock."""
+    """Read the tables of a run without the columns that depend on the clock."""
     files = {name: path / f"{name}.parquet" for name in ALL_TABLES}
     found = {name: pd.read_parquet(file) for name, file in files.items() if name in TABLES or file.exists()}
     found["trials"] = found["trials"].drop(columns=CLOCK)
@@ -143,7 +143,7 @@ PAIRS = {"kind": "class-incremental"}
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """One intra-op thread, as in a worker: on it a member alone has the bits it has among others."""
+    """Use one intra-op thread as in a worker, where a member alone has the same bits as among others."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -159,7 +159,7 @@ def small_suite(
     metrics: list[str] | None = None,
     **protocol: Any,
 ) -> Suite:
-    """A suite of one experiment `small` with the model `net`, small enough to train in a second."""
+    """Return a suite of one experiment `small` with the model `net`, which trains in a second."""
     suite = Suite.model_validate(
         {
             "name": "test",
@@ -179,7 +179,7 @@ def small_suite(
 
 
 def run_file(folder: Path, text: str, name: str = "made") -> Path:
-    """The run `name` of the suite file with this text, in `folder`, made as a user makes it."""
+    """Write the suite file `name` in `folder` and run it from the command line; return the run directory."""
     file = folder / f"{name}.yaml"
     file.write_text(text, encoding="utf-8")
     words = ["--runs-dir", str(folder / "runs"), "--name", name, "--device", "cpu", "--jobs", "1", "--quiet"]
@@ -188,18 +188,18 @@ def run_file(folder: Path, text: str, name: str = "made") -> Path:
 
 
 NEEDS_DATA = {"cifar"}
-"""Shipped suites on data that do not come with the package: tests/cli/test_cifar_suite.py."""
+"""Shipped suites whose data is not part of the package; see tests/cli/test_cifar_suite.py."""
 
 
 def report(path: Path, form: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """What `optbench report` prints of a run."""
+    """Return the output of `optbench report` for a run."""
     capsys.readouterr()
     assert main(["report", str(path), "--format", form]) == 0
     return capsys.readouterr().out
 
 
 def train_suite(suite: Suite, dataset: Dataset, only: int | None = None) -> list[TrialResult]:
-    """All trials of a small suite in their cohorts, or trial number `only` alone."""
+    """Train all trials of a small suite in their cohorts, or trial number `only` alone; return results in order."""
     chosen = trials(suite)
     chosen = chosen if only is None else [chosen[only]]
     workspace = Workspace.of(suite.experiments["small"], dataset, suite.seed, torch.device("cpu"))
@@ -213,7 +213,7 @@ def trial_row(result: TrialResult) -> TrialRow:
 
 
 def same_bits(a: TrialResult, b: TrialResult) -> bool:
-    """Whether two results agree in everything but what was timed: every row, every bit of the weights."""
+    """Return True if two results agree in every row, except for times, and in every bit of the weights."""
     if (a.weights is None) != (b.weights is None):
         return False
     if (
@@ -226,6 +226,6 @@ def same_bits(a: TrialResult, b: TrialResult) -> bool:
 
 
 def timeless(row: object) -> str:
-    """A row as text, exact to the last bit, without what depends on the clock."""
+    """Return a row as text, exact to the last bit, without fields that depend on the clock."""
     fields = {name: value for name, value in vars(row).items() if not name.endswith(("_seconds", "gradients"))}
     return json.dumps(fields)

@@ -1,4 +1,4 @@
-"""A run with rows in every table, made up from the trials' ids: what figures are drawn from."""
+"""A run with made-up rows in every table, computed from the ids of trials, for drawing figures."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ TASKS = {"permuted": 3, "pairs": 2, "decay": 2, "early": 2}
 DIMENSIONS = 6
 CLASSES = 4
 CHECKPOINT = "checkpoints/made.safetensors"
-"""Every trial has the same."""
+"""The checkpoint of every trial."""
 KEEPS = (0.01, 0.1, 1.0)
 
 
 @dataclass(frozen=True)
 class Found:
-    """What is made up for each trial."""
+    """The tables to fill, and the status of each trial."""
 
     spectra: bool = True
     similarity: bool = True
@@ -65,11 +65,11 @@ class Found:
     sketches: bool = True
     online: bool = True
     status: Callable[[Trial], str | None] = lambda trial: "ok"
-    """`ok`, `diverged` or `failed`; None: not finished."""
+    """The status `ok`, `diverged` or `failed`, or None for an unfinished trial."""
 
 
 def rows_of(trial: Trial, status: str, found: Found) -> list[Row]:
-    """Every kind of row, from the trial's id alone; of a diverged trial values that no figure may show."""
+    """Return rows of every kind, computed from the id of the trial; no figure may show those of a diverged trial."""
     row = trial_row(status, "a shape is wrong" if status == "failed" else None)
     rows: list[Row] = [dataclasses.replace(row, checkpoint=CHECKPOINT)]
     if status == "failed":
@@ -108,7 +108,7 @@ def rows_of(trial: Trial, status: str, found: Found) -> list[Row]:
 
 
 def made_run(folder: Path, suite_text: str = SUITE, found: Found | None = None, name: str = "made") -> Results:
-    """A run directory in `folder` as `optbench run` leaves it, read back."""
+    """Write a run directory in `folder` as `optbench run` does, and read its results."""
     chosen = found or Found()
 
     def results(trial: Trial) -> list[Row]:

@@ -1,6 +1,6 @@
-"""What runs on a CUDA device, on a simulated one: nothing mixes devices, and nothing waits that need not.
+"""Code for CUDA devices, tested on a simulated device: no operation mixes devices, and none waits unnecessarily.
 
-Run by `test_simulated_device.py` in processes of their own.
+These tests are run by `test_simulated_device.py` in separate processes.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from tests.texts import GPT, small_text, text_suite
 pytestmark = pytest.mark.filterwarnings("ignore:Shampoo. small_side")
 DEVICE = str(simulated_device.device())
 EXAMPLES = 4
-"""By so many of 200, or of a group of classes among them, what is right may differ: members in one call are summed in
-another order than one by one."""
+"""The number of correct examples, of 200 or of a group of classes, may differ by this much, because members in one call
+are summed in another order than one by one."""
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def _arguments_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(OPTIMIZERS, name, dataclasses.replace(OPTIMIZERS[name], arguments_on=there))
 
 
-def test_the_simulation_is_one() -> None:
+def test_the_simulated_device_behaves_like_a_device() -> None:
     there, here = torch.ones(3, device=DEVICE), torch.ones(3)
     assert (there.device.type, here.device.type) == (simulated_device.NAME, "cpu")
     assert torch.tensor([1.0], device=DEVICE).device == here.to(DEVICE).device == there.device
@@ -70,12 +70,12 @@ def test_the_simulation_is_one() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        # Of optimizers taken as they are from a package one is enough for every commit; ours have code of their own.
+        # One optimizer taken unchanged from a package is enough for every commit.
         pytest.param(name, marks=[pytest.mark.slow] if spec.source == "pytorch-optimizer" and name != "lion" else [])
         for name, spec in OPTIMIZERS.items()
     ],
 )
-def test_an_optimizer_trains_there_as_on_the_cpu(name: str, mnist: Dataset) -> None:
+def test_an_optimizer_trains_on_the_device_as_on_the_cpu(name: str, mnist: Dataset) -> None:
     suite = suite_of(name)
     for a, b in zip(trained(suite, mnist, "cpu"), trained(suite, mnist, DEVICE), strict=True):
         assert (trial_row(b).status, trial_row(b).error_message) == ("ok", None)
@@ -85,7 +85,7 @@ def test_an_optimizer_trains_there_as_on_the_cpu(name: str, mnist: Dataset) -> N
 
 @pytest.mark.usefixtures("_arguments_of_cuda")
 @pytest.mark.parametrize("name", ALL)
-def test_no_step_waits_for_the_device_or_takes_numbers_to_it(name: str, mnist: Dataset) -> None:
+def test_no_step_waits_for_the_device_or_transfers_to_it(name: str, mnist: Dataset) -> None:
     settings = dict(ALL[name])
     falling = RateCurve(RateSchedule(kind="cosine", warmup=0.2), 30)
     scheduled = (falling, None, dataclasses.replace(falling, before=3), falling)
@@ -109,10 +109,10 @@ def _without_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_without_float64")
 @pytest.mark.parametrize("name", ["sgd", "adamw", "power-sgd", "shampoo", "newton"])
 def test_a_device_without_float64_trains_and_is_measured(name: str, mnist: Dataset) -> None:
-    """Train as on Apple's GPUs, with the first command that an owner of one would run."""
+    """Train as on Apple's GPUs, which have no float64."""
     with pytest.raises(TypeError, match="has no"):
         torch.ones(2, device=DEVICE).double()
-    # By need a CPU would not refresh in the steps that a device does.
+    # With on-demand refreshes the CPU would refresh at other steps than a device.
     fixed: dict[str, Any] = {"precondition_frequency": 10}
     settings = {
         "shampoo": fixed,
@@ -142,7 +142,7 @@ def test_the_order_of_an_epoch_is_moved_to_the_device_without_waiting(mnist: Dat
 
 
 @pytest.mark.parametrize("name", sorted(shipped_suites().keys() - NEEDS_DATA))
-def test_a_shipped_suite_runs_there_as_on_the_cpu(
+def test_a_shipped_suite_runs_on_the_device_as_on_the_cpu(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("optbench.execution.session.Pool", PoolHere)
@@ -163,7 +163,7 @@ def test_a_shipped_suite_runs_there_as_on_the_cpu(
     for column in ("accuracy", "validation_accuracy"):
         examples = here["accuracy"]["examples"]
         apart = (there["accuracy"][column] - here["accuracy"][column]).abs() * examples
-        # Of text, where each example is many predictions, as large a share of them.
+        # For text, where an example has many predictions, the same share may differ.
         assert (apart < (examples / 200).clip(1) * (EXAMPLES + 0.5)).all()
     for table, column in (("metrics", "value"), ("spectra", "eigenvalue"), ("pruning", "accuracy")):
         assert there[table][column].isna().tolist() == here[table][column].isna().tolist()
@@ -175,10 +175,10 @@ def test_a_shipped_suite_runs_there_as_on_the_cpu(
 @pytest.mark.parametrize(
     ("model", "note"), [(own_models.VisionTransformer, None), (own_models.ResNet, "batch norm, dropout")]
 )
-def test_a_users_model_trains_there_as_on_the_cpu(
+def test_a_users_model_trains_on_the_device_as_on_the_cpu(
     model: type[torch.nn.Module], note: str | None, mnist: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Together where that is possible, else member by member, which is said."""
+    """Members train together if possible, otherwise one by one with a note."""
 
     def build(settings: object, inputs: InputSpec, outputs: int, seed: int = 0) -> object:
         with calling(seed):
@@ -196,13 +196,13 @@ def test_a_users_model_trains_there_as_on_the_cpu(
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_a_transformer_trains_there_as_on_the_cpu(dropout: float) -> None:
-    """Together, or with dropout member by member; scored together in bits per byte."""
+def test_a_transformer_trains_on_the_device_as_on_the_cpu(dropout: float) -> None:
+    """Members train together, or one by one with dropout, and are scored together in bits per byte."""
     suite = text_suite({"target": "adamw", "lr": [3e-3, 1e-2]}, {**GPT, "dropout": dropout}, early_stopping=False)
     here, there = (trained(suite, small_text(), place) for place in ("cpu", DEVICE))
     for a, b in zip(here, there, strict=True):
         assert (trial_row(b).status, trial_row(b).error_message) == ("ok", None)
         assert trial_row(b).gradients == ("member by member" if dropout else "torch.func")
         bits = [[row.bits_per_byte for row in one.rows if isinstance(row, AccuracyRow)] for one in (a, b)]
-        # What dropout draws differs between devices.
+        # Dropout masks differ between devices.
         assert bits[1] == pytest.approx(bits[0], abs=0.3 if dropout else 1e-3)

@@ -1,4 +1,4 @@
-"""A run of 30 tasks with online accuracies, made up from the trials' optimizers and seeds."""
+"""A run of 30 tasks with made-up online accuracies, computed from optimizer and seed."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ claims:
     expect: lower
 """
 SLOPES = {"sgd": 0.002, "adam": -0.006, "l2-init": -0.001, "fresh": 0.0}
-"""By optimizer, per task, from .7 on; other optimizers have none."""
+"""Slope per task by optimizer, starting at .7; other optimizers have no online accuracies."""
 
 
 def sequence(trial: Trial) -> NDArray[np.float64]:
-    """(T,) its online accuracies."""
+    """Return the online accuracies (T,) of a trial."""
     noise = np.random.default_rng([trial.seed, len(trial.optimizer)]).normal(0, 0.004, TASKS)
     found: NDArray[np.float64] = 0.7 + SLOPES.get(trial.optimizer, 0.0) * np.arange(TASKS) + noise
     return found
 
 
 def online_rows(accuracy: NDArray[np.float64]) -> list[Row]:
-    """A row for each task; NaN is null. What is dormant rises as the accuracy falls, and the rank falls."""
+    """Return a row for each task, with null for NaN; dormant units increase and the rank falls with the accuracy."""
     return [
         OnlineRow(
             task=i + 1,
@@ -83,7 +83,7 @@ def online_rows(accuracy: NDArray[np.float64]) -> list[Row]:
 def trial_rows(
     trial: Trial, status: str = "ok", learnt: Callable[[Trial], NDArray[np.float64]] = sequence
 ) -> list[Row]:
-    """Everything a trial leaves behind that scores each task and the next; one that diverged stops at task 12."""
+    """Return all rows of a trial that scores each task and the next; a diverged trial stops at task 12."""
     rows: list[Row] = [dataclasses.replace(trial_row(status), hyperparameters="{}")]
     for after in range(TASKS + 1):
         for task in scored_tasks("current", TASKS, after):
@@ -94,7 +94,7 @@ def trial_rows(
 
 
 def online_run(folder: Path, suite: str = SUITE, rows: Callable[[Trial], list[Row]] = trial_rows, **more: str) -> Path:
-    """A run directory in `folder/runs` as `optbench run` leaves it."""
+    """Write a run directory in `folder/runs` as `optbench run` does."""
     return write_run(folder, suite, rows, **more)
 
 

@@ -1,4 +1,4 @@
-"""A user's file: models that train by themselves, a dataset of sequences, and models with faults."""
+"""A user's file: models that work, a dataset of sequences, and models with faults."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Residual blocks with batch norm, dropout, and an initialisation of its own."""
+    """Residual blocks with batch norm, dropout and a custom initialisation."""
 
     def __init__(self, inputs: InputSpec, outputs: int, width: int = 4, depth: int = 1, dropout: float = 0.2) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class ResNet(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Two layers of attention over patches, with a class token and positions of its own and a constant mask."""
+    """Two layers of attention over patches, with a class token, learnt positions and a constant mask."""
 
     def __init__(self, inputs: InputSpec, outputs: int, width: int = 8, patch: int = 14, layers: int = 2) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class VisionTransformer(nn.Module):
 
 
 class NextToken(nn.Module):
-    """An embedding and one linear layer: (B, T) to (B, T, V)."""
+    """An embedding and a linear layer, from (B, T) to (B, T, V)."""
 
     def __init__(self, inputs: InputSpec, outputs: int, width: int = 6) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class NextToken(nn.Module):
 
 
 def cycles(vocabulary: int = 5, length: int = 7, train: int = 160, test: int = 60) -> Dataset:
-    """Sequences that count up from anywhere: the next token is the target of each position."""
+    """Return sequences that count up from a random start; every target is the next token."""
 
     def split(size: int) -> Split:
         start = torch.arange(size) % vocabulary
@@ -97,7 +97,7 @@ class Flat(nn.Module):
 
 
 class InPlace(Flat):
-    """Works on its inputs in place, and assigns its buffer in place of changing it."""
+    """Modifies its inputs in place, and assigns its buffer instead of modifying it."""
 
     def __init__(self, inputs: InputSpec, outputs: int) -> None:
         super().__init__(inputs, outputs)
@@ -145,7 +145,7 @@ class Frozen(Flat):
 
 
 class RaisesLater(Flat):
-    """Raises in one forward pass in training, where its counter says so: at its sixth."""
+    """Raises in training from the sixth forward pass on, if a weight is above one half."""
 
     def __init__(self, inputs: InputSpec, outputs: int) -> None:
         super().__init__(inputs, outputs)
@@ -160,7 +160,7 @@ class RaisesLater(Flat):
 
 
 class Counting(Flat):
-    """Counts its forward passes, in eval mode as well, and depends on their number."""
+    """Counts its forward passes, also in eval mode, and depends on their number."""
 
     def __init__(self, inputs: InputSpec, outputs: int) -> None:
         super().__init__(inputs, outputs)
@@ -172,7 +172,7 @@ class Counting(Flat):
 
 
 class Remembering(Flat):
-    """Count forward passes as `Counting` does, in an attribute that no check looks at."""
+    """Counts forward passes like `Counting`, in an attribute that no check inspects."""
 
     passes = 0
 
@@ -182,7 +182,7 @@ class Remembering(Flat):
 
 
 class Batched(Flat):
-    """Centres its inputs on the mean of the batch, in eval mode as well."""
+    """Centres its inputs on the mean of the batch, also in eval mode."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x - x.mean(0))

@@ -1,4 +1,4 @@
-"""Plain PyTorch training with what `protocol` calls a recipe: one trial, a loop, PyTorch's own pieces."""
+"""Plain PyTorch training with the recipe of a `protocol`: one trial, a loop, and PyTorch's own functions."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def train_plain(
     autocast: bool = False,
     after_step: Callable[[nn.Module], object] = lambda network: None,
 ) -> nn.Module:
-    """The network of one trial of the small suite after all epochs of all tasks, without early stopping.
+    """Train one trial of the small suite for all epochs of all tasks, without early stopping; return the network.
 
-    after_step: called with it after each step. Every evaluation of an optimizer's closure is clipped.
+    after_step: called with the network after each step. Gradients are clipped at every evaluation of a closure.
     """
     protocol = suite.experiments["small"].protocol
     family = TaskFamily(suite.experiments["small"].tasks, dataset, protocol, suite.seed, torch.device("cpu"))

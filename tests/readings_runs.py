@@ -1,4 +1,4 @@
-"""Runs of made-up numbers whose suite has a claim over readings."""
+"""Runs with made-up values whose suite has a claim over readings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ claims:
 """
 MATRIX = [[0.1, 0.1], [0.9, 0.1], [0.5, 0.9]]
 Value = Callable[[Trial, str, str], float | None]
-"""The value of a metric on `pooled` or `last` data in a trial."""
+"""A function of trial, metric and data (`pooled` or `last`) that gives the value of the metric."""
 
 
 def suite_text(
@@ -66,9 +66,9 @@ def made(
     start: Callable[[Trial], str] = lambda trial: str(trial.seed),
     **suite: str | int,
 ) -> Path:
-    """A run of `suite_text` with these values; `hoyer` is .4 in every trial.
+    """Write a run of `suite_text` with these values; `hoyer` is .4 in every trial.
 
-    measured: the names of the metrics to make values of, where they are not those that the suite lists.
+    measured: names of the metrics to make values for, if they are not those listed in the suite.
     """
     text = suite_text(metrics, **suite)  # type: ignore[arg-type]
     (folder / "read.yaml").write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""How the command line refuses bad input: one clear line, the right exit code, and nothing written anywhere."""
+"""Checks that the command line refuses bad input with one clear line and the right exit code, and writes nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PREFIX = "optbench: "
 
 
 def snapshot(tree: Path) -> dict[str, str]:
-    """Everything under `tree`: files by their content's hash, links by where they lead; links are not followed."""
+    """Return everything under `tree`: files with the hash of their content, links (not followed) with their target."""
     found: dict[str, str] = {}
     for folder, folders, files in os.walk(tree):
         for name in (*folders, *files):
@@ -30,9 +30,9 @@ def snapshot(tree: Path) -> dict[str, str]:
 
 
 def refusal(capsys: pytest.CaptureFixture[str], tree: Path, *words: object, code: int = 2, lines: int = 1) -> str:
-    """What `optbench <words>` says when it refuses: its lines without the prefix.
+    """Run `optbench <words>`, assert that it is refused, and return the lines of the error without the prefix.
 
-    tree: nothing in it changes. lines: at most so many.
+    tree: a folder in which nothing may change. lines: the largest number of lines.
     """
     before = snapshot(tree)
     capsys.readouterr()

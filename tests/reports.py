@@ -1,4 +1,4 @@
-"""Reports with every study in them, as the command line makes them."""
+"""Reports that include every study, as from the command line."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def figures(results: Sequence[Results]) -> list[drawings.Figure]:
 
 
 def on_axes(panel: Panel) -> Axes:
-    """The panel drawn, for looking at what is on its axes."""
+    """Draw a panel and return its axes for inspection."""
     with matplotlib.style.context(["default", STYLE]):
         axes = Canvas(figsize=(panel.width, panel.height)).add_subplot()
         panel.draw(axes)
@@ -40,7 +40,7 @@ def on_axes(panel: Panel) -> Axes:
 
 
 def seed_curves(axes: Axes) -> list[NDArray[np.float64]]:
-    """The points of every line of one seed, each (points, 2)."""
+    """Return the points (points, 2) of every line that shows one seed."""
     drawn = (one for one in axes.collections if isinstance(one, LineCollection) and one.get_label() == SEEDS)
     return [curve for collection in drawn for curve in collection.get_segments()]
 

@@ -1,4 +1,4 @@
-"""A small run directory with rows in every table, as somebody may send it; and ways to alter its files."""
+"""A small run directory with rows in every table, as received from someone else, and ways to alter its files."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ TUNED = (
 
 
 def sent_run(folder: Path, name: str = "sent", suite: str = SUITE) -> Path:
-    """The run directory `folder/runs/<name>`."""
+    """Write the run directory `folder/runs/<name>`."""
     results = made_run(folder, suite, name=name)
     if results.suite.experiments["early"].pairs is not None:
         sides = [[t for t in results.trials if t.optimizer == optimizer] for optimizer in ("adam", "sgd")]
@@ -77,7 +77,7 @@ def sent_run(folder: Path, name: str = "sent", suite: str = SUITE) -> Path:
 
 
 def copied(run: Path, to: Path) -> Path:
-    """A copy of the run in `to/runs`."""
+    """Copy the run to `to/runs`."""
     place = to / "runs" / run.name
     shutil.copytree(run, place)
     return place
@@ -91,7 +91,7 @@ def change_record(run: Path, change: Callable[[dict[str, Any]], object]) -> None
 
 
 def change_rows(run: Path, table: str, change: Callable[[list[dict[str, Any]]], object]) -> None:
-    """Rewrite a table with its rows changed in place, in the schema that it has."""
+    """Rewrite a table with rows modified in place by `change`, keeping its schema."""
     file = run / f"{table}.parquet"
     found = pq.read_table(file)
     rows = found.to_pylist()
@@ -105,19 +105,19 @@ def change_schema(run: Path, table: str, change: Callable[[pa.Table], pa.Table])
 
 
 def nullable(schema: pa.Schema) -> pa.Schema:
-    """The schema with nulls allowed everywhere, as any other program may write it."""
+    """Return the schema with nulls allowed everywhere, as another program may write it."""
     return pa.schema([field.with_nullable(True) for field in schema], metadata=schema.metadata)
 
 
 def swap(file: Path, old: str, new: str) -> None:
-    """The file with this text in the place of that, once."""
+    """Replace one occurrence of a text in a file."""
     text = file.read_text(encoding="utf-8")
     assert old in text, text
     file.write_text(text.replace(old, new, 1), encoding="utf-8")
 
 
 def commands(run: Path) -> dict[str, list[str]]:
-    """Commands that read a run, by a word for each."""
+    """Return the commands that read a run, by name."""
     other = ["--runs-dir", str(run.parent)]
     return {
         "report": ["report", str(run), "--format", "json"],

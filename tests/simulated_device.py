@@ -1,8 +1,8 @@
-"""A device simulated on the CPU: its tensors lie elsewhere as far as anybody can tell, and compute all the same.
+"""A device simulated on the CPU: its tensors appear to be on another device, while the CPU computes.
 
-As on a GPU, an operation on tensors of two devices raises, and what NumPy is given has to be fetched first; what waits
-for the device to know a number, and what goes to and fro, is counted. PyTorch has room for one such device in a process
-and remembers it, so what uses it runs in processes of its own (`test_simulated_device.py`).
+As on a GPU, an operation on tensors of two devices raises, and tensors must be moved to the CPU before they are passed
+to NumPy. Synchronising operations and transfers are counted. PyTorch allows one such device per process and keeps it,
+so code that uses it runs in separate processes (`test_simulated_device.py`).
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ NAME = "simulated"
 MOVES = ("aten._to_copy", "aten.copy_")
 ASKS = ("aten._local_scalar_dense", "aten.equal", "aten.nonzero", "aten.masked_select", "aten.is_nonzero")
 INDEXES = ("aten.index.", "aten.index_put", "aten._index_put")
-"""Operations that take places from the CPU, too."""
+"""Operations that also accept indices on the CPU."""
 
 asked: Counter[str] = Counter()
-"""How often each operation has waited for the device to know a number."""
+"""Number of times each operation synchronised with the device to read a value."""
 without: list[torch.dtype] = []
-"""Types that the device does not have."""
+"""Data types that the device does not support."""
 crossed: Counter[str] = Counter()
-"""How often numbers went `to` the device and `from` it."""
+"""Number of transfers `to` the device and `from` it."""
 
 
 def device() -> torch.device:
-    """The device, made at the first call."""
+    """Return the device, creating it at the first call."""
     if torch._C._get_privateuse1_backend_name() != NAME:
         _setup_privateuseone_for_python_backend(NAME)
     return torch.device(NAME, 0)
 
 
 class There(Tensor):
-    """A tensor on the device, whose numbers lie in `here`."""
+    """A tensor on the device, whose values are in the CPU tensor `here`."""
 
     here: Tensor
 
@@ -64,7 +64,7 @@ class There(Tensor):
 
 
 def do(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """One operation, some of whose tensors may be on the device, or whose result is to be."""
+    """Execute an operation with arguments or a result on the device."""
     name = str(func)
     tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     there = [t for t in tensors if isinstance(t, There)]
@@ -80,7 +80,7 @@ def do(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     elif there and name.startswith(INDEXES):
         crossed["to"] += any(not isinstance(t, There) for t in tensors)
     elif there:
-        # A single number of the host is an argument of a kernel.
+        # A scalar tensor on the CPU is allowed as an argument of a kernel.
         away = [t for t in tensors if not isinstance(t, There) and t.ndim]
         if away:
             raise RuntimeError(f"{name}: expected all tensors to be on the same device, but found {NAME} and cpu")
@@ -99,11 +99,11 @@ def do(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 class Simulated(TorchDispatchMode):
-    """Within it tensors can be made on the device."""
+    """A mode within which tensors can be created on the device."""
 
     def __enter__(self) -> Simulated:
         device()
-        # `torch.tensor` then makes its tensor on the CPU and moves it in sight of this mode.
+        # `torch.tensor` then creates its tensor on the CPU, and this mode sees the move to the device.
         torch._C._set_only_lift_cpu_tensors(True)
         return super().__enter__()
 

@@ -1,7 +1,7 @@
-"""A recorder for work on a CPU, with the nature of a CUDA graph: the same kernels on the same memory, and no Python.
+"""A recorder for work on a CPU that behaves like a CUDA graph: it replays the same kernels on the same memory.
 
-What Python decided, counted or looked up at the recording is frozen into it, as there; and work that asks a tensor for
-its value cannot be recorded, as there.
+As with CUDA graphs, values computed in Python during the recording are frozen into it, and work that reads the value of
+a tensor cannot be recorded.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ ASKING = (
 
 
 class Tape(TorchDispatchMode):
-    """Takes down every operation, with the very tensors that it was given and came to."""
+    """Record every operation with the tensor objects of its arguments and results."""
 
     made = 0
-    """Of all tapes, how many there are."""
+    """The number of tapes recorded so far."""
     played = 0
-    """Of all tapes, how often one was replayed."""
+    """The number of replays of all tapes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Tape(TorchDispatchMode):
         given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         results = [t for t in tree_leaves(found) if isinstance(t, Tensor)]
         fresh = [t for t in results if t.untyped_storage().data_ptr() not in given]
-        # Results in memory that was there are views of it, or were written to it.
+        # Results in existing memory are views of arguments or were written in place.
         self.operations.append((func, args, kwargs, results, bool(fresh)))
         return found
 
@@ -59,7 +59,7 @@ class Tape(TorchDispatchMode):
 
 
 def tape(work: Callable[[], object]) -> Callable[[], None]:
-    """A `Recorder`."""
+    """Record work on a tape; a `Recorder`."""
     recording = Tape()
     with recording:
         work()

@@ -11,7 +11,7 @@ import pytest
 import optbench
 
 
-def test_every_public_name_is_defined_once_and_found() -> None:
+def test_every_public_name_is_defined_once_and_can_be_imported() -> None:
     assert sorted(optbench.__all__) == sorted([*optbench._PUBLIC, "__version__"])
     for name, module in optbench._PUBLIC.items():
         assert getattr(optbench, name) is getattr(sys.modules[module], name)
@@ -19,12 +19,12 @@ def test_every_public_name_is_defined_once_and_found() -> None:
     assert optbench.__version__ == importlib.metadata.version("optbench")
 
 
-def test_an_unknown_name_is_an_attribute_error() -> None:
+def test_an_unknown_name_raises_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'trani'"):
         _ = optbench.trani  # type: ignore[attr-defined]
 
 
-def test_importing_the_package_imports_nothing_else() -> None:
+def test_importing_the_package_imports_no_submodules() -> None:
     code = "import sys; before = set(sys.modules); import optbench; print(*sorted(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert not [name for name in done.stdout.split() if name.startswith("optbench.")], done

@@ -1,4 +1,4 @@
-"""The benchmarks run; what they measure is for a quiet machine."""
+"""The benchmarks run; their measurements need an idle machine and are not checked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
 def printed(name: str, *words: str) -> str:
-    """What a benchmark prints."""
+    """Run a benchmark and return its output."""
     done = subprocess.run([sys.executable, BENCHMARKS / name, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -32,7 +32,7 @@ def printed(name: str, *words: str) -> str:
         ("on_device.py", ["--only", "hangs"], "--only hangs: expected one of machine, tests, "),
     ],
 )
-def test_wrong_values_are_one_line(name: str, words: list[str], said: str) -> None:
+def test_wrong_values_are_refused_in_one_line(name: str, words: list[str], said: str) -> None:
     done = subprocess.run([sys.executable, BENCHMARKS / name, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"{name}: error: {said}")
@@ -51,7 +51,7 @@ claims:
 """
 
 
-def test_verdicts_of_a_page_are_those_of_its_run(tmp_path: Path) -> None:
+def test_verdicts_of_a_page_agree_with_its_run(tmp_path: Path) -> None:
     def rows(trial: Trial) -> list[Row]:
         value = 0.5 + (0.1 + 0.01 * trial.seed) * (trial.optimizer == "sgd")
         return rows_of("ok", [[0.1, 0.1], [value, 0.1], [value, value]], {}, init_hash=str(trial.seed))
@@ -66,7 +66,7 @@ def test_verdicts_of_a_page_are_those_of_its_run(tmp_path: Path) -> None:
 
     assert (code("--check"), code(), code("--check")) == (1, 0, 0)
     text = page.read_text(encoding="utf-8")
-    # R[2,1] and R[2,2] are alike: differences of .1, .11, ... .15, of which six show what lies outside of all of them.
+    # R[2,1] and R[2,2] have the differences .1, .11, ... .15; six seeds of equal sign are enough for a verdict.
     assert "| SGD ends \\| higher. | supported | +0.125 [0.100, 0.150] |" in text
     assert "| SGD ends lower. | **contradicted** | +0.125 [0.100, 0.150] |" in text
     assert text.startswith("Before.\n<!-- verdicts kept -->\n\n| claim |")
@@ -91,20 +91,20 @@ def test_throughput_prints_a_row_for_each_way() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["cnn", "transformer", "unbiased-mlp", "batch-norm"])
-def test_throughput_of_other_models(model: str) -> None:
+def test_throughput_supports_other_models(model: str) -> None:
     words = ["--model", model, "--batch", "4", "--members", "4", "--rounds", "1", "--seconds", "0.01"]
     out = printed("throughput.py", *words, "--optimizers", "sgd")
     assert re.search(r"^sgd +4 .*\d\.\d\d \[", out, re.MULTILINE), out
 
 
 @pytest.mark.slow
-def test_a_profile_names_operations() -> None:
+def test_a_profile_lists_operations() -> None:
     out = printed("throughput.py", "--members", "2", "--optimizers", "sgd", "--profile")
     assert "aten::mm" in out
 
 
 @pytest.mark.slow
-def test_ways_to_roots_are_compared() -> None:
+def test_ways_to_compute_roots_are_compared() -> None:
     out = printed("roots.py", "--members", "1", "--sides", "10", "--rounds", "1")
     rows = [line.split() for line in out.splitlines() if line.strip().startswith("10 ")]
     assert [row[2] for row in rows] == ["eigh", "eigh", "newton", "newton", "qr"]
@@ -112,7 +112,7 @@ def test_ways_to_roots_are_compared() -> None:
 
 
 @pytest.mark.slow
-def test_a_suite_is_timed_with_its_memory() -> None:
+def test_time_and_memory_of_a_suite_are_measured() -> None:
     what = ["--experiment", "digit-pairs", "--optimizer", "sgd"]
     out = printed("suite.py", "smoke", "--seeds", "1", "--", *what)
     assert "1 ok" in out
@@ -125,7 +125,7 @@ def test_a_suite_is_timed_with_its_memory() -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_is_compared_with_its_trials_one_by_one() -> None:
+def test_a_sweep_is_compared_with_single_trials() -> None:
     out = printed("sweep.py", "--optimizers", "sgd", "--repeats", "1", "--steps", "2")
     rows = [line for line in out.splitlines() if line.startswith("sgd ")]
     assert len(rows) == 5
@@ -133,6 +133,6 @@ def test_a_sweep_is_compared_with_its_trials_one_by_one() -> None:
 
 
 @pytest.mark.slow
-def test_the_cost_of_readings_is_a_share_of_a_trial() -> None:
+def test_the_cost_of_readings_is_given_relative_to_a_trial() -> None:
     out = printed("ranks.py", "--rounds", "1", "--model", "mlp-50")
     assert re.search(r"^extra cost of the readings: -?\d+\.\d\d \[.*\]% of a trial$", out, re.MULTILINE), out

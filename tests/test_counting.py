@@ -1,4 +1,4 @@
-"""Numbers of things: one of them is in the singular, in everything that optbench says."""
+"""Counted nouns are singular for one, in all output of optbench."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ PACKAGE = Path(optbench.cli.__file__).parents[1]
         (200_000, "variant", "200000 variants"),
     ],
 )
-def test_a_number_and_its_noun(number: float, noun: str, said: str) -> None:
+def test_the_noun_agrees_with_its_number(number: float, noun: str, said: str) -> None:
     assert count(number, noun) == said
 
 
-def test_irregular_plurals_are_given() -> None:
+def test_irregular_plurals_can_be_given() -> None:
     assert count(1, "pair of solutions", "pairs of solutions") == "1 pair of solutions"
     assert count(2, "pair of solutions", "pairs of solutions") == "2 pairs of solutions"
 
@@ -67,7 +67,7 @@ def written(folder: Path, *, tasks: int = 1, other: str = "", stopping: str = "n
 
 
 @pytest.mark.usefixtures("_train_here")
-def test_a_run_of_one_says_one(
+def test_a_run_of_one_trial_uses_the_singular(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -111,8 +111,8 @@ def test_a_run_of_one_says_one(
     assert not re.search(r"(?<![\d.])[02-9] (trial|cohort|task|pair|seed|setting|epoch|control)\b", heard)
 
 
-def test_nothing_in_the_package_writes_a_plural_by_itself() -> None:
-    """No f-string has an ending that hangs on a number, or a number in front of a word that `count` should write."""
+def test_all_plurals_in_the_package_come_from_count() -> None:
+    """No f-string has a conditional plural ending, or a number in front of a noun that `count` should write."""
     by_hand = re.compile(r"\} (trials|cohorts|seeds|settings|controls|nulls|epochs)\b")
     found = []
     for file in PACKAGE.rglob("*.py"):

@@ -1,4 +1,4 @@
-"""Examples in docstrings do what they show."""
+"""Examples in docstrings give the output they show."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ experiments:
 
 @pytest.fixture
 def latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that `latest` finds, in which Adam forgets twice as much as SGD."""
+    """Write a run, found as `latest`, in which Adam forgets twice as much as SGD."""
 
     def rows(trial: Trial) -> list[Row]:
         kept = 0.8 if trial.optimizer == "sgd" else 0.7
@@ -47,7 +47,7 @@ def test_examples_are_where_users_look() -> None:
 
 @pytest.mark.usefixtures("latest")
 @pytest.mark.parametrize("name", MODULES)
-def test_examples_do_what_they_show(name: str) -> None:
+def test_examples_give_the_output_they_show(name: str) -> None:
     torch.manual_seed(0)
     found = doctest.testmod(importlib.import_module(name))
     assert found.attempted

@@ -1,4 +1,4 @@
-"""Documents cite what exists: files, headings, suites; and what is generated for the site describes everything."""
+"""Documents refer to existing files, headings and suites, and generated pages of the site are complete."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 MOST_LINES = 160
-"""Of the README."""
+"""The largest number of lines of the README."""
 
 
 def prose(page: Path) -> str:
-    """The text of a page without its blocks of code."""
+    """Return the text of a page without code blocks."""
     return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
 def anchors(page: Path) -> set[str]:
-    """The names under which the headings of a page can be linked."""
+    """Return the anchors of the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def links(page: Path) -> Iterator[tuple[Path, str]]:
-    """What a page links to in the repository: file and anchor."""
+    """Return the links of a page within the repository, as file and anchor."""
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         if not re.match(r"[a-z]+:", target):
             path, _, anchor = target.partition("#")
@@ -35,14 +35,14 @@ def links(page: Path) -> Iterator[tuple[Path, str]]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_existing_targets(page: Path) -> None:
     for path, anchor in links(page):
         assert path.exists(), f"{page.name} links to {path}"
         if anchor:
             assert anchor in anchors(path), f"{page.name} links to {path.name}#{anchor}"
 
 
-def test_every_page_is_reached_from_the_readme() -> None:
+def test_every_page_can_be_reached_from_the_readme() -> None:
     reached, new = set(), {PAGES[0]}
     while new:
         reached |= new
@@ -50,7 +50,7 @@ def test_every_page_is_reached_from_the_readme() -> None:
     assert reached == set(PAGES)
 
 
-def test_the_readme_is_short_and_begins_with_the_commands() -> None:
+def test_the_readme_is_short_and_starts_with_the_commands() -> None:
     lines = PAGES[0].read_text(encoding="utf-8").splitlines()
     assert len(lines) <= MOST_LINES
     commands = [i for i, line in enumerate(lines, 1) if line.startswith("python3 -m venv")]
@@ -59,7 +59,7 @@ def test_the_readme_is_short_and_begins_with_the_commands() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_suites_that_are_named_exist(page: Path) -> None:
+def test_suites_named_in_documents_exist(page: Path) -> None:
     shipped = {path.stem for path in (ROOT / "suites").glob("*.yaml")}
     named = re.findall(r"optbench (?:run|tune) ([a-z][a-z-]*)(?=[ `\n]|$)", page.read_text(encoding="utf-8"))
     assert set(named) - {"mine"} <= shipped
@@ -86,4 +86,4 @@ def test_formulas_of_the_catalog_are_rendered(monkeypatch: pytest.MonkeyPatch) -
     formulas.check_used()
     assert metrics.page(formulas.rendered).count("<math") > 60
     assert formulas.rendered("k / d, a < b").endswith("</math>, a &lt; b")
-    assert len(formulas.unlisted()) <= 3  # new ones that wait for their LaTeX
+    assert len(formulas.unlisted()) <= 3  # new formulas without LaTeX so far

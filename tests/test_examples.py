@@ -1,4 +1,4 @@
-"""What stands in `examples/` runs and shows what it says; what a page reads from a run's tables agrees."""
+"""The files in `examples/` run and show the stated results; readers of tables agree."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 @pytest.fixture
 def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The interpreter of the tests, with nothing of the user's own configuration."""
+    """Install a kernel with the interpreter of the tests, isolated from the user's configuration."""
     for variable in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
         monkeypatch.setenv(variable, os.fspath(tmp_path / variable))
     folder = tmp_path / "JUPYTER_DATA_DIR" / "kernels" / "here"
@@ -31,10 +31,10 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "here"
 
 
-def test_the_notebook_about_an_optimizer_of_ones_own(kernel: str, tmp_path: Path) -> None:
+def test_the_notebook_about_your_optimizer_runs(kernel: str, tmp_path: Path) -> None:
     notebook = nbformat.read(EXAMPLES / "your_optimizer.ipynb", as_version=4)
     nbformat.validate(notebook)
-    assert not any(cell.get("outputs") for cell in notebook.cells), "stored without outputs"
+    assert not any(cell.get("outputs") for cell in notebook.cells), "the notebook must be stored without outputs"
     resources = {"metadata": {"path": os.fspath(tmp_path)}}
     NotebookClient(notebook, timeout=600, kernel_name=kernel, resources=resources).execute()
     run, values, plot, verdicts = (cell.outputs[-1].data for cell in notebook.cells if cell.get("outputs"))
@@ -47,7 +47,7 @@ def test_the_notebook_about_an_optimizer_of_ones_own(kernel: str, tmp_path: Path
     assert not warned
 
 
-def test_moons_run_and_their_tables_are_read_alike_by_pandas_duckdb_and_polars(
+def test_moons_run_and_pandas_duckdb_and_polars_read_the_same_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -59,7 +59,7 @@ def test_moons_run_and_their_tables_are_read_alike_by_pandas_duckdb_and_polars(
     blocks = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     readers = {"pandas": blocks[0], "duckdb": blocks[1], "polars": blocks[2], "summary": blocks[3]}
     readers = {name: block for name, block in readers.items() if name == "summary" or importlib.util.find_spec(name)}
-    # In a process of its own, which the threads of these packages end with.
+    # In a separate process, which ends the threads of these packages.
     script = "".join(
         f"{block}\nprint(result.to_dict('records') if {name!r} != 'polars' else result.to_dicts())\n"
         for name, block in readers.items()

@@ -1,5 +1,4 @@
-"""Names of files made from users' words: injective, readable, short; and through the command line, where they once
-overwrote each other."""
+"""File names made from users' names are injective, readable and short, and files of a run never overwrite others."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from tests.conftest import run_file
 from tests.made_runs import SUITE, TASKS, made_run
 from tests.reports import figures
 
-# What names are made of, and what makes trouble in them: joints, case, separators, other alphabets.
+# Ordinary characters and problematic ones: separators, case, and other alphabets
 WORDS = st.text(st.sampled_from("ab01AB_.-+=,[]~@/\\: \nß中"), max_size=8) | st.text(max_size=200)
 TUPLES = st.lists(WORDS, min_size=1, max_size=6).map(tuple)
 NEAR = st.lists(
@@ -36,13 +35,13 @@ NEAR = st.lists(
 @example(("SGD",), ("sgd",), 2)
 @example(("x" * 200,), ("x" * 201,), 2)
 @example(("con",), ("CON",), 1)
-def test_different_words_have_different_names(a: tuple[str, ...], b: tuple[str, ...], underscores: int) -> None:
+def test_different_parts_have_different_names(a: tuple[str, ...], b: tuple[str, ...], underscores: int) -> None:
     one, other = file_name(a, underscores), file_name(b, underscores)
     assert (one.casefold() == other.casefold()) == (a == b)
 
 
 @given(TUPLES, st.integers(1, 2))
-def test_names_are_safe_everywhere(parts: tuple[str, ...], underscores: int) -> None:
+def test_names_are_valid_on_every_file_system(parts: tuple[str, ...], underscores: int) -> None:
     name = file_name(parts, underscores)
     assert 0 < len(name.encode()) <= LONGEST
     assert set(name) <= set(string.ascii_letters + string.digits + "_.-+=,[]" + MARK)
@@ -51,7 +50,7 @@ def test_names_are_safe_everywhere(parts: tuple[str, ...], underscores: int) -> 
 
 
 @given(st.lists(st.text(string.ascii_letters + string.digits, min_size=1, max_size=80), min_size=1, max_size=6))
-def test_every_part_is_recognised_in_the_name(parts: list[str]) -> None:
+def test_every_part_is_recognisable_in_the_name(parts: list[str]) -> None:
     shown = file_name(parts).split(MARK)[0].split("__")
     assert len(shown) == len(parts)
     assert all(part.startswith(short) and short for part, short in zip(parts, shown, strict=True))
@@ -71,12 +70,12 @@ def test_every_part_is_recognised_in_the_name(parts: list[str]) -> None:
         (("task-accuracy", "split_mnist", "mlp"), 1, "task-accuracy__split_mnist__mlp"),
     ],
 )
-def test_ordinary_names_are_the_words_themselves(parts: tuple[str, ...], underscores: int, name: str) -> None:
+def test_ordinary_names_are_unchanged(parts: tuple[str, ...], underscores: int, name: str) -> None:
     assert file_name(parts, underscores) == name
 
 
 @given(TUPLES, st.integers(20, 200))
-def test_labels_keep_within_their_room(parts: tuple[str, ...], longest: int) -> None:
+def test_labels_keep_within_their_length(parts: tuple[str, ...], longest: int) -> None:
     shown = label(parts, ".", longest)
     assert 0 < len(shown) <= max(longest, 1)
     assert shown[0] not in "-._"
@@ -89,7 +88,7 @@ def trial(experiment: str, model: str, optimizer: str, variant: str, seed: int) 
 
 @given(st.lists(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,79}", fullmatch=True), min_size=3, max_size=3))
 @example(["x" * 80, "y" * 80, "z" * 80])
-def test_a_cohort_of_long_names_has_a_name_that_file_systems_take(names: list[str]) -> None:
+def test_a_cohort_with_long_names_has_a_valid_file_name(names: list[str]) -> None:
     assert all(map(is_name, names))
     one = trial(names[0], names[1], names[2], "default", 0)
     cohort = Cohort(*names, (one,))
@@ -97,7 +96,7 @@ def test_a_cohort_of_long_names_has_a_name_that_file_systems_take(names: list[st
     assert cohort.id != Cohort(*names, (trial(*names, "default", 1),)).id  # type: ignore[call-arg]
 
 
-def test_a_file_whose_name_is_as_long_as_they_may_be_is_written(tmp_path: Path) -> None:
+def test_a_file_with_the_longest_possible_name_can_be_written(tmp_path: Path) -> None:
     file = tmp_path / ("x" * 251 + ".txt")
     write_text(file, "text")
     assert [(path, path.read_text()) for path in tmp_path.iterdir()] == [(file, "text")]
@@ -124,7 +123,7 @@ def test_no_trial_overwrites_the_weights_of_another(tmp_path: Path, capsys: pyte
     table = run.table("trials")
     places = table["checkpoint"].to_pylist()
     assert len({place.lower() for place in places}) == len(places) == 8
-    # No two trials end at the same weights, so each file holds its own trial's.
+    # All trials have different final weights, so each file must belong to its trial.
     weights = [b"".join(value.tobytes() for value in load_file(run.path / place).values()) for place in places]
     assert len(set(weights)) == 8
     for place, name in zip(places, table["trial"].to_pylist(), strict=True):
@@ -138,7 +137,7 @@ def trial_of(checkpoint: Path) -> str:
         return str(opened.metadata()["trial"])
 
 
-def test_figures_of_names_that_look_alike_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_with_similar_names_are_distinguished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = SUITE.replace("  permuted:\n", "  a_b:\n").replace(
         "{narrow: {kind: mlp, hidden: [10]}, wide:", "{c: {kind: mlp, hidden: [10]}, C:"
     )

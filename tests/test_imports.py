@@ -29,13 +29,13 @@ HEAVY = "{'torch', 'torchvision', 'matplotlib', 'scipy', 'pandas'}"
         "cli.exporting",
     ],
 )
-def test_importing_needs_no_torch(module: str) -> None:
+def test_importing_does_not_import_torch(module: str) -> None:
     code = f"import sys, optbench.{module}; found = {HEAVY} & sys.modules.keys(); sys.exit(', '.join(found) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_worker_imports_no_more_than_it_needs() -> None:
+def test_a_worker_imports_only_what_it_needs() -> None:
     code = """
 import sys, torch
 from optbench.data import load

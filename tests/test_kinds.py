@@ -79,21 +79,21 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 here = pytest.mark.usefixtures("_train_here")
-"""Trains in the process of the tests."""
+"""Train in the process of the tests."""
 
 
 # --- settings from a signature ---
 
 
 def of(function: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Registry:
-    """A registry of datasets whose kind `./x.py:made` is the function."""
+    """Return a registry of datasets in which the kind `./x.py:made` is the given function."""
     registry = Registry("dataset", (), {})
     monkeypatch.setattr("optbench.kinds.targets.load", lambda target: function)
     return registry
 
 
 class Plain:
-    """Settings as users annotate them."""
+    """A kind with settings annotated as by users."""
 
     def __init__(
         self,
@@ -107,19 +107,19 @@ class Plain:
     ) -> None: ...
 
 
-def test_defaults_are_written_out_where_they_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_defaults_are_written_out_if_possible(monkeypatch: pytest.MonkeyPatch) -> None:
     registry = of(Plain, monkeypatch)
     written = registry.complete("./x.py:made", {"depth": 3})
     assert written == {"depth": 3, "rate": 1, "form": "a", "pair": [1, 2.0], "free": None, "seed": None}
     assert registry.arguments("./x.py:made", written)["pair"] == (1, 2.0)
 
 
-def test_defaults_without_annotations_reach_the_function_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_defaults_without_annotations_are_passed_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     def made(sizes=(4, 5), table={1: 2}, corners=[(0, 1)]): ...  # type: ignore[no-untyped-def]  # noqa: B006
 
     registry = of(made, monkeypatch)
     written = registry.complete("./x.py:made", {})
-    assert written == {"sizes": [4, 5]}  # JSON has no numbers as keys, and no tuples within lists
+    assert written == {"sizes": [4, 5]}  # JSON has no numeric keys and no tuples within lists
     assert registry.arguments("./x.py:made", written) == {"sizes": (4, 5)}
     assert registry.arguments("./x.py:made", {"sizes": [6]}) == {"sizes": (6,)}
 
@@ -130,7 +130,7 @@ def test_defaults_without_annotations_reach_the_function_as_they_are(monkeypatch
     form=st.sampled_from(["a", "b"]),
     free=st.recursive(st.none() | st.booleans() | st.text(), lambda inner: st.lists(inner), max_leaves=4),
 )
-def test_what_is_written_means_the_same_again(depth: int, rate: float, form: str, free: object) -> None:
+def test_written_settings_have_the_same_meaning_when_read(depth: int, rate: float, form: str, free: object) -> None:
     with pytest.MonkeyPatch.context() as patch:
         registry = of(Plain, patch)
         given_settings = {"depth": depth, "rate": rate, "form": form, "free": free}
@@ -170,14 +170,14 @@ def no_settings_by_position(data: object, seed: int, count: int, /) -> None: ...
         (lambda data, seed, kind: None, "does not begin with '_', got 'kind'"),
     ],
 )
-def test_what_is_no_kind_says_why(function: Any, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_kind_is_refused_with_the_reason(function: Any, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("optbench.kinds.targets.load", lambda target: function)
     with pytest.raises(KindError, match=words):
         Registry("task sequence", ("data", "seed"), {}).settings("./x.py:made")
 
 
 @pytest.mark.parametrize("registry", [TASKS, MODELS], ids=lambda registry: registry.what)
-def test_our_own_kinds_keep_the_contract_of_users(registry: Registry) -> None:
+def test_shipped_kinds_satisfy_the_contract_of_users_kinds(registry: Registry) -> None:
     for name, target in registry.names.items():
         users = Registry(registry.what, registry.given, {})
         assert users.complete(target, {}) == registry.complete(name, {})
@@ -186,7 +186,7 @@ def test_our_own_kinds_keep_the_contract_of_users(registry: Registry) -> None:
 # --- through the command line ---
 
 
-def test_users_kinds_train_and_the_run_repeats_from_its_own_directory(
+def test_users_kinds_train_and_the_run_can_be_repeated_from_its_directory(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(["run", "suites/s.yaml", "--name", "a", *QUICK]) == 0
@@ -210,13 +210,13 @@ def test_users_kinds_train_and_the_run_repeats_from_its_own_directory(
 
 
 @here
-def test_a_dry_run_and_a_suite_say_what_was_meant(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_describes_users_kinds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "suites/s.yaml", "--dry-run"]) == 0
     assert "e: tasks of ./mine.py:moons, ./mine.py:Drift (degrees 30)" in capsys.readouterr().out
     assert main(["run", "suites/s.yaml", "--set", "experiments.e.dataset=./suites/mine.py:moons", "--dry-run"]) == 0
 
 
-# What is in the suite in place of what, and what the one line says.
+# Old text of the suite, new text, and part of the message
 WRONG: dict[str, tuple[str, str, str]] = {
     "unknown setting": ("noise: 0.2", "nois: 0.2", "s.yaml:6:38: experiments.e.dataset: unknown key 'nois'; did you"),
     "bound": ("noise: 0.2", "noise: -1", "s.yaml:6:45: experiments.e.dataset.noise: expected a number of at least 0"),
@@ -228,7 +228,7 @@ WRONG: dict[str, tuple[str, str, str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_setting_is_one_line_with_its_place(
+def test_a_wrong_setting_is_refused_in_one_line_with_its_place(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old, new, words = WRONG[name]
@@ -238,7 +238,7 @@ def test_a_wrong_setting_is_one_line_with_its_place(
     assert words in refusal(capsys, tmp_path, "run", "suites/s.yaml", *QUICK)
 
 
-# What is in the file in place of what, and what the one line says.
+# Old text of the file, new text, and part of the message
 BROKEN: dict[str, tuple[str, str, str]] = {
     "raises on import": ("import optbench\n", "import optbench\nraise KeyError('x')\n", "cannot import"),
     "no dataset": ("return optbench.Dataset(", "return tuple([", "expected an optbench.Dataset, got tuple"),
@@ -279,7 +279,7 @@ BROKEN: dict[str, tuple[str, str, str]] = {
 
 @here
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_kind_is_one_line_before_training(
+def test_a_broken_kind_is_refused_in_one_line_before_training(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old, new, words = BROKEN[name]
@@ -295,7 +295,7 @@ def test_a_broken_kind_is_one_line_before_training(
 
 
 @here
-def test_what_raises_only_in_a_later_task_fails_its_trials(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_task_sequence_that_raises_in_a_later_task_fails_its_trials(capsys: pytest.CaptureFixture[str]) -> None:
     late = "        if task == 1: raise LookupError('no more')\n        plain = self"
     Path("suites/mine.py").write_text(MINE.replace("        plain = self", late))
     assert main(["run", "suites/s.yaml", "--name", "a", *QUICK]) == 4
@@ -313,7 +313,7 @@ RAISES = """
 
 
 @here
-def test_a_changed_task_sequence_is_resumed_only_by_force_and_said_in_plain_sight(
+def test_a_run_with_a_changed_task_sequence_resumes_only_with_force_and_has_a_note(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "suites" / "mine.py"
@@ -353,7 +353,7 @@ class Inverted:
 '''
 
 
-def test_a_fourth_task_sequence_is_one_file_and_one_line(tmp_path: Path) -> None:
+def test_adding_a_task_sequence_takes_one_file_and_one_line(tmp_path: Path) -> None:
     package = tmp_path / "copy" / "optbench"
     shutil.copytree(Path(optbench.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
     (package / "tasks" / "inverted.py").write_text(FOURTH)

@@ -1,4 +1,4 @@
-"""The lower bounds in pyproject.toml are true: with the lowest version of everything, optbench does its work."""
+"""The lower bounds in pyproject.toml are valid: optbench works with the lowest version of every dependency."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = ("optimizers", "tune", "tensorboard")
-"""What users install and CI tests; `dev` is for those who change optbench."""
+"""Extras for users, which CI tests; `dev` is for developers."""
 BOUND = re.compile(r"([A-Za-z0-9_.-]+)>=([0-9.]+)")
 
 
 def lowest() -> Iterator[str]:
-    """Every requirement at its lower bound, as pip takes constraints."""
+    """Return every requirement at its lower bound, as constraints for pip."""
     for requirement in [*PROJECT["dependencies"], *(r for e in EXTRAS for r in PROJECT["optional-dependencies"][e])]:
         found = BOUND.fullmatch(requirement)
         assert found, f"{requirement}: needs a lower bound, and no other"
@@ -29,7 +29,7 @@ def lowest() -> Iterator[str]:
         yield f"{name}=={version}"
 
 
-def test_every_requirement_has_a_lower_bound_that_the_tested_versions_keep() -> None:
+def test_every_requirement_has_a_lower_bound_that_the_tested_versions_satisfy() -> None:
     def key(name: str) -> str:
         return re.sub(r"[-_.]+", "-", name).lower()
 
@@ -45,7 +45,7 @@ def test_every_requirement_has_a_lower_bound_that_the_tested_versions_keep() -> 
 
 @pytest.mark.slow
 def test_the_lowest_versions_run_the_smoke_suite(tmp_path: Path) -> None:
-    """Downloads gigabytes where torch of that version is not at hand; several minutes."""
+    """This downloads gigabytes if torch of that version is not cached, and takes several minutes."""
     constraints = tmp_path / "lowest.txt"
     constraints.write_text("\n".join(lowest()), encoding="utf-8")
     environment = tmp_path / "venv"
@@ -61,7 +61,7 @@ def test_the_lowest_versions_run_the_smoke_suite(tmp_path: Path) -> None:
         name, version = line.split("==")
         assert installed[name.lower()].startswith(version), line
 
-    # Whatever makes this process find modules must not be found by the other.
+    # The other process must not inherit the module search path of this one.
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     for words in (
         "run smoke --name low",

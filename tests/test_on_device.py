@@ -1,4 +1,4 @@
-"""`benchmarks/on_device.py`: what was measured is kept, whatever a step, the machine or a signal does."""
+"""`benchmarks/on_device.py` keeps its measurements despite failing steps, crashes and signals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REHEARSAL = ("--device", "cpu", "--rehearse")
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    """The script as a module, for what needs no process."""
+    """Import the script as a module, for tests that need no process."""
     return imported("on_device")
 
 
@@ -55,7 +55,7 @@ def read(file: Path) -> dict[str, Any]:
 def until(condition: Callable[[], Any], seconds: float = 20) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := condition()):
-        assert time.monotonic() < deadline, "it did not happen"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.02)
     return found
 
@@ -67,15 +67,15 @@ def is_alive(pid: int) -> bool:
 
 
 def hanging(out: Path) -> tuple[subprocess.Popen[str], list[int]]:
-    """The script after one step, with the next one hanging, and the ids of its two processes."""
+    """Start the script and wait until a step hangs; return the process and the ids of its two children."""
     process = started(*REHEARSAL, "--only", "fails", "--only", "hangs", "--out", out)
     pids = until(lambda: (out / "hangs.json").exists() and read(out / "hangs.json").get("values", {}).get("processes"))
     assert all(map(is_alive, pids))
     return process, pids
 
 
-def test_a_step_that_hangs_is_killed_with_its_child_and_the_next_one_runs(tmp_path: Path) -> None:
-    """Meanwhile every file that a reader finds is whole."""
+def test_a_hanging_step_is_killed_with_its_child_and_the_next_one_runs(tmp_path: Path) -> None:
+    """Files can be read completely at any time."""
     looks = 0
     process = started(*REHEARSAL, "--only", "hangs", "--only", "fails", "--out", tmp_path)
     while process.poll() is None:
@@ -94,12 +94,12 @@ def test_a_step_that_hangs_is_killed_with_its_child_and_the_next_one_runs(tmp_pa
     assert not any(map(is_alive, hung["values"]["processes"]))
     assert failed["status"] == "failed"
     assert failed["reason"].endswith("RuntimeError: this step fails on purpose")
-    assert failed["values"] == {"before": "kept"}, "what it had found before it raised"
+    assert failed["values"] == {"before": "kept"}, "results from before the error"
     assert hung == read(tmp_path / "hangs.json")
     table = (tmp_path / "table.md").read_text()
     assert "| hangs | killed |" in table
     assert table in out
-    assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")], "no file is half written"
+    assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")], "no partial file is left"
 
 
 def test_results_survive_the_death_of_the_script_and_its_children_do_not(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_results_survive_the_death_of_the_script_and_its_children_do_not(tmp_pat
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_in_good_order(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_ends_the_script_cleanly(tmp_path: Path, number: signal.Signals) -> None:
     process, pids = hanging(tmp_path)
     process.send_signal(number)
     _, err = process.communicate(timeout=20)
@@ -128,7 +128,7 @@ def test_a_signal_ends_it_in_good_order(tmp_path: Path, number: signal.Signals) 
     assert statuses == {"fails": "failed", "hangs": "interrupted"}
 
 
-def test_a_terminal_that_goes_away_ends_nothing(tmp_path: Path) -> None:
+def test_closing_the_terminal_does_not_end_the_script(tmp_path: Path) -> None:
     with started(*REHEARSAL, "--only", "fails", "--out", tmp_path) as process:
         assert process.stdout
         process.stdout.close()
@@ -136,7 +136,7 @@ def test_a_terminal_that_goes_away_ends_nothing(tmp_path: Path) -> None:
     assert read(tmp_path / "summary.json")["finished"]
 
 
-def test_a_step_is_not_begun_when_the_budget_is_spent(tmp_path: Path) -> None:
+def test_a_step_is_not_started_when_the_budget_is_spent(tmp_path: Path) -> None:
     process = started("--device", "cpu", "--only", "roots", "--budget", "4", "--out", tmp_path)
     process.communicate()
     assert process.returncode == 1
@@ -144,7 +144,7 @@ def test_a_step_is_not_begun_when_the_budget_is_spent(tmp_path: Path) -> None:
     assert (found["status"], found["reason"]) == ("not run", "the budget of 4 s is spent")
 
 
-def test_a_step_measured_again_leaves_the_others_in_the_summary(tmp_path: Path) -> None:
+def test_measuring_a_step_again_keeps_the_others_in_the_summary(tmp_path: Path) -> None:
     started(*REHEARSAL, "--only", "fails", "--out", tmp_path).communicate()
     started(*REHEARSAL, "--only", "roots", "--budget", "4", "--out", tmp_path).communicate()
     steps = read(tmp_path / "summary.json")["steps"]
@@ -196,7 +196,7 @@ def test_aims_are_judged(script: Any, values: dict[str, float], on_cuda: bool, v
         (["--only", "hangs"], "--only hangs: expected one of machine"),
     ],
 )
-def test_usage(words: list[str], message: str) -> None:
+def test_wrong_options_are_refused(words: list[str], message: str) -> None:
     process = started(*words)
     _, err = process.communicate()
     assert process.returncode == 2
@@ -204,7 +204,7 @@ def test_usage(words: list[str], message: str) -> None:
     assert "Traceback" not in err
 
 
-def test_results_of_another_device_are_not_mixed(tmp_path: Path) -> None:
+def test_results_of_different_devices_are_not_mixed(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps({"device": "cuda", "rehearsal": False}))
     process = started(*REHEARSAL, "--only", "fails", "--out", tmp_path)
     _, err = process.communicate()
@@ -212,7 +212,7 @@ def test_results_of_another_device_are_not_mixed(tmp_path: Path) -> None:
     assert err == f"on_device.py: --out {tmp_path}: expected a new folder, got one with results of --device cuda\n"
 
 
-def test_a_file_is_the_old_or_the_new_one_whenever_its_writer_is_killed(tmp_path: Path) -> None:
+def test_a_file_is_either_old_or_new_when_its_writer_is_killed(tmp_path: Path) -> None:
     file = tmp_path / "it.json"
     loop = (
         f"import sys, itertools; sys.path.insert(0, {str(BENCHMARKS)!r})\n"
@@ -231,7 +231,7 @@ def test_a_file_is_the_old_or_the_new_one_whenever_its_writer_is_killed(tmp_path
 
 
 class Scripted:
-    """In the place of throughput's crew on a CUDA device: ways that take what is written here, in seconds a step."""
+    """A replacement for the crew of throughput.py on a CUDA device, with fixed times in seconds per step."""
 
     device, processes = "cuda", 1
     seconds: ClassVar = {"engine": 0.001, "loop": 0.004, "floor, batched": 0.0002, "copy": 0.01}
@@ -253,14 +253,14 @@ class Scripted:
         return SimpleNamespace(build=build, answers=answers, time=lambda steps, deadline: steps * self.seconds[name])
 
 
-def test_speeds_on_a_device_are_those_of_its_parts(speed: Any) -> None:
+def test_speeds_on_a_device_agree_with_those_of_its_parts(speed: Any) -> None:
     crew = Scripted(speed)
     found = speed.measured(crew, "adamw", 100, rounds=3, seconds=0.1)
     assert crew.built == {"engine": [100], "loop": [4], "floor, batched": [100], "copy": [100]}
     assert found.missing == {}
     assert found.peak == 7
     weights = 784 * 100 + 100 + 100 * 10 + 10
-    moved = 4 * weights * (3 + 2 * 2) * 100  # weights and two moments read and written, gradients read
+    moved = 4 * weights * (3 + 2 * 2) * 100  # weights and two moments are read and written, gradients are read
     bandwidth = 2 * 4 * speed.COPIED / 0.01
     assert found.speeds["engine"] == pytest.approx([100 / 0.001] * 3)
     assert found.speeds["loop"] == pytest.approx([4 / 0.004] * 3)
@@ -268,7 +268,7 @@ def test_speeds_on_a_device_are_those_of_its_parts(speed: Any) -> None:
     assert found.ratios("loop") == pytest.approx([100.0] * 3)
 
 
-def test_a_way_that_raises_is_named_and_the_others_are_measured(speed: Any) -> None:
+def test_a_way_that_raises_is_reported_and_the_others_are_measured(speed: Any) -> None:
     found = speed.measured(Scripted(speed, "loop"), "sgd", 10, rounds=2, seconds=0.1)
     assert found.missing == {"loop": "RuntimeError: it raised"}
     assert found.ratios("loop") == []
@@ -278,7 +278,7 @@ def test_a_way_that_raises_is_named_and_the_others_are_measured(speed: Any) -> N
     assert nothing.speeds == {}
 
 
-def test_where_no_round_fits_the_first_steps_stand_in(speed: Any) -> None:
+def test_the_first_steps_are_used_if_no_round_fits(speed: Any) -> None:
     found = speed.measured(Scripted(speed), "sgd", 10, rounds=3, seconds=0.1, deadline=time.perf_counter())
     assert found.speeds["engine"] == pytest.approx([10 / 0.001])
 
@@ -300,7 +300,7 @@ def test_a_rehearsal_runs_every_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_suite_that_is_cut_off_says_how_far_it_came(tmp_path: Path) -> None:
+def test_a_suite_that_is_cut_off_reports_its_progress(tmp_path: Path) -> None:
     process = started(*REHEARSAL, "--only", "continual", "--budget", "16", "--out", tmp_path)
     process.communicate()
     assert process.returncode == 1

@@ -1,4 +1,4 @@
-"""What is installed: every package of the tree, and what lies in it besides code."""
+"""Every package of the source tree is installed, with its data files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_every_package_of_the_tree_is_installed() -> None:
-    # Listed by hand, since setuptools cannot both search the tree and take `optbench.suites` from the top of it.
+    # Packages are listed by hand, since setuptools cannot both search the tree and map `optbench.suites` to `suites/`.
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     folders = {file.parent for file in (ROOT / "optbench").rglob("*.py")}
     found = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
@@ -23,8 +23,8 @@ def test_every_package_of_the_tree_is_installed() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
-def test_what_is_built_runs_the_smoke_suite_in_a_clean_environment(kind: str, tmp_path: Path) -> None:
-    """Installs torch anew; minutes."""
+def test_the_built_package_runs_the_smoke_suite_in_a_clean_environment(kind: str, tmp_path: Path) -> None:
+    """This installs torch again and takes minutes."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
     def done(*words: str | Path) -> str:

@@ -1,4 +1,4 @@
-"""Small texts: sequences of tokens whose next token can be learnt, with the bytes that tokens stand for; a suite."""
+"""A small text whose next token can be learnt, with the number of bytes of every token, and a suite for it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROTOCOL: dict[str, Any] = {
 
 
 class Renamed:
-    """The text as it is, then with its tokens renamed, k to 2k, and so on."""
+    """A task sequence: the original text, then with token k renamed to 2k, and so on."""
 
     def __init__(self, data: Parts, seed: int, count: int = 2) -> None:
         self._data = data
@@ -37,7 +37,7 @@ class Renamed:
 
 
 def small_text(train: int = 96, test: int = 24, length: int = 12, vocabulary: int = VOCABULARY) -> Dataset:
-    """Windows of a walk around a circle of tokens, in steps of 1 or 2; every third token stands for two bytes."""
+    """Return windows of a walk around a circle of tokens in steps of 1 or 2; every third token has two bytes."""
     draws = torch.Generator().manual_seed(5)
 
     def split(size: int) -> Split:
@@ -53,6 +53,6 @@ def small_text(train: int = 96, test: int = 24, length: int = 12, vocabulary: in
 def text_suite(
     optimizer: dict[str, Any], model: dict[str, Any] = GPT, metrics: list[str] | None = None, **protocol: Any
 ) -> Suite:
-    """Two seeds of a small transformer on two tasks: the text as it is, and with its tokens renamed."""
+    """Return a suite of two seeds of a small transformer on two tasks: the text, and the text with renamed tokens."""
     settings = {"tasks": TASKS, "model": model, "metrics": metrics, "seeds": 2, **PROTOCOL, **protocol}
     return small_suite({"opt": optimizer}, **settings)

@@ -1,4 +1,4 @@
-"""A small trained run with trials that end in every way, and metrics and an optimizer of a user's: what is exported."""
+"""A small trained run for exports, with trials of every status and a user's metrics and optimizer."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ experiments:
 
 
 def tracked_run(folder: Path) -> Path:
-    """The run directory `folder/tracked`."""
+    """Train and return the run directory `folder/tracked`."""
     (folder / "mine.py").write_text(MINE, encoding="utf-8")
     (folder / "tracked.yaml").write_text(SUITE, encoding="utf-8")
     words = ["run", str(folder / "tracked.yaml"), "--runs-dir", str(folder), "--name", "tracked", "--device", "cpu"]
-    assert main([*words, "--quiet"]) == 3  # some trials failed
+    assert main([*words, "--quiet"]) == 3  # exit code 3: some trials failed
     return folder / "tracked"
 
 
 def trials(run: Path) -> pd.DataFrame:
-    """The table `trials` without controls, by id."""
+    """Return the table `trials` without controls, indexed by id."""
     table = pd.read_parquet(run / "trials.parquet")
     return table[table.stage != "control"].set_index("trial")
 
 
 def logged_series(run: Path, trial: str) -> dict[str, list[tuple[int, float]]]:
-    """Name -> places and values of a trial, read off its tables with pandas alone."""
+    """Map each name to the positions and values of a trial, read from its tables with pandas."""
     found: dict[str, list[tuple[int, float]]] = {}
 
     def put(name: str, at: int, value: float | None) -> None:
@@ -82,5 +82,5 @@ def logged_series(run: Path, trial: str) -> dict[str, list[tuple[int, float]]]:
 
 
 def single(value: float) -> float:
-    """The nearest float32, as a Python number."""
+    """Return the nearest float32 as a Python float."""
     return float(np.float32(value))

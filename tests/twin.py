@@ -1,4 +1,4 @@
-"""The slow, obvious twin of the engine: plain PyTorch, one trial, a loop. What the engine does must agree with it."""
+"""The slow twin of the engine: a plain PyTorch loop for one trial, with which the engine must agree."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def train_twin(
     before: Callable[[int, int], object] = lambda task, step: None,
     batch: Callable[[BatchStream, int], Tensor] = lambda stream, step: stream.examples.inputs[stream.indices(step)],
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], list[list[float]]]:
-    """Initial weights, final weights and accuracy matrix (T+1, T) of one trial of the small suite.
+    """Train one trial of the small suite; return initial weights, final weights and accuracy matrix (T+1, T).
 
-    module: of a user's, with its initial weights. before: called with task and step before each training step. batch:
-    the stored inputs (B, ...) of a step.
+    module: a user's model with its initial weights. before: called with task and step before each training step.
+    batch: returns the stored inputs (B, ...) of a step.
     """
     experiment = suite.experiments["small"]
     protocol = experiment.protocol
@@ -57,7 +57,7 @@ def train_twin(
         if hasattr(optimizer, "begin_task"):
             optimizer.begin_task()
         train, target = sequence.train(task), protocol.early_stopping.target if protocol.early_stopping else None
-        scored = sequence.validation(task) if target is None else train  # all of them, of fewer than 5,000
+        scored = sequence.validation(task) if target is None else train  # all, if fewer than 5,000
         stream = BatchStream(train, protocol.batch_size, suite.seed, seed, task, augment=protocol.augment)
         best, kept, waited = float("inf"), network.state_dict(), 0
         interval = round(protocol.evaluate_every * stream.steps_per_epoch)

@@ -1,4 +1,4 @@
-"""Run directories made of chosen numbers, through the writer that `optbench run` uses."""
+"""Run directories with chosen values, written by the writer of `optbench run`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from optbench.suite import dump_suite, load_suite, suite_hash
 
 PROVENANCE = {"device": "cpu", "torch": "2.13.0", "optbench": "0.1.0", "python": "3.11", "cpu": "made", "cores": 2}
 
-# A worked example: average accuracy .7, forgetting .275, learning accuracy .8667.
+# A worked example with average accuracy .7, forgetting .275 and learning accuracy .8667
 EXAMPLE = [[0.1, 0.1, 0.1], [0.9, 0.1, 0.2], [0.95, 0.8, 0.3], [0.5, 0.7, 0.9]]
 METRICS = {"effective_rank": 20.0, "class_cosine_mean": 0.3, "hoyer": 0.4, "near_zero_share": 0.01}
 
@@ -46,7 +46,7 @@ def rows_of(
     metrics: Mapping[str, float | None] = METRICS,
     init_hash: str = "0",
 ) -> list[Row]:
-    """Everything a trial leaves behind; a failed one only its row."""
+    """Return all rows of a trial; a failed one has only its row in `trials`."""
     rows: list[Row] = [trial_row(status, "a shape is wrong" if status == "failed" else None, init_hash)]
     if status == "failed":
         return rows
@@ -57,7 +57,7 @@ def rows_of(
     for name, value in metrics.items():
         layer = None if name in ("hoyer", "near_zero_share") else "features"
         rows.append(MetricRow(tasks, None, layer, name, value, None if value is not None else "undefined"))
-        # What a report must not take instead: another layer, another task, an earlier time.
+        # Rows that a report must not use: of another layer, another task, or an earlier time.
         rows.append(MetricRow(tasks, None, "hidden.0.weight", name, -77.0, None))
         rows.append(MetricRow(tasks, 1, layer, name, -77.0, None))
         rows.append(MetricRow(1, None, layer, name, -77.0, None))
@@ -77,7 +77,7 @@ def write_run(
     status: str = "complete",
     **record: Any,
 ) -> Path:
-    """A run directory `folder/runs/<name>` as `optbench run` leaves it. A trial without rows was never finished."""
+    """Write a run directory `folder/runs/<name>` as `optbench run` does. A trial without rows is unfinished."""
     folder.mkdir(parents=True, exist_ok=True)
     source = folder / f"{name}.yaml"
     source.write_text(suite, encoding="utf-8")

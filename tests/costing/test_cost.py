@@ -21,7 +21,7 @@ from optbench.costing.session import CostPlan, ask
 from optbench.report.formats import FORMATS, render_text
 
 FACTOR = 1.6
-"""What is estimated lies above what is measured, and not above this many times it."""
+"""An estimate is at least the measured value and at most this many times it."""
 MINE = """
 import torch
 from torch.profiler import record_function

@@ -50,7 +50,7 @@ ON_BOTH = [pytest.param("cpu"), pytest.param("cuda", marks=CUDA)]
 TYPICAL = (*ONE_OF_EACH_LANE, "shampoo")
 SMALL = {"train_examples": 200, "test_examples": 200, "validation_examples": 50, "max_epochs": 1}
 TOLERANCE = 0.03
-"""Of accuracies on 200 test examples, against the CPU's: six of them; sums are ordered otherwise there."""
+"""Tolerance of accuracies on 200 test examples: six may differ from the CPU, since sums have another order."""
 
 
 def on_both(rank: Callable[[str], int | None]) -> list[Any]:

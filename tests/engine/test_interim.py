@@ -61,7 +61,7 @@ BASES: dict[str, dict[str, Any]] = {
 
 
 STARTED_OVER = {"scalable-shampoo"}
-"""Whose state holds objects of its package, which is no state to be saved: such trials are trained from their start."""
+"""Optimizers whose state has objects of their package, which are not saved, so that their trials restart."""
 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS.keys() - STARTED_OVER))

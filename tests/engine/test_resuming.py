@@ -49,7 +49,7 @@ KEYS = {
     "the parameter, in the module": ("...", "buffers, key = MODULE, p"),
     "a counter of the class": ("...", "type(self).taken += 1; buffers, key = self.state[p], 'm'"),
 }
-"""Where momentum is kept: what the constructor does for it, and where `update` finds it."""
+"""Places to keep momentum: the code in the constructor, and the code in `update` that finds it."""
 
 
 def source() -> str:

@@ -373,7 +373,7 @@ def weights_of(result: TrialResult) -> Mapping[str, torch.Tensor]:
 
 
 WHERE = {"constructor": 0, "train": 0, "task 1": 0, "task 2": 30, "eval": 25}
-"""Where it raises, and how many steps it has taken by then: evaluations are due every half epoch, 12.5 steps."""
+"""Where the optimizer raises, and the steps taken by then; evaluations are every half epoch, 12.5 steps."""
 
 
 @pytest.mark.parametrize("where", WHERE)

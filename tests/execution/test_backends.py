@@ -27,7 +27,7 @@ from tests.conftest import small_suite
 
 SUITE = small_suite({f"sgd-{i}": {"target": "sgd", "lr": 0.1, "momentum": 0.1 * i} for i in range(6)}, seeds=2)
 DONE = "done"
-"""In a script: the unit that the worker has is finished."""
+"""In a script: the unit of the worker is finished."""
 GONE = Lost("its node has died")
 
 

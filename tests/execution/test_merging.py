@@ -73,7 +73,7 @@ ALTERED = {
     "edited": ("run.json", r'"source_hash": "\w+"', '"source_hash": "0"'),
     "newer": ("run.json", r'"torch": "[^"]+",\n    "cpu"', '"torch": "9.9",\n    "cpu"'),
 }
-"""By name, in what file a copy of the run `odd` says something else."""
+"""Changes to copies of the run `odd`, by name: file, pattern and replacement."""
 
 
 def altered(folder: Path, name: str) -> None:

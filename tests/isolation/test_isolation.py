@@ -134,7 +134,7 @@ SOME_HARDWARE = (
     "blas_preferred_backend",
     "cpu_allow_fp16_reduced_precision_reduction",
 )
-"""Cannot be changed everywhere."""
+"""Settings that cannot be changed on every machine."""
 PLACES = ("import", "constructor", "begin_task", "train", "closure", "step")
 
 FILE = """

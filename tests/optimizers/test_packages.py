@@ -95,7 +95,7 @@ IN_A_LOOP = {
     "badam": lambda network, made: made(network.named_parameters()),
     "mechanic": lambda network, made: made(network.parameters()),
 }
-"""Those that a loop of `zero_grad`, `backward` and `step` trains."""
+"""Optimizers that can be trained in a loop of `zero_grad`, `backward` and `step`."""
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ PURE: dict[str, dict[str, Any]] = {
     "soap": {"target": "soap", "lr": 3e-3, "max_precondition_dim": 128},
 }
 STEPS: dict[str, Any] = {"max_epochs": 1, "evaluate_every": 0.25, "early_stopping": None}
-"""25 steps of each of two tasks."""
+"""A protocol of 25 steps on each of two tasks."""
 
 
 def solutions(optimizers: dict[str, dict[str, Any]], mnist: Dataset) -> dict[str, TrialResult]:

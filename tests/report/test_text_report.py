@@ -56,7 +56,7 @@ SWITCHED = SUITE.partition("claims:")[0].replace(
   noisy: {target: gradient-noise, base: {target: sgd, lr: 0.1}, steps: [1, 2]}""",
 )
 FORGOTTEN = {"sgd": 0.5, "adam": 0.3, "to-adam": 0.4, "noisy": 0.5}
-"""Bits per byte."""
+"""Values in bits per byte."""
 
 
 def rows(trial: Trial) -> list[Row]:

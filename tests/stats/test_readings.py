@@ -18,7 +18,7 @@ from tests.written_runs import results_of, rows_of, write_run
 
 METRICS = ("effective_rank", "stable_rank", "pca99", "srank", "participation_ratio")
 APART = {"effective_rank": -3.0, "stable_rank": 2.0, "pca99": 0.0, "srank": -0.2, "participation_ratio": 4.0}
-"""a minus b, in units of the spread over seeds, which is 1."""
+"""The difference a - b, in units of the spread over seeds, which is 1."""
 
 
 def noise(trial: Trial, metric: str) -> float:

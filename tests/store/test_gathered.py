@@ -1,4 +1,4 @@
-"""The results of a run in memory: adding cohorts agrees with a slow reference and touches no earlier row."""
+"""Results of a run in memory: adding cohorts agrees with a slow reference and does not copy earlier rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from optbench.store.tables import ALL_TABLES, AccuracyRow, Row, TrialRow, arrow_
 EMPTY = {name: arrow_table(row_type, []) for name, row_type in ALL_TABLES.items()}
 STATUSES = ("ok", "diverged", "failed")
 Cohort = list[tuple[int, str, int]]
-"""Number, status and rows in `accuracy` of each trial."""
+"""Number, status and number of rows in `accuracy` of each trial."""
 
 
 def trial(number: int) -> Trial:
@@ -21,7 +21,7 @@ def trial(number: int) -> Trial:
 
 
 def tables(cohort: Cohort, round_: int) -> dict[str, pa.Table]:
-    """The tables of a cohort. round_: a value that tells its rows from earlier ones of the same trials."""
+    """Return the tables of a cohort. round_: distinguishes its rows from earlier ones of the same trials."""
     rows: dict[str, list[tuple[Trial, Row]]] = {name: [] for name in ALL_TABLES}
     for number, status, scores in cohort:
         ending = TrialRow(status, None, None, 1, 1, 1, "cpu", "{}", "0", 0, 0, 0, f"{number}.{round_}", 0, None)
@@ -31,7 +31,7 @@ def tables(cohort: Cohort, round_: int) -> dict[str, pa.Table]:
 
 
 def slowly(before: dict[str, pa.Table], found: dict[str, pa.Table]) -> dict[str, pa.Table]:
-    """What adding a cohort means, row by row."""
+    """Add a cohort row by row, as a slow reference."""
     again = set(found["trials"]["trial"].to_pylist())
     return {
         name: pa.Table.from_pylist(
@@ -61,7 +61,7 @@ def test_adding_cohorts_replaces_their_trials_and_keeps_all_other_rows_in_order(
     for i, (found, is_read) in enumerate(cohorts):
         expected = slowly(expected, tables(found, i))
         gathered.add(tables(found, i))
-        if is_read:  # reading in between joins what was added
+        if is_read:  # reading in between joins the added rows
             assert gathered.table("accuracy").to_pylist() == expected["accuracy"].to_pylist()
     for name, table in expected.items():
         assert gathered.table(name).to_pylist() == table.to_pylist()
@@ -72,7 +72,7 @@ def test_adding_cohorts_replaces_their_trials_and_keeps_all_other_rows_in_order(
         assert gathered.is_done(f"t{number}") == (endings.get(f"t{number}", ("failed",))[0] != "failed")
 
 
-def test_adding_a_cohort_of_new_trials_touches_no_row_of_earlier_ones() -> None:
+def test_adding_a_cohort_of_new_trials_does_not_copy_earlier_rows() -> None:
     gathered = Gathered(tables([(0, "ok", 2)], 0))
     before = {name: gathered.table(name) for name in ALL_TABLES}
     for number in range(1, 20):

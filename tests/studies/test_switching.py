@@ -57,7 +57,7 @@ experiments:
 WOBBLE = (0.0, 0.01, -0.01, 0.02, -0.02, 0.03)
 RANKS = {"sgd": 30.0, "adam": 20.0}
 Outcome = Callable[[Trial], tuple[float, float, str]]
-"""Accuracy at the end, effective rank, status."""
+"""A function of a trial that gives final accuracy, effective rank and status."""
 
 
 def k_of(trial: Trial) -> int | None:

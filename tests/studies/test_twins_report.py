@@ -138,7 +138,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"target": "sgd", "lr": 0.1},
     "power": {"target": "powerpropagation", "alpha": 2.0, "base": {"target": "sgd", "lr": 0.1}},
 }
-"""One for each of two lanes."""
+"""One optimizer for each of two lanes."""
 
 
 def recorded(result: TrialResult) -> dict[Moment, np.ndarray]:

@@ -144,11 +144,11 @@ FEW = {
     "followups": ("adamw", "muon"),
     "fingerprint": ("adamw", "power-sgd"),
 }
-"""Optimizers that stand for all of a suite, most of which others have, too."""
+"""Optimizers that represent a suite; most of its optimizers are also in other suites."""
 ALIKE = ("collapse", "imbalance", "shortcuts")
-"""Suites that differ from `followups` in their data and metrics alone, which have tests of their own."""
+"""Suites that differ from `followups` only in data and metrics, which are tested separately."""
 AGAIN = ("basins", "smoke", "text")
-"""Suites that are trained again from their run: of switches, pairs and controls, of images, of text."""
+"""Suites that are repeated from their run: switches, pairs and controls; images; text."""
 TITLES = {
     "sparsity": ["weights kept", "Twins"],
     "basins": ["Switching optimizers", "One solution against another"],
