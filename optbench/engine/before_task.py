@@ -30,7 +30,7 @@ class BeforeTask:
     dead: float | None
     """Share of the features that are exactly zero on every example (`sparsity.dead_share`)."""
     dormant: float | None
-    """`sparsity.dormant` at `TAU`."""
+    """Share of dormant units at threshold `TAU` (`sparsity.dormant`)."""
     effective_rank: float | None
     """Effective rank of the covariance of the features (`rank.effective_rank`)."""
     weight_magnitude: float | None

@@ -153,7 +153,7 @@ class _Reader:
 
     def _tensor(self, value: Tensor) -> None:
         if value.layout is not torch.strided:
-            raise TypeError("a sparse tensor")
+            raise TypeError("expected a dense tensor, got a sparse one")
         number = self._storages.setdefault(place(value), len(self._storages))
         self._say(value.dtype, tuple(value.shape), value.requires_grad, value.device.type, number)
         if number < 0:

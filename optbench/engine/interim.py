@@ -70,8 +70,8 @@ class Interim:
     """Number of finished tasks, 1..T-1."""
     counters: dict[str, Any]
     state: bytes
-    """The result of `saved` for the weights and buffers (P + Q,), the training weights if the former are averages, the
-    states of generator and optimizer, and the weights after earlier tasks if needed."""
+    """Serialised by `saved`: the weights and buffers (P + Q,), also the training weights if these are averages, the
+    states of generator and optimizer, and the weights after earlier tasks if they are needed."""
     rows: tuple[Row, ...]
     """The member's results so far."""
     refused: str | None = None
@@ -101,7 +101,7 @@ class Interim:
             raise CannotResume(self.refused)
         state = loaded(self.state, member.row.device)
         if state["weights"].shape != member.row.shape:
-            raise CannotResume("weights of another network")
+            raise CannotResume("it has the weights of another network")
         for name, value in self.counters.items():
             setattr(member, name, tuple(value) if isinstance(value, list) else value)
         member.row = state["weights"].to(member.row.device)

@@ -1,6 +1,6 @@
 """Measure the loss landscape around a trained network: one member at a time, in float64, in eval mode.
 
-Legend: P parameters of the network, without padding; N examples.
+Legend: P number of parameters, without padding; N examples.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ EXAMPLES = 1000
 """Number of training examples that define the loss: the first ones of a task, the same for all trials.
 
 A Hessian-vector product on them takes 15 ms for mlp-100 on one core. The trace and an eigenvalue take about fifty such
-products, a second. On all 55,000 examples of MNIST they would take longer than training.
+products, or one second. On all 55,000 examples of MNIST they would take longer than training.
 """
 
 
@@ -92,7 +92,7 @@ class Landscape(Reading):
         *,
         ours: bool = True,
     ) -> None:
-        """make_loss: builds the loss; called only if a metric uses it. ours: whether the network is built in.
+        """make_loss: builds the loss; called only if a metric uses it. ours: True if the network is built in.
 
         draws: returns a generator at the start of the trial's stream, so that values do not depend on other metrics.
         """

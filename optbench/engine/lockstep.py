@@ -214,7 +214,7 @@ class LockStep:
 
     @property
     def way(self) -> str:
-        """How gradients are computed, as `Gradients.way`."""
+        """The way in which gradients are computed, as `Gradients.way`."""
         return self._gradients.way
 
     def state(self, i: int) -> MemberState:

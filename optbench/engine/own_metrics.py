@@ -32,7 +32,7 @@ from optbench.suite.schema import ExperimentSettings
 from optbench.targets import said
 
 EXAMPLES, WIDTH = 512, 32
-"""Sizes of the data on which a metric is tried."""
+"""Numbers of examples and features of the random data on which metrics are tried."""
 
 
 def asked(device: torch.device, suite_seed: int, trial_seed: int, purpose: str) -> Ask:

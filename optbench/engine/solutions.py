@@ -1,6 +1,6 @@
-"""Compare the solutions of one seed: final weights in, rows out. No disk access.
+"""Compare the solutions of one seed: final weights in, rows out, without disk access.
 
-Legend: P the network's parameters, without padding.
+Legend: P number of parameters, without padding.
 """
 
 from __future__ import annotations

@@ -248,7 +248,7 @@ class TaskTraining:
     ) -> None:
         """Record the score of the weights `row` after `step`, and end the task if it is finished.
 
-        rate: as from `Lane.rate`. raw: the training weights, if `row` is an average of them.
+        rate: the learning rate, from `Lane.rate`. raw: the training weights, if `row` is an average of them.
         """
         schedule = self.schedules[member.trial.id]
         recent, self.losses[member.trial.id] = self.losses[member.trial.id], []

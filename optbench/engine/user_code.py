@@ -77,7 +77,7 @@ class UserCode:
         try:
             try:
                 yield
-            finally:  # first, because a mode left on may break everything else
+            finally:  # before anything else, which could fail in a mode that the optimizer has left on
                 settings.put_back()
         except Exception:
             raise

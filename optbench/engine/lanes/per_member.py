@@ -184,7 +184,7 @@ class PerMemberLane(Lane):
                     # Not `backward`, which warns of the cycle created by such a gradient; it is broken below.
                     found = torch.autograd.grad(loss, parameters, create_graph=True)
                     for parameter, grad in zip(parameters, found, strict=True):
-                        # A view cannot be detached in place, which optimizers do.
+                        # Optimizers detach gradients in place, which is impossible for views.
                         parameter.grad = grad.clone() if grad._is_view() else grad
                 else:
                     loss.backward()  # type: ignore[no-untyped-call]  # unlike `grad` it runs every kind of hook

@@ -19,8 +19,8 @@ from optbench.errors import spoken
 from optbench.optimizers.spec import OptimizerSpec
 
 TOLERANCE = 1e-3
-"""Relative to the distance from the start; not 0, because kernels may round the last elements of a tensor
-differently."""
+"""Maximum distance of the weights, relative to their distance from the start; not 0, because kernels may round the last
+elements of a tensor differently."""
 
 NOT_ELEMENTWISE = "declared elementwise, but trained with one instance per trial"
 """Start of the note on trials that were trained separately because the declaration was wrong."""
