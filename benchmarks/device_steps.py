@@ -1,7 +1,7 @@
-"""What the steps of `on_device.py` measure; each runs in a process of its own, which imports what it needs.
+"""The measurements of the steps of `on_device.py`; each step runs in a separate process with its own imports.
 
-A step takes a `Finding` and adds to it as it goes: every addition is written at once, so that a step that is killed
-leaves what it had.
+A step receives a `Finding` and adds its results to it. Every addition is written immediately, so that the results of a
+step that is killed are kept.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from processes import replace
 
 ROOT = Path(__file__).resolve().parents[1]
 MARGIN = 0.06
-"""Share of its limit that a step keeps for its end."""
+"""Share of its time limit that a step reserves for its end."""
 
 
 @dataclass
 class Finding:
-    """What a step has found so far, and the file it is in."""
+    """The results of a step so far, and their file."""
 
     file: Path
     device: str
     tiny: bool
-    """A rehearsal: sizes that say nothing, to see that everything runs."""
+    """True in a rehearsal, with sizes that only show that everything runs."""
     limit: float
     """Seconds after which the step is killed."""
     values: dict[str, Any] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Finding:
 
     @property
     def deadline(self) -> float:
-        """Of `time.perf_counter`: when to stop measuring."""
+        """The time at which to stop measuring, as of `time.perf_counter`."""
         return self.started + self.limit * (1 - MARGIN)
 
     def value(self, name: str, value: object) -> None:
@@ -58,19 +58,19 @@ class Finding:
         self.write()
 
     def line(self, text: str) -> None:
-        """A line of the readable table."""
+        """Add lines to the readable table."""
         self.lines += text.splitlines() or [""]
         print(text, flush=True)
         self.write()
 
     def check(self, what: str, held: bool, found: object) -> None:
-        """Something without which the step fails, and what was found."""
+        """Record a check that must hold for the step to succeed, and the value found."""
         self.checks.append({"check": what, "held": bool(held), "found": str(found)})
         print(f"{'held' if held else 'FAILED'}: {what}: {found}", flush=True)
         self.write()
 
     def stop(self, why: str) -> None:
-        """Say that time was over before all was measured."""
+        """Record that time ran out before everything was measured."""
         self.cut_off = why
         self.write()
 
@@ -80,7 +80,7 @@ class Finding:
 
 
 def as_json(found: object) -> str:
-    """JSON that every reader takes: numbers that are not finite become null."""
+    """Return strictly valid JSON: numbers that are not finite become null."""
 
     def plain(value: object) -> object:
         if isinstance(value, dict):
@@ -95,7 +95,7 @@ def as_json(found: object) -> str:
 
 
 def machine(found: Finding) -> None:
-    """Versions and facts of the machine."""
+    """Versions and hardware of the machine."""
     import importlib.metadata
 
     import torch
@@ -152,7 +152,7 @@ def machine(found: Finding) -> None:
 
 
 NOTED = {"torchvision", "numpy", "scipy", "pandas", "pyarrow", "pydantic", "pytest", "psutil", "pytorch-optimizer"}
-"""Packages whose versions are written."""
+"""Packages whose versions are recorded."""
 
 
 def processor() -> str:
@@ -164,11 +164,11 @@ def processor() -> str:
 
 
 def tests(found: Finding) -> None:
-    """Tests marked `first`: those for CUDA, or on a CPU their variants for it."""
+    """Tests marked `first`: those for CUDA, or on a CPU their CPU variants."""
     import pytest
 
     class Plugin:
-        """Sorts the tests by rank, notes each as it ends, and stops when time is over."""
+        """Sort the tests by rank, record each as it ends, and stop when time runs out."""
 
         def __init__(self) -> None:
             self.planned = 0
@@ -206,7 +206,7 @@ def tests(found: Finding) -> None:
             found.line(f"{outcome:8}{seconds:7.2f} s  {name}{': ' if first else ''}{first}")
 
     plugin = Plugin()
-    # Only files that have such tests: to collect all of them takes a while.
+    # Only files with such tests, because collecting all files takes a while.
     files = [str(file) for file in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.first(" in file.read_text()]
     marked = "first and cuda" if found.on_cuda else "first and not cuda"
     words = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--rootdir", str(ROOT), "-m", marked, *files]
@@ -222,12 +222,12 @@ def tests(found: Finding) -> None:
 
 
 CLOSE = 0.01
-"""Mean distance of an optimizer's accuracies on two devices in `smoke`, on 500 test examples each. Sums in another
-order alone change none of them."""
+"""Largest acceptable mean difference of an optimizer's accuracies on two devices in `smoke`, on 500 test examples each.
+A different order of summation alone does not change any of them."""
 
 
 def smoke(found: Finding) -> None:
-    """`smoke` on the device and on the CPU: the same start, nearly the same end."""
+    """`smoke` on the device and on the CPU: the same initial weights, nearly the same results."""
     import suite
 
     import optbench
@@ -257,7 +257,7 @@ def smoke(found: Finding) -> None:
     same = (both["init_hash"] == both["init_hash_cpu"]).sum()
     found.check("the same initial weights to the bit", same == len(both) > 0, f"{same} of {len(both)}")
     same = (both["status"] == both["status_cpu"]).sum()
-    found.check("the trials end alike", same == len(both) > 0, f"{same} of {len(both)}")
+    found.check("the trials have the same status", same == len(both) > 0, f"{same} of {len(both)}")
     notes = both["note"].dropna()
     for note in notes.unique():
         found.line(f"note of {(notes == note).sum()} trials: {note}")
@@ -266,7 +266,7 @@ def smoke(found: Finding) -> None:
     accuracy = [run.table("accuracy", controls=True).set_index(places)["accuracy"] for run in runs]
     apart = (accuracy[0] - accuracy[1]).abs().groupby(["experiment", "optimizer"]).agg(["mean", "max"])
     for one in apart.reset_index().to_dict("records"):
-        what = f"{one['experiment']}, {one['optimizer']}: accuracies are within {CLOSE} of the CPU's in the mean"
+        what = f"{one['experiment']}, {one['optimizer']}: accuracies are within {CLOSE} of the CPU's on average"
         found.check(what, one["mean"] <= CLOSE, f"mean {one['mean']:.4f}, at most {one['max']:.4f}")
 
     keys = ["trial", "experiment", "optimizer", "metric"]
@@ -284,14 +284,14 @@ INTERRUPTED = 130
 
 
 def run_folder(found: Finding, name: str) -> Path:
-    """An empty folder for a run."""
+    """Return an empty folder for a run."""
     folder = found.file.parent / "runs" / name
     shutil.rmtree(folder, ignore_errors=True)
     return folder
 
 
 def throughput(found: Finding) -> None:
-    """Member-steps per second of engine, loop and floor, most wanted cohorts first."""
+    """Member-steps per second of engine, loop and floor, the most important cohorts first."""
     import throughput as speed
 
     names = tuple(name for name in speed.ON_CUDA if name != "unrecorded") if found.on_cuda else speed.ON_CPU
@@ -300,7 +300,7 @@ def throughput(found: Finding) -> None:
     every = list(speed.SETTINGS)
     if found.tiny:
         plan = [(optimizer, members) for members in (2, 1) for optimizer in ("sgd", "adamw")]
-    elif not found.on_cuda:  # where every member has data of its own
+    elif not found.on_cuda:  # on a CPU every member has its own data
         plan = [(optimizer, members) for members in (10, 1, 30) for optimizer in every]
     else:
         plan = [(optimizer, 100) for optimizer in every]
@@ -320,7 +320,7 @@ def throughput(found: Finding) -> None:
             if left <= 0:
                 late.append(f"{len(plan) - i} of {len(plan)} cohorts not begun")
                 break
-            # Three times its share of what is left, and more for the cohorts that the aims are about.
+            # Three times its share of the remaining time, and more for the cohorts that the aims are about.
             until = time.perf_counter() + min(left, max(3 * left / (len(plan) - i), 45 if members == 100 else 0))
             slow = found.on_cuda and optimizer in ("shampoo", "newton")
             one = speed.measured(
@@ -330,7 +330,7 @@ def throughput(found: Finding) -> None:
                 rounds,
                 seconds,
                 deadline=until,
-                # A loop's speed does not depend on the members, and Shampoo's takes longer than all the rest.
+                # The loop's speed does not depend on the members, and Shampoo's loop takes longer than everything else.
                 skip=("loop",) if slow and members != 100 else (),
                 warm_up=3 * speed.REFRESH if slow else speed.WARM_UP,
             )
@@ -351,17 +351,17 @@ def throughput(found: Finding) -> None:
 
 
 def roots(found: Finding) -> None:
-    """Ways to Shampoo's inverse roots."""
+    """Ways to compute Shampoo's inverse roots."""
     import roots as ways
     import torch
 
     torch.set_num_threads(1)
-    # Two seeds are enough: more members are copies of them, which take as long.
+    # Two seeds are enough; further members are copies of them, which take the same time.
     trained = ways.factors_in_training(1 if found.tiny else 2)
     plan = [(784, 10), (100, 10), (100, 100), (784, 1), (10, 10), (10, 100), (100, 1), (10, 1), (784, 100)]
     if found.tiny:
         plan = [(100, 1), (10, 2)]
-    elif not found.on_cuda:  # where products alone take a minute for ten members
+    elif not found.on_cuda:  # on a CPU the products alone take a minute for ten members
         plan = [(100, 10), (784, 1), (10, 10), (100, 1), (10, 1)]
     for n, tensors in trained.items():
         _, factors, gradients = tensors
@@ -392,7 +392,7 @@ def roots(found: Finding) -> None:
 
 
 def continual(found: Finding) -> None:
-    """The whole of `continual` at 10 seeds: time and peak memory, or how far it came."""
+    """The whole of `continual` with 10 seeds: time and peak memory, or the number of trials finished in time."""
     import suite
 
     import optbench
@@ -435,7 +435,7 @@ def continual(found: Finding) -> None:
 
 
 def hangs(found: Finding) -> None:
-    """Rehearsal only: hangs, with a child in a session of its own, and both ignore SIGTERM."""
+    """Rehearsal only: hangs, with a child in another session; both ignore SIGTERM."""
     deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1000)"
     child = subprocess.Popen([sys.executable, "-c", deaf], start_new_session=True)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -444,7 +444,7 @@ def hangs(found: Finding) -> None:
 
 
 def fails(found: Finding) -> None:
-    """Rehearsal only: raises."""
+    """Rehearsal only: raises an exception."""
     found.value("before", "kept")
     raise RuntimeError("this step fails on purpose")
 

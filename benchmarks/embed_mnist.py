@@ -1,9 +1,9 @@
-"""Makes optbench/data/mnist.parquet from the four original IDX files (gzipped).
+"""Make optbench/data/mnist.parquet from the four original IDX files (gzipped).
 
     python benchmarks/embed_mnist.py FOLDER-OF-THE-IDX-FILES [OUTPUT]
 
-Result: 9.81 MB, read in 0.2 s (pyarrow 26, zstd level 22, one page of 64 MiB at most; level 19 with pages of 1 MiB
-comes to 10.25 MB). It takes about 45 s.
+The result has 9.81 MB and is read in 0.2 s (pyarrow 26, zstd level 22, one page of at most 64 MiB; with level 19 and
+pages of 1 MiB it has 10.25 MB). Making it takes about 45 s.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from optbench.data.mnist import FILE_NAME, SHA256
 
 
 def idx_array(folder: Path, name: str) -> np.ndarray:
-    """The array in the IDX file `folder/name.gz`, after a check of its digest."""
+    """Return the array in the IDX file `folder/name.gz`, after checking its digest."""
     content = gzip.decompress((folder / f"{name}.gz").read_bytes())
     if hashlib.sha256(content).hexdigest() != SHA256[name]:
         raise SystemExit(f"{folder / name}.gz is not the original file: its SHA-256 differs")
@@ -31,7 +31,7 @@ def idx_array(folder: Path, name: str) -> np.ndarray:
 
 
 def table(folder: Path) -> pa.Table:
-    """One row per image, the training set first."""
+    """Return the images as a table with one row per image, the training set first."""
     images = np.concatenate([idx_array(folder, f"{part}-images-idx3-ubyte") for part in ("train", "t10k")])
     labels = np.concatenate([idx_array(folder, f"{part}-labels-idx1-ubyte") for part in ("train", "t10k")])
     rows = len(images)

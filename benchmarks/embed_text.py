@@ -1,9 +1,9 @@
-"""Makes optbench/data/text.parquet from the four domains of text (gzipped).
+"""Make optbench/data/text.parquet from the four domains of text (gzipped).
 
     python benchmarks/embed_text.py FOLDER-OF-THE-DOMAINS [OUTPUT]
 
-The folder has scripture.txt.gz, glosses.txt.gz, prose.txt.gz and code.txt.gz. The result is the same at every run
-(pyarrow 26, zstd level 22, one page: the window of zstd then spans all four).
+The folder contains scripture.txt.gz, glosses.txt.gz, prose.txt.gz and code.txt.gz. The result is the same in every run
+(pyarrow 26, zstd level 22, one page, so that the window of zstd spans all four domains).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from optbench.data.text_domains import FILE_NAME, SHA256
 
 
 def domain(folder: Path, name: str) -> bytes:
-    """The text in `folder/name.txt.gz`, after a check of its digest."""
+    """Return the text in `folder/name.txt.gz`, after checking its digest."""
     file = folder / f"{name}.txt.gz"
     content = gzip.decompress(file.read_bytes())
     if hashlib.sha256(content).hexdigest() != SHA256[name]:

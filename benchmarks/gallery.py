@@ -1,6 +1,6 @@
-"""Writes docs/gallery from the panel: a page and a figure for each optimizer, a table and a map of all.
+"""Write docs/gallery from the panel: a page and a figure for each optimizer, and a table and a map of all optimizers.
 
-python benchmarks/gallery.py [--check]      # --check: only tell whether the texts differ from the panel
+python benchmarks/gallery.py [--check]      # --check: only report whether the pages differ from the panel
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ FOLDER = Path(__file__).parents[1] / "docs" / "gallery"
 NEIGHBOURS = 5
 DPI = 120
 SIZE = 7.5
-"""Of the names on the map, in points."""
+"""Font size of the names on the map, in points."""
 LOADINGS = 3
-"""So many strips name an axis of the map."""
+"""Number of strips in the label of an axis of the map."""
 
 
 def main() -> int:
@@ -47,7 +47,7 @@ def main() -> int:
     drifted = [name for name, text in pages.items() if _text(FOLDER / name) != text]
     if options.check:
         for name in drifted:
-            print(f"{FOLDER / name}: differs from the panel: run this without --check", file=sys.stderr)
+            print(f"{FOLDER / name}: differs from the panel; run this script without --check", file=sys.stderr)
         return int(bool(drifted))
     FOLDER.mkdir(exist_ok=True)
     for old in (*FOLDER.glob("*.md"), *FOLDER.glob("*.svg"), *FOLDER.glob("*.png")):
@@ -61,7 +61,7 @@ def main() -> int:
 
 
 def index(found: list[Fingerprint], others: dict[str, list[Neighbour]], panel: Panel) -> str:
-    """The table and the map."""
+    """Return the page with the table and the map."""
     heads = ["optimizer", "nearest", *(strip.title for strip in STRIPS)]
     lines = [
         "# Gallery",
@@ -90,7 +90,7 @@ def index(found: list[Fingerprint], others: dict[str, list[Neighbour]], panel: P
 
 
 def page(found: Fingerprint, others: list[Neighbour]) -> str:
-    """What is known of one optimizer."""
+    """Return the page of one optimizer."""
     settings = load_suite(resolve_suite_path(SUITE)).optimizers[found.name]
     said = ", ".join(f"{key}: {value}" for key, value in settings.model_dump().items() if key != "lr")
     lines = [
@@ -130,7 +130,7 @@ def draw_map(panel: Panel, path: Path) -> None:
         axes.set_ylabel(names[1], fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(0.12)
-        canvas.draw_without_rendering()  # lays out, which decides where a place lies on the canvas
+        canvas.draw_without_rendering()  # the layout determines where a point is on the canvas
         points = axes.transData.transform(places) * 72 / canvas.dpi
         for (x, y), name, offset in zip(places, panel.names, offsets(points, panel.names), strict=True):
             axes.annotate(name, (x, y), xytext=offset, textcoords="offset points", fontsize=SIZE, color=INK)
@@ -138,7 +138,7 @@ def draw_map(panel: Panel, path: Path) -> None:
 
 
 def offsets(points: Array, names: list[str]) -> list[tuple[float, float]]:
-    """Where each name stands beside its point (P, 2), so that it covers no point and no other name; all in points."""
+    """Return each name's offset in points from its point (P, 2), so that names do not cover points or each other."""
     taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in points.tolist()]
     found: list[tuple[float, float]] = []
     for (x, y), name in zip(points.tolist(), names, strict=True):
@@ -157,9 +157,9 @@ def _overlap(a: Box, b: Box) -> bool:
 
 
 def principal_components(values: Array) -> tuple[Array, tuple[str, str]]:
-    """The first two components of the standardised strips (P, S, n) -> (P, 2), and the names of the axes.
+    """Return the first two components of the standardised strips, (P, S, n) -> (P, 2), and the labels of the axes.
 
-    Where an optimizer has no value on a strip it stands at the panel's mean there.
+    A missing value is replaced by the panel's mean on that strip.
     """
     table = standardised(values)
     table = np.where(np.isfinite(table), table, 0.0)
@@ -183,7 +183,7 @@ def _row(found: Fingerprint, others: list[Neighbour]) -> str:
 
 
 def _about(found: Fingerprint) -> Iterator[Sentence]:
-    """What its sentences say of others: that it is like itself goes without saying."""
+    """Yield the sentences that compare an optimizer with others, without those that compare it with itself."""
     for one in sentences(found):
         if one.verdicts and all(verdict.other != found.name for verdict in one.verdicts):
             yield one
@@ -196,7 +196,7 @@ def _strips(found: Fingerprint) -> Iterator[str]:
 
 
 def _plain(text: str) -> str:
-    """Brackets would be links."""
+    """Escape brackets, which Markdown would read as links."""
     return text.replace("[", "\\[").replace("]", "\\]")
 
 

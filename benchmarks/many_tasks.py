@@ -1,9 +1,10 @@
-"""Does a task cost the same however many there are? Processor seconds per task, and the peak memory of a process.
+"""Does the cost of a task depend on the number of tasks? Measure processor seconds per task and peak memory.
 
     python benchmarks/many_tasks.py [--optimizer sgd] [--seeds 5] [--tasks 120]
 
-Permuted MNIST pooled to 14 × 14, 5,000 images a task in batches of 16, online, as in `suites/plasticity.yaml`. One
-process trains one cohort; each length in a process of its own. Times are medians over eleven tasks.
+The tasks are permuted MNIST pooled to 14 × 14, with 5,000 images per task in batches of 16, online, as in
+`suites/plasticity.yaml`. Each number of tasks is measured in a separate process, which trains one cohort. Times are
+medians over eleven tasks.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from optbench.plan.progress import Progress
 from optbench.suite import Suite
 
 AROUND = 5
-"""A median is over so many tasks before and after."""
+"""Number of tasks before and after a task that its median includes."""
 
 
 def suite(optimizer: str, seeds: int, tasks: int) -> Suite:
@@ -64,7 +65,7 @@ def measure(optimizer: str, seeds: int, tasks: int) -> tuple[list[float], float]
     ended: dict[int, float] = {}
 
     def notify(progress: Progress) -> None:
-        ended[progress.task] = time.process_time()  # of the last member to end the task
+        ended[progress.task] = time.process_time()  # overwritten until the last member ends the task
 
     (cohort,) = cohorts(trials(made))
     train(cohort, workspace, notify)

@@ -1,4 +1,4 @@
-"""Models as a user writes them, for `throughput.py --model`: images (1, 28, 28) to 10 classes."""
+"""Models as a user would write them, for `throughput.py --model`: images (1, 28, 28) to 10 classes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from optbench import InputSpec
 
 
 class Transformer(nn.Module):
-    """Two layers over the 28 rows of an image, 4 heads; with biases or without any."""
+    """A transformer of two layers with 4 heads over the 28 rows of an image; with biases, or without any."""
 
     def __init__(self, inputs: InputSpec, outputs: int, width: int = 64, layers: int = 2, bias: bool = True) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Unbiased(nn.Module):
 
 
 class Residual(nn.Module):
-    """Two residual blocks of convolutions, with batch norm or without."""
+    """Two residual blocks of convolutions, with or without batch norm."""
 
     def __init__(self, inputs: InputSpec, outputs: int, width: int = 16, norm: bool = False) -> None:
         super().__init__()

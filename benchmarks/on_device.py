@@ -1,25 +1,25 @@
-"""Everything that is to be measured on a GPU, in one call of at most 8 minutes.
+"""Run all measurements for a GPU in one call of at most 8 minutes.
 
     python benchmarks/on_device.py [--device cuda] [--out FOLDER] [--budget 480] [--only STEP]...
-    python benchmarks/on_device.py --device cpu --rehearse      # tiny, here: does the script itself work?
+    python benchmarks/on_device.py --device cpu --rehearse      # tiny sizes on a CPU, to test the script itself
     python benchmarks/on_device.py --list
 
-The steps run one after the other, the most valuable first, each in a process of its own. A step that is not done within
-its limit is killed with everything it started, and the next one begins; what the last step gets is what is left of the
-budget. Every step writes what it has found as it goes: whenever the script ends, however it ends, FOLDER holds all that
-was measured until then:
+The steps run one after another, the most important first, each in a separate process. A step that is not done within
+its limit is killed with everything it started, and the next one begins; the last step gets the rest of the budget.
+Every step writes its results as it proceeds, so FOLDER contains everything measured so far, however the script ends:
 
-- `STEP.json`: values, checks, aims, how the step ended; `STEP.log`: everything it printed;
-- `summary.json`: all steps and the verdicts on the aims, written anew after each;
-- `table.md`: the same to read, and to paste into RESULTS.md;
+- `STEP.json`: values, checks, aims and how the step ended; `STEP.log`: everything it printed;
+- `summary.json`: all steps and the verdicts on the aims, rewritten after each step;
+- `table.md`: the same as a table to read, and to paste into RESULTS.md;
 - `runs/`: the runs of `smoke` and `continual`, without weights.
 
-With `--only` into the same folder, a step is measured again and the others stay as they are.
+With `--only` and the same folder, a step is measured again and the others are kept.
 
-Exit code 0: all steps ran to their end and their checks held. 1: a check failed, or a step did not run to its end (it
-raised, was killed, was cut off, or lacks a package). 2: usage. 128 + n: ended by signal n. A missed aim is a result.
-Needs torch >= 2.9 and what optbench needs; pytest and hypothesis for `tests`. Without psutil, memory on the host is not
-measured; without pytorch-optimizer, Shampoo has no loop to be compared with. optbench need not be installed.
+Exit code 0: all steps completed and their checks held. 1: a check failed, or a step did not complete (it raised an
+exception, was killed, was cut off, or lacks a package). 2: usage error. 128 + n: ended by signal n. A missed aim is a
+result. The script requires torch >= 2.9 and optbench's other dependencies, and pytest and hypothesis for `tests`.
+Without psutil, memory on the host is not measured; without pytorch-optimizer, Shampoo is not compared with a loop.
+optbench does not have to be installed.
 """
 
 from __future__ import annotations
@@ -47,29 +47,29 @@ from processes import adopt_orphans, descendants, end_descendants, end_with, rep
 BUDGET = 480.0
 """Seconds for all steps."""
 LAST = 3.0
-"""Seconds of the budget that are kept for writing the summary."""
+"""Seconds of the budget that are reserved for writing the summary."""
 SHORTEST = 5.0
-"""Seconds that a step must have to be begun."""
+"""Minimum number of seconds for which a step is started."""
 OPTBENCH: tuple[str, ...] = ("torch", "torchvision", "numpy", "scipy", "pandas", "pyarrow", "typer", "rich", "pydantic")
 OPTBENCH += ("yaml", "cloudpickle", "safetensors", "matplotlib")
-"""Modules of the packages that optbench needs."""
+"""Modules of the packages that optbench requires."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What is measured in one process."""
+    """The measurements of one process."""
 
     name: str
     limit: float
-    """Seconds; at most, as the budget may have less."""
+    """Time limit in seconds; less if the budget has less left."""
     tiny_limit: float
-    """Of a rehearsal, on a machine that may be busy."""
+    """Time limit of a rehearsal, on a machine that may be busy."""
     needs: tuple[str, ...] = OPTBENCH
-    """Modules without which it cannot run."""
+    """Modules without which the step cannot run."""
     wants: tuple[str, ...] = ()
-    """Modules without which it measures less."""
+    """Modules without which the step measures less."""
     ends: str = "done"
-    """How it is meant to end."""
+    """The status with which the step should end."""
 
     @property
     def about(self) -> str:
@@ -89,28 +89,28 @@ REHEARSED = (
     Step("hangs", 4, 4, needs=(), ends="killed"),
     Step("fails", 10, 10, needs=(), ends="failed"),
 )
-"""Steps of a rehearsal only, after the first."""
+"""Steps that only a rehearsal has, after its first step."""
 EVERY = {step.name: step for step in (ALL[0], *REHEARSED, *ALL[1:])}
 
 
 @dataclass(frozen=True)
 class Aim:
-    """A number that a step is to reach on a CUDA device."""
+    """A number that a step should reach on a CUDA device."""
 
     step: str
     value: str
-    """Name of the value in the step's file."""
+    """The name of the value in the step's file."""
     bound: float
     at_least: bool = True
 
     def judged(self, values: dict[str, Any], on_cuda: bool) -> tuple[str, float | None]:
-        """`met`, `missed` or `not measured`, and the number."""
+        """Return `met`, `missed` or `not measured`, and the number."""
         found, more = values.get(self.value), values.get(f"{self.value}, more than")
         if not on_cuda:
             return "not measured", None
         if found is not None:
             return "met" if (found >= self.bound if self.at_least else found < self.bound) else "missed", found
-        if more is not None and not self.at_least and more >= self.bound:  # cut off beyond it
+        if more is not None and not self.at_least and more >= self.bound:  # the step was cut off beyond the bound
             return "missed", more
         return "not measured", None
 
@@ -140,19 +140,19 @@ class Session:
     steps: Sequence[Step]
     started: float
     ended_by: int | None = None
-    """A signal."""
+    """The signal that ended it, if any."""
     no_device: bool = False
-    """The first step did not find the device: every other would fail."""
+    """True if the first step did not find the device, so that all other steps would fail."""
 
     @property
     def left(self) -> float:
-        """Seconds of the budget, without those for the end."""
+        """Remaining seconds of the budget, without those for the summary."""
         return self.started + self.budget - LAST - time.monotonic()
 
     def run(self) -> int:
-        """All steps; returns the exit code."""
+        """Run all steps; return the exit code."""
         for step in self.steps:
-            # What an earlier call left would be taken for what this one found.
+            # Results of an earlier call could be mistaken for those of this one.
             (self.out / f"{step.name}.json").unlink(missing_ok=True)
         self.write_summary()
         for step in self.steps:
@@ -167,11 +167,11 @@ class Session:
                 say(f"    {aim['verdict']}: {aim['aim']}")
         code = self.write_summary(finished=True)
         say("\n" + (self.out / "table.md").read_text(encoding="utf-8"))
-        say(f"All of it: {self.out}")
+        say(f"All results: {self.out}")
         return code
 
     def run_step(self, step: Step) -> dict[str, Any]:
-        """One step in a process of its own; returns what was written."""
+        """Run one step in a separate process; return the content of its file."""
         file = self.out / f"{step.name}.json"
         limit = min(step.tiny_limit if self.rehearse else step.limit, self.left)
         started, now = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
@@ -218,12 +218,12 @@ class Session:
         return found
 
     def process(self, step: Step, limit: float) -> tuple[str, str | None]:
-        """Let the step run in a process; returns how it ended and why."""
+        """Run the step in a process; return its status and the reason."""
         command = [sys.executable, __file__, "--device", self.device, "--out", str(self.out)]
         command += ["--inside", step.name, "--limit", repr(limit), *(["--rehearse"] if self.rehearse else [])]
         log = self.out / f"{step.name}.log"
         with log.open("wb") as out:
-            # Its standard input ends when this process does, however it does.
+            # Its standard input reaches its end when this process ends, for whatever reason.
             process = subprocess.Popen(
                 command, cwd=ROOT, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
             )
@@ -247,12 +247,12 @@ class Session:
         return "done", None
 
     def check_kill(self, values: dict[str, Any], over: float) -> dict[str, Any]:
-        """Whether the step that hangs was ended in time, with its child."""
+        """Return the check that the hanging step and its child were killed in time."""
         pids = values.get("processes", [])
         alive = [pid for pid in pids if is_alive(pid)] + descendants()
         held = len(pids) == 2 and not alive and over < 5
         found = f"{len(pids)} processes, {len(alive)} left, {over:.1f} s over"
-        return {"check": "it is killed within its limit, with its child", "held": held, "found": found}
+        return {"check": "the step is killed within its limit, with its child", "held": held, "found": found}
 
     def aims(self, step: str, values: dict[str, Any]) -> list[dict[str, Any]]:
         found = []
@@ -263,7 +263,7 @@ class Session:
         return found
 
     def write_summary(self, *, finished: bool = False) -> int:
-        """Write `summary.json` and `table.md` from the files of all steps; returns the exit code so far."""
+        """Write `summary.json` and `table.md` from the files of all steps; return the exit code so far."""
         steps = {name: found for name in EVERY if (found := read(self.out / f"{name}.json"))}
         ours = [steps.get(step.name, {}).get("as it should", False) for step in self.steps]
         code = 128 + self.ended_by if self.ended_by is not None else int(not all(ours))
@@ -285,10 +285,10 @@ class Session:
 
 
 def table(summary: dict[str, Any]) -> str:
-    """Markdown: how the steps ended, the aims, and what each step printed."""
+    """Return Markdown with the status of the steps, the aims, and the lines of each step."""
     lines = [f"## On a device: `{summary['command']}`", ""]
     if summary["rehearsal"]:
-        lines += ["**A rehearsal: sizes are tiny, and no number means anything.**", ""]
+        lines += ["**This is a rehearsal: sizes are tiny, and the numbers are meaningless.**", ""]
     steps: dict[str, dict[str, Any]] = summary["steps"]
     lines += [f"- {line}" for line in steps.get("machine", {}).get("lines", [])]
     lines += ["", "| step | ended | seconds | limit | checks held | |", "|---|---|---|---|---|---|"]
@@ -317,7 +317,7 @@ def table(summary: dict[str, Any]) -> str:
 
 
 def say(text: str) -> None:
-    """Print; a terminal that is no longer there ends no measurement."""
+    """Print a text. If the terminal is gone, continue without printing."""
     try:
         print(text, flush=True)
     except OSError:
@@ -325,7 +325,7 @@ def say(text: str) -> None:
 
 
 def read(file: Path) -> dict[str, Any]:
-    """What a step has written; nothing if it has not begun."""
+    """Return the content of a step's file; empty if the step has not begun."""
     if not file.exists():
         return {}
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -345,7 +345,7 @@ def is_alive(pid: int) -> bool:
 
 
 def find_optbench() -> str | None:
-    """Put the root of the repository on the path of this process and its children if optbench is not installed."""
+    """Add the repository to the path of this process and its children if optbench is not installed."""
     if importlib.util.find_spec("optbench") is not None:
         return None
     sys.path.insert(0, str(ROOT))
@@ -354,10 +354,10 @@ def find_optbench() -> str | None:
 
 
 def inside(step: str, out: Path, device: str, rehearse: bool, limit: float) -> None:
-    """A step, in its own process."""
+    """Run a step in this process."""
     adopt_orphans()
     end_with(sys.stdin.fileno())
-    # The tests import `tests.conftest`; the steps import their neighbours, which a script has on its path.
+    # The tests import `tests.conftest`. The steps import neighbouring files, which are on the path of a script.
     sys.path.insert(1, str(ROOT))
     found = Finding(out / f"{step}.json", device, rehearse, limit)
     found.write()
@@ -368,13 +368,13 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = list(EVERY)
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu")
-    parser.add_argument("--out", type=Path, help="folder of the results; a new one where none is given")
+    parser.add_argument("--out", type=Path, help="folder for the results; default: a new one")
     parser.add_argument(
-        "--only", action="append", metavar="STEP", help="only this step (--list names them); in the order given"
+        "--only", action="append", metavar="STEP", help="run only this step (see --list); several in the order given"
     )
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds for everything (%(default)g)")
-    parser.add_argument("--rehearse", action="store_true", help="tiny sizes, and two steps that hang and fail")
-    parser.add_argument("--list", action="store_true", help="say what the steps are")
+    parser.add_argument("--rehearse", action="store_true", help="use tiny sizes, and add two steps that hang and fail")
+    parser.add_argument("--list", action="store_true", help="list the steps and aims")
     parser.add_argument("--inside", choices=names, help=argparse.SUPPRESS)
     parser.add_argument("--limit", type=float, help=argparse.SUPPRESS)
     given = parser.parse_args()

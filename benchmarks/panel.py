@@ -1,13 +1,13 @@
-"""Makes the panel of `optbench fingerprint` again: every optimizer of the suite, tuned alike, on ten seeds.
+"""Regenerate the panel of `optbench fingerprint`: all optimizers of the suite, tuned in the same way, on ten seeds.
 
-    python benchmarks/panel.py [--runs-dir runs/panel]     # an hour on two cores; continues after an interruption
-    python benchmarks/panel.py --check PANEL               # only test the distance: does each find its other half?
+    python benchmarks/panel.py [--runs-dir runs/panel]     # an hour on two cores; resumes after an interruption
+    python benchmarks/panel.py --check PANEL               # only test the distance of an existing panel
 
-An optimizer that is there already is not trained again. The panel is written to the package once all are there; then
-`python benchmarks/gallery.py` writes the pages of docs/gallery.
+An optimizer whose run exists already is not trained again. The panel is written to the package when all runs are
+complete; `python benchmarks/gallery.py` then writes the pages of docs/gallery.
 
-The distance is tested by leaving half of the seeds out: with the even seeds of an optimizer as the query, its own odd
-seeds should be nearer than those of any other optimizer; and the other way round.
+The distance is tested with one half of the seeds against the other: the optimizer on the odd seeds that is nearest to a
+given optimizer on the even seeds should be the same optimizer, and vice versa.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from optbench.suite import load_suite, resolve_suite_path
 
 SHIPPED = Path(package.__file__).parent / FILE
 SAID = ("optbench", "torch", "python", "platform", "cpu", "cpu_capability", "device", "cores")
-"""What of a run's provenance the panel keeps."""
+"""The entries of a run's provenance that the panel stores."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/panel"))
-    parser.add_argument("--check", type=Path, metavar="PANEL", help="test a panel, and train nothing")
+    parser.add_argument("--check", type=Path, metavar="PANEL", help="test a panel without training")
     options = parser.parse_args()
     if options.check is not None:
         return check(panels.read(options.check))
@@ -57,11 +57,11 @@ def main() -> int:
 
 
 def train(name: str, runs_dir: Path) -> None:
-    """Tune and train an optimizer, or continue where that was interrupted."""
+    """Tune and train an optimizer, or resume after an interruption."""
     started = time.monotonic()
     begun = runs_dir / f"{name}{TUNE}"
     resume = begun if (begun / "run.json").is_file() else None
-    # Not by the command, which ends with a page: none can be drawn beside a panel that has to be made again.
+    # Not with the command, which ends by drawing a page next to the panel that is about to be replaced.
     options = Options(
         runs_dir=runs_dir, name=None if resume else name, resume=resume, command=("benchmarks/panel.py",), leaves=True
     )
@@ -79,7 +79,7 @@ def results(path: Path) -> Results:
 
 
 def said(runs: list[Results]) -> dict[str, Any]:
-    """What made the runs. Raises SystemExit where that is not the same for all."""
+    """Return the provenance of the runs. Raises SystemExit if they differ in it."""
     kept = [{key: run.run.record["provenance"].get(key) for key in SAID} for run in runs]
     for run, one in zip(runs, kept, strict=True):
         if one != kept[0]:
@@ -88,7 +88,7 @@ def said(runs: list[Results]) -> dict[str, Any]:
 
 
 def check(panel: Panel) -> int:
-    """Print how many optimizers are nearest to their own other half."""
+    """Print how many optimizers are nearest to themselves on the other half of the seeds; return the exit code."""
     values = np.stack([entry.values for entry in learnt_only(panel).entries])
     places = np.arange(len(panel.seeds))
     right = []

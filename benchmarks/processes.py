@@ -1,7 +1,7 @@
-"""Processes that end with everything they started, and files that are whole at every moment.
+"""End processes together with everything they started, and write files that are complete at any time.
 
-On Linux every descendant of a process is found, those in sessions of their own and orphans included; elsewhere only the
-process itself and its group.
+On Linux all descendants of a process are found, including orphans and those in other sessions; on other systems only
+the process itself and its group.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from pathlib import Path
 
 PROC = Path("/proc")
 SET_CHILD_SUBREAPER = 36
-"""Of prctl(2)."""
+"""The option of that name of prctl(2)."""
 PATIENCE = 5.0
-"""Seconds in which killed processes have to disappear; one that waits for a device's driver may take longer."""
+"""Seconds to wait until killed processes disappear; one that waits for a device's driver may take longer."""
 
 
 def adopt_orphans() -> None:
-    """Become the parent of descendants that lose theirs, so that `descendants` finds them."""
+    """Become the parent of descendants whose parent ends, so that `descendants` finds them."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def descendants() -> list[int]:
-    """Ids of all processes below this one."""
+    """Return the ids of all descendants of this process."""
     children: dict[int, list[int]] = {}
     for entry in PROC.iterdir() if PROC.is_dir() else ():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):  # it has ended
-                # The name, in parentheses, may hold anything; state and parent follow it.
+                # The name, in parentheses, may contain any character; state and parent follow it.
                 parent = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[1]
                 children.setdefault(int(parent), []).append(int(entry.name))
     found, waiting = [], [os.getpid()]
@@ -46,9 +46,9 @@ def descendants() -> list[int]:
 
 
 def end_descendants() -> list[int]:
-    """Kill all processes below this one; return those that are still there after `PATIENCE` seconds.
+    """Kill all descendants of this process; return those that still exist after `PATIENCE` seconds.
 
-    Exit codes of children that were not waited for are lost.
+    The exit codes of children that were not waited for are lost.
     """
     deadline = time.monotonic() + PATIENCE
     while (found := descendants()) and time.monotonic() < deadline:
@@ -63,11 +63,11 @@ def end_descendants() -> list[int]:
 
 
 def end_with(descriptor: int) -> None:
-    """End this process and all below it once what `descriptor` reads from ends, whose other end only the parent holds.
+    """End this process and its descendants at the end of file of `descriptor`, a pipe whose other end the parent holds.
 
-    This is how children learn of the death of a parent that was killed.
+    So a child ends even if its parent is killed.
     """
-    ours = os.dup(descriptor)  # pytest puts something else in the place of standard input
+    ours = os.dup(descriptor)  # pytest replaces standard input
 
     def watch() -> None:
         while os.read(ours, 1):
@@ -79,7 +79,7 @@ def end_with(descriptor: int) -> None:
 
 
 def replace(file: Path, text: str) -> None:
-    """Write a file that is the old or the new one at every moment, and on the disk afterwards."""
+    """Replace a file atomically, and flush it to the disk."""
     new = file.with_name(f".{file.name}.{os.getpid()}")
     with new.open("w", encoding="utf-8") as out:
         out.write(text)

@@ -1,10 +1,10 @@
-"""What 44 readings of rank cost in a suite: processor seconds of trials without them and with them.
+"""Measure what 44 readings of rank cost in a suite: processor seconds of trials with and without them.
 
     python benchmarks/ranks.py [--rounds 3] [--optimizer sgd] [--model mlp-100]
 
-Eleven measures of rank, before and after the activation, of each task and pooled, in `continual`'s permuted MNIST. Both
-lists of metrics take turns in one process of one thread, each training the same trial. The extra cost is the difference
-of what is spent between tasks, over the whole of the trial with the default metrics.
+The readings are eleven measures of rank, before and after the activation, for each task and pooled, on the permuted
+MNIST of `continual`. One process of one thread trains the same trial with both lists of metrics in turn. The extra cost
+is the difference in the time spent between tasks, divided by the time of the trial with the default metrics.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ READINGS = [{**measure, "activation": activation} for measure in MEASURES for ac
 
 
 def suite(metrics: list[Any], optimizer: str, model: str) -> Suite:
-    """One trial of permuted MNIST."""
+    """Return a suite with one trial of permuted MNIST."""
     whole = load_suite(resolve_suite_path("continual")).model_dump(mode="json")
     experiment = whole["experiments"]["permuted-mnist"]
     chosen = {"models": {model: experiment["models"][model]}, "optimizers": [optimizer], "metrics": metrics}

@@ -1,13 +1,15 @@
-"""How long `report` and `compare` take to answer, from a cold start: on a real run, and on one of 2,000 trials and
-1,000,000 accuracy rows, which is made here.
+"""Time `report` and `compare` from a cold start, on a real run and on a generated one.
 
     python benchmarks/reading.py [RUN] [--rounds 5] [--only TEXT] [--against PYTHON]
 
-Aims: 1.5 s on a finished run of ordinary size, 3 s for its page with figures, 5 s on the large one. Every command is a
-process of its own; commands are interleaved over the rounds; printed are median [min, max] of the seconds that passed
-and of the processor's, which other processes change less. RUN: a run of some suite, such as runs/continual-...; left
-out, only the large one is read. --only: commands with this text in their names. --against: the interpreter of another
-version of optbench, whose commands take turns with those of this one.
+The generated run has 2,000 trials and 1,000,000 accuracy rows. The aims are 1.5 s for a finished run of ordinary size,
+3 s for its page with figures, and 5 s for the large run. Every command is a separate process, and the commands are
+interleaved over the rounds. The script prints median [min, max] of wall-clock and processor seconds; other processes
+affect the latter less.
+
+RUN is a run of any suite, such as runs/continual-...; without it, only the large run is read. --only selects commands
+whose names contain this text. --against is the interpreter of another version of optbench, whose commands are run in
+turn with those of this version.
 """
 
 from __future__ import annotations
@@ -75,7 +77,7 @@ def main() -> None:
             }
         pythons = {"": sys.executable} | ({" (against)": options.against} if options.against else {})
         chosen = {
-            # -P: the optbench of the interpreter, not that of the current folder.
+            # -P: import the optbench of the interpreter, not that in the current folder.
             f"{name}{which}": [str(python), "-P", "-m", "optbench.cli", *map(str, words)]
             for name, words in commands.items()
             if options.only in name
@@ -94,7 +96,7 @@ def spread(values: list[float]) -> str:
 
 
 def timed(command: list[str]) -> tuple[float, float]:
-    """Seconds of one command, in a process of its own: those that passed, and the processor's."""
+    """Run a command in a separate process; return its wall-clock and processor seconds."""
     started, used = time.perf_counter(), _processor()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - started
@@ -109,7 +111,7 @@ def _processor() -> float:
 
 
 def make_large(path: Path) -> Path:
-    """A run of 2,000 trials of 22 tasks: 1,012,000 rows of accuracy, as much of spectra and metrics as real ones."""
+    """Write a run of 2,000 trials of 22 tasks: 1,012,000 rows of accuracy, with spectra and metrics as in real runs."""
     path.mkdir(parents=True)
     source = path.parent.parent / "large.yaml"
     source.write_text(SUITE, encoding="utf-8")
@@ -181,7 +183,7 @@ def make_tables(planned: list[Trial], rng: np.random.Generator) -> dict[str, pa.
 
 
 def long_table(name: str, planned: list[Trial], lines: int, columns: dict[str, np.ndarray]) -> pa.Table:
-    """A table with `lines` rows per trial; columns that are not given are null."""
+    """Return a table with `lines` rows per trial; columns that are not given are null."""
     schema = arrow_schema(TABLES[name])
     keys = {
         "trial": [t.id for t in planned],

@@ -1,28 +1,31 @@
-"""Which way to Shampoo's inverse roots: how long each takes, and how far off it is, on factors from real training.
+"""Compare ways to compute Shampoo's inverse roots: their time and error on factors from real training.
 
     python benchmarks/roots.py [--device cpu] [--members 1 10] [--rounds 5] [--sides 10 100 784]
     python benchmarks/roots.py --device cuda --members 1 10 30 100
     python benchmarks/roots.py --refresh [--seeds 3]
 
-Factors: Shampoo as in suites/continual.yaml (MLP 784-100-10, permuted MNIST, batch 256, factors summed) after 200
-steps, one seed a member; for the warm start also those after 150. Fourth roots with ε = 1e-4. On a CPU one thread.
+The factors are those of Shampoo as in suites/continual.yaml (MLP 784-100-10, permuted MNIST, batch 256, factors summed)
+after 200 steps, with one seed per member; for the warm start also those after 150 steps. The roots are fourth roots
+with ε = 1e-4. On a CPU, one thread is used.
 
-- `eigh float64`: the reference. `float32`: the decomposition in single precision, which `root_precision: auto` takes on
-  a CPU where ε is at least n 2⁻²³.
-- `newton float64`: `root: newton`, products alone. `float32`: the same in single precision.
-- `qr float64`: one step of orthogonal iteration from the eigenvectors of 50 steps before (as SOAP refreshes its basis),
-  the diagonal of QᵀAQ in the place of eigenvalues.
+- `eigh float64`: the reference. `float32`: the decomposition in single precision, which `root_precision: auto` uses on
+  a CPU if ε is at least n 2⁻²³.
+- `newton float64`: `root: newton`, with matrix products only. `float32`: the same in single precision.
+- `qr float64`: one step of orthogonal iteration from the eigenvectors of 50 steps earlier (as SOAP refreshes its
+  basis), with the diagonal of QᵀAQ instead of eigenvalues.
 
-`time`: milliseconds a call for all members, median [min, max] over rounds in which the ways take turns. `error`: of the
-preconditioned gradient of the layer whose factor it is, relative, against the exact root of the same definition (lifted
-to, or raised by, ε λ_max), largest over members. `apart`: the same against the reference.
+`time` is in milliseconds per call for all members, median [min, max] over rounds that run the ways in turn. `error` is
+the relative error of the preconditioned gradient of the factor's layer, compared with the exact root of the same
+definition (eigenvalues raised to at least ε λ_max, or by ε λ_max), the largest over members. `apart` is the same
+compared with the reference.
 
-`--refresh` asks instead when to refresh: the same network on three permuted tasks of two epochs, with fixed intervals
-for the 784-pixel side (all other roots at every step) and by need (`precondition_frequency: auto`) at several shares.
-`ms`: processor time of a whole step. `refreshes`: decompositions of each length in 100 steps (100: the hidden layer's
-output, its bias and the head's input). `too long`: by how much a step through the roots there were is longer than
-through fresh ones, every 25 steps: median and largest. Accuracy and forgetting: of 5,000 validation images, which no
-step has seen, mean and standard deviation over seeds; `difference`: of accuracy from `every 1`, seed by seed.
+`--refresh` compares policies for refreshing the roots instead. The same network is trained on three permuted tasks of
+two epochs, with fixed intervals for the 784-pixel side (and all other roots at every step), and when needed
+(`precondition_frequency: auto`) at several shares. `ms` is the processor time of a whole step. `refreshes` is the
+number of decompositions of each side in 100 steps (100: the hidden layer's output, its bias and the head's input).
+`too long` is the length of a step with the current roots divided by that with fresh roots, every 25 steps: median and
+largest. Accuracy and forgetting are on 5,000 validation images, which are not used for training, mean and standard
+deviation over seeds; `difference` is the difference in accuracy from `every 1`, seed by seed.
 """
 
 from __future__ import annotations
@@ -42,9 +45,9 @@ from torch import Tensor
 
 EPSILON, ORDER = 1e-4, 4
 EARLY, LATE = 151, 201
-"""Steps; the last of each refreshes the roots, so that the factors are whole."""
+"""Numbers of steps; the last of these steps refreshes the roots, so that the factors are complete."""
 Way = Callable[[Tensor, Tensor], Tensor]
-"""way(factors (M, n, n) float64, basis (M, n, n) of an earlier time) -> roots (M, n, n) float64"""
+"""way(factors (M, n, n) float64, basis (M, n, n) of an earlier step) -> roots (M, n, n) float64"""
 
 
 def by_eigh(factors: Tensor, dtype: torch.dtype, *, added: bool = False) -> Tensor:
@@ -83,7 +86,7 @@ WAYS: dict[str, Way] = {
 
 
 def factors_in_training(members: int) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
-    """By side: factors after `EARLY` and after `LATE` steps, each (M, n, n), and gradients (M, n, k) after `LATE`."""
+    """Return, by side, factors after `EARLY` and `LATE` steps, each (M, n, n), and gradients (M, n, k) after `LATE`."""
     from torch import nn
 
     from optbench.data import load
@@ -114,7 +117,7 @@ def factors_in_training(members: int) -> dict[int, tuple[Tensor, Tensor, Tensor]
 
 
 def sides(optimizer: torch.optim.Optimizer, first: Tensor, last: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
-    """By side, a factor (n, n) and the gradient (n, k) that its root is applied to."""
+    """Return, by side, a factor (n, n) and the gradient (n, k) that its root is applied to."""
     assert first.grad is not None
     assert last.grad is not None
     return {
@@ -149,8 +152,8 @@ def main() -> None:
     parser.add_argument("--members", type=positive, nargs="+", default=[1, 10])
     parser.add_argument("--sides", type=int, nargs="+", default=[10, 100, 784], choices=[10, 100, 784])
     parser.add_argument("--rounds", type=positive, default=5)
-    parser.add_argument("--refresh", action="store_true", help="when to refresh, instead of how")
-    parser.add_argument("--seeds", type=positive, default=3, help="of --refresh")
+    parser.add_argument("--refresh", action="store_true", help="compare when to refresh, instead of how")
+    parser.add_argument("--seeds", type=positive, default=3, help="number of seeds for --refresh")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.refresh:
@@ -160,7 +163,7 @@ def main() -> None:
     name = "a CPU, one thread" if device.type == "cpu" else torch.cuda.get_device_name()
     print(f"{name}, torch {torch.__version__}; order {ORDER}, epsilon {EPSILON:g}\n")
     print(HEADING)
-    # Training the same few seeds is enough: more members are copies of them.
+    # Training a few seeds is enough; further members are copies of them.
     trained = factors_in_training(min(10, max(arguments.members)))
     for n in arguments.sides:
         for members in arguments.members:
@@ -175,23 +178,23 @@ def spread(x: Tensor, members: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One way on one stack of factors."""
+    """The measurement of one way on one stack of factors."""
 
     side: int
     members: int
     way: str
     milliseconds: list[float]
-    """A value for each round."""
+    """One value per round."""
     error: float
-    """Of the update, relative, against the exact root of the same definition; the largest over members."""
+    """Relative error of the update, compared with the exact root of the same definition; the largest over members."""
     apart: float
-    """The same against the default."""
+    """The same compared with the default."""
 
 
 def measured(
     n: int, members: int, given: tuple[Tensor, ...], rounds: int, deadline: float = float("inf")
 ) -> Iterator[Measurement]:
-    """Time all ways on one stack of factors, in turns; rounds end early at `deadline` (of `time.perf_counter`)."""
+    """Time all ways on one stack of factors, in turn; no round starts after `deadline` (of `time.perf_counter`)."""
     early, factors, gradients = given
     _, basis = torch.linalg.eigh(early)
     wait: Callable[[], object] = torch.cuda.synchronize if factors.is_cuda else lambda: None
@@ -204,7 +207,7 @@ def measured(
             started = time.perf_counter()
             way(factors, basis)
             wait()
-            if turn:  # the first is for what a library prepares
+            if turn:  # the first round is a warm-up, in which libraries initialise
                 taken[name].append(1000 * (time.perf_counter() - started))
     exact = {added: by_eigh(factors, torch.float64, added=added) @ gradients for added in (False, True)}
     for name, way in WAYS.items():
@@ -217,7 +220,7 @@ HEADING = f"{'side':>5}{'members':>9}  {'way':16}{'time, ms':>28}{'error':>11}{'
 
 
 def line(found: Measurement) -> str:
-    """A row of the table."""
+    """Return a row of the table."""
     low, middle, high = min(found.milliseconds), statistics.median(found.milliseconds), max(found.milliseconds)
     cell = f"{middle:.2f} [{low:.2f}, {high:.2f}]"
     return f"{found.side:5}{found.members:9}  {found.way:16}{cell:>28}{found.error:>11.1e}{found.apart:>11.1e}"
@@ -234,7 +237,7 @@ TASKS, EPOCHS, BATCH, HELD_OUT = 3, 2, 256, 5_000
 
 @dataclass
 class Training:
-    """What came of one seed under one policy."""
+    """The result of one seed with one policy."""
 
     accuracy: float
     forgetting: float
@@ -244,7 +247,7 @@ class Training:
 
 
 def compare_refreshes(seeds: int) -> None:
-    """Train under every policy, the policies taking turns within a seed, and print the table as it grows."""
+    """Train with every policy, in turn for each seed, and print progress and then the table."""
     found: dict[str, list[Training]] = {name: [] for name in POLICIES}
     for seed in range(seeds):
         for name, policy in POLICIES.items():
@@ -275,7 +278,7 @@ def spread_of(values: list[float]) -> str:
 
 
 def train(seed: int, policy: dict[str, Any]) -> Training:
-    """One network on `TASKS` permutations."""
+    """Train one network on `TASKS` permutations."""
     from torch import nn
 
     from optbench.data import load
@@ -328,7 +331,7 @@ def train(seed: int, policy: dict[str, Any]) -> Training:
 
 
 def overshoots(optimizer: torch.optim.Optimizer, before: list[Tensor]) -> list[float]:
-    """For each parameter, the length of the step taken over that of the one through fresh roots."""
+    """Return, for each parameter, the length of the step taken divided by that of the step with fresh roots."""
     from optbench.optimizers.factors import factor_of
     from optbench.optimizers.roots import precondition, update_inverse_roots
 
@@ -353,7 +356,7 @@ def overshoots(optimizer: torch.optim.Optimizer, before: list[Tensor]) -> list[f
 
 
 def distance(a: Tensor, b: Tensor) -> float:
-    """The largest, over members, relative distance."""
+    """Return the relative distance, the largest over members."""
     return float(((a - b).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1)).max())
 
 

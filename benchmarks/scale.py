@@ -1,10 +1,10 @@
-"""What a trial costs the run's own process, however many there are: workers answer at once and train nothing.
+"""Measure what a trial costs the main process of a run, with workers that answer immediately without training.
 
     python benchmarks/scale.py [--trials 10000] [--jobs 16] [--out DIR]
 
-Seconds of its processor and of the clock for each thousand trials, from the first cohort that is handed out to the last
-one that is on the disk, and its peak memory. Cohorts, pool, session and store are those of every run; preparing a
-worker's answer is part of what is measured.
+The script prints processor and wall-clock milliseconds per trial for each thousand trials, from the first cohort that
+is handed out until the last one is on the disk, and the peak memory. Cohorts, pool, session and store are those of any
+run; preparing a worker's answer is part of the measured time.
 
 On two busy cores, 10,000 trials in cohorts of eight: 2.8 ms of the processor per trial in the first thousand and 7.8 ms
 in the ninth, since `RunWriter.add` looks at all trials for each cohort; 620 MiB.
@@ -35,7 +35,7 @@ TASKS = 2
 
 
 def suite(trials: int) -> Suite:
-    """A suite of so many trials: a hundred settings on as many seeds as it takes."""
+    """Return a suite of at least this many trials: up to a hundred settings on as many seeds as needed."""
     settings = min(100, trials)
     experiment: dict[str, Any] = {
         "tasks": {"kind": "permuted", "count": TASKS},
@@ -60,7 +60,7 @@ def suite(trials: int) -> Suite:
 
 
 def rows(trial: Trial) -> list[Row]:
-    """As many rows as a short trial has."""
+    """Return as many rows as a short trial has."""
     matrix = [(after, task) for after in range(TASKS + 1) for task in range(1, TASKS + 1)]
     return [
         TrialRow("ok", None, None, 1, 1, 100, "cpu", "{}", "0" * 16, 0.1, 0.1, 0, None, 0, None),
@@ -70,7 +70,7 @@ def rows(trial: Trial) -> list[Row]:
 
 
 class Instant:
-    """A worker that has done what it is given."""
+    """A worker that finishes a unit as soon as it receives it."""
 
     is_ready = True
 
@@ -112,7 +112,7 @@ class InstantWorkers:
 
 
 class Clock(View):
-    """Notes when each thousand of trials was on the disk."""
+    """Record the time when each thousand trials was on the disk."""
 
     def __init__(self) -> None:
         self.done = 0

@@ -1,14 +1,14 @@
-"""Time and peak memory of a whole suite, as a user runs it.
+"""Measure the time and peak memory of a whole suite, as a user runs it.
 
     python benchmarks/suite.py [SUITE] [--device cpu] [--seeds 10] [--rounds 1] [-- --set KEY=VALUE ...]
     python benchmarks/suite.py continual --device cuda --seeds 10 --rounds 3
 
-Runs `optbench run SUITE` in a process of its own, from its start to its exit: imports, data, training, measuring and
-writing. Everything after `--` is passed on to it. What is printed: seconds on the clock and of processor time, the
-largest memory of all its processes together (proportional set size where the system tells it, sampled ten times a
-second), the largest memory in use on the CUDA device, whoever uses it, and how the trials ended. Then where the time of
-the whole command went, and where that of the trials: seconds of training, and of them in the optimizer, by experiment,
-model and optimizer.
+The script runs `optbench run SUITE` in a separate process, and measures it from start to exit, including imports, data,
+training, measuring and writing. Everything after `--` is passed on to the command. The script prints wall-clock and
+processor seconds, the peak memory of all its processes together (proportional set size if the system provides it,
+sampled ten times per second), the peak memory in use on the CUDA device, including that of other programs, and how the
+trials ended. It then prints how the time of the command is divided, and the seconds of training and of optimizer steps
+by experiment, model and optimizer.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ import torch
 
 try:
     import psutil
-except ModuleNotFoundError:  # of the extra `dev`: without it, memory and processor time are not measured
+except ModuleNotFoundError:  # psutil is in the extra `dev`; memory and processor time are not measured without it
     psutil = None
 
 EVERY = 0.1
-"""Seconds between two looks at the memory."""
+"""Seconds between two samples of the memory."""
 GRACE = 6.0
-"""Seconds that an interrupted run has to write what it finished."""
+"""Seconds that an interrupted run has to write its finished trials."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ class Round:
     """One run of the suite."""
 
     code: int
-    """Exit code; 130 if it was interrupted at its limit."""
+    """Exit code; 130 if the run was interrupted at its limit."""
     seconds: float
     processor_seconds: float
     host_bytes: int
     device_bytes: int
     trials: pd.DataFrame
-    """Those that were written."""
+    """The trials that were written."""
 
 
 def main() -> None:
@@ -82,11 +82,11 @@ def main() -> None:
 
 
 FINISHED = (0, 3)
-"""Exit codes of a run that reached its end: with and without trials that raised."""
+"""Exit codes of a run that reached its end, without and with failed trials."""
 
 
 def headline(found: Round) -> str:
-    """Time, memory and how the trials ended, in a line."""
+    """Return one line with the time, the memory and how the trials ended."""
     ended = ", ".join(f"{count} {status}" for status, count in found.trials["status"].value_counts().items())
     if psutil is None:
         spent, memory = "", "host memory not measured: psutil is missing"
@@ -106,9 +106,9 @@ def measured(
     limit: float = float("inf"),
     look: Callable[[float], None] = lambda seconds: None,
 ) -> Round:
-    """Run it once, into `folder / "measured"`; interrupt it after `limit` seconds.
+    """Run the suite once, into `folder / "measured"`; interrupt it after `limit` seconds.
 
-    look: called about ten times a second with the seconds so far.
+    look: called about ten times per second with the elapsed seconds.
     """
     command = [sys.executable, "-m", "optbench.cli", "run", *words, "--quiet"]
     command += ["--runs-dir", str(folder), "--name", "measured"]
@@ -136,19 +136,19 @@ def measured(
 
 
 def trials_in(run: Path) -> pd.DataFrame:
-    """The trials that a run has written so far; none if there is no run yet."""
+    """Return the trials that a run has written so far; none if there is no run yet."""
     import optbench
     from optbench.errors import OptbenchError
 
     columns = ["experiment", "model", "optimizer", "status", "train_seconds", "optimizer_seconds"]
-    # A run replaces its files: one that is missing now is there at the next look.
+    # A run replaces its files, so a file that is missing now will be found the next time.
     with contextlib.suppress(OptbenchError, OSError):
         return optbench.read_run(run).table("trials", controls=True)
     return pd.DataFrame(columns=columns)
 
 
 def memory_of(pid: int, processors: dict[int, float]) -> int:
-    """Bytes of a process and all below it now; what of processor time each has used is noted in `processors`."""
+    """Return the current bytes of a process and its descendants; store the processor time of each in `processors`."""
     total = 0
     try:
         family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
@@ -166,12 +166,12 @@ def memory_of(pid: int, processors: dict[int, float]) -> int:
 
 
 def breakdown(run: Path, launched: float, found: Round) -> pd.DataFrame:
-    """Seconds of a run on the clock by what its processes did, and their share of it.
+    """Return the wall-clock seconds of a run by activity, and their percentage.
 
-    Start: until the run directory is made, when all has been imported and checked. What trials say of themselves is
-    divided by the number of processes. The rest: workers' own start, data, writing, and waiting for the last process.
+    `start` lasts until the run directory is made, after imports and checks. The times that trials record are divided by
+    the number of processes. The rest is the start of the workers, data, writing, and waiting for the last process.
 
-    launched: the time at which the command was started, as of `time.time`.
+    launched: the time at which the command was started, as returned by `time.time`.
     """
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     jobs = record["provenance"]["jobs"]
@@ -191,7 +191,7 @@ def breakdown(run: Path, launched: float, found: Round) -> pd.DataFrame:
 
 
 def by_optimizer(trials: pd.DataFrame) -> pd.DataFrame:
-    """Sums over the trials of each experiment, model and optimizer."""
+    """Return sums over the trials of each experiment, model and optimizer."""
     keys = ["experiment", "model", "optimizer"]
     sums = trials.groupby(keys)[["train_seconds", "optimizer_seconds"]].sum()
     return sums.assign(trials=trials.groupby(keys).size()).rename(columns=lambda name: name.replace("_", " "))

@@ -1,22 +1,23 @@
-"""What a learning-rate grid costs in lock-step, against the same trials one by one.
+"""Measure what a learning-rate grid costs in lock-step, compared with the same trials one by one.
 
     python benchmarks/sweep.py [--optimizers sgd adamw shampoo] [--repeats 5] [--steps 100]
 
-The protocol of permuted-mnist in suites/continual.yaml at mlp-100, seven learning rates × 2 seeds, each task shortened
-to a number of steps. Processes stay between measurements; all ways take turns in every repeat.
+The protocol is that of permuted-mnist in suites/continual.yaml at mlp-100, with seven learning rates × 2 seeds and each
+task limited to a number of steps. Processes are kept between measurements; every repeat measures all ways in turn.
 
-- `lock-step`: the 14 trials in one cohort, cut as `optbench run --jobs N` cuts it.
+- `lock-step`: the 14 trials in one cohort, divided as by `optbench run --jobs N`.
 - `one by one`: 14 cohorts of one trial.
 
 | on | lock-step | one by one |
 |---|---|---|
 | 2 cores | on 2 processes of one thread | one after another, PyTorch's operations on 2 threads: a loop over trials |
 | 2 processes | the same | handed out to 2 processes of one thread |
-| 1 process | on one process of one thread | likewise |
+| 1 process | on one process of one thread | the same |
 
-Time of the optimizers' steps (batches, gradients, updates: `train_seconds` of the trials) on the process that has most
-of it, and of everything (making the tasks, validation, measuring) until the last trial has ended. Ratios are taken
-within a repeat. The aim: at most 60% of the steps' time one by one on 2 cores, for SGD and AdamW.
+`steps` is the time of the optimizers' steps (batches, gradients, updates: `train_seconds` of the trials) on the process
+with the largest such time, and `everything` the time until the last trial has ended, including making the tasks,
+validation and measuring. Ratios are taken within a repeat. The aim is at most 60% of the steps' time one by one on 2
+cores, for SGD and AdamW.
 """
 
 from __future__ import annotations
@@ -45,18 +46,18 @@ AIM = 0.6
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds."""
+    """The seconds of one measurement."""
 
     steps: float
-    """Of the steps, on the process that has most of them."""
+    """Seconds of the steps on the process that spends most time on them."""
     everything: float
 
 
 def sweep(optimizer: str, steps: int) -> Suite:
-    """The suite with this optimizer's grid, and nothing else."""
+    """Return a suite with only this optimizer's grid."""
     suite = load_suite(CONTINUAL)
     experiment = suite.experiments[EXPERIMENT]
-    # Measuring is no part of what is compared, so there is little to measure on; validation is as it is.
+    # Measuring is not part of the comparison, so there are few test examples; validation is unchanged.
     protocol = experiment.protocol.model_copy(update={"max_steps": steps, "test_examples": 500})
     experiment = experiment.model_copy(
         update={
@@ -71,7 +72,7 @@ def sweep(optimizer: str, steps: int) -> Suite:
 
 
 def work(connection: multiprocessing.connection.Connection, suite: Suite, threads: int) -> None:
-    """Main function of a process: trains the cohorts it is sent, and answers with the seconds their steps took."""
+    """Train the cohorts received by a process, and send back the seconds that their steps took."""
     import torch
 
     from optbench.data import load
@@ -88,7 +89,7 @@ def work(connection: multiprocessing.connection.Connection, suite: Suite, thread
 
 
 class Team:
-    """Processes that wait for cohorts of one suite; threads: of each."""
+    """Processes that wait for cohorts of one suite; threads: the number of threads of each process."""
 
     def __init__(self, suite: Suite, threads: Sequence[int]) -> None:
         context = mp.get_context("spawn")
@@ -103,7 +104,7 @@ class Team:
             connection.recv()
 
     def train(self, units: Sequence[Cohort], processes: Sequence[int]) -> Cost:
-        """Train all units on these processes, each taking the next when it is free."""
+        """Train all units on these processes; a process gets the next unit when it is free."""
         waiting, began = list(reversed(units)), time.perf_counter()
         spent = dict.fromkeys(processes, 0.0)
         busy = set()
@@ -127,7 +128,7 @@ class Team:
 
 
 def measure(optimizer: str, steps: int, repeats: int) -> dict[str, list[Cost]]:
-    """The costs of every way, one for each repeat."""
+    """Return the costs of every way, one for each repeat."""
     suite = sweep(optimizer, steps)
     planned = trials(suite)
     (whole,) = cohorts(planned)
@@ -180,7 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--optimizers", nargs="+", default=list(GRIDS), choices=list(GRIDS))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=100, help="of each task at most")
+    parser.add_argument("--steps", type=int, default=100, help="maximum number of steps per task")
     arguments = parser.parse_args()
     import torch
 

@@ -1,30 +1,31 @@
-"""Member-steps per second of the lock-step engine, beside a loop written by hand and beside the bare products.
+"""Measure member-steps per second of the lock-step engine, of a plain training loop and of the matrix products alone.
 
     python benchmarks/throughput.py [--device cpu] [--members 1 10 30] [--rounds 5] [--seconds 1.0]
     python benchmarks/throughput.py --model cnn --optimizers sgd adamw --members 5
     python benchmarks/throughput.py --device cuda --members 1 10 100 1000
     python benchmarks/throughput.py --device cuda --members 100 --optimizers sgd --profile
 
-Network: MLP 784-100-10, batch 128, permuted MNIST. `--model` takes another: `cnn`, or one of `benchmarks/networks.py`,
-which are trained as a user's; then there is no floor, and `--batch` may be small, where calls of the framework weigh
-most. On a CPU every variant runs on one process per core with one thread
+The network is an MLP 784-100-10 with batches of 128 on permuted MNIST. `--model` selects another network: `cnn`, or one
+of `benchmarks/networks.py`, which are trained like a user's models. There is then no floor, and `--batch` can be small,
+so that the overhead of framework calls dominates. On a CPU, every variant runs on one process per core with one thread
 each, and the members are spread over the processes; on a CUDA device there is one process. Variants are interleaved:
-each round measures all of them once, and what is printed is the median over rounds with the smallest and the largest.
+each round measures all of them once. The script prints median [min, max] over the rounds.
 
-- `engine`: what `optbench run` does between two evaluations: batches, gradients, updates, and reading the losses.
-- `loop`: plain PyTorch, one network after the other: float inputs in memory, autograd, `torch.optim` as it comes.
-  For Shampoo (`newton`: with roots by products) the loop uses pytorch-optimizer's, and both refresh all roots every 10
-  steps. On a CUDA device it has at most 4 networks (Shampoo's one), as its speed does not depend on their number.
-- `floor`: only the matrix products of forward and backward, batched or one by one, whichever is faster. On a CUDA
-  device the time of the update's memory traffic is added, at the bandwidth of a large copy measured in the same rounds:
-  weights and moments read and written once, gradients read once. Shampoo's factors are left out.
+- `engine`: the work of `optbench run` between two evaluations: batches, gradients, updates, and reading the losses.
+- `loop`: plain PyTorch, one network after another, with float inputs in memory, autograd and unmodified `torch.optim`.
+  For Shampoo (`newton`: with roots by matrix products) the loop uses pytorch-optimizer's, and both refresh all roots
+  every 10 steps. On a CUDA device it has at most 4 networks (1 for Shampoo): its speed does not depend on the number.
+- `floor`: only the matrix products of forward and backward passes, batched or one by one, taking the faster. On a CUDA
+  device, the time of the update's memory traffic is added, at the bandwidth of a large copy measured in the same
+  rounds: weights and moments are read and written once, gradients are read once. Shampoo's factors are not counted.
 - `unrecorded` (CUDA): the engine without CUDA graphs.
 
-On a CUDA device the members are of at most 10 seeds, as in a suite with a sweep, and share the batches of their seed;
-the engine's peak memory is printed, too. On a CPU every member has a seed of its own. A way that raises is left out and
-the reason is printed; the exit code is then 1.
+On a CUDA device the members have at most 10 seeds, as in a suite with a sweep, and share the batches of their seed; the
+engine's peak memory is also printed. On a CPU every member has its own seed. A way that raises an exception is left out
+and the reason is printed; the exit code is then 1.
 
-`--profile` prints instead which operations the time of the engine goes to, without CUDA graphs, which hide their names.
+`--profile` instead prints how the time of the engine is divided between operations, without CUDA graphs, which hide the
+names of operations.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from typing import Any, Self
 
 BATCH, WIDTH, CLASSES = 128, 100, 10
 REFRESH = 10
-# One refresh interval for every side, as in the loop.
+# The same refresh interval for every side, as in the loop.
 SHAMPOO: dict[str, Any] = {"lr": 0.05, "epsilon": 1e-4, "precondition_frequency": REFRESH, "small_side": 0}
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "sgd": ("sgd", {"lr": 0.1}),
@@ -55,7 +56,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "shampoo": ("shampoo", SHAMPOO),
     "newton": ("shampoo", SHAMPOO | {"root": "newton"}),
 }
-"""By the name it is printed under: target and settings."""
+"""Printed name -> target and settings."""
 
 Steps = Callable[[int, int], None]
 """steps(first, count)"""
@@ -74,14 +75,14 @@ MODELS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Workload:
-    """What is trained."""
+    """The model that is trained, and its batch size."""
 
     model: str = "mlp"
     batch: int = BATCH
 
 
 def engine(optimizer: str, members: int, where: str, work: Workload, *, recorded: bool = True) -> Steps:
-    """The steps of `members` members in lock-step."""
+    """Return a function that takes steps of `members` members in lock-step."""
     import copy
     import dataclasses
 
@@ -138,7 +139,7 @@ def engine(optimizer: str, members: int, where: str, work: Workload, *, recorded
 
 
 def loop(optimizer: str, members: int, where: str, work: Workload) -> Steps:
-    """The steps of each of `members` networks, as one would write them by hand."""
+    """Return a function that takes steps of `members` networks in a plain training loop."""
     import torch
     from torch import nn
 
@@ -156,7 +157,7 @@ def loop(optimizer: str, members: int, where: str, work: Workload) -> Steps:
             return torch.optim.AdamW(parameters, **SETTINGS["adamw"][1])
         from pytorch_optimizer import Shampoo
 
-        # A rate at which it goes on for as long as it is timed: with roots this stale it diverges at ours.
+        # With roots this stale, our learning rate would make it diverge while it is timed.
         return Shampoo(parameters, lr=1e-5, preconditioning_compute_steps=REFRESH)
 
     def network() -> nn.Module:
@@ -190,13 +191,13 @@ def loop(optimizer: str, members: int, where: str, work: Workload) -> Steps:
 
 
 MOMENTS = {"sgd": 0, "adamw": 2, "shampoo": 0, "newton": 0}
-"""Matrices of state as large as the weights."""
+"""Number of state tensors as large as the weights."""
 COPIED = 2**28
-"""Numbers in the copy that the bandwidth is measured by: 1 GiB."""
+"""Number of values in the copy that measures the bandwidth: 1 GiB."""
 
 
 def floor(optimizer: str, members: int, where: str, work: Workload, *, batched: bool) -> Steps:
-    """The matrix products of the steps, and nothing else."""
+    """Return a function that computes only the matrix products of the steps."""
     import torch
 
     x, w1, w2 = (torch.randn(members, *s, device=where) for s in ((BATCH, 784), (WIDTH, 784), (CLASSES, WIDTH)))
@@ -220,7 +221,7 @@ def floor(optimizer: str, members: int, where: str, work: Workload, *, batched: 
 
 
 def copy(optimizer: str, members: int, where: str, work: Workload) -> Steps:
-    """A large copy as one step."""
+    """Return a function whose step is a large copy."""
     import torch
 
     source = torch.ones(COPIED, device=where)
@@ -234,7 +235,7 @@ def copy(optimizer: str, members: int, where: str, work: Workload) -> Steps:
 
 
 def traffic(optimizer: str) -> int:
-    """Bytes that the update of one member reads and writes at least."""
+    """Return the minimum number of bytes that the update of one member reads and writes."""
     weights = WIDTH * 784 + WIDTH + CLASSES * WIDTH + CLASSES
     return 4 * weights * (3 + 2 * MOMENTS[optimizer])
 
@@ -251,13 +252,13 @@ ON_CPU = ("engine", "loop", "floor, batched", "floor, one by one")
 ON_CUDA = ("engine", "unrecorded", "loop", "floor, batched", "copy")
 SEEDS = 10
 WARM_UP = 6 * REFRESH
-"""Steps before any is timed: buffers, caches, recordings of every kind of step."""
+"""Number of untimed steps at the start, for buffers, caches and recordings of every kind of step."""
 LOOPED = 4
-"""Networks of the loop on a CUDA device, at most; of Shampoo's one."""
+"""Maximum number of networks of the loop on a CUDA device; one for Shampoo."""
 
 
 def worker(connection: multiprocessing.connection.Connection) -> None:
-    """Build what each order names and time it; send the result, or the exception in one line."""
+    """Build and time the variants named in the orders; send each result, or the exception in one line."""
     import torch
 
     torch.set_num_threads(1)
@@ -300,14 +301,14 @@ def main() -> None:
     parser.add_argument("--members", type=int, nargs="+", default=[1, 10, 30])
     parser.add_argument("--optimizers", nargs="+", default=list(SETTINGS))
     parser.add_argument("--model", choices=MODELS, default="mlp")
-    parser.add_argument("--batch", type=int, default=BATCH, help="examples a step, of another model than `mlp`")
+    parser.add_argument("--batch", type=int, default=BATCH, help="examples per step, for models other than `mlp`")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
-    parser.add_argument("--profile", action="store_true", help="what the engine's time goes to")
+    parser.add_argument("--seconds", type=float, default=1.0, help="duration of each measurement")
+    parser.add_argument("--profile", action="store_true", help="print the operations that take the engine's time")
     arguments = parser.parse_args()
     work = Workload(arguments.model, arguments.batch)
     if work.model == "mlp" and work.batch != BATCH:
-        parser.error(f"argument --batch: {BATCH} with --model mlp, whose floor is measured at that")
+        parser.error(f"argument --batch: expected {BATCH} with --model mlp, for its floor, got {work.batch}")
     import torch
 
     cores = len(os.sched_getaffinity(0))
@@ -343,24 +344,24 @@ COLUMNS = [("engine", 31), ("loop", 26), ("floor", 31), ("engine/loop", 21), ("e
 
 @dataclass(frozen=True)
 class Measurement:
-    """The ways of one cohort, measured in turns."""
+    """The measurements of one cohort in every way, taken in turn."""
 
     optimizer: str
     members: int
     speeds: Mapping[str, Sequence[float]]
-    """By way, member-steps per second, a value for each round. `floor` is the faster one, with the memory traffic."""
+    """Way -> member-steps per second in each round. `floor` is the faster floor, with the memory traffic."""
     peak: int
-    """Bytes of device memory that the engine had allocated at most, after the first steps; 0 on a CPU."""
+    """Peak bytes of device memory allocated by the engine, after the first steps; 0 on a CPU."""
     missing: Mapping[str, str]
-    """Why a way was not measured."""
+    """Way -> the reason why it was not measured."""
 
     def ratios(self, other: str) -> list[float]:
-        """Of the engine to another way, a value for each round; none if one of the two was not measured."""
+        """Return the engine's speed relative to another way in each round; empty if one of them was not measured."""
         pairs = zip(self.speeds.get("engine", ()), self.speeds.get(other, ()), strict=False)
         return [a / b for a, b in pairs]
 
     def cells(self) -> dict[str, str]:
-        """Median [smallest, largest] of what was measured, by column."""
+        """Return median [min, max] of the measured values, by column."""
         found = {name: (values, "{:,.0f}") for name, values in self.speeds.items()}
         found |= {f"engine/{other}": (self.ratios(other), "{:.2f}") for other in ("loop", "floor")}
         return {name: summary(values, pattern) for name, (values, pattern) in found.items() if values}
@@ -377,14 +378,14 @@ def measured(
     skip: Collection[str] = (),
     warm_up: int = WARM_UP,
 ) -> Measurement:
-    """Time every way in turns, each for about `seconds` a round.
+    """Time every way in turn, each for about `seconds` per round.
 
-    A way that raises, or is not done by `deadline` (of `time.perf_counter`), is left out and named in `missing`. Rounds
-    that would end after the deadline are not begun; if none fits, the few steps that tell how long one takes stand in.
-    Without the engine nothing else is measured.
+    A way that raises an exception, or is not done by `deadline` (of `time.perf_counter`), is left out and listed in
+    `missing`. Rounds that would end after the deadline are not started. If no round fits, the few steps that estimate
+    the time of a step are used instead. If the engine cannot be measured, nothing else is measured.
 
     skip: ways that are not measured.
-    warm_up: steps before any is timed.
+    warm_up: number of untimed steps at the start.
     """
     on_cuda = crew.device != "cpu"
     looped = min(members, 1 if SETTINGS[optimizer][0] == "shampoo" else LOOPED) if on_cuda else members
@@ -412,10 +413,10 @@ def measured(
     if "engine" in missing:
         return Measurement(optimizer, members, {}, 0, missing)
     interval = alive(lambda name: crew[name].time(REFRESH, deadline))
-    # Whole refresh intervals, so that every measurement holds its share of roots.
+    # Whole refresh intervals, so that every measurement includes its share of roots.
     steps = {name: max(1, round(seconds / each)) * REFRESH for name, each in interval.items()}
     a_round = sum(each * steps[name] / REFRESH for name, each in interval.items())
-    taken: dict[str, list[float]] = {name: [] for name in names}  # seconds a step, one value a round
+    taken: dict[str, list[float]] = {name: [] for name in names}  # seconds per step, one value per round
     for turn in range(rounds):
         fits = time.perf_counter() + a_round < deadline
         if turn and not fits:
@@ -431,7 +432,7 @@ def measured(
     if floors and (not on_cuda or "copy" in taken):
         taken["floor"] = taken[min(floors, key=lambda name: statistics.median(taken[name]))]
     if on_cuda and "floor" in taken:
-        moved = members * traffic(optimizer) / (8 * COPIED)  # of the bytes of a copy, which reads and writes
+        moved = members * traffic(optimizer) / (8 * COPIED)  # relative to the bytes that a copy reads and writes
         pairs = zip(taken["floor"], taken["copy"], strict=False)
         taken["floor"] = [products + moved * copied for products, copied in pairs]
     speeds = {name: [counts.get(name, members) / each for each in values] for name, values in taken.items()}
@@ -439,7 +440,7 @@ def measured(
 
 
 def line(found: Measurement, columns: Sequence[tuple[str, int]]) -> str:
-    """A row of the table."""
+    """Return a row of the table."""
     cells = found.cells()
     row = "".join(f"{cells.get(name, '-'):>{width}}" for name, width in columns)
     peak = f"  peak {found.peak / 2**20:,.0f} MiB" if found.peak else ""
@@ -448,7 +449,7 @@ def line(found: Measurement, columns: Sequence[tuple[str, int]]) -> str:
 
 
 def profile(optimizer: str, members: int, where: str, work: Workload) -> str:
-    """A table of operations, the dearest first."""
+    """Return a table of operations, the most expensive first."""
     import torch
     from torch.profiler import ProfilerActivity
 
@@ -464,7 +465,7 @@ def profile(optimizer: str, members: int, where: str, work: Workload) -> str:
 
 
 def shares(members: int, processes: int) -> list[int]:
-    """How many members each process has, of those that have any."""
+    """Return the number of members of each process that has any."""
     cuts = [members * i // processes for i in range(processes + 1)]
     return [b - a for a, b in itertools.pairwise(cuts) if b > a]
 
@@ -473,11 +474,11 @@ LATE = "not done in the time it had"
 
 
 class TeamError(Exception):
-    """A way raised, ended, or took too long; its processes are of no further use."""
+    """A way raised an exception, ended, or took too long; its processes are not used again."""
 
 
 class Crew:
-    """A team for each way, kept from one cohort to the next: a process takes seconds to start (torch, CUDA, data)."""
+    """One team per way, kept between cohorts because a process takes seconds to start (torch, CUDA, data)."""
 
     def __init__(self, names: Sequence[str], processes: int, device: str, work: Workload = Workload()) -> None:
         self.names, self.processes, self.device, self.work = names, processes, device, work
@@ -489,7 +490,7 @@ class Crew:
         return self._teams[name]
 
     def start(self) -> None:
-        """Start all processes and wait for them, so that no cohort's deadline has to allow for it."""
+        """Start all processes and wait for them, so that the deadline of a cohort does not include their start."""
         for team in [self[name] for name in self.names]:
             team.ready()
 
@@ -504,19 +505,19 @@ class Crew:
 
 
 class Team:
-    """The processes of one way."""
+    """The processes that measure one way."""
 
     def __init__(self, variant: str, processes: int, device: str, work: Workload) -> None:
         context = mp.get_context("spawn")
         self.variant, self.device, self.work, self.broken = variant, device, work, False
         self.connections, self.processes = [], []
         self.busy: list[multiprocessing.connection.Connection] = []
-        """Connections of the processes that have members."""
+        """The connections of the processes that have members."""
         for _ in range(processes):
             ours, theirs = context.Pipe()
             process = context.Process(target=worker, args=(theirs,), daemon=True)
             process.start()
-            theirs.close()  # so that a process that dies is an end of file
+            theirs.close()  # so that the death of the process is an end of file
             self.connections.append(ours)
             self.processes.append(process)
 
@@ -528,13 +529,13 @@ class Team:
         self.answers(float("inf"))
 
     def build(self, optimizer: str, shares: list[int], warm_up: int) -> None:
-        """Let the first processes build a share each and take `warm_up` steps; `answers` has the peak memory."""
+        """Make the first processes build a share each and take `warm_up` steps; `answers` returns the peak memory."""
         self.busy = self.connections[: len(shares)]
         for connection, share in zip(self.busy, shares, strict=True):
             connection.send(("build", self.variant, optimizer, share, self.device, self.work, warm_up))
 
     def time(self, steps: int, deadline: float) -> float:
-        """Seconds until the last process has done `steps` steps."""
+        """Return the seconds until the last process has taken `steps` steps."""
         for connection in self.busy:
             connection.send(("time", steps))
         return max(self.answers(deadline))
@@ -561,7 +562,7 @@ class Team:
 
     def stop(self) -> None:
         for process in self.processes:
-            process.kill()  # which is quicker than an interpreter's own end, and they keep nothing
+            process.kill()  # faster than a regular exit, and the processes have nothing to save
             process.join()
 
 

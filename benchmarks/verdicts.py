@@ -1,15 +1,16 @@
-"""Writes the verdicts of a findings page from the runs that it reports, so that its numbers cannot drift.
+"""Write the verdicts of a findings page from the runs that it reports, so that page and runs agree.
 
     python benchmarks/verdicts.py docs/plasticity.md --runs-dir RUNS [--check]
 
-The page says where, and from which runs:
+Markers in the page give the position of the table and the runs:
 
     <!-- verdicts permuted10 -->
     ... a table, which is replaced
     <!-- end verdicts -->
 
-Of several runs, the last one that states a claim judges it. `<!-- verdicts RUN | detectable -->` adds the smallest
-effect that the seeds could have shown. --check: change nothing, and exit with 1 where the page differs from its runs.
+If several runs state a claim, the last of them judges it. `<!-- verdicts RUN | detectable -->` adds the smallest
+effect that the seeds could have shown. With --check, the page is not changed, and the exit code is 1 if the page
+differs from its runs.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def main() -> int:
             continue
         drifted = True
         if options.check:
-            print(f"{page}: differs from its runs: run this without --check", file=sys.stderr)
+            print(f"{page}: differs from its runs; run this script without --check", file=sys.stderr)
         else:
             page.write_text(new, encoding="utf-8")
     return int(drifted and options.check)
@@ -69,9 +70,9 @@ def _asked(text: str, runs_dir: Path) -> str:
 
 
 def table(runs: list[str], runs_dir: Path, *, detectable_too: bool = False) -> str:
-    """A row for each claim, in the order of the runs' suites. Raises StoreError where a run cannot be read.
+    """Return a table with a row for each claim, in the order of the suites. Raises StoreError if a run cannot be read.
 
-    detectable_too: with the smallest effect that the seeds could have shown.
+    detectable_too: add the smallest effect that the seeds could have shown.
     """
     found: dict[str, str] = {}
     for name in runs:
@@ -94,7 +95,7 @@ def _verdict(claim: JudgedClaim, text: str) -> str:
 
 
 def _detectable(claim: JudgedClaim) -> str:
-    """The smallest difference that the seeds, varying as they do, could have shown at the first of Holm's steps."""
+    """Return the smallest difference that seeds with this variation could have shown at the first of Holm's steps."""
     family = corrected_for(claim.claim, len(claim.parts))
     parts = [
         (part_label(part), detectable(np.array(part.result.differences), 1 - ALPHA / family))
@@ -108,7 +109,7 @@ def _detectable(claim: JudgedClaim) -> str:
 
 
 def _differences(claim: JudgedClaim) -> str:
-    """The estimate of each part, with its place where there are several."""
+    """Return the estimate of each part, preceded by its label if there are several parts."""
     parts = [(part_label(part), part_estimate(claim, part).replace("-", "−")) for part in claim.parts]
     return "; ".join(f"{where}: {said}" if len(parts) > 1 else said for where, said in parts)
 
