@@ -52,8 +52,8 @@ def parts(value: Any) -> Iterator[tuple[str, Any]]:
 def digest(value: Any, known: Sequence[object] = ()) -> bytes:
     """Return a digest of all numbers, text, tensors and random states reachable from `value`.
 
-    known: objects represented by their index instead of their content. Which tensors share memory is part of the
-    digest.
+    known: objects represented by their index instead of their content. The digest also depends on which tensors share
+    memory.
 
     Exceptions raised by objects that cannot be inspected, such as a lock or an open file, propagate.
     """

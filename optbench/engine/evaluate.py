@@ -31,8 +31,8 @@ CHUNK = 2500
 """Examples, or positions of sequences, per forward pass: large enough to be fast, with less than 10 MB of floats for
 MNIST."""
 MOST = 50
-"""Maximum number of networks per forward pass. Each gets a fifth of a chunk, so all activations together take as much
-memory as those of ten networks on a whole chunk."""
+"""Maximum number of networks per forward pass. At this number, each is evaluated on a fifth of a chunk, so that all
+activations together take as much memory as those of ten networks on a whole chunk."""
 LN2 = math.log(2)
 
 

@@ -41,7 +41,7 @@ class Choice:
 
     possible: bool = True
     sizes: set[int] = field(default_factory=set)
-    """Sizes of stacks for which it was chosen; a library may choose the order of sums by the size of a product."""
+    """Sizes of stacks for which it was tried; in a library, the order of sums may depend on the size of a product."""
 
     def open(self, kept: int) -> bool:
         """Return whether `torch.func` may be tried, given the bytes kept for the backward pass by all members."""

@@ -148,7 +148,7 @@ class _FirstLayers:
 def agrees(count: int, shape: torch.Size, batch: int) -> bool:
     """Return whether one product for `count` first layers of this shape has the same bits as separate products.
 
-    A library may choose the order of sums by the size of the product, but not by its numbers, so one test on random
+    In a library, the order of sums may depend on the size of the product, but not on its numbers, so one test on random
     numbers per process suffices. Wide layers are excluded, because separate products are as fast.
     """
     if count == 1 or shape[0] >= WIDE:
