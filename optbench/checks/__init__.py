@@ -1,6 +1,7 @@
 """Checks of the contracts of optimizers, models, datasets, task sequences and metrics.
 
-Importing this package imports no torch; a check does. Each kind has a file with `findings(target, settings)`.
+Importing this package does not import torch; running a check does. Each kind has a file with
+`findings(target, settings)`.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ __all__ = ["CHECKERS", "Finding", "Outcome", "findings", "recognise"]
 
 
 def findings(kind: str, target: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
-    """Check a target by its kind, yielding every line of its contract as soon as it is known.
+    """Check a target of the given kind, yielding the finding for each line of its contract as soon as it is known.
 
     Raises:
-    OptbenchError: it cannot be loaded, or rejects its settings.
+        OptbenchError: the target cannot be loaded, or rejects its settings.
     """
     found: Iterator[Finding] = importlib.import_module(CHECKERS[kind]).findings(target, settings)
     return found

@@ -1,4 +1,4 @@
-"""The contract of a dataset: valid types, shapes and ranges, and reproducible."""
+"""The contract of a dataset: it has valid types, shapes and ranges, and is reproducible."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def findings(target: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
     """Construct a dataset twice and check it.
 
     Raises:
-    KindError, ValidationError: it cannot be loaded, or rejects its settings.
+        KindError, ValidationError: the dataset cannot be loaded, or rejects its settings.
     """
     DATASETS.complete(target, settings)
     return lines(_Subject(DatasetSettings.of(target, **settings)), CHECKS)
@@ -41,14 +41,14 @@ def _makes(subject: _Subject) -> Found:
 
 def _inputs(subject: _Subject) -> Found:
     inputs = subject.dataset.train.inputs
-    vocabulary = f" of a vocabulary of {subject.dataset.vocabulary}" if subject.dataset.vocabulary else ""
+    vocabulary = f", vocabulary of {subject.dataset.vocabulary}" if subject.dataset.vocabulary else ""
     return "passed", f"{form_of(subject.dataset.train)}, {inputs.min().item():g} to {inputs.max().item():g}{vocabulary}"
 
 
 def _targets(subject: _Subject) -> Found:
     found = subject.dataset
     counts = found.train.targets.flatten().bincount(minlength=found.classes)
-    said = f"{found.classes} classes, of {int(counts.min())} to {int(counts.max())} training examples"
+    said = f"{found.classes} classes with {int(counts.min())} to {int(counts.max())} training examples each"
     if (absent := (counts == 0).nonzero().flatten().tolist()) and found.vocabulary is None:
         return "information", f"{said}; class {absent[0]} has none"
     return "passed", said
@@ -57,7 +57,7 @@ def _targets(subject: _Subject) -> Found:
 def _text(subject: _Subject) -> Found:
     found = subject.dataset
     if found.texts is None:
-        return "information", "no domains of text"
+        return "information", "no text domains"
     entropies = found.unigram_entropies()
     said = []
     for domain, text in found.texts.items():
@@ -85,9 +85,9 @@ def _reproducible(subject: _Subject) -> Found:
     for name in ("train", "test"):
         one, other = getattr(subject.dataset, name), getattr(again, name)
         if not (torch.equal(one.inputs, other.inputs) and torch.equal(one.targets, other.targets)):
-            draw = "draw from torch.Generator().manual_seed(...), and read files in a sorted order"
+            draw = "draw from torch.Generator().manual_seed(...), and read files in sorted order"
             return "failed", f"{name} differs when it is made a second time; {draw}"
-    return "passed", "made twice: the same bits"
+    return "passed", "bit-identical when made twice"
 
 
 CHECKS = (

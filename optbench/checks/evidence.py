@@ -1,4 +1,4 @@
-"""The evidence for checks: trainings of the small problem, each run once, on first use."""
+"""The evidence for checks: trainings on the small problem, each run only once, on first use."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PLAIN_STEPS = 8
 
 @dataclass(frozen=True, eq=False)
 class Ending:
-    """The end of a training in the engine: a result, or in words an exception for the whole cohort."""
+    """The end of a training in the engine: a result, or the description of an exception raised for the whole cohort."""
 
     result: TrialResult | None
     raised: str = ""
@@ -65,19 +65,19 @@ class PlainSteps:
 
 
 class Evidence:
-    """The trainings of one problem."""
+    """The trainings on one problem."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
 
     @cached_property
     def alone(self) -> Ending:
-        """The trial on its own."""
+        """The trial trained alone."""
         return self._alone()[0]
 
     @cached_property
     def again(self) -> tuple[Ending, list[str]]:
-        """The trial repeated, and the libraries from whose global generators it drew."""
+        """The trial trained a second time, and the libraries from whose global generators it drew."""
         return self._alone()
 
     @cached_property
@@ -86,16 +86,16 @@ class Evidence:
 
     @cached_property
     def among(self) -> Ending:
-        """The trial between two other seeds."""
+        """The trial trained between two other seeds."""
         return self._between({})[0]
 
     def among_diverged(self, changed: Mapping[str, Any]) -> tuple[Ending, bool]:
-        """The trial between two others with these settings, and whether both of them diverged or failed."""
+        """Train the trial between two with these settings; also return whether both of those diverged or failed."""
         return self._between(changed)
 
     @cached_property
     def plain(self) -> PlainSteps:
-        """A plain training after its first steps."""
+        """The first steps of a training in a plain loop."""
         training = PlainTraining(self.problem)
         training.begin_task()
         changed: set[int] = set()
@@ -118,7 +118,7 @@ class Evidence:
 
     @cached_property
     def resumed(self) -> tuple[Ending, str | None]:
-        """The trial interrupted after its first task and resumed, or why it would be trained from the start instead."""
+        """The trial interrupted after its first task and resumed, and why it cannot be resumed, if so."""
         kept: list[Interim] = []
         trials = [self.problem.trial(SEED)]
         self.problem.train(trials, lambda take: kept.extend(take()))
@@ -140,7 +140,7 @@ class Evidence:
         return ending, draws.moved(GlobalDraws.now())
 
     def _between(self, changed: Mapping[str, Any]) -> tuple[Ending, bool]:
-        """Train the trial between two others; also return whether both of these diverged or failed."""
+        """Train the trial between two others; also return whether both of those diverged or failed."""
         problem, (before, after) = self.problem, COMPANIONS
         trials = [problem.trial(before, changed), problem.trial(SEED), problem.trial(after, changed)]
         try:
@@ -151,7 +151,7 @@ class Evidence:
 
 
 def difference(a: Ending, b: Ending) -> str | None:
-    """Describe the difference between two endings, apart from timings; None if they agree bit for bit."""
+    """Describe how two endings differ, ignoring timings; return None if they agree bit for bit."""
     if a.obstacle or b.obstacle:
         return None if a.obstacle == b.obstacle else f"one of the two {b.obstacle or a.obstacle}"
     assert a.result is not None

@@ -1,4 +1,4 @@
-"""Findings of checks, and running checks that depend on one another. Imports no torch."""
+"""Findings of checks, and a function that runs checks in order. Does not import torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from optbench.errors import OptbenchError
 from optbench.targets import said
 
 Outcome = Literal["passed", "failed", "information", "skipped"]
-"""`information` cannot fail; `skipped` gives the reason."""
+"""`information` neither passes nor fails; the text of `skipped` gives the reason."""
 Found = tuple[Outcome, str]
 Subject = TypeVar("Subject")
 
@@ -25,14 +25,14 @@ class Finding:
 
 
 def lines(subject: Subject, checks: Sequence[tuple[str, Callable[[Subject], Found]]]) -> Iterator[Finding]:
-    """Run checks in order; after a failure, the others are skipped.
+    """Run checks in order, skipping the rest after a failure.
 
-    An exception of a user's code is a finding.
+    An exception raised by a user's code is reported as a failure.
     """
     broken = None
     for name, look in checks:
         if broken is not None:
-            yield Finding(name, "skipped", f"not checked: '{broken}' comes first")
+            yield Finding(name, "skipped", f"not checked, because '{broken}' failed")
             continue
         try:
             outcome, text = look(subject)

@@ -1,4 +1,4 @@
-"""Detection of draws from the global random generators, which optbench never uses but a user's code may."""
+"""Detect draws from the global random generators, which optbench never uses, though a user's code may."""
 
 from __future__ import annotations
 

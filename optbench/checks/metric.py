@@ -1,4 +1,4 @@
-"""The contract of a metric: one number, reproducible for equal arguments."""
+"""The contract of a metric: it returns one number, the same for equal arguments."""
 
 from __future__ import annotations
 
@@ -50,26 +50,26 @@ class _Subject:
 
     def take(self) -> list[Measurement]:
         if self.reading is None:
-            raise UsageError(f"a measure of {self.metric.kind}, which a run takes while it trains")
+            raise UsageError(f"a metric of {self.metric.kind}, which can only be measured during training")
         found = take([self.metric], self.reading, asked(torch.device("cpu"), 0, 0, "checked"))
-        return [one for one in found if one.metric == self.metric.name]  # some have companions
+        return [one for one in found if one.metric == self.metric.name]  # some metrics have companions
 
 
 def findings(target: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
     """Call a metric on random numbers and an untrained network.
 
     Raises:
-        KindError: it cannot be loaded, or is not marked as a metric.
-        ValidationError: it rejects the settings.
+        KindError: the metric cannot be loaded, or is not marked as a metric.
+        ValidationError: the metric rejects the settings.
     """
     entry = MetricSettings(kind=target, **METRIC_KINDS.departures(target, settings))
-    metric, *_ = resolve([entry])  # companions follow
+    metric, *_ = resolve([entry])  # any companions come after it
     return lines(_Subject(metric), OF_USERS if entry.is_users else CHECKS)
 
 
 def _of(subject: _Subject) -> Found:
     metric = subject.metric
-    better = {"higher": "higher is better", "lower": "lower is better"}.get(metric.direction, "neither end is better")
+    better = {"higher": "higher is better", "lower": "lower is better"}.get(metric.direction, "no preferred direction")
     where = f" at {metric.place.name}" if metric.place.name else ""
     unit, margin = f", in {metric.unit}" if metric.unit else "", f", margin {metric.margin:g}" if metric.margin else ""
     return "passed", f"{metric.kind} ({', '.join(metric.reads)}){where}; {better}{unit}{margin}"
@@ -82,26 +82,28 @@ def _number(subject: _Subject) -> Found:
     of_trial = found[-1]
     if of_trial.value is None:
         return "information", f"undefined on random numbers: {of_trial.note}"
-    layers = f" ({len(found) - 1} layers, and all of them)" if len(found) > 1 else ""
-    return "passed", f"{of_trial.value:.6g} on {'an untrained network' if layers else 'made-up numbers'}{layers}"
+    layers = f" ({len(found) - 1} layers, and all together)" if len(found) > 1 else ""
+    return "passed", f"{of_trial.value:.6g} on {'an untrained network' if layers else 'random numbers'}{layers}"
 
 
 def _same_twice(subject: _Subject) -> Found:
     one, other = subject.take(), subject.take()
     if repr(one) != repr(other):
-        return "failed", f"two calls give {one[-1].value} and {other[-1].value}; seed what it draws, and keep no state"
-    return "passed", "called twice: the same number"
+        values = f"{one[-1].value} and {other[-1].value}"
+        return "failed", f"two calls return {values}; seed its random generators and keep no state"
+    return "passed", "two calls return the same number"
 
 
 def _leaves_inputs(subject: _Subject) -> Found:
     function, (given, kept) = subject.metric.function(), (copy.deepcopy(subject.arguments) for _ in range(2))
     before = GlobalDraws.now()
     function(*given)
-    draws = "".join(f"; it draws from {name}, seeded by the trial" for name in before.moved(GlobalDraws.now()))
+    draws = "".join(f"; it draws from {name}, which the trial seeds" for name in before.moved(GlobalDraws.now()))
     changed = [name for name, a, b in zip(subject.metric.reads, given, kept, strict=True) if not _equal(a, b)]
     if changed:
-        return "information", f"it changes its {' and '.join(changed)}, which is harmless because it gets copies{draws}"
-    return "passed", f"it does not change them{draws}"
+        changes = f"the metric changes its {' and '.join(changed)}"
+        return "information", f"{changes}, which is harmless because it receives copies{draws}"
+    return "passed", f"the metric does not change them{draws}"
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -112,5 +114,5 @@ def _equal(a: Any, b: Any) -> bool:
     return torch.equal(torch.as_tensor(a), torch.as_tensor(b))
 
 
-CHECKS = (("taken of", _of), ("a number", _number), ("the same twice", _same_twice))
-OF_USERS = (*CHECKS, ("its arguments", _leaves_inputs))
+CHECKS = (("measures", _of), ("one number", _number), ("reproducible", _same_twice))
+OF_USERS = (*CHECKS, ("arguments", _leaves_inputs))

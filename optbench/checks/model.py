@@ -1,4 +1,4 @@
-"""The contract of a model: it can be built for some form of data and trained on it."""
+"""The contract of a model: it can be built for at least one form of data and trained on it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from optbench.kinds import MODELS
 from optbench.suite.schema import ModelSettings
 
 RATE = 3e-3
-"""Learning rate of Adam, which trains it."""
+"""Learning rate of Adam, which trains the model."""
 
 
 def findings(target: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
     """Try a model on digits, vectors and tokens, and train it on the first form that it accepts.
 
     Raises:
-    KindError, ValidationError: it cannot be loaded, or rejects its settings.
+        KindError, ValidationError: the model cannot be loaded, or rejects its settings.
     """
     MODELS.complete(target, settings)
     given = ModelSettings.of(target, **settings)
@@ -63,10 +63,10 @@ def _features(evidence: Evidence) -> Found:
 def _initialisation(evidence: Evidence) -> Found:
     one, same, other = (evidence.problem.start(seed) for seed in (0, 0, 1))
     if wrong := [name for name in one if not torch.equal(one[name], same[name])]:
-        return "failed", f"'{wrong[0]}' differs between two models made under one seed; draw from torch's generator"
+        return "failed", f"'{wrong[0]}' differs between two models made with one seed; draw from torch's generator"
     if all(torch.equal(one[name], other[name]) for name in one):
-        return "information", "the same for every seed, so that seeds differ only in data order"
-    return "passed", "made twice under one seed: the same bits; under another seed: others"
+        return "information", "the same for every seed, so seeds differ only in data order"
+    return "passed", "bit-identical for one seed, different for another"
 
 
 def _lockstep(evidence: Evidence) -> Found:
@@ -74,8 +74,8 @@ def _lockstep(evidence: Evidence) -> Found:
     normalise = Normaliser.of(problem.workspace.dataset, problem.workspace.experiment.protocol, torch.device("cpu"))
     why = Ways(problem.blueprint, problem.workspace.family.parts.train, normalise, 0, together=True).alone
     if why is None:
-        return "information", "members can be trained together, which accelerators do"
-    return "information", f"trained member by member ({why}): slower on accelerators, the numbers are right"
+        return "information", "members can be trained together, as they are on accelerators"
+    return "information", f"trained member by member ({why}): slower on accelerators, but the results are correct"
 
 
 CHECKS = (
@@ -85,6 +85,6 @@ CHECKS = (
     Check("lowers the loss", lowers_the_loss),
     Check("deterministic", deterministic, after="training"),
     Check("resume", resume, after="determinism"),
-    Check("alone or in company", alone_and_among_others, after="determinism"),
+    Check("independence", alone_and_among_others, after="determinism"),
     Check("lock-step", _lockstep),
 )

@@ -1,4 +1,4 @@
-"""The contract of an optimizer as a table of checks of the evidence."""
+"""The contract of an optimizer, as a table of checks on the evidence."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from optbench.optimizers.spec import Need, OptimizerSpec
 Found = tuple[Outcome, str]
 
 ABSURD = 1e30
-"""A float32 number whose square overflows, but not ten times the number, as from bias correction."""
+"""A float32 number whose square overflows, while ten times the number, which bias correction can produce, does not."""
 LOSING = ("lr", "learning_rate", "weight_decay")
-"""Hyper-parameters that make a trial diverge with absurd values, in the order in which they are tried."""
+"""Hyper-parameters for which an absurd value makes a trial diverge, in the order in which they are tried."""
 TIMED_BLOCKS = 5
 BLOCK_STEPS = 10
-"""Steps per timed block, so that work at every tenth step is included."""
+"""Steps per timed block; enough to include work done at every tenth step."""
 TIMING_SECONDS = 3.0
 """Seconds after which no further block is timed."""
 BYTES_PER_NUMBER = 4
 
 ASKS: Mapping[Need, str] = {
-    "closure": "a closure, which evaluates loss and gradients anew",
+    "closure": "a closure that re-evaluates the loss and gradients",
     "create_graph": "gradients that can be differentiated again",
     "modes": "train() before steps and eval() before measuring",
     "generator": "the trial's random generator",
-    "model": "the network, its hooks included",
-    "total_steps": "the number of steps to come",
+    "model": "the network, including its hooks",
+    "total_steps": "the total number of steps",
     "around_forward": "around_forward() around each forward and backward pass",
 }
 
@@ -52,25 +52,25 @@ class Check:
 
     name: str
     look: Callable[[Evidence], Found | None]
-    """Returns None for no finding."""
+    """Returns None if there is nothing to report."""
     after: Literal["nothing", "training", "determinism"] = "nothing"
     can_fail: bool = True
     only_if_seen: bool = False
-    """Whether to leave it out without a finding."""
+    """Whether to omit the line if the check was skipped."""
 
 
 def findings(target: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
     """Try an optimizer on the small problem.
 
     Raises:
-        OptimizerError: it cannot be loaded, or rejects its hyper-parameters; nothing is trained then.
+        OptimizerError: the optimizer cannot be loaded, or rejects its hyper-parameters; raised before any training.
     """
     check_settings(target, settings)
     return check(Problem.of(target, settings))
 
 
 def check(problem: Problem, checks: Sequence[Check] | None = None) -> Iterator[Finding]:
-    """Check the optimizer of `problem` on one thread; its exceptions become findings."""
+    """Check the optimizer of `problem` on one thread; exceptions that it raises become findings."""
     evidence = Evidence(problem)
     for entry in CHECKS if checks is None else checks:
         with _as_in_a_worker():
@@ -83,7 +83,7 @@ def _found(entry: Check, evidence: Evidence) -> Found | None:
     if entry.after != "nothing" and evidence.alone.obstacle:
         return "skipped", f"not checked: it {evidence.alone.obstacle.partition(':')[0]}"
     if entry.after == "determinism" and not evidence.deterministic:
-        return "skipped", "not checked: it is not deterministic, so nothing can be compared"
+        return "skipped", "not checked: it is not deterministic, so trainings cannot be compared"
     try:
         return entry.look(evidence)
     except Exception as error:  # an optimizer may raise anything in a plain loop, too
@@ -93,7 +93,7 @@ def _found(entry: Check, evidence: Evidence) -> Found | None:
 
 @contextlib.contextmanager
 def _as_in_a_worker() -> Iterator[None]:
-    """Use one thread and deterministic algorithms, as in trials, for which bit-identity is guaranteed."""
+    """Use one thread and deterministic algorithms, as in a worker, where results are guaranteed to be bit-identical."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
@@ -118,7 +118,7 @@ def lowers_the_loss(evidence: Evidence) -> Found:
     assert ending.result is not None
     assert ending.result.weights is not None
     start, end, steps = problem.start(ending.result.trial.seed), ending.result.weights, ending.row.steps
-    shared = start.keys() & end.keys()  # without non-persistent buffers and aliases of weights
+    shared = start.keys() & end.keys()  # excludes non-persistent buffers and aliases of weights
     if largest_difference({name: start[name] for name in shared}, end) is None:
         return "failed", f"the weights are the same after {steps} steps" + what_works(problem)
     before, after = problem.loss(start), problem.loss(end)
@@ -130,7 +130,7 @@ def deterministic(evidence: Evidence) -> Found:
     other, drawn = evidence.again
     differs = difference(evidence.alone, other)
     if differs is None:
-        return "passed", "two trainings with one seed agree to the last bit"
+        return "passed", "two trainings with one seed agree bit for bit"
     source = f"; it draws from the global generator of {' and '.join(drawn)}" if drawn else ""
     return "failed", f"two trainings with one seed differ: {differs}{source}"
 
@@ -138,18 +138,18 @@ def deterministic(evidence: Evidence) -> Found:
 def resume(evidence: Evidence) -> Found:
     resumed, refused = evidence.resumed
     if refused is not None:
-        return "information", f"an interrupted trial is trained from its start, and its numbers are the same: {refused}"
+        return "information", f"an interrupted trial is trained again from the start, with the same results: {refused}"
     differs = difference(evidence.alone, resumed)
     if differs is None:
-        return "passed", "a trial that is interrupted between two tasks and resumed agrees to the last bit"
-    return "failed", f"a trial that is interrupted between two tasks and resumed differs: {differs}"
+        return "passed", "a trial interrupted between two tasks and resumed agrees bit for bit"
+    return "failed", f"a trial interrupted between two tasks and resumed differs: {differs}"
 
 
 def alone_and_among_others(evidence: Evidence) -> Found:
     differs = difference(evidence.alone, evidence.among)
     if differs is None:
-        return "passed", "a member on its own and between two others agree to the last bit"
-    return "failed", f"a member on its own and between two others differ: {differs}"
+        return "passed", "a trial trained alone and between two others agrees bit for bit"
+    return "failed", f"a trial trained alone and between two others differs: {differs}"
 
 
 def _diverged_neighbour(evidence: Evidence) -> Found:
@@ -158,17 +158,17 @@ def _diverged_neighbour(evidence: Evidence) -> Found:
         ending, lost = evidence.among_diverged(changed)
         differs = difference(evidence.alone, ending)
         if differs is not None:
-            return "failed", f"a member on its own and between two with {name}={ABSURD:g} differ: {differs}"
+            return "failed", f"a trial trained alone and between two with {name}={ABSURD:g} differs: {differs}"
         if lost:
-            return "passed", f"a member between two that diverge ({name}={ABSURD:g}) trains as it does alone"
+            return "passed", f"a trial between two that diverge ({name}={ABSURD:g}) agrees with the trial trained alone"
         tried.append(name)
     if tried:
-        return "skipped", f"not checked: {' or '.join(tried)} of {ABSURD:g} makes no neighbour diverge"
-    return "skipped", f"not checked: no {' or '.join(LOSING)} that could be {ABSURD:g}"
+        return "skipped", f"not checked: setting {' or '.join(tried)} to {ABSURD:g} does not make a neighbour diverge"
+    return "skipped", f"not checked: no {' or '.join(LOSING)} that can be set to {ABSURD:g}"
 
 
 def _absurd_settings(problem: Problem) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield settings that may be absurd in one member, by name, including a base's."""
+    """Yield settings, by name, that can have an absurd value in one member, including those of a base optimizer."""
     takes = {*problem.hyperparameters, *inspect.signature(load_factory(problem.spec.target)).parameters}
     if problem.spec.lane == "batched":
         takes &= problem.spec.per_member
@@ -193,8 +193,8 @@ def _gradients(evidence: Evidence) -> Found:
         return "passed", "step() does not change them"
     count = f"{steps.changed_gradients} of {len(steps.training.parameters)} parameters"
     if evidence.problem.spec.lane == "per-member":
-        return "passed", f"step() changes those of {count}, which is harmless because the lane passes copies"
-    return "passed", f"step() changes those of {count}, which is harmless because each step gets new ones"
+        return "passed", f"step() changes those of {count}, which is harmless because it receives copies"
+    return "passed", f"step() changes those of {count}, which is harmless because they are recomputed for each step"
 
 
 def _rebinding(evidence: Evidence) -> Found | None:
@@ -211,7 +211,8 @@ def _rebinding(evidence: Evidence) -> Found | None:
 def _draws(evidence: Evidence) -> Found | None:
     if not (drawn := evidence.plain.drawn):
         return None
-    return "information", f"from the global generator of {' and '.join(drawn)}, seeded for each step by the trial's own"
+    source = f"the global generator of {' and '.join(drawn)}"
+    return "information", f"from {source}, which is seeded from the trial's generator before each step"
 
 
 def _asks_for(evidence: Evidence) -> Found | None:
@@ -221,7 +222,7 @@ def _asks_for(evidence: Evidence) -> Found | None:
 
 
 def _stepping(problem: Problem) -> OptimizerSpec:
-    """Return the spec of what takes the steps: the optimizer itself, or its base."""
+    """Return the spec of the optimizer that takes the steps: the checked one, or its base."""
     return problem.trial(0).spec if problem.spec.lane == "its base's" else problem.spec
 
 
@@ -232,13 +233,13 @@ def _lane(evidence: Evidence) -> Found:
     if spec.lane == "elementwise" and yours and NOT_ELEMENTWISE in note:
         return "failed", note[note.index(NOT_ELEMENTWISE) :]
     if spec.lane == "elementwise":
-        why = "every weight's update depends only on its own history, so members share an instance"
+        why = "the update of each weight depends only on its own history, so members share one instance"
         why += " (as declared, and verified in every trial's first task)" if yours else ""
     elif spec.lane == "batched":
-        why = "it supports the member axis, so members share an instance"
+        why = "it supports the member axis, so members share one instance"
     else:
         why = "an unmodified instance for each member"
-        why += ", because nothing is known about it" if yours else ""
+        why += ", because it declares no other lane" if yours else ""
     whose = "" if evidence.problem.spec.lane == spec.lane else "its base's, "
     return "information", f"{whose}{spec.lane}: {why}"
 
@@ -283,12 +284,12 @@ CHECKS: tuple[Check, ...] = (
     Check("lowers the loss", lowers_the_loss),
     Check("deterministic", deterministic, after="training"),
     Check("resume", resume, after="determinism"),
-    Check("alone or in company", alone_and_among_others, after="determinism"),
+    Check("independence", alone_and_among_others, after="determinism"),
     Check("diverged neighbour", _diverged_neighbour, after="determinism"),
     Check("gradients", _gradients, after="training", can_fail=False),
     Check("p.data", _rebinding, after="training", can_fail=False, only_if_seen=True),
     Check("draws", _draws, after="determinism", can_fail=False, only_if_seen=True),
-    Check("asks for", _asks_for, can_fail=False, only_if_seen=True),
+    Check("needs", _asks_for, can_fail=False, only_if_seen=True),
     Check("lane", _lane),
     Check("state", _state, after="training", can_fail=False),
     Check("step time", _step_time, after="training", can_fail=False),

@@ -1,4 +1,4 @@
-"""The optimizer in a plain PyTorch loop, as in a user's script, without engine and lane."""
+"""Training with the optimizer in a plain PyTorch loop, as in a user's script, without the engine and its lanes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class PlainTraining:
         self._train()
 
     def begin_task(self) -> None:
-        """Tell the optimizer that a task begins, like the engine."""
+        """Notify the optimizer that a task begins, as the engine does."""
         begin_task(self.optimizer)
 
     def run(self, first: int, count: int) -> None:
@@ -40,14 +40,14 @@ class PlainTraining:
             self.update(step)
 
     def gradients(self, step: int) -> Tensor:
-        """Compute the gradients of the mean cross-entropy of batch `step` in `grad`; return the loss."""
+        """Store the gradients of the mean cross-entropy of batch `step` in `grad`; return the loss."""
         inputs, labels = self._problem.batch(step)
         with self._around(), torch.enable_grad():
             loss = nn.functional.cross_entropy(self.network(inputs), labels)
             trained = [p for p in self.parameters if p.requires_grad]  # an optimizer may freeze some
             found = torch.autograd.grad(loss, trained, create_graph="create_graph" in self._needs)
             for parameter, grad in zip(trained, found, strict=True):
-                # a view cannot be detached in place, which optimizers do
+                # optimizers detach gradients in place, which is not possible for a view
                 parameter.grad = grad.clone() if grad._is_view() else grad
         return loss.detach()
 
@@ -67,17 +67,17 @@ class PlainTraining:
         return contextlib.nullcontext()
 
     def step(self, step: int) -> None:
-        """Take the step of `update` without its context."""
+        """Take the step of `update` without seeding the global generators."""
         call = StepCall.of(self._problem.spec, self.optimizer)
         if "loss" in self._needs:
             self.optimizer.zero_grad()
         loss = self.loss(step) if call.loss else None
         call(self.optimizer, lambda *_, **__: self.loss(step), loss)
-        if self._needs & {"create_graph", "loss"}:  # a gradient with a graph would keep it alive
+        if self._needs & {"create_graph", "loss"}:  # a gradient with a graph would keep the graph alive
             self.optimizer.zero_grad()
 
     def loss(self, step: int) -> Tensor:
-        """Evaluate as a closure: compute gradients, unless the optimizer does, and return the loss."""
+        """Return the loss, as a closure does, computing gradients unless the optimizer computes them itself."""
         if "loss" not in self._needs:
             return self.gradients(step)
         inputs, labels = self._problem.batch(step)

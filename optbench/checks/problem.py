@@ -1,4 +1,4 @@
-"""The small problem for checks of an optimizer: downsampled MNIST, a small MLP or another model, a few dozen steps.
+"""The small problem for checking optimizers: downsampled MNIST, a small MLP or another model, a few dozen steps.
 
 Shapes: N examples, S pixels on a side.
 """
@@ -37,7 +37,7 @@ from optbench.tasks.examples import Examples, Part, Parts
 EXPERIMENT, MODEL = "check", "mlp"
 SUITE_SEED = 0
 TASKS = 2
-"""The same examples twice: between tasks the lane is rebuilt, as in any run."""
+"""Two tasks with the same examples, because the lane is rebuilt between tasks, as in any run."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Size:
     """The size of the problem."""
 
     side: int = 7
-    """S, a divisor of 28: with 49 pixels a method whose cost grows with a power of a layer's width stays cheap."""
+    """S, a divisor of 28; with 49 pixels, even methods whose cost grows with a power of the width are cheap."""
     hidden: int = 32
     examples: int = 512
     batch_size: int = 32
@@ -57,7 +57,7 @@ SMALL = Size()
 
 
 class Same:
-    """Tasks for data of any form: the same examples repeatedly."""
+    """A task sequence for data of any form, with the same examples in every task."""
 
     names = tuple(f"again {i}" for i in range(TASKS))
 
@@ -70,7 +70,7 @@ class Same:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """An optimizer ready to be trained on the small problem, as `optbench run` would train it."""
+    """An optimizer set up to be trained on the small problem as `optbench run` would train it."""
 
     target: str
     given: Mapping[str, Any]
@@ -84,7 +84,7 @@ class Problem:
     inputs: Tensor
     """(N, ...), the training examples as network inputs; by default (N, 1, S, S) float32."""
     labels: Tensor
-    """(N,), or (N, T)"""
+    """(N,), or (N, T) for next-token prediction."""
 
     @staticmethod
     def of(
@@ -94,11 +94,11 @@ class Problem:
         model: ModelSettings | None = None,
         dataset: Dataset | None = None,
     ) -> Problem:
-        """Load the optimizer and construct it once, without training. model, dataset: instead of the default ones.
+        """Load the optimizer and construct it once, without training. model, dataset: replace the defaults.
 
         Raises:
-        OptimizerError: it cannot be loaded, or rejects its hyper-parameters.
-        UsageError: the model violates its contract.
+            OptimizerError: the optimizer cannot be loaded, or rejects its hyper-parameters.
+            UsageError: the model violates its contract.
         """
         check_settings(target, hyperparameters)
         completed = complete(target, hyperparameters)
@@ -145,15 +145,15 @@ class Problem:
         return dataclasses.replace(problem, spec=resolve_made(spec, optimizer, completed))
 
     def with_settings(self, more: Mapping[str, Any]) -> Problem:
-        """Return the problem with other settings.
+        """Return the problem with these optimizer settings added or replaced.
 
         Raises:
-        OptimizerError: the optimizer rejects them.
+            OptimizerError: the optimizer rejects them.
         """
         return Problem.of(self.target, {**self.given, **more}, self.size)
 
     def _if_only_matrices(self) -> str:
-        """Return a hint if it can be constructed only for matrices."""
+        """Return a hint if the optimizer can be constructed when restricted to matrices, else an empty string."""
         try:
             self.with_settings({"only_matrices": True})
         except OptimizerError:
@@ -161,11 +161,11 @@ class Problem:
         return "; it works with --set only_matrices=true"
 
     def in_words(self, error: Exception) -> str:
-        """Describe an exception of the optimizer: its type, and its message or the line that raised it."""
+        """Describe an exception raised by the optimizer: its type, and its message or the line that raised it."""
         return in_words(error, self.target, self.hyperparameters)
 
     def trial(self, seed: int, changed: Mapping[str, Any] | None = None) -> Trial:
-        """Return a trial of this optimizer, with changes of its hyper-parameters."""
+        """Return a trial of this optimizer. changed: hyper-parameters that differ from the problem's."""
         variant = ",".join(f"{name}={value}" for name, value in (changed or {}).items()) or "default"
         return Trial(
             id=f"{EXPERIMENT}/{MODEL}/optimizer/{variant}/seed={seed}",
@@ -185,7 +185,7 @@ class Problem:
         keep: Keep | None = None,
         begun: Mapping[str, Interim] = MappingProxyType({}),
     ) -> list[TrialResult]:
-        """Train these trials in one cohort; return results in order. keep, begun: as in `optbench.engine.train`."""
+        """Train these trials in one cohort and return results in order. keep, begun: see `optbench.engine.train`."""
         cohort = Cohort(EXPERIMENT, MODEL, "optimizer", tuple(trials))
         return train(cohort, self.workspace, lambda progress: None, keep, begun)
 
@@ -244,7 +244,7 @@ def shrunken_mnist(size: Size) -> Dataset:
         images = nn.functional.avg_pool2d(split.inputs[:count].float(), factor).round().to(torch.uint8)
         return Split(images, split.targets[:count])
 
-    # one more batch, which the protocol holds out for validation
+    # includes one more batch, which the protocol holds out for validation
     small = shrink(mnist.train, size.examples + size.batch_size)
     pixels = small.inputs.double() / 255
     return Dataset(

@@ -26,7 +26,7 @@ def recognise(target: str) -> str:
     """Return `optimizer`, `model`, `dataset`, `tasks` or `metric`.
 
     Raises:
-        UsageError: its kind cannot be determined, or it cannot be imported.
+        UsageError: the target cannot be imported, or its kind cannot be determined.
     """
     if ":" not in target:
         for known, names in NAMES.items():
@@ -41,7 +41,7 @@ def recognise(target: str) -> str:
         raise UsageError(*error.args) from error.__cause__
     kind = _kind_of(found)
     if kind is None:
-        raise UsageError(f"{target}: cannot tell its kind; give it with --as {'|'.join(NAMES)}")
+        raise UsageError(f"{target}: cannot determine its kind; specify it with --as {'|'.join(NAMES)}")
     return kind
 
 

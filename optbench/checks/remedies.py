@@ -14,7 +14,10 @@ SEED = 0
 
 
 def what_works(problem: Problem) -> str:
-    """Return `; --set needs=closure works`, or an empty string if no declaration helps or it is not a user's."""
+    """Return text such as `; --set needs=closure works`.
+
+    The text is empty if no declaration helps, or if the optimizer is not a user's.
+    """
     if problem.spec.source != "yours":
         return ""
     for shown, settings in _declarations(problem):
@@ -24,7 +27,7 @@ def what_works(problem: Problem) -> str:
 
 
 def _declarations(problem: Problem) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield declarations that could be missing, in the form for `--set`."""
+    """Yield declarations that could be missing: the argument of `--set`, and the settings."""
     given = str(problem.given.get("needs") or "")
     for words in WORDS:
         missing = [word for word in words.split() if word not in problem.spec.needs]
@@ -36,7 +39,7 @@ def _declarations(problem: Problem) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _trains(problem: Problem, settings: dict[str, Any]) -> bool:
-    """Return whether it lowers the loss with these settings."""
+    """Return whether the optimizer lowers the loss with these settings."""
     try:
         changed = problem.with_settings(settings)
         (result,) = changed.train([changed.trial(SEED)])

@@ -1,4 +1,4 @@
-"""Small datasets of every form on which models and task sequences are tried: images, vectors, tokens and texts."""
+"""Small datasets on which models and task sequences are tried, one of each form: images, vectors, tokens and texts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Made = TypeVar("Made")
 
 
 def _images() -> Dataset:
-    """Return digits at full size, which convolutions and poolings need."""
+    """Return full-size digits, because convolutions and pooling need them."""
     mnist, most = embedded_mnist(), SMALL.examples + SMALL.batch_size
     train, test = (Split(half.inputs[:most], half.targets[:most]) for half in (mnist.train, mnist.test))
     return Dataset("images", train, test, mnist.classes)
@@ -37,7 +37,7 @@ def _vectors() -> Dataset:
 
 
 def _tokens() -> Dataset:
-    """Return sequences counting upwards from a random number, labelled by whether it is in the lower half."""
+    """Return sequences that count up from a random number; the label is 1 if it is in the lower half of the range."""
     draws = torch.Generator().manual_seed(0)
 
     def half(count: int) -> Split:
@@ -48,7 +48,7 @@ def _tokens() -> Dataset:
 
 
 def _text() -> Dataset:
-    """Return two domains, counting upwards and downwards with occasional longer steps, for next-token prediction."""
+    """Return two text domains for next-token prediction, which count up and down with occasional longer steps."""
     draws = torch.Generator().manual_seed(0)
 
     def text(step: int) -> Text:
@@ -69,7 +69,7 @@ SAMPLES: Mapping[str, Callable[[], Dataset]] = {
 
 
 def first_that_fits(make: Callable[[Dataset], Made]) -> tuple[str, Dataset, Made] | str:
-    """Return name, dataset and result for the first form of data that works, or in words why none does."""
+    """Return name, dataset and result for the first form of data that works, or the reason why none does."""
     refused: dict[str, str] = {}
     for name, sample in SAMPLES.items():
         dataset = sample()
@@ -79,6 +79,6 @@ def first_that_fits(make: Callable[[Dataset], Made]) -> tuple[str, Dataset, Made
             refused[name] = " ".join(str(error).split())
         except Exception as error:  # a user's code may raise anything
             refused[name] = said(error)
-    # An error of code that ran is more informative than that it does not run on data of another form.
+    # An error raised while the code ran is more informative than one about the wrong form of data.
     name, why = min(refused.items(), key=lambda item: "expected" not in item[1])
     return why if len(set(refused.values())) == 1 else f"for none of {', '.join(refused)}; for {name}: {why}"

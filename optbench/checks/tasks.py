@@ -35,17 +35,17 @@ class _Subject:
         return Tasks(self.settings, self.parts(), 0)
 
     def examples(self, tasks: Tasks, *, backwards: bool = False) -> dict[Place, Examples]:
-        """Return every part of every task of two trial seeds."""
+        """Return every part of every task for two trial seeds."""
         places = [(s, task, part) for s in SEEDS for task in range(tasks.outline.count) for part in PARTS]
         order = reversed(places) if backwards else places
         return {place: tasks.examples(*place) for place in order}
 
 
 def findings(target: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
-    """Generate every task of a sequence of digits, vectors or tokens several times.
+    """Generate every task of a sequence over digits, vectors or tokens several times and check the examples.
 
     Raises:
-    KindError, ValidationError: it cannot be loaded, or rejects its settings.
+        KindError, ValidationError: the task sequence cannot be loaded, or rejects its settings.
     """
     TASKS.complete(target, settings)
     return _lines(TaskSettings.of(target, **settings))
@@ -85,14 +85,14 @@ def _reproducible(subject: _Subject) -> Found:
     one, other = (subject.examples(subject.tasks()) for _ in range(2))
     if differs := _difference(one, other):
         return "failed", f"{differs} differs when it is made a second time; {DRAW}"
-    return "passed", "made twice: the same bits"
+    return "passed", "bit-identical when made twice"
 
 
 def _order(subject: _Subject) -> Found:
     one, other = (subject.examples(subject.tasks(), backwards=backwards) for backwards in (False, True))
     if differs := _difference(one, other):
-        return "failed", f"{differs} depends on which tasks were asked for before; {DRAW}"
-    return "passed", "the same in any order of tasks"
+        return "failed", f"{differs} depends on which tasks were requested before; {DRAW}"
+    return "passed", "the examples do not depend on the order of calls"
 
 
 def _keys(subject: _Subject) -> Found:
@@ -102,8 +102,8 @@ def _keys(subject: _Subject) -> Found:
     for (seed, task, part), examples in found.items():
         other = known.setdefault((tasks.key(seed, task), part), examples)
         if not _same(other, examples):
-            return "failed", f"task {task + 1} of trial seed {seed} has the key of other examples; see key()"
-    return "passed", f"equal keys, equal examples; different tasks for all trial seeds: {len(known) // len(PARTS)}"
+            return "failed", f"task {task + 1} of trial seed {seed} has the same key as different examples; see key()"
+    return "passed", f"equal keys give equal examples; distinct tasks over both trial seeds: {len(known) // len(PARTS)}"
 
 
 def _data(subject: _Subject) -> Found:

@@ -249,7 +249,7 @@ def test_every_registered_optimizer_satisfies_the_contract(name: str) -> None:
     findings = {found.name: found for found in check(Problem.of(name, {}, TINY))}
     assert with_outcome(findings, "failed") == [], findings
     assert before.moved(GlobalDraws.now()) == [], "registered optimizers do not use the global generators"
-    trained = ("lowers the loss", "deterministic", "resume", "alone or in company")
+    trained = ("lowers the loss", "deterministic", "resume", "independence")
     assert [check for check in trained if findings[check].outcome != "passed"] == (
         ["resume"] if name in STARTED_OVER else []
     )
@@ -300,21 +300,21 @@ def test_every_fault_fails_its_own_check(name: str, find: Callable[..., dict[str
 
 def test_a_member_that_depends_on_its_companions_is_detected(find: Callable[..., dict[str, Finding]]) -> None:
     findings = find("Gossips", lr=0.01)
-    assert with_outcome(findings, "failed") == ["alone or in company", "diverged neighbour"]
+    assert with_outcome(findings, "failed") == ["independence", "diverged neighbour"]
     assert "a restored Gossips takes different steps" in findings["resume"].text
 
 
 def test_divergence_that_spreads_to_a_neighbour_is_detected(find: Callable[..., dict[str, Finding]]) -> None:
     findings = find("Infects")
     assert with_outcome(findings, "failed") == ["diverged neighbour"]
-    assert "lr=1e+30 differ: weights differ by up to" in findings["diverged neighbour"].text
+    assert "lr=1e+30 differs: weights differ by up to" in findings["diverged neighbour"].text
 
 
 def test_changed_gradients_are_reported_as_harmless(find: Callable[..., dict[str, Finding]]) -> None:
     findings = find("Mutates")
     assert with_outcome(findings, "failed") == []
     assert findings["gradients"].outcome == "passed"
-    assert "changes those of 4 of 4 parameters, which is harmless because the lane passes copies" in (
+    assert "changes those of 4 of 4 parameters, which is harmless because it receives copies" in (
         findings["gradients"].text
     )
 
@@ -344,7 +344,7 @@ def test_a_closure_is_passed_if_requested(
 ) -> None:
     findings = find(name, **settings)
     assert with_outcome(findings, "failed") == []
-    assert "closure" in findings["asks for"].text
+    assert "closure" in findings["needs"].text
     assert with_outcome(findings, "skipped") == ["gradients"]
     # The same method with a closure; gradients of the engine are rounded differently.
     assert numbers(findings["lowers the loss"]) == pytest.approx(numbers(find("Plain")["lowers the loss"]), rel=1e-5)
@@ -353,7 +353,7 @@ def test_a_closure_is_passed_if_requested(
 def test_modes_are_reported_and_used(find: Callable[..., dict[str, Finding]]) -> None:
     findings = find("Modes")
     assert with_outcome(findings, "failed") == []
-    assert "train() before steps" in findings["asks for"].text
+    assert "train() before steps" in findings["needs"].text
 
 
 def test_the_check_of_diverged_neighbours_is_skipped_without_a_suitable_setting(
@@ -361,7 +361,7 @@ def test_the_check_of_diverged_neighbours_is_skipped_without_a_suitable_setting(
 ) -> None:
     finding = find("Calm")["diverged neighbour"]
     assert finding.outcome == "skipped"
-    assert "no lr or learning_rate or weight_decay that could be 1e+30" in finding.text
+    assert "no lr or learning_rate or weight_decay that can be set to 1e+30" in finding.text
 
 
 def test_checks_restore_threads_and_generators(find: Callable[..., dict[str, Finding]]) -> None:
@@ -449,9 +449,7 @@ def test_the_command_prints_one_line_per_check(tmp_path: Path, capsys: pytest.Ca
     assert main(["check", f"{tmp_path / 'new.py'}:Rebinds", "--set", "lr=0.02"]) == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
-    assert [line[2 : 2 + NAME_WIDTH].rstrip() for line in lines[:-1]] == [
-        n for n in ALL if n not in ("draws", "asks for")
-    ]
+    assert [line[2 : 2 + NAME_WIDTH].rstrip() for line in lines[:-1]] == [n for n in ALL if n not in ("draws", "needs")]
     assert all(line[0] in MARKS.values() for line in lines[:-1])
     assert lines[0] == f"✓ {'loads':<{NAME_WIDTH}} Rebinds takes lr=0.02"
     assert lines[-1].endswith("Rebinds satisfies the contract")

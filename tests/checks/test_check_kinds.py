@@ -196,12 +196,16 @@ def said(capsys: pytest.CaptureFixture[str], name: str, *words: str) -> tuple[in
 KEPT = {
     "Residual": {"builds": "for images", "features": "'head'", "lock-step": "member by member (batch norm, dropout)"},
     "reader": {"builds": "for text", "output": "(B, 12, 30)", "lock-step": "members can be trained together"},
-    "moons": {"inputs": "float32 (2,) with one target", "targets": "2 classes, of 100 to 100", "reproducible": "same"},
-    "Drift": {"names": "3 tasks: drift 0, drift 1, drift 2", "keys": "equal keys", "order of calls": "in any order"},
-    "spread": {"taken of": "features (features, targets); higher is better, in bits, margin 0.1"},
-    "loudness": {"a number": "made-up numbers", "its arguments": "does not change them"},
-    "cut": {"its arguments": "it changes its accuracy, which is harmless"},
-    "empty": {"a number": "undefined on random numbers: the function returned nan"},
+    "moons": {
+        "inputs": "float32 (2,) with one target",
+        "targets": "2 classes with 100 to 100",
+        "reproducible": "bit-identical when made twice",
+    },
+    "Drift": {"names": "3 tasks: drift 0, drift 1, drift 2", "keys": "equal keys", "order of calls": "do not depend"},
+    "spread": {"measures": "features (features, targets); higher is better, in bits, margin 0.1"},
+    "loudness": {"one number": "random numbers", "arguments": "does not change them"},
+    "cut": {"arguments": "the metric changes its accuracy, which is harmless"},
+    "empty": {"one number": "undefined on random numbers: the function returned nan"},
 }
 
 
@@ -217,16 +221,16 @@ def test_valid_targets_pass(name: str, capsys: pytest.CaptureFixture[str]) -> No
 BROKEN = {
     "Narrow": ("builds", "expected logits of shape (B, 10), got (B, 9)"),
     "Headless": ("builds", "expected an nn.Linear, whose input is the features, or a method features(x), got neither"),
-    "Otherwise": ("initialisation", "'head.weight' differs between two models made under one seed"),
+    "Otherwise": ("initialisation", "'head.weight' differs between two models made with one seed"),
     "drawn": ("reproducible", "train differs when it is made a second time; draw from torch.Generator()"),
     "doubles": ("makes a dataset", "train.inputs: expected uint8, float32 or int64, got float64"),
     "nothing": ("makes a dataset", "expected an optbench.Dataset, got NoneType"),
-    "Draws": ("order of calls", "train of task 1, trial seed 0, depends on which tasks were asked for before"),
+    "Draws": ("order of calls", "train of task 1, trial seed 0, depends on which tasks were requested before"),
     "Writes": ("data", "examples() changes the dataset's train examples; work on a clone()"),
-    "OneKey": ("keys", "task 2 of trial seed 0 has the key of other examples"),
+    "OneKey": ("keys", "task 2 of trial seed 0 has the same key as different examples"),
     "Nameless": ("builds", "expected 'names', one text per task, got NoneType"),
-    "counted": ("the same twice", "two calls give"),
-    "rows": ("a number", "expected one number, got Tensor of shape (512,)"),
+    "counted": ("reproducible", "two calls return"),
+    "rows": ("one number", "expected one number, got Tensor of shape (512,)"),
 }
 
 
@@ -279,7 +283,7 @@ def test_settings_are_checked_against_the_kind(capsys: pytest.CaptureFixture[str
         (["Residual", "--set", "wide=3"], "unknown setting 'wide'; did you mean 'width'?"),
         (["moons", "--set", "noise=loud"], "noise: expected a valid number, got 'loud'"),
         (["spread", "--set", "x=1"], "unknown setting 'x' (valid: none)"),
-        (["riddle"], r"cannot tell its kind; give it with --as optimizer|model|dataset|tasks|metric"),
+        (["riddle"], r"cannot determine its kind; specify it with --as optimizer|model|dataset|tasks|metric"),
         (["riddle", "--as", "metric"], "expected a function marked with @optbench.metric, got a function without it"),
         (["riddle", "--as", "metrik"], "--as: unknown kind 'metrik'; did you mean 'metric'?"),
         (["Nobody"], "./mine.py has no 'Nobody'"),
@@ -305,7 +309,7 @@ RECOGNISED = {
 def test_the_kind_is_recognised_from_the_target() -> None:
     assert {target: recognise(target) for target in RECOGNISED} == RECOGNISED
     assert CHECKERS.keys() == NAMES.keys()
-    with pytest.raises(UsageError, match=re.escape("cannot tell its kind")):
+    with pytest.raises(UsageError, match=re.escape("cannot determine its kind")):
         recognise("./mine.py:riddle")
 
 

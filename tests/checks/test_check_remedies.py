@@ -159,7 +159,7 @@ def test_an_optimizer_that_cannot_be_resumed_passes_with_a_remark(
 ) -> None:
     code, lines, _ = checked("Keyed")
     assert code == 0, "results are right even without resuming"
-    assert lines["resume"].startswith("· an interrupted trial is trained from its start, and its numbers are the same")
+    assert lines["resume"].startswith("· an interrupted trial is trained again from the start, with the same results")
     assert "Keyed.load_state_dict(state_dict()) does not restore `own`" in lines["resume"]
 
 

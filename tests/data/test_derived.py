@@ -221,7 +221,7 @@ def test_derived_datasets_are_as_announced_and_satisfy_the_contract(
     assert same(again.test, data.test)
     words = [f"{key}={value}" for key, value in SETTINGS.get(kind, {}).items()]
     assert main(["check", kind, *(w for word in ("of=./mine.py:faces", *words) for w in ("--set", word))]) == 0
-    assert "made twice: the same bits" in capsys.readouterr().out
+    assert "bit-identical when made twice" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
