@@ -1,4 +1,4 @@
-"""The default optimizers to measure, and those named on the command line. Imports no torch."""
+"""The default optimizers to measure, and those named on the command line. Does not import torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from optbench.suite.variants import with_values
 
 @dataclass(frozen=True)
 class Contender:
-    """An optimizer with settings, under a name.
+    """A named optimizer with its settings.
 
     twin: the optimizer with which it is compared at equal α (see `sparse`).
     """
@@ -69,13 +69,13 @@ def chosen(words: Sequence[str], settings: Sequence[str] = ()) -> list[Contender
     settings: `NAME.key=value`, with the name of an optimizer, or `key=value` if there is only one.
 
     Raises:
-    UsageError: one is named twice, or a setting belongs to none.
-    OptimizerError: one is unknown, or rejects its settings.
+        UsageError: an optimizer is named twice, or a setting belongs to none of them.
+        OptimizerError: an optimizer is unknown, or rejects its settings.
     """
     found = [_named(word) for word in words] if words else list(CONTENDERS.values())
     names = [one.name for one in found]
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
-        raise UsageError(f"cost: '{twice[0]}' is named twice; NAME=TARGET gives another name")
+        raise UsageError(f"cost: '{twice[0]}' is named twice; use NAME=TARGET to give it another name")
     for text in settings:
         found = _set(found, text)
     for one in found:
@@ -90,7 +90,7 @@ def _named(word: str) -> Contender:
         name = target.rpartition(":")[2] if is_plugin(target) else target
     if not is_name(name):
         raise UsageError(
-            f"cost: '{name}' in {word}: expected a name of letters, digits and ._+-; NAME=TARGET gives one"
+            f"cost: '{name}' in {word}: expected a name of letters, digits and ._+-; use NAME=TARGET to give one"
         )
     if target in CONTENDERS:
         return replace(CONTENDERS[target], name=name, twin=CONTENDERS[target].twin if name == target else None)

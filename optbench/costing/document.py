@@ -1,4 +1,4 @@
-"""The report on the cost of optimizers, as a document. Imports no torch."""
+"""The report on the cost of optimizers, as a document. Does not import torch."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from optbench.report.numbers import UNDEFINED
 
 NOT_MEASURED = {"too large": "too large", "too slow": "too slow", "failed": "failed"}
 CLOCKS = {
-    "processor": "processor time, which other work on the machine hardly changes",
+    "processor": "processor time, which other work on the machine hardly affects",
     "wall": "wall-clock time, which other work on the machine increases",
-    "device": "time of the device's own events",
+    "device": "time between device events",
 }
 CSV_COLUMNS = (
     *("created", "device", "cpu", "torch", "optimizer", "target", "size", "parameters", "tokens", "status", "note"),
@@ -36,17 +36,17 @@ CSV_COLUMNS = (
     *("ordinary_seconds", "ordinary_low", "ordinary_high", "refresh_seconds", "refresh_every", "roots_renewed"),
 )
 _LEGEND = (
-    "step: of the optimizer alone, with refreshes at their actual frequency; ordinary: median [lowest, highest] of the "
-    "steps without a refresh; refresh: mean of those with one; every: steps between refreshes (measured at every "
-    "other step).",
-    "by need: roots are renewed when they are stale, which is most frequent at the beginning of training; the "
-    "percentage is the share renewed per step, counted from the step in parentheses.",
-    "tokens: the number of tokens whose gradient takes as long as the optimizer's step. Divided by the tokens of your "
-    "batch, it is what the optimizer adds to the time of the gradient.",
-    "statistics, roots, update: parts of the step, where an optimizer shows them: those of optbench do, and those that "
-    "mark them by torch.profiler.record_function.",
-    "peak: of a separate process, including weights, gradients, activations and libraries; needed: the estimate before "
-    "anything was allocated.",
+    "step: time of the optimizer alone, with refreshes weighted by their actual frequency; ordinary: median [lowest, "
+    "highest] of the steps without a refresh; refresh: mean of the steps with one; every: number of steps between "
+    "refreshes (every other step while measuring).",
+    "by need: roots are renewed when they are stale, most often at the beginning of training; the percentage is the "
+    "mean share of roots renewed per step, measured from the step in parentheses.",
+    "tokens: the number of tokens whose gradient takes as long as the optimizer's step. Divided by the number in your "
+    "batch, it is the time of the step relative to that of the gradient.",
+    "statistics, roots, update: parts of the step, reported for the optimizers of optbench and for those that mark "
+    "these parts with torch.profiler.record_function.",
+    "peak: peak memory of a separate process, including weights, gradients, activations and libraries; needed: the "
+    "estimate made before anything was allocated.",
 )
 
 
@@ -80,7 +80,7 @@ def size_text(value: int | None) -> str:
 
 
 def cost_report(results: Sequence[tuple[str, CostResult]]) -> Report:
-    """Build the document of one or several results, each with the name of its file."""
+    """Build the report on one or more results, each given with the name of its file."""
     blocks: list[Block] = []
     for label, result in results:
         if len(results) > 1:
@@ -92,7 +92,7 @@ def cost_report(results: Sequence[tuple[str, CostResult]]) -> Report:
     def tree(key: str) -> Callable[[], Any]:
         return lambda: trees[0][key]
 
-    if len(trees) == 1:  # the same as the file
+    if len(trees) == 1:  # the JSON format is then that of the file
         blocks += [Records(key, tree(key)) for key in trees[0]]
     else:
         blocks.append(Records("results", lambda: trees))
@@ -144,7 +144,7 @@ def _lost(row: Row) -> str:
     if row.status == "too large":
         reason = row.note or "nothing was allocated"
         return f"{row.optimizer}: not measured: it would need about {size_text(row.needed)}; {reason}"
-    took = "" if row.first is None else f"; that took {row.first:,.0f} s"
+    took = "" if row.first is None else f"; the optimizer's first step took {row.first:,.0f} s"
     return f"{row.optimizer}: {row.status}: {row.note}{took}"
 
 
@@ -157,9 +157,9 @@ def _times(name: str, threads: int, rows: Sequence[Row]) -> Table:
     found = {row.optimizer: next((t for t in row.timings if t.threads == threads), None) for row in rows}
     timings = [t for t in found.values() if t is not None]
     unit = _unit(timings)
-    title = f"{name}: {unit.name} a step on {count(threads, 'thread')}, {CLOCKS[timings[0].clock]}"
+    title = f"{name}: {unit.name} per step on {count(threads, 'thread')}, {CLOCKS[timings[0].clock]}"
     if timings[0].clock == "device":
-        title = f"{name}: {unit.name} a step, {CLOCKS['device']}"
+        title = f"{name}: {unit.name} per step, {CLOCKS['device']}"
     heads = columns(
         *("optimizer", "step", "gradient", "step /\ngradient", "tokens", "statis-\ntics", "roots", "update"),
         *("ordinary\nsteps", "refresh", "every", "first\nstep"),
@@ -207,7 +207,7 @@ def _memory(name: str, rows: Sequence[Row]) -> Table:
 
 
 def _holdings(name: str, rows: Sequence[Row]) -> Table:
-    """Show how each optimizer treats the kinds of parameters, from its state."""
+    """Tabulate the state that each optimizer keeps for each kind of parameter."""
     kinds = list(dict.fromkeys(h.kind for row in rows for h in row.holdings))
     lines = []
     for row in rows:

@@ -1,6 +1,6 @@
-"""Estimate the memory of a measurement before allocating any, by the same work on `meta`.
+"""Estimate the memory of a measurement before allocating any, by doing the same work on the `meta` device.
 
-Every tensor counts during its lifetime, which gives the peak including temporaries of a step.
+Every tensor is counted during its lifetime, so the peak includes the temporaries of a step.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from optbench.engine.lanes.reach import state_bytes
 ALLOWANCE = 160 << 20
 """Reserve for libraries: kernels, BLAS buffers, memory cached by the allocator."""
 SLACK = 1.1
-"""Allocators round up."""
+"""Factor for allocators, which round sizes up."""
 Make = Callable[[nn.Module], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes. state: None if unknown; total: at the peak, without the process itself."""
+    """Estimated bytes. state: of the optimizer, None if unknown. total: at the peak, without the process itself."""
 
     state: int | None
     total: int
@@ -45,7 +45,7 @@ class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known: Any = WeakIdKeyDictionary()
 
     def add(self, tensor: Tensor) -> None:
-        """Count the storage of a tensor, once."""
+        """Count the storage of a tensor, but only once."""
         storage = tensor.untyped_storage()
         if storage in self._known:
             return
@@ -66,11 +66,13 @@ class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def estimate(size: Size, make: Make, *, users: bool, planned: bool) -> Estimate:
-    """Estimate two steps of an optimizer on the network of a size.
+    """Estimate the memory of two steps of an optimizer on the network of the given size.
 
     Args:
-    make: constructs the optimizer for a network. users: as for `state_bytes`.
-    planned: use the optimizer's own estimate (`planned`) if it has one, as do those with data-dependent work.
+        make: constructs the optimizer for a network.
+        users: as for `state_bytes`.
+        planned: whether to use the optimizer's own estimate, its method `planned`, which optimizers with data-dependent
+            work provide.
     """
     with Footprint() as footprint:
         model = networks.network(size, "meta")
@@ -85,7 +87,7 @@ def estimate(size: Size, make: Make, *, users: bool, planned: bool) -> Estimate:
                 for module in model.modules():  # hooks are data-dependent, too
                     module._forward_hooks.clear()
                     module._forward_pre_hooks.clear()
-        except Exception:  # an error of a user's constructor, which the measurement will report
+        except Exception:  # a user's constructor may raise anything; the measurement will report it
             pass
         batch = networks.batch(size, 0, "meta")
         told = known is not None
@@ -107,14 +109,14 @@ def estimate(size: Size, make: Make, *, users: bool, planned: bool) -> Estimate:
             model.zero_grad()
     held = state_bytes(optimizer, model, users=users) if optimizer is not None else 0
     state, work = known if known is not None else (held, 0)
-    # Activations are freed in pieces by a backward pass, which gradients may not be able to reuse.
+    # A backward pass frees activations in pieces, whose memory may not be reusable for gradients.
     gradients = sum(p.numel() * p.element_size() for p in model.parameters())
     total = footprint.peak + min(activations, gradients) + (state + work if known is not None else 0)
     return Estimate(state if told or held else None, round(SLACK * total) + ALLOWANCE)
 
 
 def _stepped(optimizer: torch.optim.Optimizer, *closure: Callable[..., Tensor]) -> bool:
-    """Try a step without data and return whether it succeeded; data-dependent optimizers cannot."""
+    """Try a step without data and return whether it succeeded; it fails for data-dependent optimizers."""
     with contextlib.suppress(Exception):
         optimizer.step(*closure)  # type: ignore[arg-type]
         return True

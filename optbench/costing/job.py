@@ -1,4 +1,4 @@
-"""The job of one worker: created by `session`, sent as JSON, read by `worker`. Imports no torch."""
+"""The job of one worker: created by `session`, sent as JSON, read by `worker`. Does not import torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 class CostJob:
     """The measurement of one optimizer at one size.
 
-    seconds: time for steps, for each number of threads, and for warm-up. limit: in bytes.
+    seconds: time limit for the steps with each number of threads, and for the warm-up. limit: memory limit in bytes.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Measure one optimizer on one network in this process, see `worker`."""
+"""Measure one optimizer on one network in this process (see `worker`)."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from optbench.optimizers.spec import OptimizerSpec
 from optbench.targets import source_hash
 
 SHORT = 2
-"""Steps between refreshes during measuring; their cost is scaled to the configured interval."""
+"""Steps between refreshes while measuring; the cost of refreshes is scaled to the configured interval."""
 SHOWN_FACTORS = 4
 LEAST = 1 << 30
-"""Bytes that a worker may always allocate, because estimating takes some, too."""
+"""Bytes that a worker may always allocate, because the estimate itself needs memory."""
 
 
 class Training:
-    """A network, its batches and an optimizer with any needs, in a plain loop."""
+    """A plain training loop with a network, its batches and an optimizer, whose declared needs are met."""
 
     def __init__(self, job: CostJob, spec: OptimizerSpec, settings: Mapping[str, Any], size: Size) -> None:
         self._size, self._device = size, torch.device(job.device)
@@ -83,7 +83,7 @@ def make(spec: OptimizerSpec, settings: Mapping[str, Any], model: nn.Module, ste
 
 
 def measured(job: CostJob) -> Iterator[Row]:
-    """Yield estimates, and measurements if they fit into the limit; rows record any error.
+    """Yield rows with the estimate and, if it is within the limit, the measurements; any error is recorded in a row.
 
     The last row is final; an earlier one has the results of the first step.
     """
@@ -97,7 +97,7 @@ def measured(job: CostJob) -> Iterator[Row]:
         spec = resolve_spec(find(job.target), settings)
         row |= {"settings": settings, "parameters": sum(p.numel() for p in networks.network(size, "meta").parameters())}
         users, on_cpu = spec.source == "yours", job.device == "cpu"
-        if on_cpu:  # before a user's code, which may allocate any amount, is tried
+        if on_cpu:  # before a user's code runs, which may allocate any amount
             memory.bound(max(job.limit, LEAST))
         told = estimate(size, lambda model: make(spec, settings, model, job.steps), users=users, planned=on_cpu)
         row |= {"needed": told.total + (idle if on_cpu else 0), "planned_state": told.state}
@@ -109,7 +109,7 @@ def measured(job: CostJob) -> Iterator[Row]:
     except Exception as error:  # a user's optimizer may raise anything
         text = in_words(error, job.target, job.settings)
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate" in text:
-            yield Row(**row, status="too large", note="it exceeded its estimate, and was stopped at the limit")
+            yield Row(**row, status="too large", note="it exceeded its estimate and was stopped at the limit")
             return
         yield Row(**row, status="failed", note=text)
 
@@ -144,7 +144,7 @@ def _measured(job: CostJob, spec: OptimizerSpec, settings: Mapping[str, Any], si
     yield _known(training, spec, first) | {
         "split": any(t.statistics + t.roots > 0 for t in timings),
         "timings": tuple(timings),
-        "note": "the loss is not a number: its times may not be those of training" if bad else "",
+        "note": "the loss is not a number, so its times may not be those of normal training" if bad else "",
     }
 
 
@@ -175,7 +175,7 @@ def _steps(
 
 
 def _renewed(optimizer: torch.optim.Optimizer) -> Iterator[float]:
-    """Yield the share of Shampoo's roots renewed by need in the last step, those of age 0."""
+    """Yield the share of Shampoo's roots that have age 0, that is, were renewed by need in the last step."""
     ages = [
         v.flatten()
         for s in optimizer.state.values()
@@ -195,7 +195,10 @@ def _timing(
     every: int | None,
     renewed: float | None,
 ) -> Timing:
-    """Return the means of the parts, with refreshes, measured at every other step, at their actual frequency."""
+    """Return the mean times of the parts, with refreshes weighted by their actual frequency.
+
+    While measuring, every other step is a refresh.
+    """
     whole = [s["statistics"] + s["roots"] + s["update"] for s in steps]
     groups = [list(range(len(steps)))]
     if every:
@@ -232,7 +235,7 @@ def _mean(values: Sequence[float], places: Sequence[int]) -> float:
 
 
 def _holdings(training: Training) -> Iterator[Holding]:
-    """Yield the state of embeddings, matrices and vectors; empty if it is not stored by parameter."""
+    """Yield the state of embeddings, matrices and vectors; it is empty if the state is not stored by parameter."""
     named = dict(training.network.named_parameters())
     kinds = networks.kinds(training.network)
     for kind in dict.fromkeys(kinds.values()):

@@ -1,6 +1,6 @@
-"""Available memory, memory use of a process, and a limit that makes allocations fail instead of a kill.
+"""Available memory, the memory use of a process, and a limit at which allocations fail before the process is killed.
 
-Imports no torch.
+Does not import torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CGROUPS = (
 
 
 def available() -> int:
-    """Return the bytes that can be allocated now: free memory, or the rest of this container's limit."""
+    """Return the bytes that can be allocated now: the free memory, or what is left of this container's limit."""
     found = [_free_of_system()]
     for limit, used, folder in CGROUPS:
         with contextlib.suppress(OSError, ValueError):
@@ -35,7 +35,7 @@ def _free_of_system() -> int:
 
 
 def bound(size: int) -> None:
-    """Make allocations of this process fail beyond `size` more bytes, on Linux only."""
+    """Make allocations of this process fail once it has allocated `size` more bytes (on Linux only)."""
     if sys.platform == "linux":
         import resource
 

@@ -37,7 +37,7 @@ class Batch:
 
     @property
     def predicted(self) -> int:
-        """R."""
+        """Number of predicted tokens, R."""
         return len(self.targets[0])
 
 
@@ -48,9 +48,10 @@ def attended(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 class Bert(nn.Module):
-    """BERT for pre-training: masked tokens (R, V) by a decoder tied to the token embedding, and next sentence (B, 2).
+    """BERT for pre-training, which predicts masked tokens (R, V) and whether the next sentence follows (B, 2).
 
-    Post-norm, GELU, learned positions, two segments, pooler. Without dropout, which does not affect an optimizer.
+    The decoder is tied to the token embedding. Post-norm, GELU, learned positions, two segments, pooler; no dropout,
+    because it does not affect an optimizer's cost.
     """
 
     bert: Any
@@ -92,7 +93,10 @@ class Bert(nn.Module):
         self.cls = nn.ModuleDict({"predictions": predictions, "seq_relationship": nn.Linear(d, NEXT_OR_NOT)})
 
     def forward(self, tokens: Tensor, segments: Tensor, places: Tensor) -> tuple[Tensor, ...]:
-        """places: indices of the masked tokens among all B·T, (R,)."""
+        """Return the logits of masked tokens (R, V) and of the next sentence (B, 2).
+
+        places: indices of the masked tokens among all B·T, (R,).
+        """
         table = self.bert["embeddings"]
         x = table["word_embeddings"](tokens) + table["token_type_embeddings"](segments)
         x = table["LayerNorm"](x + table["position_embeddings"].weight[: tokens.shape[1]])
@@ -110,9 +114,9 @@ class Bert(nn.Module):
 
 
 def network(size: Size, device: torch.device | str = "cpu") -> nn.Module:
-    """Build the network of a size with marked ends and initial weights as in GPT-2 and BERT (normal, .02).
+    """Build the network of the given size, with marked ends and the initial weights of GPT-2 and BERT (normal, .02).
 
-    On `meta` without weights.
+    On `meta`, the weights have no values.
     """
     with torch.device(device):
         if size.family == "gpt":
@@ -145,7 +149,7 @@ def kinds(model: nn.Module) -> dict[str, str]:
 
 
 def batch(size: Size, step: int, device: torch.device | str = "cpu") -> Batch:
-    """Return the batch of a step, which depends only on its number; without values on `meta`."""
+    """Return the batch of a step, which depends only on the number of the step; on `meta`, it has no values."""
     draw = torch.Generator().manual_seed(step)
     text = tokens(size.vocabulary)
     b, t = size.batch, size.context
@@ -170,7 +174,7 @@ def batch(size: Size, step: int, device: torch.device | str = "cpu") -> Batch:
 def tokens(vocabulary: int) -> Tensor:
     """Return text as token ids, int64: bytes for a vocabulary of up to 256, else words and punctuation by frequency.
 
-    The text is a shipped domain, definitions of words, which has a large vocabulary.
+    The text is the shipped domain of word definitions, which has a large vocabulary.
     """
     text = embedded_texts()["glosses"]
     if vocabulary <= 256:

@@ -1,4 +1,4 @@
-"""The result of measurements: a JSON file, which `optbench report` renders. Imports no torch."""
+"""The result of measurements: a JSON file, which `optbench report` renders. Does not import torch."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from optbench.suite.fields import Settings
 FORMAT: Final = "optbench-cost"
 VERSION: Final = 1
 MAX_BYTES = 64 << 20
-"""Bytes; far above any such file."""
+"""In bytes; far larger than any such file."""
 Status = Literal["ok", "too large", "too slow", "failed", "started"]
-"""`too slow`: stopped, with the time of its first step if it ended. `started`: never in a file."""
+"""`too slow`: stopped, with the time of its first step if that step finished. `started`: never written to a file."""
 
 
 class _Record(Settings):
@@ -29,12 +29,12 @@ class _Record(Settings):
 class Timing(_Record):
     """Seconds of a step with a number of threads.
 
-    clock: `processor`, CPU time, which other processes hardly affect; `wall`; or `device`, its events.
+    clock: `processor` (CPU time, which other processes hardly affect), `wall` or `device` (time between device events).
     after: number of preceding steps.
     gradient, statistics, roots, update: means of the parts, the last three with refreshes at their actual frequency.
     ordinary: median of the optimizer's steps without a refresh, between low and high; refresh: mean of those with one.
-    every: steps between refreshes, None without refreshes or if they are by need; renewed: by need, the mean share of
-    roots renewed in a step.
+    every: steps between refreshes, None if there are none or if roots are renewed by need; renewed: the mean share of
+    roots renewed per step if they are renewed by need.
     """
 
     threads: int
@@ -59,7 +59,7 @@ class Timing(_Record):
 
 
 class Holding(_Record):
-    """The state of one kind of parameters: weights, bytes, and the sides of square factors."""
+    """The state of one kind of parameters: number of weights, bytes, and the sides of square factors."""
 
     kind: str
     weights: int
@@ -68,10 +68,10 @@ class Holding(_Record):
 
 
 class Row(_Record):
-    """One optimizer on one size.
+    """The measurement of one optimizer at one size.
 
-    needed: estimated peak bytes; peak: measured; idle: of the process before the measurement. On a GPU the last two are
-    the device's. first: seconds of the first step, which creates the state.
+    needed, peak: estimated and measured peak bytes, on a GPU those of the device. idle: bytes of the process before the
+    measurement. first: seconds that the optimizer takes for the first step, which creates the state.
     """
 
     optimizer: str
@@ -117,7 +117,7 @@ def load(file: Path) -> CostResult:
     """Read a result.
 
     Raises:
-        StoreError: it cannot be read, or is not a result.
+        StoreError: the file cannot be read, or is not a result.
     """
     try:
         found = json_value(file, MAX_BYTES, "result of cost")
@@ -136,6 +136,6 @@ def load(file: Path) -> CostResult:
 def find(text: str, runs_dir: Path) -> Path | None:
     """Return the file of a result named by path, or by name in `runs_dir`; None if there is none."""
     for file in (Path(text).expanduser(), runs_dir / text, runs_dir / f"{text}.json"):
-        if file.suffix == ".json" and os.path.isfile(file):  # noqa: PTH113 (False for a name that is too long, too)
+        if file.suffix == ".json" and os.path.isfile(file):  # noqa: PTH113 (also False for a name that is too long)
             return file
     return None

@@ -1,4 +1,4 @@
-"""Start a process for every optimizer and size in turn, and collect the results. Imports no torch."""
+"""Start a process for each optimizer and size in turn, and collect the results. Does not import torch."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from optbench.errors import escaped
 
 WORKER = (sys.executable, "-P", "-m", "optbench.costing.worker")
 LEFT = 512 << 20
-"""Bytes left to a system with little free memory."""
+"""Bytes of free memory that are left to the rest of the system."""
 
 
 @dataclass(frozen=True)
 class CostPlan:
-    """The measurements to make. limit: bytes; timeout: seconds per process."""
+    """The measurements to make. limit: memory limit in bytes; timeout: seconds per process."""
 
     contenders: tuple[Contender, ...]
     sizes: tuple[str, ...]
@@ -73,7 +73,7 @@ def measure(
 ) -> CostResult:
     """Execute the plan, saving the result after every row.
 
-    told(what, number, of): called before each.
+    told: called before each job with its description, its number and the number of jobs.
 
     Raises:
         StoreError: the file cannot be written.
@@ -134,7 +134,7 @@ def ask(job: CostJob, timeout: float) -> Row:
 
 
 def ended(code: int, err: str) -> str:
-    """Describe the end of a process that gave no answer."""
+    """Describe how a process that returned no result ended."""
     said = escaped(err.strip().splitlines()[-1]) if err.strip() else "it printed nothing"
     if code < 0:
         return f"killed by {signal.Signals(-code).name}: {said}"

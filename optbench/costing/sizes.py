@@ -1,4 +1,4 @@
-"""The networks on which optimizers are measured, by name. Imports no torch."""
+"""The networks on which optimizers are measured, by name. Does not import torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 class Size:
     """A transformer, and the batch for its gradients.
 
-    masked: share of tokens that are predicted; 1 for next-token prediction.
+    masked: fraction of tokens that are predicted; 1 for next-token prediction.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Size:
 
     @property
     def tokens(self) -> int:
-        """Number of tokens of a batch."""
+        """Number of tokens in a batch."""
         return self.batch * self.context
 
     def with_batch(self, batch: int) -> Size:
@@ -38,8 +38,8 @@ class Size:
 SIZES: Mapping[str, Size] = {
     size.name: size
     for size in (
-        Size("tiny", "the suite text's gpt over bytes", "gpt", 2, 64, 4, 128, 128, 16),
-        Size("small", "gpt over bytes", "gpt", 6, 384, 6, 128, 256, 8),
+        Size("tiny", "the gpt of the suite text, on bytes", "gpt", 2, 64, 4, 128, 128, 16),
+        Size("small", "gpt on bytes", "gpt", 6, 384, 6, 128, 256, 8),
         # Devlin et al. 2019, arXiv:1810.04805, with its pre-training heads; sequences of 128, as in most of its steps.
         Size("bert-base", "BERT-base with its pre-training heads", "bert", 12, 768, 12, 30_522, 128, 4, masked=0.15),
     )

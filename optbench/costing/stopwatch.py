@@ -1,4 +1,4 @@
-"""Time of the parts of a step: time in a region excludes nested regions."""
+"""Measure the time of each part of a step. The time of a region excludes nested regions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ NAMES = ("gradient", "statistics", "roots", "update")
 class RegionTimer:
     """Times the regions of `optbench.optimizers.regions` and `torch.profiler.record_function`.
 
-    clock: `processor`, of all threads of this process; `wall`; `device`, events on a CUDA device, read once per step.
+    clock: `processor` (time of all threads of this process), `wall` or `device` (events on a CUDA device, read once per
+    step).
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -49,7 +50,7 @@ class RegionTimer:
         self._inside.append(name)
 
     def leave(self) -> None:
-        """Leave the region."""
+        """Leave the current region."""
         self._mark(self._inside.pop())
 
     @contextlib.contextmanager

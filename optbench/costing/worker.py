@@ -1,6 +1,6 @@
 """`python -m optbench.costing.worker`: a job as JSON on standard input, its row on standard output.
 
-A separate process, so that its peak of memory is that of one optimizer, and a user's code affects nothing else.
+It is a separate process so that its peak memory is that of one optimizer, and a user's code cannot affect the others.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 
 
 def main() -> None:
-    # prints of a user's code must not get into the answer
+    # output printed by a user's code must not be mixed with the result
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     from optbench.costing.job import CostJob
