@@ -1,4 +1,5 @@
-"""A run as the files of an experiment tracker: made of its tables when it is over, and sent nowhere.
+"""Export a run to the files of an experiment tracker. They are made from the run's tables and not sent anywhere.
 
-`trial_log` is what any tracker is given of a trial; a file for each tracker writes it, and `trackers` lists them.
+`run_log` defines the data that every tracker receives; one file per tracker writes them, and `trackers` lists the
+trackers.
 """

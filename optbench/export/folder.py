@@ -1,4 +1,4 @@
-"""The folder that an export is written to: new or empty, and left as it was where the export fails."""
+"""The folder to which an export is written: new or empty, and restored to that state if the export fails."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from optbench.errors import UsageError
 from optbench.store.files import reported
 
 REPORT = "report.html"
-"""Lies in every export."""
+"""The report, which every export contains."""
 
 
 def check_folder(path: Path) -> None:
-    """Raises UsageError unless `path` is a folder with nothing in it, or nothing is there yet."""
+    """Raise UsageError unless `path` is an empty folder or does not exist."""
     try:
         found = next(path.iterdir(), None)
     except FileNotFoundError:
@@ -25,16 +25,16 @@ def check_folder(path: Path) -> None:
     except OSError as error:
         raise UsageError(f"{path}: expected a new or empty folder: {error.strerror}") from None
     if found is not None:
-        raise UsageError(f"{path}: expected a new or empty folder, got one with {found.name} in it")
+        raise UsageError(f"{path}: expected a new or empty folder, got one that contains {found.name}")
 
 
 @contextlib.contextmanager
 def filled(path: Path) -> Iterator[None]:
-    """Make the folder for the block to fill; where the block raises, remove what it wrote and the folders made for it.
+    """Create the folder for the block to fill. If the block raises, remove its files and the folders created for it.
 
     Raises:
         UsageError: as `check_folder`.
-        StoreError: it cannot be written.
+        StoreError: the folder cannot be written.
     """
     check_folder(path)
     made = [folder for folder in (path, *path.parents) if not folder.exists()]

@@ -1,4 +1,4 @@
-"""TensorBoard's page HPARAMS: what its columns are, and what it is told of each trial."""
+"""TensorBoard's HPARAMS page: its columns, and the entries of each trial."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from optbench.metrics import Metric
 
 @dataclass(frozen=True)
 class HparamsPage:
-    """The page of one run. settings: name -> its distinct values over all trials, without null."""
+    """The page of one run. settings: name -> distinct values over all trials, without nulls."""
 
     run: RunLog
     settings: Mapping[str, tuple[Any, ...]]
@@ -31,7 +31,7 @@ class HparamsPage:
         return HparamsPage(run, {name: tuple(values.values()) for name, values in found.items()})
 
     def columns(self) -> Any:
-        """Return the value that declares the columns: settings, those that differ first, and final metrics."""
+        """Return the value that declares the columns: settings, starting with those that differ, and final metrics."""
         infos = [_setting_info(name, values) for name, values in self.settings.items()]
         experiment = api_pb2.Experiment(
             name=self.run.name,
@@ -42,9 +42,9 @@ class HparamsPage:
         return _value(metadata.EXPERIMENT_TAG, experiment=experiment)
 
     def start(self, log: TrialLog) -> Any:
-        """Return the value that says a trial's settings.
+        """Return the value that records a trial's settings.
 
-        Each trial is a group of its own: of a group of seeds the page would show means, without those that diverged.
+        Each trial is a separate group, because for a group of seeds the page would show means without diverged trials.
         """
         info = SessionStartInfo(start_time_secs=self.run.created)
         for name, value in _settings(log).items():
@@ -58,9 +58,10 @@ class HparamsPage:
         return _value(metadata.SESSION_START_INFO_TAG, session_start_info=info)
 
     def end(self, log: TrialLog) -> Any:
-        """Return the value that says how a trial ended.
+        """Return the value that records how a trial ended.
 
-        The page has two words for it. A diverged trial is a result; the setting `status` tells it apart.
+        The page distinguishes only success and failure. A diverged trial counts as a success, because it is a result;
+        the setting `status` identifies it.
         """
         status = api_pb2.STATUS_FAILURE if log.status == "failed" else api_pb2.STATUS_SUCCESS
         info = SessionEndInfo(status=status, end_time_secs=self.run.created)
@@ -68,7 +69,7 @@ class HparamsPage:
 
 
 def _settings(log: TrialLog) -> dict[str, Any]:
-    """Return what is known of a trial by column; where a setting is null, nothing."""
+    """Return the settings and the status of a trial by column, without nulls."""
     return {name: value for name, value in {**log.flat_settings, "status": log.status}.items() if value is not None}
 
 
@@ -82,7 +83,7 @@ def _kind(values: tuple[Any, ...]) -> int:
 
 
 def _text(value: Any) -> str:
-    """Return a value of a column of texts: lists, and what others have as a number, as JSON."""
+    """Return a value of a text column: text unchanged, anything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value)
 
 

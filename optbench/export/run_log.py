@@ -1,7 +1,7 @@
-"""What a tracker is given of a run, whichever tracker it is: settings, final values and series of each trial.
+"""The data of a run that every tracker receives: the settings, final values and series of each trial.
 
-Final values are those of reports. Controls are left out, as in reports: a tracker that averages over seeds would take
-them for trials.
+Final values are those shown in reports. Controls are left out, as in reports, because a tracker that averages over
+seeds would include them.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from optbench.store.tables import TrialRow
 from optbench.suite.variants import leaves
 
 KEYS = ("experiment", "model", "optimizer", "target", "variant", "seed", "stage")
-"""Settings that say which trial it is."""
+"""Settings that identify a trial."""
 TAKEN = (*KEYS, "status", "trial", "run")
-"""A hyper-parameter of such a name is logged as `hyperparameters.<name>`."""
+"""A hyper-parameter with one of these names is logged as `hyperparameters.<name>`."""
 
 
 @dataclass(frozen=True)
 class TrialLog:
     """One finished trial.
 
-    status: as `Results.status` has it. final: metric -> value at the end, without those that are undefined.
-    hyperparameters: as the table `trials` has them; those of an optimizer inside another one are a mapping.
+    status: as returned by `Results.status`. final: metric -> value at the end, without undefined values.
+    hyperparameters: as in the table `trials`; those of a nested optimizer are a mapping.
     """
 
     trial: Trial
@@ -46,24 +46,24 @@ class TrialLog:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """`KEYS`, then the hyper-parameters; those of an optimizer inside are a mapping."""
+        """`KEYS` followed by the hyper-parameters; those of a nested optimizer are a mapping."""
         named = {f"hyperparameters.{name}" if name in TAKEN else name: v for name, v in self.hyperparameters.items()}
         return {**{name: getattr(self.trial, name) for name in KEYS}, **named}
 
     @property
     def flat_settings(self) -> dict[str, Any]:
-        """`settings` without mappings: `base.lr` is the rate of the optimizer inside."""
+        """`settings` without mappings: `base.lr` is the learning rate of the nested optimizer."""
         return {".".join(path): value for path, value in leaves(self.settings).items()}
 
     @property
     def remarks(self) -> dict[str, str]:
-        """What a failed trial raised (`error`), and what else there is to know of it (`note`)."""
+        """The exception of a failed trial (`error`) and remarks on the trial (`note`), if any."""
         raised = None if self.row.error_type is None else f"{self.row.error_type}: {self.row.error_message}"
         return {name: text for name, text in (("error", raised), ("note", self.row.note)) if text}
 
     @property
     def entries(self) -> Iterator[Entry]:
-        """Training curves, accuracies after each task, and what was recorded online, each along its axis."""
+        """The training curves, the accuracies after each task and the online recordings, each along its axis."""
         for series in self.series:
             yield from series(self.trial.id)
 
@@ -81,7 +81,7 @@ class RunLog:
 
     @functools.cached_property
     def metrics(self) -> tuple[Metric, ...]:
-        """Every metric that some trial has a final value of: the primary ones of the suite first."""
+        """Every metric for which a trial has a final value, starting with the primary metrics of the suite."""
         experiments = self.results.suite.experiments.values()
         primary = dict.fromkeys(name for one in experiments for name in one.primary or PRIMARY_METRICS)
         known = self.results.metrics
@@ -90,7 +90,7 @@ class RunLog:
 
     @property
     def about(self) -> dict[str, Any]:
-        """The run's record in short: what it is, how it was made, and with what; text and numbers."""
+        """The texts and numbers of the run's record: its suite, status and times, its command and its provenance."""
         record = self.results.run.record
         told = {"run": self.name, **{name: record.get(name) for name in ("suite", "status", "created", "finished")}}
         told["command"] = shlex.join(record.get("command") or ())
@@ -99,7 +99,7 @@ class RunLog:
 
     @functools.cached_property
     def created(self) -> float:
-        """When the run was begun, in seconds since 1970; 0 where its record does not say."""
+        """Time at which the run was created, in seconds since 1970; 0 if its record does not have it."""
         try:
             return datetime.fromisoformat(self.results.run.record["created"]).timestamp()
         except (KeyError, TypeError, ValueError, OverflowError):
@@ -124,7 +124,7 @@ class RunLog:
 
     @functools.cached_property
     def _final(self) -> dict[str, dict[str, float]]:
-        """Trial -> metric -> value at the end."""
+        """trial -> metric -> value at the end."""
         found: dict[str, dict[str, float]] = {}
         for one in self.results.trial_values():
             if not math.isnan(one.value):

@@ -1,6 +1,6 @@
-"""The series of a trial as trackers draw them: from the long tables, a value for each name and place of an axis.
+"""The series of a trial as trackers draw them: from the long tables, a value for each name and position on an axis.
 
-Legend: `N` rows of a table. Every value is that of the table; a null is no value.
+Values are those of the tables; nulls are left out.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from optbench.store.columns import codes, known, numbers
 from optbench.store.tables import AccuracyRow, CurveRow, OnlineRow, Row, arrow_fields
 
 Axis: TypeAlias = Literal["step", "after_task", "task"]
-"""Optimizer steps of the trial over all its tasks; tasks finished, 0 before any; the number of a task, from 1."""
+"""`step`: optimizer steps of the trial over all its tasks. `after_task`: number of finished tasks, 0 before training.
+`task`: index of a task, from 1."""
 MOST = 2**63
 """Trackers count in 64 bits."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a trial has at one place of an axis: values by name, `curves/train_loss` or `accuracy/task_1`."""
+    """The values of a trial at one position on an axis, by names such as `curves/train_loss` and `accuracy/task_1`."""
 
     axis: Axis
     at: int
@@ -34,11 +35,11 @@ class Entry:
 
 
 Series: TypeAlias = Callable[[str], Iterator[Entry]]
-"""The entries of the trial with this id, along one axis."""
+"""Yields the entries of the trial with the given id, along one axis."""
 
 
 def read_series(run: RunDirectory) -> tuple[Series, ...]:
-    """Return the training curves, the accuracies after each task, and what was recorded online.
+    """Return the training curves, the accuracies after each task and the online recordings.
 
     Raises:
         StoreError: a table is damaged.
@@ -47,7 +48,7 @@ def read_series(run: RunDirectory) -> tuple[Series, ...]:
 
 
 def _curves(run: RunDirectory) -> Series:
-    """`curves/<column>`, with the task and the step in it, by the steps of the trial."""
+    """Return the series `curves/<column>`, including the task and the step in it, over the steps of the trial."""
     rows = _Rows(run.table(CurveRow.table), ("task", "step"), ("task", "step", *_measured(CurveRow)))
     task, step = rows.order
 
@@ -65,7 +66,7 @@ def _curves(run: RunDirectory) -> Series:
 
 
 def _matrix(run: RunDirectory) -> Series:
-    """`<column>/task_<task>` by the tasks finished: a row of the accuracy matrix at each place."""
+    """Return the series `<column>/task_<task>` over finished tasks: at each position, a row of the accuracy matrix."""
     columns = [name for name in _measured(AccuracyRow) if name != "majority"]
     rows = _Rows(run.table(AccuracyRow.table), ("after_task", "task"), columns)
     after, task = rows.order
@@ -80,7 +81,7 @@ def _matrix(run: RunDirectory) -> Series:
 
 
 def _online(run: RunDirectory) -> Series:
-    """`online/<column>` by task."""
+    """Return the series `online/<column>` over tasks."""
     rows = _Rows(run.table(OnlineRow.table), ("task",), _measured(OnlineRow))
     (task,) = rows.order
 
@@ -92,12 +93,12 @@ def _online(run: RunDirectory) -> Series:
 
 
 def _measured(row: type[Row]) -> list[str]:
-    """The columns of a table that were measured."""
+    """Return the columns of a table that contain measurements."""
     return [field.name for field in arrow_fields(row) if pa.types.is_floating(field.type)]
 
 
 class _Rows:
-    """The rows of a table by trial, in the order of some of its columns."""
+    """The rows of a table by trial, sorted by some of its columns."""
 
     def __init__(self, table: pa.Table, order: Sequence[str], columns: Sequence[str]) -> None:
         self.order = tuple(numbers(table[name]).astype(np.int64) for name in order)
@@ -110,9 +111,9 @@ class _Rows:
             self._places = dict(zip(ids, np.split(places, ends), strict=True))
 
     def of(self, trial: str) -> NDArray[np.int64]:
-        """The places of a trial's rows, in order; none where it has none."""
+        """Return the positions of a trial's rows, in order; empty if it has none."""
         return self._places.get(trial, np.empty(0, np.int64))
 
     def values(self, place: np.int64) -> dict[str, float]:
-        """What is in one row, without nulls."""
+        """Return the values of one row, without nulls."""
         return {name: float(values[place]) for name, (values, there) in self._columns.items() if there[place]}

@@ -1,8 +1,8 @@
-"""TensorBoard: a run of it for each trial, with scalars, settings and texts.
+"""Export to TensorBoard: one TensorBoard run per trial, with scalars, settings and texts.
 
-Written as records of TensorBoard's own messages, which needs neither TensorFlow nor a thread for each file. Scalars are
-float32, as everywhere in TensorBoard; what exceeds its range is infinite. All events have the time at which the run was
-created, as its tables do not say when anything was measured.
+The files are records of TensorBoard's own messages, so neither TensorFlow nor a thread per file is needed. Scalars are
+float32, as everywhere in TensorBoard; values outside its range become infinite. All events have the time at which the
+run was created, because the tables do not record when a value was measured.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Put: TypeAlias = Callable[[int, Sequence[Any]], None]
 
 
 def write(run: RunLog, folder: Path) -> str:
-    """Write event files, those of each trial in a folder of its own; return the command that shows them.
+    """Write event files, with a separate folder for each trial, and return the command that shows them.
 
     Raises:
         StoreError: a table of the run is damaged.
@@ -58,10 +58,10 @@ def _write_trial(log: TrialLog, put: Put) -> None:
 
 @contextlib.contextmanager
 def _events(folder: Path, created: float) -> Iterator[Put]:
-    """A new event file in a folder; events are of the time `created`."""
+    """Open a new event file in a folder; all of its events have the time `created`."""
     with (folder / f"events.out.tfevents.{int(created)}.optbench").open("xb") as file:
         records = RecordWriter(file)
-        # Of this version of events, a smaller step than before does not mean that training began anew.
+        # In this version of the format, a decreasing step does not mean that training was restarted.
         records.write(Event(wall_time=created, file_version="brain.Event:2").SerializeToString())
 
         def put(step: int, values: Sequence[Any]) -> None:
@@ -78,7 +78,7 @@ def _scalar(name: str, value: float) -> Any:
 
 
 def _text(name: str, markdown: str) -> Any:
-    """A value for the page TEXT, which shows Markdown and no HTML."""
+    """Return a value for the TEXT page, which renders Markdown but not HTML."""
     one = TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)])
     tensor = TensorProto(dtype=DT_STRING, string_val=[markdown.encode()], tensor_shape=one)
     plugin = SummaryMetadata.PluginData(plugin_name="text")
@@ -86,6 +86,6 @@ def _text(name: str, markdown: str) -> Any:
 
 
 def _table(about: dict[str, Any]) -> str:
-    """A table in Markdown."""
+    """Return a mapping as a Markdown table."""
     rows = [f"| {name} | {str(value).replace('|', '&#124;')} |" for name, value in about.items()]
     return "\n".join(["| | |", "|---|---|", *rows])

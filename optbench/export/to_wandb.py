@@ -1,6 +1,6 @@
-"""Weights & Biases: an offline run of it for each trial, and one that has the report as an artifact.
+"""Export to Weights & Biases: one offline run per trial, and one with the report as an artifact.
 
-Nothing is sent anywhere: `wandb sync` does that, when the user wants it. Numbers are float64, as in the tables.
+Nothing is uploaded until the user calls `wandb sync`. Numbers are float64, as in the tables.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from optbench.export.run_log import RunLog, TrialLog
 from optbench.file_names import file_name
 
 LONGEST = 128
-"""Characters of a name that W&B takes."""
+"""Maximum length of a name in W&B, in characters."""
 ERROR_REPORTS = "WANDB_ERROR_REPORTING"
-"""The environment variable without which W&B connects to its own error tracker, offline too."""
+"""An environment variable; unless it is set to false, W&B connects to its error tracker even when offline."""
 _SETTINGS = {
     "mode": "offline",
     "silent": True,
     "console": "off",
     "symlink": False,
     "disable_job_creation": True,
-    # What follows is of the machine and folder of the export. Where trials were trained is in the run's record.
+    # The rest keeps out data on the machine and folder of the export. The run's record says where trials were trained.
     "host": "",
     "disable_git": True,
     "save_code": False,
@@ -62,9 +62,9 @@ def write(run: RunLog, folder: Path) -> str:
 
 
 def distinct_keys(names: Iterable[str]) -> dict[str, str]:
-    """Return by name what W&B calls it: in letters, digits and underscores, since its tables take a dot for a path.
+    """Return the W&B key of each name: letters, digits and underscores, because W&B's tables treat a dot as a path.
 
-    Where two names become one, the later ones are numbered: `a.b` and `a b` are `a_b` and `a_b_2`.
+    If several names have the same key, the later ones are numbered: `a.b` and `a b` become `a_b` and `a_b_2`.
     """
     found: dict[str, str] = {}
     for name in names:
@@ -80,7 +80,7 @@ def distinct_keys(names: Iterable[str]) -> dict[str, str]:
 def _write_trial(run: RunLog, log: TrialLog, keys: dict[str, str], folder: Path) -> None:
     group = "/".join(log.trial.parts[:-1])
     config = {"trial": log.trial.id, "run": run.name, **log.settings}
-    # A diverged trial is a result; `status` tells it apart.
+    # A diverged trial is a result, not a failure; `status` identifies it.
     failed = log.status == "failed"
     with _begun(
         run, folder, log.trial.id, failed=failed, group=shortened(group), job_type=log.trial.stage, config=config
@@ -103,14 +103,14 @@ def _write_trial(run: RunLog, log: TrialLog, keys: dict[str, str], folder: Path)
 def _write_report(run: RunLog, folder: Path) -> None:
     with _begun(run, folder, f"{run.name} report", job_type="report", config=run.about) as one:
         name = f"{file_name([run.name]).replace('@', '-')}-report"
-        artifact = wandb.Artifact(name, type="report", description="What optbench report shows of the run.")
-        artifact.add_file(str((folder / REPORT).absolute()), name=REPORT, policy="immutable")  # without a copy
+        artifact = wandb.Artifact(name, type="report", description="The page that optbench report writes for the run.")
+        artifact.add_file(str((folder / REPORT).absolute()), name=REPORT, policy="immutable")  # avoids a copy
         one.log_artifact(artifact)
 
 
 @contextlib.contextmanager
 def _begun(run: RunLog, folder: Path, name: str, *, failed: bool = False, **about: Any) -> Iterator[Any]:
-    """A run of W&B's, whose id is always the same for a trial of a run: exported anew it is not there twice."""
+    """Open a W&B run whose id depends only on the run and the trial, so that exporting again does not duplicate it."""
     known = {key: value for key, value in _SETTINGS.items() if key in wandb.Settings.model_fields}
     about |= {"project": re.sub(r"[/\\#?%:]", "-", run.results.suite.name)[:LONGEST], "name": shortened(name)}
     digest = hashlib.sha256("\n".join((run.name, str(run.created), name)).encode()).hexdigest()[:16]
@@ -123,7 +123,7 @@ def _begun(run: RunLog, folder: Path, name: str, *, failed: bool = False, **abou
 
 
 def shortened(name: str) -> str:
-    """Return a name within `LONGEST`; the end of a longer one is a digest of it."""
+    """Return a name of at most `LONGEST` characters, replacing the end of a longer one by a digest of the name."""
     if len(name) <= LONGEST:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""The trackers that a run can be exported to. To add one: a file here with a `write`, and a line in `TRACKERS`."""
+"""The trackers to which a run can be exported. To add one, write a file with a `write` and add a line to `TRACKERS`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from optbench.errors import UsageError, unknown
 from optbench.export.run_log import RunLog
 
 Write: TypeAlias = Callable[[RunLog, Path], str]
-"""Writes the files of a run into a folder that has only its report; returns the command that shows or uploads them."""
+"""Writes the files of a run to a folder that contains only its report; returns the command to show or upload them."""
 
 
 @dataclass(frozen=True)
 class Tracker:
     """One tracker.
 
-    title: its own name. module: which writes its files, and imports `needs` when it does. needs: what the extra of the
-    tracker's name installs: the module that `module` imports, and an attribute of it.
+    title: its display name. module: the module that writes its files. needs: a module that `module` imports, and an
+    attribute of it, both installed by the extra with the tracker's name.
     """
 
     title: str
@@ -40,17 +40,17 @@ TRACKERS: Mapping[str, Tracker] = MappingProxyType(
 
 
 def find_writer(name: str) -> Write:
-    """Return what writes the files of the tracker `name`.
+    """Return the function that writes the files of the tracker `name`.
 
     Raises:
-        UsageError: there is no such tracker, or what it needs is not installed.
+        UsageError: there is no such tracker, or its package is not installed.
     """
     if name not in TRACKERS:
         raise UsageError(f"--to: {unknown('tracker', name, TRACKERS)}")
     tracker = TRACKERS[name]
     module, attribute = tracker.needs
     try:
-        # The attribute, too: W&B writes to folders called `wandb`, which Python imports as empty packages.
+        # The attribute is checked too, because W&B writes to folders named `wandb`, which import as empty packages.
         getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         package = module.partition(".")[0]
