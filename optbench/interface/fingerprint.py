@@ -1,4 +1,4 @@
-"""`optbench.fingerprint`: one page on what kind of solution an optimizer finds, as an object."""
+"""`optbench.fingerprint`: the page on what kind of solution an optimizer finds, as an object."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from optbench.studies.fingerprint.words import sentences
 from optbench.targets import Objects, using
 
 WIDTH = 100
-"""Characters of a line, as text."""
+"""Width of the page as text, in characters."""
 
 
 class Fingerprint:
@@ -36,30 +36,30 @@ class Fingerprint:
     def __init__(self, found: Drawn, run: Run) -> None:
         self._found = found
         self.run = run
-        """The run that it was drawn from."""
+        """The run from which it was drawn."""
 
     @property
     def table(self) -> pd.DataFrame:
-        """A row per strip: value, interval, place in the panel, verdicts against AdamW and SGD, the panel's values."""
+        """One row per strip: value, interval, place in the panel, verdicts against AdamW and SGD, panel values."""
         rows = [{**row, **{f"panel_{k}": v for k, v in row["panel"].items()}} for row in records.rows(self._found)]
         return pd.DataFrame(rows).drop(columns="panel")
 
     @property
     def neighbours(self) -> pd.DataFrame:
-        """A row per optimizer of the panel, the nearest first: distance, its interval, how often it is the nearest."""
+        """One row per optimizer of the panel, nearest first: distance, its interval, how often it is the nearest."""
         columns = ["optimizer", "distance", "low", "high", "nearest_share", "strips"]
         return pd.DataFrame(records.record(self._found)["neighbours"], columns=columns)
 
     @property
     def words(self) -> str:
-        """What the verdicts say, in sentences."""
+        """The verdicts, in sentences."""
         return " ".join(one.text for one in sentences(self._found))
 
     def save(self, path: str | Path) -> None:
         """Write the page to a file: .html, .json, .png, .svg or .pdf.
 
         Raises:
-            UsageError: another suffix.
+            UsageError: the path has another suffix.
             StoreError: the file cannot be written.
         """
         check_file(Path(path), str(path))
@@ -92,23 +92,23 @@ def fingerprint(
     name: str | None = None,
     progress: bool = False,
 ) -> Fingerprint:
-    """Find out what kind of solution an optimizer finds, beside known ones, as `optbench fingerprint` does.
+    """Determine what kind of solution an optimizer finds, compared with known ones, as `optbench fingerprint` does.
 
     Args:
-        optimizer: a class, a function, a target or a registered name, which is tuned and trained; with `run` the name
-            of one of its optimizers, needed where it has several.
-        run: a finished run of the suite `fingerprint`, to be drawn as it is.
-        set: hyper-parameters; with `lr` among them, no rate is tuned.
-        seeds: how many of the panel's, or which; None: all ten, which verdicts take.
-        quick: three seeds and a rate tuned on one: a first look, without verdicts.
+        optimizer: a class, a function, a target or a registered name, which is tuned and trained. With `run`, the name
+            of one of its optimizers, required if it has several.
+        run: a finished run of the suite `fingerprint`, drawn without further training.
+        set: hyper-parameters. If they include `lr`, the learning rate is not tuned.
+        seeds: the number of the panel's seeds to use, or a list of them. None for all ten, which verdicts require.
+        quick: use three seeds and a learning rate tuned on one seed: a first look, without verdicts.
         device: as the option of `optbench run`.
-        jobs: worker processes.
+        jobs: number of worker processes.
         runs_dir: the folder that holds the runs.
-        name: the run's id; the run that tunes has `-tune` at its end.
-        progress: show it on standard error.
+        name: the run's id; the id of the tuning run ends in `-tune`.
+        progress: show progress on standard error.
 
     Raises:
-        OptbenchError: the optimizer, a setting, the device, the directory or the run does not allow it.
+        OptbenchError: the optimizer, a setting, the device, the directory or the run is invalid.
         KeyboardInterrupt: interrupted; what was finished is kept.
     """
     if run is not None:
@@ -143,5 +143,5 @@ def fingerprint(
         raise KeyboardInterrupt(f"{kept(len(read_run(trained.run).table('trials')))} in {trained.run}")
     found = read_run(trained.run)
     for text in (*notes, *failures(found)):
-        warnings.warn(text, stacklevel=3)  # of the caller, past `suggesting`
+        warnings.warn(text, stacklevel=3)  # the caller's line, skipping `suggesting`
     return Fingerprint(draw(trained.run, trained.optimizer), found)

@@ -67,7 +67,7 @@ def written(value: Any, objects: Objects, place: str) -> Any:
     """Return a value as written in a suite file, with classes and functions replaced by targets.
 
     Raises:
-        OptbenchError: it cannot be written, or contains an object that cannot be sent to worker processes.
+        OptbenchError: the value cannot be written, or contains an object that cannot be sent to worker processes.
     """
     if isinstance(value, Mapping):
         return {str(key): written(item, objects, f"{place}.{key}") for key, item in value.items()}
@@ -98,7 +98,7 @@ def choice_of(
 
     optimizers: a list of names selects these. A mapping adds optimizers: name -> class, function, target, or a mapping
     with one of these as `target` and hyper-parameters next to it; the value None selects one of the suite's own.
-    only_known: the suite already has them, as when a run is resumed.
+    only_known: whether the suite already has the added optimizers, as when a run is resumed.
 
     Raises:
         OptbenchError: a name, a seed or a setting is not valid.
@@ -128,10 +128,10 @@ def _names(given: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def seeds_of(seeds: int | Sequence[int] | None) -> tuple[int, ...]:
-    """Return the seeds that a number or a list means; empty for None.
+    """Return the seeds given as a number of seeds or as a list; empty for None.
 
     Raises:
-        UsageError: they are none.
+        UsageError: the argument is not a valid number or list of seeds.
     """
     if seeds is None:
         return ()

@@ -77,7 +77,8 @@ class Run:
     def values(self, *, controls: bool = False) -> pd.DataFrame:
         """Return one row per trial and metric: key columns, `status`, `metric`, and the `value` at the end of training.
 
-        Includes derived metrics (forgetting, ...). Undefined values are NaN, as nearly all of a diverged trial are.
+        Derived metrics such as forgetting are included. Undefined values are NaN, among them nearly all values of a
+        diverged trial.
         """
         rows = []
         for found in self._results.trial_values(controls=controls):
@@ -92,7 +93,7 @@ class Run:
         metric: only this one.
 
         Raises:
-            UsageError: the run did not measure it.
+            UsageError: the run did not measure this metric.
         """
         rows = []
         for section in self._summary.sections:
@@ -174,7 +175,7 @@ def compare(
     Args:
         run: the run of `a`, the side that verdicts are about.
         a: OPTIMIZER or OPTIMIZER/VARIANT; None for every optimizer that both runs have.
-        b: likewise.
+        b: the same for the other side.
         against: the run of `b`; None for the same run.
         metric: only this metric, or these.
         experiments: only these; all if empty.
@@ -194,7 +195,7 @@ def compare(
     first = read_run(run, runs_dir)
     second = first if against is None else read_run(against, runs_dir)
     if first is not second:
-        # by path, which distinguishes runs of equal ids
+        # by path, which distinguishes runs with equal ids
         first, second = (Run(stored) for stored in read_runs([first.path, second.path]))
     sides = [pairing.Selection.of(side._results, named or "") for side, named in ((first, a), (second, b))]
     metrics = [metric] if isinstance(metric, str) else list(metric or ())

@@ -53,11 +53,11 @@ def run(
             mapping with one of these as `target` and hyper-parameters next to it; the value None selects one of the
             suite's own.
         experiments: only these; all if empty.
-        models: likewise.
-        set: settings by path: `{"experiments.small.protocol.max_epochs": 3}`.
-        device: as the option of `optbench run`, like the next six.
+        models: only these; all if empty.
+        set: settings by path, such as `{"experiments.small.protocol.max_epochs": 3}`.
+        device: as the option of `optbench run`; the same applies to the next six arguments.
         on: where workers run: `local`, `ray`, `ray:HOST:PORT`, `slurm`.
-        set_on: settings of the jobs of `slurm`: `{"partition": "gpu"}`.
+        set_on: settings of the jobs of `slurm`, such as `{"partition": "gpu"}`.
         jobs: number of worker processes.
         runs_dir: the folder that holds the runs.
         name: the run's id.
@@ -74,7 +74,7 @@ def run(
     objects = Objects()
     existing = read_run(resume, runs_dir).path if resume is not None else None
     if suite is None and existing is None:
-        raise UsageError("suite: expected a name, a path or a mapping; it may be left out with 'resume' only")
+        raise UsageError("suite: expected a name, a path or a mapping; it can be omitted only with 'resume'")
     if jobs is not None and jobs < 1:
         raise UsageError(f"jobs: expected at least 1, got {jobs}")
     with suite_file(f"{existing}/suite.yaml" if suite is None else suite, objects) as file:
@@ -110,7 +110,7 @@ def run(
 def load_suite(suite: str | Path) -> Suite:
     """Load a suite by name or path, to inspect it or pass it to `run`.
 
-    Files that it names are found from any working directory.
+    The files that it names are found from any working directory.
 
     Raises:
         OptbenchError: there is no such suite, or it is not valid.
@@ -143,7 +143,7 @@ def failures(run: Run) -> list[str]:
 
 
 def _call(suite: GivenSuite | None, choice: Choice) -> str:
-    """Return the call as `run.json` records it, with targets in place of objects."""
+    """Return the call as `run.json` records it, with targets instead of objects."""
     named = [repr(str(suite)) if isinstance(suite, str | Path) else type(suite).__name__] if suite is not None else []
     chosen = [f"{name}={list(value)!r}" for name, value in vars(choice).items() if value and name != "additions"]
     added = {addition.name: addition.target for addition in choice.additions}

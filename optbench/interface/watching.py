@@ -1,4 +1,4 @@
-"""Watching a training that Python began: the command line's progress, or notes kept until its end."""
+"""Follow a training started from Python: show the command line's progress, or collect notes until it ends."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from optbench.execution.view import View
 
 
 def watching(notes: list[str], *, progress: bool) -> contextlib.AbstractContextManager[View]:
-    """Return a view for a `with` block: with `progress` that of the command line, else one that adds to `notes`."""
+    """Return a view for a `with` block: the command line's if `progress`, else one that adds warnings to `notes`."""
     if not progress:
         return contextlib.nullcontext(_Noting(notes))
     from optbench.cli.training import Request, watched  # late: nothing else here needs it
@@ -17,7 +17,7 @@ def watching(notes: list[str], *, progress: bool) -> contextlib.AbstractContextM
 
 
 class _Noting(View):
-    """Keeps what a reader should know until the run has ended."""
+    """A view that collects warnings, which are shown when the run has ended."""
 
     def __init__(self, notes: list[str]) -> None:
         self._notes = notes

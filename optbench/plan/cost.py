@@ -13,10 +13,10 @@ from optbench.tasks import Outline, outline_of
 
 
 def outline(experiment: ExperimentSettings) -> Outline:
-    """Return the tasks of an experiment as far as they are known without its data or executing a user's code."""
+    """Return the tasks of an experiment as far as they are known without loading data or executing a user's code."""
     if experiment.tasks.is_users:
         return Outline()
-    if domains := experiment.dataset.domains:  # only their names: the vocabulary may need the texts
+    if domains := experiment.dataset.domains:  # only the names, because the vocabulary may depend on the texts
         return outline_of(experiment.tasks, TEXT_DOMAINS.classes, domains)
     known = experiment.dataset.known
     return outline_of(experiment.tasks, known.classes if known else 0)
@@ -28,7 +28,7 @@ def expected_cost(trial: Trial, experiment: ExperimentSettings, tasks: Outline) 
     Ignores early stopping and the size of the model, which vary little within an experiment.
     """
     protocol, count = experiment.protocol, max(1, tasks.count)
-    known = (dataset.known for dataset in experiment.dataset.chain)  # fewer classes or examples than the previous one
+    known = (dataset.known for dataset in experiment.dataset.chain)  # a base's size bounds that of a derived one
     examples = protocol.train_examples or next((one.train_size for one in known if one and one.train_size), 1)
     drawn = None if experiment.tasks.is_users else _drawn(experiment)
     per_task = drawn or (examples / count if tasks.disjoint else examples)
@@ -46,7 +46,10 @@ def _drawn(experiment: ExperimentSettings) -> int | None:
 
 
 def step_cost(target: str, hyperparameters: Mapping[str, Any]) -> float:
-    """Return the cost of an optimizer's step in steps of SGD: with a wrapper's base; of a switch, the mean of both."""
+    """Return the cost of an optimizer's step, relative to a step of SGD.
+
+    The cost of a wrapper includes that of its base; the cost of a switch includes the mean of its two optimizers.
+    """
     spec = find(target)
     inside = [
         step_cost(*base_settings(target, hyperparameters[name]))

@@ -1,4 +1,4 @@
-"""The progress of a trial, reported to the views of a run. Imports no torch."""
+"""The progress of a trial, reported to the views of a run. Does not import torch."""
 
 from __future__ import annotations
 

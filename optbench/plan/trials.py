@@ -18,7 +18,7 @@ from optbench.suite.measured import with_readings
 from optbench.suite.schema import ExperimentSettings, OptimizerSettings
 
 CONTROL = "control"
-"""The stage of a trial trained again in another data order."""
+"""The stage of a control: a trial trained again with another data order."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,17 @@ class Trial:
 
     @functools.cached_property
     def spec(self) -> OptimizerSpec:
-        """The spec of the optimizer that takes the steps, which needs no import."""
+        """The spec of the optimizer that takes the steps, found without importing the optimizer."""
         return registry.find(self.stepping[0])
 
     @functools.cached_property
     def without_schedule(self) -> str | None:
-        """The target, of the stepping optimizer or one inside it, that does not support a schedule; None if all do."""
+        """The target of the stepping optimizer, or of one inside it, if it does not support a schedule; else None."""
         return registry.without_schedule(*self.stepping)
 
     @functools.cached_property
     def user_optimizers(self) -> frozenset[str]:
-        """The user's targets among its optimizer and those inside it."""
+        """The user's targets among its optimizer and the optimizers inside it."""
         return registry.user_targets(self.target, self.hyperparameters)
 
     @property
@@ -89,7 +89,7 @@ class Trial:
 
     @property
     def is_control(self) -> bool:
-        """Whether it only shows the effect of another data order (`pairs` in a suite) and is no seed of an arm."""
+        """Whether it is a control, which shows the effect of another data order and is not one of an arm's seeds."""
         return self.stage == CONTROL
 
 
@@ -97,8 +97,8 @@ class Trial:
 class Cohort:
     """Trials trained in lock-step.
 
-    They differ in seeds, in settings that the optimizer's lane allows to differ, and in the optimizer's names in the
-    suite.
+    They can differ in the seed, in settings that the optimizer's lane allows to differ, and in the optimizer's name in
+    the suite.
     """
 
     experiment: str
@@ -120,7 +120,7 @@ class Cohort:
 
     @property
     def trainings(self) -> tuple[tuple[Trial, ...], ...]:
-        """The distinct trainings, as `trainings` returns them."""
+        """The distinct trainings, as returned by the function `trainings`."""
         return trainings(self.trials)
 
     def split(self, parts: int) -> list[Cohort]:
@@ -154,7 +154,7 @@ def trainings(all_trials: Iterable[Trial]) -> tuple[tuple[Trial, ...], ...]:
 
 
 def complete(suite: Suite) -> Suite:
-    """Return the suite as a run records it: with the registry's defaults written out for every optimizer."""
+    """Return the suite as a run records it, with the registry's defaults written out for every optimizer."""
     optimizers = {
         name: OptimizerSettings(target=settings.target, **registry.complete(settings.target, settings.hyperparameters))
         for name, settings in suite.optimizers.items()
@@ -169,7 +169,7 @@ def complete(suite: Suite) -> Suite:
 def trials(suite: Suite) -> list[Trial]:
     """Return every trial of the suite, ordered by experiment, model, optimizer, variant and seed as in the suite.
 
-    Controls (same optimizer, seed and initial weights, another data order) follow the trials of their variant.
+    Controls (same optimizer, seed and initial weights, but another data order) follow the trials of their variant.
     """
     found: list[Trial] = []
     for experiment_name, experiment in with_readings(suite).experiments.items():
@@ -205,7 +205,7 @@ def trials(suite: Suite) -> list[Trial]:
 
 
 def control_names(experiment: ExperimentSettings, taking_part: Iterable[str]) -> frozenset[str]:
-    """Return the optimizers of an experiment that are also trained in another data order."""
+    """Return the optimizers of an experiment that are also trained with another data order."""
     if experiment.pairs is None:
         return frozenset()
     chosen = experiment.pairs.controls if experiment.pairs.controls is not None else experiment.pairs.against
@@ -236,13 +236,13 @@ def _shared_settings(trial: Trial) -> str:
         shared = {name: value for name, value in settings.items() if name in DECLARATIONS}
     else:
         # With parameter groups or an instance per member, any setting may differ. The optimizers inside a wrapper could
-        # # differ too, but must not: the steps of SGD and of Shampoo share nothing, and a cohort of both could not be
-        # split # into parts of equal duration.
+        # differ too, but must not: the steps of SGD and of Shampoo have nothing in common, and a cohort of both could
+        # not be split into parts of equal duration.
         shared = {"inside": _inside(*trial.stepping)}
     if trial.around:
         shared["around"] = list(trial.around)
     if penalty := trial.around.get("rank-penalty"):
-        shared["rotated"] = penalty["rotated"]  # one call for all members of a stack
+        shared["rotated"] = penalty["rotated"]  # rotated in one call for all members of a stack
     return json.dumps(shared, sort_keys=True)
 
 
