@@ -26,7 +26,7 @@ ALL = (*NUMERIC, *AMBIENT)
 
 
 class isolated:
-    """Restore all settings at the end of the block, also after an exception."""
+    """Restore all settings at the end of the block, even after an exception."""
 
     def __enter__(self) -> None:
         self._numeric, self._ambient = Snapshot(NUMERIC), Snapshot(AMBIENT)

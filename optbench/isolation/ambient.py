@@ -23,7 +23,7 @@ from optbench.isolation.snapshot import ProcessSetting
 def seed_generators(seed: int) -> None:
     """Seed the global generators of PyTorch (on the CPU), NumPy and Python with `seed`, in [0, 2**31)."""
     torch.default_generator.manual_seed(seed)
-    np.random.seed(seed)  # noqa: NPY002  # the global one is what foreign code uses
+    np.random.seed(seed)  # noqa: NPY002  # foreign code uses the global generator
     random.seed(seed)
 
 
@@ -42,7 +42,7 @@ def _set_generators(value: tuple[bytes, ...]) -> None:
 
 
 def _numpy_state() -> tuple[Any, ...]:
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002  # the global one is what foreign code uses
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002  # foreign code uses the global generator
     assert isinstance(keys, np.ndarray)
     return kind, keys.tobytes(), *rest
 

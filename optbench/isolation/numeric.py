@@ -16,15 +16,15 @@ from optbench.isolation.snapshot import ProcessSetting
 
 
 def _private(*names: str, reads: str = "_get_{}", writes: str = "_set_{}") -> Iterator[ProcessSetting]:
-    """Yield settings behind private functions of `torch._C`, without those missing from this build.
+    """Yield settings with private getters and setters in `torch._C`, except those missing from this build.
 
-    A tuple value is passed as several arguments.
+    A tuple value is passed to the setter as separate arguments.
     """
     for name in names:
         get, set_ = (getattr(torch._C, form.format(name), None) for form in (reads, writes))
         if get is None or set_ is None:
             continue
-        with contextlib.suppress(RuntimeError, AttributeError):  # of a back end that this build lacks
+        with contextlib.suppress(RuntimeError, AttributeError):  # raised for a back end that this build lacks
             get()
             yield ProcessSetting(reads.format(name).removeprefix("_get_").removeprefix("_is_"), get, _setter(set_))
 
@@ -74,7 +74,7 @@ def _older(name: str, get: Callable[[], Any], set_: Callable[[Any], object]) -> 
 
 
 _REDUCED = "cublas_allow_{}_reduced_precision_reduction"
-"""Whether matrix products of a type may use reduced-precision sums: a pair of flags, set as two arguments."""
+"""Whether matrix products of a type may use reduced-precision sums: a pair of flags, set with two arguments."""
 _KERNELS_OF_ATTENTION = {"reads": "_get_{}_sdp_enabled", "writes": "_set_sdp_use_{}"}
 _SMALLEST = 5e-324
 """A denormal: times 1 it gives 0 in a thread that flushes denormals, a setting for which PyTorch has no getter."""
@@ -192,7 +192,7 @@ def _hooks() -> list[ProcessSetting]:
 
 def _set_filters(value: list[Any]) -> None:
     warnings.filters[:] = value  # type: ignore[index]  # typeshed calls it a sequence
-    warnings._filters_mutated()  # type: ignore[attr-defined]  # or an old decision to show a warning stays cached
+    warnings._filters_mutated()  # type: ignore[attr-defined]  # else old decisions to show a warning stay cached
 
 
 def cuda_at_work() -> bool:
@@ -200,7 +200,7 @@ def cuda_at_work() -> bool:
 
 
 def _cuda_device() -> int | None:
-    # Merely asking whether there is a device initialises the driver, which forked processes could then not use.
+    # Merely querying for a device initialises the driver, which forked processes could then no longer use.
     return torch.cuda.current_device() if cuda_at_work() else None
 
 

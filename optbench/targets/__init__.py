@@ -8,7 +8,7 @@ from memory, so that the hash covers exactly what runs, and edits during a run h
 executed once per process, in its own package, so that neighbours of equal names in two folders, or before and after an
 edit, are different modules.
 
-Imports no torch.
+Does not import torch.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _SOURCES: ContextVar[Mapping[str, Source]] = ContextVar("sources", default=types
 
 @contextlib.contextmanager
 def using(sources: Mapping[str, Source]) -> Iterator[None]:
-    """Resolve targets to these sources, by the part before the colon, in the block, in addition to earlier ones."""
+    """Within the block, resolve targets to these sources (by the part before the colon) in addition to earlier ones."""
     token = _SOURCES.set({**_SOURCES.get(), **sources})
     try:
         yield
@@ -131,7 +131,7 @@ def read_source(target: str, folders: Sequence[Path] = ()) -> Source | None:
 
 
 def source_hash(targets: Iterable[str]) -> str | None:
-    """Return the combined hash of the sources of targets, None if there are none; raises as `read_source`."""
+    """Return the combined hash of the targets' sources, None if there are none. Raises the errors of `read_source`."""
     known = _SOURCES.get()
     found = {source.hash for t in targets if (source := known.get(split(t)[0]) or read_source(t)) is not None}
     if len(found) > 1:

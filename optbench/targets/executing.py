@@ -24,10 +24,10 @@ PACKAGE = "optbench_plugin_"
 
 @contextlib.contextmanager
 def importing(what: str, target: str) -> Iterator[None]:
-    """Report any exception of a user's code during import, and keep its prints off standard output.
+    """Convert any exception raised by a user's code during import, and print its output to standard error.
 
     Raises:
-        TargetError: it raised something, or tried to end the program.
+        TargetError: the code raised an exception, or tried to end the program.
     """
     try:
         with contextlib.redirect_stdout(sys.stderr):
@@ -129,12 +129,12 @@ class _Loader(importlib.abc.InspectLoader):
         return self._file.endswith("/__init__.py")
 
     def exec_module(self, module: types.ModuleType) -> None:
-        # `import helper` finds the neighbour also within the file's functions, and only there.
+        # Makes `import helper` find the neighbour, also inside the file's functions, without affecting other code.
         module.__dict__["__builtins__"] = {**vars(builtins), "__import__": self._import}
         super().exec_module(module)
 
     def _import(self, name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
-        """Import like `__import__`, with neighbours first."""
+        """Import like `__import__`, but search the file's neighbours first."""
         top = name.partition(".")[0]
         if level or not self._source.has_module(top, self._file):
             return builtins.__import__(name, globals, locals, fromlist, level)

@@ -31,7 +31,10 @@ def is_found(module: types.ModuleType) -> bool:
 
 
 def source_texts(value: Any, seen: set[int] | None = None) -> Iterator[str | None]:
-    """Yield the source of an object and of everything pickled with it, captured values as comments; None: unknown."""
+    """Yield the source of an object and of everything pickled with it, or None for an unknown source.
+
+    Captured values are yielded as comments.
+    """
     seen = set() if seen is None else seen
     if id(value) in seen:
         return
@@ -64,9 +67,9 @@ def _functions(value: Any) -> Iterator[types.FunctionType]:
 
 
 def _captured(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    """Yield what a function uses besides its text: named globals, its closure and its defaults."""
+    """Yield the names and values that a function captures: globals that it names, its closure and its defaults."""
     codes = [function.__code__]
-    for code in codes:  # the dictionary grows meanwhile
+    for code in codes:  # the list grows during the loop
         codes += [inner for inner in code.co_consts if isinstance(inner, types.CodeType)]
     names = {name for code in codes for name in code.co_names}
     yield from ((name, function.__globals__[name]) for name in names & function.__globals__.keys())
@@ -89,7 +92,7 @@ def _shown(value: Any) -> str:
 def _source(value: type | types.FunctionType) -> str | None:
     with contextlib.suppress(OSError, TypeError):
         return textwrap.dedent(inspect.getsource(value)).rstrip()
-    # Before Python 3.13 a class of a notebook has no file, but its methods do.
+    # Before Python 3.13, a class defined in a notebook has no file, but its methods do.
     for function in _functions(value):
         text = "".join(linecache.getlines(function.__code__.co_filename))
         with contextlib.suppress(SyntaxError):

@@ -1,4 +1,4 @@
-"""Importing modules by Python's own mechanism."""
+"""Import modules with Python's own import system."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _STARTING = threading.Lock()
 def starting_processes() -> Iterator[None]:
     """Prevent processes started by this thread in the block from importing the user's modules.
 
-    Spawned processes would otherwise execute the main module again, which would require a `__main__` guard in scripts;
-    and in an editable installation, where optbench comes last in `sys.path`, a file of its name in the working
+    Spawned processes would otherwise execute the main module again, which would require a `__main__` guard in scripts.
+    In an editable installation, where optbench comes last in `sys.path`, a file of the same name in the working
     directory would take precedence.
     """
     prepare, thread = spawn.get_preparation_data, threading.get_ident()
@@ -55,7 +55,7 @@ def import_module(name: str, target: str) -> Any:
     """Import a module, from the working directory if Python does not find it elsewhere.
 
     Raises:
-        TargetError: it cannot be imported.
+        TargetError: the module cannot be imported.
     """
     if sys.modules.get(name) is not None:
         return sys.modules[name]
@@ -66,7 +66,7 @@ def import_module(name: str, target: str) -> Any:
             here = os.getcwd()  # noqa: PTH109
             if error.name != name.partition(".")[0] or here in sys.path:
                 raise
-            # Last, so that no file of the working directory shadows an installed package.
+            # Appended, so that files in the working directory do not shadow installed packages.
             sys.path.append(here)
             _APPENDED.append(here)
             importlib.invalidate_caches()
@@ -91,7 +91,7 @@ def read_module(target: str) -> Source | None:
     """Import the module that a target names and return its source; None if it cannot be found.
 
     Raises:
-        TargetError: the module cannot be imported, or its source not be read.
+        TargetError: the module cannot be imported, or its source cannot be read.
     """
     name, _ = split(target)
     module = import_module(name, target)
@@ -131,4 +131,4 @@ def check_unchanged(target: str, expected: Source | None) -> None:
     _CHECKED.add((where, expected.hash))
     now = read_module(target)
     if now is None or now.hash != expected.hash:
-        raise TargetError(f"{target}: {expected.path} was changed during the run; --resume tells how to continue")
+        raise TargetError(f"{target}: {expected.path} was changed during the run; --resume explains how to continue")

@@ -25,10 +25,10 @@ _LOADED: dict[str, Any] = {}
 
 @dataclass(frozen=True, eq=False)
 class InMemory(Source):
-    """An object in its state when passed to a run; other processes load a copy.
+    """An object in the state in which it was passed to a run; other processes load a copy.
 
     Attributes:
-        pickled: by cloudpickle.
+        pickled: the object as pickled by cloudpickle.
         value: the object itself; None in other processes.
     """
 
@@ -60,13 +60,13 @@ class Objects:
 
     def __init__(self) -> None:
         self.sources: dict[str, InMemory] = {}
-        """By target."""
+        """The objects, by target."""
 
     def target(self, value: Any) -> str:
         """Return a target for an object: `module:name` if other processes can import it, else `python:name`.
 
         Raises:
-            TargetError: it cannot be pickled.
+            TargetError: the object cannot be pickled.
         """
         if is_importable(value):
             return f"{value.__module__}:{value.__name__}"
@@ -110,7 +110,7 @@ def _read(value: Any, name: str, target: str) -> InMemory:
     except Exception as error:
         raise TargetError(f"{target}: cannot be sent to worker processes: {said(error)}") from error
     texts = list(dict.fromkeys(source_texts(value)))
-    if None in texts:  # its source is incomplete: objects are identified by their pickles
+    if None in texts:  # the source is incomplete, so the object is identified by its pickle
         texts.append(f"# pickled: {hashlib.sha256(buffer.getvalue()).hexdigest()[:DIGITS]}")
     content = "\n\n".join(filter(None, texts)).encode(errors="surrogatepass")
     return InMemory(Path("<python>"), f"{name}.py", {f"{name}.py": content}, pickled=buffer.getvalue(), value=value)

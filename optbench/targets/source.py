@@ -1,6 +1,6 @@
 """The source of a target: a file and the modules that it imports from its folder.
 
-Imports are found in the text, so that imports within functions are included.
+Imports are found by parsing the text, so imports within functions are included.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NEVER_NEIGHBOURS = sys.stdlib_module_names | {"torch", "numpy", "optbench"}
 """Modules that a file in a user's folder never shadows."""
 DIGITS = 16
 """Hexadecimal digits of a source hash."""
-NEEDED = "needs module:Class or ./file.py:Class"
+NEEDED = "expected module:Class or ./file.py:Class"
 IN_MEMORY = "python"
 """The part before the colon in the target of an object that cannot be imported."""
 TEXT = "text-file:"
@@ -38,9 +38,9 @@ class Source:
 
     Attributes:
         folder: the absolute path to which file names are relative.
-    main: the file that the target names.
-    files: content by name (`mine.py`, `parts/steps.py`), `main` included.
-    is_installed: whether it belongs to an installed package instead of the user.
+        main: the file that the target names.
+        files: content by name (`mine.py`, `parts/steps.py`), including `main`.
+        is_installed: whether it belongs to an installed package instead of the user.
     """
 
     folder: Path
@@ -97,7 +97,7 @@ def is_text(where: str) -> bool:
 def read_file(where: str, folders: Sequence[Path] = (), target: str | None = None) -> Source:
     """Read a file and its neighbours; a relative path is searched in `folders`, then the working directory.
 
-    target: for the message.
+    target: the target to name in error messages.
 
     Raises:
         TargetError: there is no such file, or it cannot be read.
@@ -173,7 +173,7 @@ def _imported(file: str, content: bytes) -> Iterator[tuple[str, ...]]:
             names = [tuple(alias.name.split(".")) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             if node.level > len(package) + 1:
-                continue  # out of the folder
+                continue  # outside the folder
             start = package[: len(package) + 1 - node.level] if node.level else ()
             base = (*start, *(node.module.split(".") if node.module else ()))
             names = [base, *((*base, alias.name) for alias in node.names)]
