@@ -130,8 +130,8 @@ def test_learning_rates_are_tuned_and_an_interrupted_run_continues(
             )
     code, out, _ = run(capsys, "--resume", "runs/tuned-tune")
     assert code == 0
-    assert "No verdicts: 3 seeds cannot show a difference over 16 strips; that takes 10." in " ".join(out.split())
-    assert "On permuted it learns within 1% of its best over" in " ".join(out.split())
+    assert "No verdicts: 3 seeds cannot show a difference over 16 strips; 10 can." in " ".join(out.split())
+    assert "On permuted, learning accuracy is within 1% of its best over" in " ".join(out.split())
     trials = read_run(folder / "runs" / "tuned-tune").table("trials")
     assert trials.num_rows == 4 * 7
     assert set(trials["seed"].to_pylist()) == {1000}
@@ -193,15 +193,15 @@ def test_an_optimizer_without_a_learning_rate_is_trained_untuned(
         (["adam", "--seeds", "11"], "--seeds: expected seeds of the panel, 0 to 9, got 10"),
         (["adam", "--set", "lr"], "--set lr: expected NAME=VALUE of a hyper-parameter, as in lr=0.001"),
         (["adam", "--set", "rl=0.1"], "--set rl=0.1: unknown hyper-parameter of adam 'rl'; did you mean 'lr'?"),
-        (["adam", "--name", "panel"], "this run exists"),
+        (["adam", "--name", "panel"], "this run already exists"),
         (["panel:sdg"], "panel: unknown optimizer 'sdg'; did you mean 'sgd'?"),
         (["panle:sgd"], "panle:sgd: unknown run or module 'panle'; did you mean 'panel:sgd'?"),
-        (["panel"], "expected RUN:OPTIMIZER, as the run has sgd, adamw"),
+        (["panel"], "expected RUN:OPTIMIZER, because the run has sgd, adamw"),
         (
             ["panel:sgd", "--seeds", "3"],
             "panel:sgd: a finished run is drawn as it is; it cannot be combined with --seeds",
         ),
-        (["--resume", "panel"], "expected a run NAME-tune that optbench fingerprint began"),
+        (["--resume", "panel"], "expected a run NAME-tune started by optbench fingerprint"),
         (["adam", "--resume", "panel"], "TARGET and --resume"),
     ],
 )

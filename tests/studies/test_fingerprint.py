@@ -185,10 +185,10 @@ def check_words(found: Fingerprint) -> None:
                 assert difference is not None
                 assert (strip.more if difference > 0 else strip.less) in one.text
                 assert f"{abs(difference):.{strip.digits}f}" in one.text
-            elif one.text.startswith("Against"):
+            elif one.text.startswith("These seeds do not show"):
                 assert verdict.verdict is Verdict.NO_EVIDENCE
                 assert strip.label in one.text
-            elif one.text.startswith("Nothing compares"):
+            elif one.text.startswith("It cannot be compared"):
                 assert verdict.verdict is Verdict.NOT_COMPARABLE
                 assert strip.label in one.text
             else:
@@ -197,7 +197,7 @@ def check_words(found: Fingerprint) -> None:
     # A sentence without a verdict is about distances or about what was not learnt.
     for one in said:
         if not one.verdicts:
-            assert re.match(r"Nearest in the panel|Too few strips|On \w+, it ", one.text), one.text
+            assert re.match(r"The nearest in the panel|Too few strips|On \w+, it ", one.text), one.text
     for strip in STRIPS:
         for phrase in (strip.more, strip.less):
             stated = [v for one in said if phrase in one.text for v in one.verdicts if v.strip is strip]
@@ -264,18 +264,16 @@ def test_trials_with_other_initial_weights_are_not_comparable(made: Panel) -> No
     }
     found = fingerprint(dataclasses.replace(other, name="other", trials=trials), made)
     assert all(one.verdict is Verdict.NOT_COMPARABLE for one in found.judged["sgd"])
-    assert any("initial weights are not the panel's" in remark for remark in found.remarks)
+    assert any("initial weights differ from the panel's" in remark for remark in found.remarks)
 
 
 def test_three_seeds_give_no_verdicts_and_a_note(made: Panel) -> None:
     found = fingerprint(made.entry("c").on((0, 1, 2)), made)
     assert not found.has_verdicts
     assert found.neighbours[0].name == "c"
-    assert "No verdicts: 3 seeds cannot show a difference over 16 strips; that takes 10." in " ".join(
-        wording.notes(found)
-    )
+    assert "No verdicts: 3 seeds cannot show a difference over 16 strips; 10 can." in " ".join(wording.notes(found))
     assert "Compared with" not in " ".join(one.text for one in sentences(found))
-    assert sentences(found)[0].text.startswith("Nearest in the panel, as far as 3 seeds can tell, is c (")
+    assert sentences(found)[0].text.startswith("The nearest in the panel, as far as 3 seeds can tell, is c (")
     assert all(one.interval is None for one in found.standings)
 
 
@@ -344,7 +342,7 @@ def test_runs_of_another_protocol_are_refused(made: Panel) -> None:
     experiments["experiments"]["pairs"]["protocol"]["batch_size"] = 64
     with pytest.raises(ComparisonError, match=r"they differ in experiments\.pairs\.protocol\.batch_size \(128, 64\)"):
         check(dataclasses.replace(panel, experiments=experiments), results)
-    with pytest.raises(ComparisonError, match="their metrics are of versions 1 and 2"):
+    with pytest.raises(ComparisonError, match="their metrics have versions 1 and 2"):
         check(dataclasses.replace(panel, metrics_version=2), results)
 
 
@@ -353,7 +351,7 @@ def test_a_resumed_run_has_the_provenance_of_its_last_session(made: Panel) -> No
     panel = dataclasses.replace(made, made=began)
     record = {"provenance": began, "resumed": [{"provenance": ended}], "status": "complete"}
     resumed: Any = SimpleNamespace(run=SimpleNamespace(record=record))
-    assert remarks(panel, resumed) == ["The run has torch 3, the panel 2."]
+    assert remarks(panel, resumed) == ["The run used torch 3, the panel 2."]
     alike: Any = SimpleNamespace(run=SimpleNamespace(record={"provenance": began, "status": "complete"}))
     assert remarks(panel, alike) == []
 

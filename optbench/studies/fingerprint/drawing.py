@@ -1,4 +1,4 @@
-"""From a run to a fingerprint, and from a fingerprint to a file."""
+"""Draw the fingerprint of a run, and save a fingerprint to a file."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ SUFFIXES = (*TEXTS, *FILE_FORMATS)
 
 
 def draw(path: Path, optimizer: str | None = None) -> Fingerprint:
-    """Draw the fingerprint of an optimizer of the run at `path`, or of the only one that it has.
+    """Draw the fingerprint of an optimizer in the run at `path`; the name may be omitted if the run has only one.
 
     Raises:
-        OptbenchError: the run cannot be read, has no such optimizer, or cannot stand beside the panel.
+        OptbenchError: the run cannot be read, has no such optimizer, or cannot be compared with the panel.
     """
     found = read_results(read_run(path))
     known = panel.shipped()
@@ -37,7 +37,7 @@ def draw(path: Path, optimizer: str | None = None) -> Fingerprint:
 
 
 def check_file(path: Path, place: str) -> None:
-    """Raises UsageError where `save` could not write there. place: what the user gave, for the message."""
+    """Raise UsageError if `save` could not write to `path`. place: the user's argument, to name in the message."""
     if (suffix := path.suffix.lstrip(".")) not in SUFFIXES:
         raise UsageError(f"{place}: {unknown('suffix', suffix, SUFFIXES)}")
     if not path.parent.is_dir():
@@ -45,7 +45,7 @@ def check_file(path: Path, place: str) -> None:
 
 
 def save(found: Fingerprint, path: Path) -> None:
-    """Write the page to a file, in the format of its suffix.
+    """Write the page to a file, in the format given by its suffix.
 
     Raises:
         StoreError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""What one optimizer did in the suite: a value for each strip and seed, and what must hold for it to mean something.
+"""One optimizer's results in the suite: a value for each strip and seed, and the conditions for its validity.
 
 Legend: `n` seeds, in ascending order; arrays (16, n) have a row for each strip.
 """
@@ -25,16 +25,16 @@ from optbench.suite.dump import content
 Array: TypeAlias = NDArray[np.float64]
 
 WITHIN_LEARNING = {"permuted": "learning_accuracy", "pairs": "learning_accuracy", "plasticity": "late_online_accuracy"}
-"""What tells whether an experiment was learnt at all; on plasticity together with `plasticity_kept`."""
+"""The metric that shows whether an experiment was learnt at all; on plasticity, together with `plasticity_kept`."""
 
 
 @dataclass(frozen=True)
 class Trials:
     """One experiment's trials, one per seed.
 
-    states: `ok`, `diverged`, `failed`, `missing` or `above_target`. starts: hashes of the initial weights, empty where
-    unknown. learnt: (n,) accuracy right after learning (on plasticity: the best online accuracy over a tenth of the
-    tasks), NaN where there is none.
+    states: `ok`, `diverged`, `failed`, `missing` or `above_target`. starts: hashes of the initial weights, empty if
+    unknown. learnt: (n,) accuracy right after learning (on plasticity, the best online accuracy over a tenth of the
+    tasks), NaN if there is none.
     """
 
     states: tuple[str, ...]
@@ -46,8 +46,8 @@ class Trials:
 class Entry:
     """One optimizer's results.
 
-    values: (16, n), NaN where undefined. settings: its hyper-parameters by experiment. width: of its learning-rate
-    optimum; None where its rate was not tuned.
+    values: (16, n), NaN where undefined. settings: its hyper-parameters by experiment. width: the width of its
+    learning-rate optimum; None if its learning rate was not tuned.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Entry:
     width: Width | None = None
 
     def on(self, seeds: Sequence[int]) -> Entry:
-        """The same on these of its seeds alone."""
+        """Return the entry restricted to these seeds."""
         where = [self.seeds.index(seed) for seed in seeds]
         trials = {
             name: Trials(tuple(one.states[i] for i in where), tuple(one.starts[i] for i in where), one.learnt[where])
@@ -69,19 +69,19 @@ class Entry:
 
 
 def read_entry(results: Results, optimizer: str | None = None, tuning: Results | None = None) -> Entry:
-    """Read an optimizer's entry from a run of the suite; optimizer: None where the run has only one.
+    """Read an optimizer's entry from a run of the suite.
 
-    tuning: the run that chose its rates, if there is one.
+    optimizer: may be None if the run has only one. tuning: the run that chose its learning rates, if any.
 
     Raises:
-        UsageError: the run has no such optimizer, or several and none is named.
+        UsageError: the run has no such optimizer, or has several and none is named.
         ComparisonError: the run lacks an experiment, or the optimizer has several settings.
     """
     run = results.run.id
     names = list(dict.fromkeys(trial.optimizer for trial in results.trials))
     if optimizer is None:
         if len(names) != 1:
-            raise UsageError(f"{run}: expected RUN:OPTIMIZER, as the run has {', '.join(names)}")
+            raise UsageError(f"{run}: expected RUN:OPTIMIZER, because the run has {', '.join(names)}")
         (optimizer,) = names
     elif optimizer not in names:
         raise UsageError(f"{run}: {unknown('optimizer', optimizer, names)}")
@@ -140,9 +140,9 @@ def _width(tuning: Results | None, optimizer: str) -> Width | None:
 
 
 def experiments_of(suite: Suite) -> dict[str, Any]:
-    """Return what decides the meaning of a run's values, apart from its optimizers and from what is measured.
+    """Return the settings that determine the meaning of a run's values, other than its optimizers and metrics.
 
-    As the suite's hash has it: settings that a later version adds change nothing while they keep their defaults.
+    As in the suite's hash, settings that a later version adds are left out while they have their defaults.
     """
     plain = content(suite)
     kept = {

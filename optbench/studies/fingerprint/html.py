@@ -1,7 +1,7 @@
-"""The fingerprint as one HTML page: style and strips are in it, no script, and nothing is fetched.
+"""The fingerprint as a self-contained HTML page, without scripts or external resources.
 
-Hovering or focusing a strip names the optimizers on it, in order. `fragment` is the same without a page around it, for
-a notebook and the gallery.
+Hovering over a strip, or focusing it, names the optimizers on it in order. `fragment` returns the content without the
+surrounding page, for notebooks and the gallery.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from optbench.studies.fingerprint.words import sentences
 
 NEIGHBOURS = 5
 AIR = 3.0
-"""Per cent of a strip left free at either end."""
+"""Percentage of a strip left free at either end."""
 
 
 def page(found: Fingerprint) -> str:
@@ -34,12 +34,12 @@ def page(found: Fingerprint) -> str:
 
 
 def fragment(found: Fingerprint) -> str:
-    """Return the page's content with its style, to stand inside another page."""
+    """Return the page's content with its style, for embedding in another page."""
     return f"<style>{style()}</style>\n{_content(found)}"
 
 
 def style() -> str:
-    """Return the style that `fragment` and the gallery need, apart from a page's own."""
+    """Return the style that `fragment` and the gallery need in addition to that of the surrounding page."""
     return _text("optbench.studies.fingerprint", "page.css")
 
 
@@ -84,7 +84,7 @@ def _legend(found: Fingerprint) -> Iterator[str]:
 
 
 def _marked(found: Fingerprint) -> dict[str, str]:
-    """The optimizers whose ticks have a colour of their own, by class: the references and the nearest neighbour."""
+    """Return the optimizers whose ticks are coloured, by CSS class: the references and the nearest neighbour."""
     marked = {f"reference-{i}": name for i, name in enumerate(REFERENCES) if name in found.panel.names}
     nearest = next((one.name for one in found.neighbours), None)
     return marked if nearest is None or nearest in marked.values() else {**marked, "nearest": nearest}
@@ -121,7 +121,7 @@ def _strip(found: Fingerprint, one: Standing, judged: list[Judged]) -> Iterator[
 
 
 def _said(one: Judged) -> str:
-    """`better than sgd`, `like adamw`."""
+    """Return a verdict with the other optimizer's name: `better than sgd`, `like adamw`."""
     word = wording.verdict(one)
     if one.differs:
         return f"{word} than {one.other}"
@@ -133,7 +133,7 @@ def _colour(one: Judged) -> str:
 
 
 def _names(found: Fingerprint, one: Standing) -> str:
-    """Everybody on a strip in ascending order, each with its value."""
+    """Return all optimizers on a strip in ascending order, each with its value."""
     everybody = [(tick.centre, tick.name, False) for tick in one.ticks]
     if one.centre is not None:
         everybody.append((one.centre, found.name, True))
@@ -150,7 +150,7 @@ def _neighbours(found: Fingerprint) -> Iterator[str]:
         return
     yield "<h2>Nearest in the panel</h2>"
     yield '<div class="wide"><table><thead><tr><th scope="col">optimizer</th><th scope="col">distance</th>'
-    yield '<th scope="col">95% interval</th><th scope="col">nearest in</th><th scope="col">strips alike</th></tr>'
+    yield '<th scope="col">95% interval</th><th scope="col">nearest in</th><th scope="col">equal strips</th></tr>'
     yield "</thead><tbody>"
     for one in found.neighbours[:NEIGHBOURS]:
         alike = f"{found.same_strips(one.name)} of {len(found.standings)}" if found.has_verdicts else "–"
@@ -164,9 +164,9 @@ def _neighbours(found: Fingerprint) -> Iterator[str]:
         yield f'<tr><th scope="row">{escape(one.name)}</th>{numbers}</tr>'
     yield "</tbody></table></div>"
     yield (
-        '<p class="quiet">Distance: root mean square over strips, in standard deviations of the panel; a strip counts '
-        "by how well it tells optimizers apart, given what a seed does. Nearest in: share of the resamples of the "
-        "seeds in which none is nearer.</p>"
+        '<p class="quiet">Distance: root mean square over strips, in standard deviations of the panel; a strip is '
+        "weighted by how well it distinguishes optimizers, relative to the variation between seeds. Nearest in: share "
+        "of the resamples of the seeds in which no other optimizer is nearer.</p>"
     )
 
 

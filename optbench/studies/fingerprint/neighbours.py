@@ -1,12 +1,12 @@
-"""Which optimizers of the panel are most alike: distances over standardised strips, and how sure their order is.
+"""Nearest neighbours in the panel: distances over standardised strips, and how certain their order is.
 
-Every value is taken relative to the panel's mean on the same seed, since what a seed does to all of them (an easier
-permutation, a better start) tells no two apart; then divided by the standard deviation of the strip over the panel. The
-distance of two optimizers is the root mean square of their differences over the strips that both have, each strip
-weighted by the information that it has on who is who: ½ ln(1 + v/w), with v the variance between optimizers and w that
-between the seeds of one (the capacity of a Gaussian channel, Shannon 1948). A strip on which optimizers differ by less
-than the luck of a seed would otherwise add noise, and one that tells them apart exactly would, in units of that luck,
-drown all others.
+The panel's mean on the same seed is subtracted from every value, because an effect of the seed on all optimizers (an
+easier permutation, a better start) does not distinguish them. The result is divided by the standard deviation of the
+strip over the panel. The distance between two optimizers is the root mean square of their differences over the strips
+that both have. Each strip is weighted by the information that it has on the identity of an optimizer, ½ ln(1 + v/w),
+where v is the variance between optimizers and w the variance between the seeds of one (the capacity of a Gaussian
+channel, Shannon 1948). With equal weights, a strip on which optimizers differ by less than seeds do would add noise; in
+units of the variation between seeds, a strip that distinguishes optimizers exactly would dominate all others.
 
 Legend: `P` optimizers of the panel, `S` strips, `n` seeds, `B` bootstrap samples of the seeds.
 """
@@ -22,15 +22,16 @@ from optbench.studies.fingerprint.entry import Array
 from optbench.studies.fingerprint.strips import STRIPS
 
 FEWEST = len(STRIPS) // 2
-"""With fewer strips in common there is no distance."""
+"""Minimum number of common strips; with fewer, the distance is undefined."""
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """An optimizer of the panel, seen from the one in question.
+    """An optimizer of the panel, and its distance from the optimizer in question.
 
-    distance: in standard deviations of the panel, a strip on average. interval: of it, 95%, over the seeds. nearest:
-    share of the bootstrap samples in which no other is nearer. strips: over how many.
+    distance: root mean square over strips, in standard deviations of the panel. interval: its 95% interval over seeds.
+    nearest: share of the bootstrap samples in which no other optimizer is nearer. strips: number of strips that both
+    have.
     """
 
     name: str
@@ -41,10 +42,10 @@ class Neighbour:
 
 
 def neighbours(own: Array, panel: Array, names: list[str], apart: str | None = None) -> list[Neighbour]:
-    """Return the panel, the nearest first; empty where too few strips are in common.
+    """Return the optimizers of the panel, nearest first, without those that have too few strips in common.
 
-    own: (S, n). panel: (P, S, n), on the same seeds; NaN where undefined. apart: one of the names, which is no
-    neighbour: that of an optimizer of the panel itself.
+    own: (S, n). panel: (P, S, n), on the same seeds; NaN where undefined. apart: a name to leave out, because `own` is
+    that optimizer of the panel.
     """
     every = np.concatenate([own[None], panel])  # (1 + P, S, n)
     means = _means(every - _seed_effect(panel))  # (1 + P, S)
@@ -71,11 +72,11 @@ def neighbours(own: Array, panel: Array, names: list[str], apart: str | None = N
 
 
 def information(panel: Array) -> Array:
-    """Return the weight of each strip, in nats: (P, S, n) -> (S,); 1 for all on one seed, which has no variance."""
+    """Return the weight of each strip, in nats: (P, S, n) -> (S,). With one seed, which has no variance, all are 1."""
     if panel.shape[-1] < 2:
         return np.ones(panel.shape[1])
     relative = panel - _seed_effect(panel)
-    # Of an optimizer with fewer than two values nothing is known: it must not count as if it varied by 1, or by 0.
+    # The variance of an optimizer with fewer than two values is unknown; it must not count as 0.
     enough = np.isfinite(relative).sum(axis=-1) >= 2  # (P, S)
     within = _means(np.where(enough, _variance(np.moveaxis(relative, -1, 0)), np.nan).T)  # (S,)
     between = _variance(_means(relative))
@@ -89,11 +90,11 @@ def standardised(panel: Array) -> Array:
 
 
 def own_half_is_nearest(panel: Array, names: list[str], query: np.ndarray, rest: np.ndarray) -> dict[str, str]:
-    """Return for each optimizer, with the seeds `query`, who is nearest to it among all on the seeds `rest`.
+    """Return, for each optimizer on the seeds `query`, the nearest of all optimizers on the seeds `rest`.
 
-    A test of the distance: each should find its own other half. panel: (P, S, n); query, rest: indices of seeds.
+    This tests the distance: the nearest should be the same optimizer. panel: (P, S, n); query, rest: indices of seeds.
     """
-    # Of all seeds: the halves would differ in which optimizers have values on all of theirs.
+    # The mean is over all seeds, because optimizers with values on all seeds of one half may lack some in the other.
     relative = panel - _seed_effect(panel)
     left, right = _means(relative[:, :, query]), _means(relative[:, :, rest])
     scale, weights = _scale(right), information(panel[:, :, rest])
@@ -106,7 +107,7 @@ def own_half_is_nearest(panel: Array, names: list[str], query: np.ndarray, rest:
 
 
 def _seed_effect(panel: Array) -> Array:
-    """(P, S, n) -> (1, S, n), the panel's mean on each seed over the optimizers that have a value on all seeds."""
+    """Return the mean on each seed, (P, S, n) -> (1, S, n), over the optimizers that have a value on all seeds."""
     whole = np.isfinite(panel).all(axis=2, keepdims=True)
     counts = whole.sum(axis=0, keepdims=True)
     total = np.where(whole, panel, 0.0).sum(axis=0, keepdims=True)
@@ -114,7 +115,7 @@ def _seed_effect(panel: Array) -> Array:
 
 
 def _means(values: Array) -> Array:
-    """(..., n) -> (...), over the seeds that have a value; NaN without any."""
+    """Return the means over seeds that have a value, (..., n) -> (...); NaN if none has one."""
     known = np.isfinite(values)
     counts = known.sum(axis=-1)
     total = np.where(known, values, 0.0).sum(axis=-1)
@@ -122,7 +123,7 @@ def _means(values: Array) -> Array:
 
 
 def _resampled(values: Array) -> Array:
-    """(..., n) -> (..., B): as `_means`, over seeds drawn with replacement, the same for all."""
+    """Return `_means` over seeds drawn with replacement, (..., n) -> (..., B), with the same draws for all."""
     known = np.isfinite(values)
     share = resampled_means(known.astype(np.float64))
     total = resampled_means(np.where(known, values, 0.0))
@@ -130,13 +131,13 @@ def _resampled(values: Array) -> Array:
 
 
 def _scale(means: Array) -> Array:
-    """(P, ...) -> (...), the standard deviation over the first axis; 1 where all are equal."""
+    """Return the standard deviation over the first axis, (P, ...) -> (...); 1 where all values are equal."""
     variance = _variance(means)
     return np.where(variance > 0, np.sqrt(variance), 1.0)
 
 
 def _variance(values: Array) -> Array:
-    """(P, ...) -> (...), over the first axis, of what has a value; 0 with fewer than two."""
+    """Return the variance of finite values over the first axis, (P, ...) -> (...); 0 if there are fewer than two."""
     known = np.isfinite(values)
     counts = known.sum(axis=0)
     centre = np.where(known, values, 0.0).sum(axis=0) / np.maximum(counts, 1)
@@ -145,7 +146,7 @@ def _variance(values: Array) -> Array:
 
 
 def _distances(means: Array, scale: Array, weights: Array) -> tuple[Array, Array]:
-    """Of the first to the others: (1 + P, S, B) -> (P, B), and over how many strips (P,)."""
+    """Return the distances from the first to the others, (1 + P, S, B) -> (P, B), and their numbers of strips, (P,)."""
     gaps = (means[1:] - means[:1]) / scale[None, :, None]
     known = np.isfinite(gaps)
     counts = known.sum(axis=1)

@@ -1,7 +1,7 @@
-"""The panel: results of known optimizers, shipped with the package, and whether a run can be compared with them.
+"""The panel: results of known optimizers, shipped with the package, and checks that a run can be compared with them.
 
-A Parquet file of a row per optimizer, strip and seed; what made it is in the metadata of its schema, as JSON under
-`optbench`. `benchmarks/panel.py` writes it.
+It is a Parquet file with one row per optimizer, strip and seed, written by `benchmarks/panel.py`. Its provenance is in
+the metadata of its schema, as JSON under `optbench`.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ FORMAT = 1
 FILE = "panel.parquet"
 KEY = b"optbench"
 REFERENCES = ("adamw", "sgd")
-"""The optimizers of the panel that every fingerprint is judged against."""
+"""The optimizers of the panel against which every fingerprint is judged."""
 STATE, START, LEARNT = "state", "start", "learnt"
 
 
 @dataclass(frozen=True)
 class Panel:
-    """The entries, all on the same seeds, and what made them.
+    """The entries, all on the same seeds, and their provenance.
 
-    experiments: what decides the meaning of the values, as `experiments_of` has it. made: versions and machine.
+    experiments: the settings that determine the meaning of the values, as returned by `experiments_of`. made: versions
+    and machine.
     """
 
     entries: tuple[Entry, ...]
@@ -56,7 +57,7 @@ class Panel:
         return next(entry for entry in self.entries if entry.name == name)
 
     def on(self, seeds: Sequence[int]) -> Panel:
-        """The same on these of its seeds alone."""
+        """Return the panel restricted to these seeds."""
         return replace(self, entries=tuple(entry.on(seeds) for entry in self.entries), seeds=tuple(seeds))
 
 
@@ -71,7 +72,7 @@ def read(path: Path) -> Panel:
     """Read a panel.
 
     Raises:
-        StoreError: there is none, it cannot be read, or it is of another format.
+        StoreError: the file does not exist, cannot be read, or has another format.
     """
     try:
         table = pq.read_table(path)
@@ -103,7 +104,7 @@ def read(path: Path) -> Panel:
 
 
 def write(panel: Panel, path: Path) -> None:
-    """Write a panel; the same panel gives the same bytes.
+    """Write a panel to a file; equal panels give equal bytes.
 
     Raises:
         StoreError: the file cannot be written.
@@ -142,10 +143,10 @@ def _about(entry: Entry) -> dict[str, Any]:
 
 
 def of_runs(found: Sequence[tuple[Results, Results | None]], made: Mapping[str, Any]) -> Panel:
-    """Make a panel of runs, each of one optimizer, with the run that tuned it.
+    """Build a panel from runs, each of one optimizer, and the runs that tuned them.
 
     Raises:
-        ComparisonError: two of them do not fit together.
+        ComparisonError: two runs cannot be compared.
     """
     entries = tuple(read_entry(results, None, tuning) for results, tuning in found)
     first = found[0][0]
@@ -159,24 +160,24 @@ def of_runs(found: Sequence[tuple[Results, Results | None]], made: Mapping[str, 
 
 
 def check(panel: Panel, results: Results) -> None:
-    """Raises ComparisonError where the run's values do not mean the same as the panel's."""
+    """Raise ComparisonError if the run's values do not have the same meaning as the panel's."""
     run = results.run.id
     if missing := [name for name in EXPERIMENTS if name not in results.suite.experiments]:
         raise ComparisonError(f"{run}: expected a run of the suite 'fingerprint', got one without {missing[0]}")
     if differing := list(differences(experiments_of(results.suite), dict(panel.experiments))):
         raise ComparisonError(
             f"{run} and the panel cannot be compared: they differ in {', '.join(differing[:3])}; "
-            "the panel is of the suite 'fingerprint' as it is shipped"
+            "the panel was made with the suite 'fingerprint' as shipped"
         )
     if (version := _metrics_version(results)) != panel.metrics_version:
         raise ComparisonError(
-            f"{run} and the panel cannot be compared: their metrics are of versions {version} and "
-            f"{panel.metrics_version}; train it with this version of optbench"
+            f"{run} and the panel cannot be compared: their metrics have versions {version} and "
+            f"{panel.metrics_version}; train the optimizer again with this version of optbench"
         )
 
 
 def check_seeds(panel: Panel, seeds: Sequence[int], place: str) -> None:
-    """Raises UsageError where one is not the panel's, as they are compared seed by seed. place: for the message."""
+    """Raise UsageError unless all seeds are in the panel, which is compared seed by seed. place: names the argument."""
     if strange := [seed for seed in seeds if seed not in panel.seeds]:
         raise UsageError(
             f"{place}: expected seeds of the panel, {panel.seeds[0]} to {panel.seeds[-1]}, got {strange[0]}"
@@ -184,10 +185,10 @@ def check_seeds(panel: Panel, seeds: Sequence[int], place: str) -> None:
 
 
 def remarks(panel: Panel, results: Results) -> list[str]:
-    """Return what a reader must know of how the run and the panel were made differently, in sentences."""
+    """Return sentences on differences between the making of the run and that of the panel, and on an unfinished run."""
     mine = latest_provenance(results.run.record)
     found = [
-        f"The run has {what} {mine.get(key)}, the panel {panel.made.get(key)}."
+        f"The run used {what} {mine.get(key)}, the panel {panel.made.get(key)}."
         for key, what in (("torch", "torch"), ("device", "device"))
         if mine.get(key) != panel.made.get(key)
     ]

@@ -1,4 +1,4 @@
-"""What programs read of a fingerprint: JSON with every number on the page, and rows for a table."""
+"""Records of a fingerprint for programs: JSON with every number on the page, and rows of a table."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def record(found: Fingerprint) -> dict[str, Any]:
 
 
 def rows(found: Fingerprint) -> Iterator[dict[str, Any]]:
-    """Yield a row per strip: its value, the panel's, and the verdicts against the references."""
+    """Yield one row per strip: its value, the values of the panel, and the verdicts against the references."""
     for i, one in enumerate(found.standings):
         row: dict[str, Any] = {
             "strip": one.strip.name,

@@ -1,8 +1,8 @@
-"""Where an optimizer stands: each strip beside the panel, verdicts against the references, the nearest neighbours.
+"""The standing of an optimizer: each strip compared with the panel, verdicts against the references, neighbours.
 
-Verdicts are those of every comparison: exact signed-rank tests over seeds that both have, Holm's correction over the 16
-strips, and a margin below which a difference is not worth a word. Where a metric has no margin of its own, it is a
-tenth of the interquartile range of the panel.
+Verdicts are reached as in every comparison: exact signed-rank tests over common seeds, Holm's correction over the 16
+strips, and a margin below which a difference does not matter. The margin of a metric that defines none is a tenth of
+the panel's interquartile range.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from optbench.studies.fingerprint.strips import EXPERIMENTS, STRIPS, Strip
 CHANCE = 0.1
 """The accuracy of guessing one of ten digits."""
 LEAST_LEARNT = 0.5
-"""Of what the median optimizer of the panel learns above chance: with less, an experiment counts as not learnt."""
+"""Share of the accuracy above chance that the panel's median optimizer reaches; an experiment on which an optimizer
+reaches less counts as not learnt."""
 PART_OF_SPREAD = 0.1
-"""The margin of a metric that has none, as a share of the interquartile range of the panel."""
+"""The margin of a metric that defines none, as a share of the panel's interquartile range."""
 SAME = frozenset({Verdict.EQUIVALENT, Verdict.BELOW_MARGIN})
-"""Verdicts that say: no difference worth a word."""
+"""Verdicts of no difference above the margin."""
 UNTRAINED = frozenset({"failed", "missing"})
-"""States of a trial of which nothing is known, its initial weights neither."""
+"""States of a trial about which nothing is known, not even its initial weights."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Judged:
-    """One strip against one optimizer of the panel. identical: whether values agree to the last bit on every seed."""
+    """One strip against one optimizer of the panel. identical: whether values agree bit for bit on every seed."""
 
     strip: Strip
     other: str
@@ -68,10 +69,10 @@ class Judged:
 
 @dataclass(frozen=True)
 class Standing:
-    """One strip.
+    """The optimizer's value on one strip, and the panel's values.
 
-    centre: the pseudo-median over seeds (Hodges & Lehmann 1963); None without values. interval: 95%, None with fewer
-    than six seeds. below: how many of the ticks lie below the centre. obstacle: why there is no value, or empty.
+    centre: pseudo-median over seeds (Hodges & Lehmann 1963); None without values. interval: its 95% interval; None with
+    fewer than six seeds. below: number of ticks below the centre. obstacle: why there is no value, else empty.
     """
 
     strip: Strip
@@ -85,16 +86,16 @@ class Standing:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What a page shows. remarks: what a reader must know before believing it."""
+    """The content of a page. remarks: caveats for the reader."""
 
     entry: Entry
     panel: Panel
     standings: tuple[Standing, ...]
     judged: Mapping[str, tuple[Judged, ...]]
-    """By optimizer of the panel: all 16 strips, in order; empty where there are too few seeds for any verdict."""
+    """By optimizer of the panel: all 16 strips, in order; empty if there are too few seeds for a verdict."""
     neighbours: tuple[Neighbour, ...]
     not_learnt: Mapping[str, str]
-    """By experiment that was not learnt, what happened instead."""
+    """What happened instead on each experiment that was not learnt."""
     remarks: tuple[str, ...] = ()
 
     @property
@@ -107,7 +108,7 @@ class Fingerprint:
 
     @property
     def has_verdicts(self) -> bool:
-        """Whether there are enough seeds for any."""
+        """Whether there are enough seeds for verdicts."""
         return bool(self.judged)
 
     @property
@@ -117,21 +118,21 @@ class Fingerprint:
 
     @property
     def seeds_for_verdicts(self) -> int:
-        """The fewest seeds that can show a difference over all strips."""
+        """The smallest number of seeds that can show a difference over all strips."""
         return seeds_needed(len(STRIPS))
 
     def same_strips(self, other: str) -> int:
-        """In how many strips it is equivalent to an optimizer of the panel, or differs by less than the margin."""
+        """Return the number of strips in which it is equivalent to an optimizer of the panel or within the margin."""
         return sum(one.same for one in self.judged[other])
 
 
 def fingerprint(entry: Entry, panel: Panel, remarks: Sequence[str] = (), *, apart: str | None = None) -> Fingerprint:
-    """Place an entry among the panel, on the seeds that it has.
+    """Compare an entry with the panel, on the seeds of the entry.
 
-    apart: an optimizer of the panel that is no neighbour: the entry itself, where it is one of the panel.
+    apart: an optimizer of the panel to leave out of the neighbours, namely the entry itself if it is in the panel.
 
     Raises:
-        UsageError: it has a seed that the panel does not have.
+        UsageError: the entry has a seed that the panel does not have.
     """
     check_seeds(panel, entry.seeds, entry.name)
     panel = panel.on(entry.seeds)
@@ -146,19 +147,19 @@ def fingerprint(entry: Entry, panel: Panel, remarks: Sequence[str] = (), *, apar
     if smallest_holm_p(len(entry.seeds), len(STRIPS)) <= ALPHA:
         judged = {one.name: _judged(mine, one, margins, not_learnt) for one in learnt}
     found = neighbours(mine.values, stacked, panel.names, apart)
-    first = panel.entries[0]  # the panel's all start alike
+    first = panel.entries[0]  # all entries of the panel have the same initial weights
     elsewhere = [name for name in EXPERIMENTS if not _starts_alike(entry.trials[name], first.trials[name])]
-    said = [*remarks, *(f"On {name}, it {what}: these seeds have no values." for name, what in partly.items())]
+    said = [*remarks, *(f"On {name}, it {what}; these seeds have no values there." for name, what in partly.items())]
     if elsewhere:
         said.append(
-            f"Its initial weights are not the panel's on {', '.join(elsewhere)}, so that seeds make no pairs: there "
-            "are no verdicts there."
+            f"Its initial weights differ from the panel's on {', '.join(elsewhere)}, so seeds cannot be paired and "
+            "there are no verdicts there."
         )
     return Fingerprint(entry, panel, standings, judged, tuple(found), not_learnt, tuple(said))
 
 
 def learnt_only(panel: Panel) -> Panel:
-    """Return the panel without values of what an optimizer has not learnt: what every distance is measured on."""
+    """Return the panel without values of experiments that an optimizer has not learnt. Distances are based on it."""
     thresholds = _thresholds(panel)
     return replace(panel, entries=tuple(_learnt(one, thresholds)[0] for one in panel.entries))
 
@@ -168,14 +169,16 @@ def _thresholds(panel: Panel) -> dict[str, float]:
 
 
 def _threshold(panel: Panel, experiment: str) -> float:
-    """The accuracy that counts as learnt; NaN where a target loss decides."""
+    """Return the accuracy from which an experiment counts as learnt; NaN if a target loss decides instead."""
     means = [float(np.nanmean(v)) for e in panel.entries if np.isfinite(v := e.trials[experiment].learnt).any()]
     return CHANCE + LEAST_LEARNT * (float(np.median(means)) - CHANCE) if means else math.nan
 
 
 def _learnt(entry: Entry, thresholds: Mapping[str, float]) -> tuple[Entry, dict[str, str], dict[str, str]]:
-    """The entry without values of what it did not learn; what happened where at least half of the seeds did not learn,
-    and where fewer did not: these alone then have no values.
+    """Remove the values of experiments that were not learnt.
+
+    Returns the entry; what happened on experiments that at least half of the seeds did not learn, which lose all their
+    values; and what happened on those that fewer seeds did not learn, where only these seeds lose their values.
     """
     values = entry.values.copy()
     why: dict[str, str] = {}
@@ -198,7 +201,7 @@ def _learnt(entry: Entry, thresholds: Mapping[str, float]) -> tuple[Entry, dict[
 
 
 def _what_happened(states: Sequence[str], low: int, learnt: Array, needed: float) -> str:
-    """`has not learnt: accuracy .112 on 10 of 10 seeds, expected at least .52`."""
+    """Return text such as `has not learnt on 10 of 10 seeds: accuracy 0.112, expected at least 0.520`."""
     n = len(states)
     parts = []
     if low:
@@ -218,7 +221,7 @@ def _what_happened(states: Sequence[str], low: int, learnt: Array, needed: float
 
 
 def _starts_alike(one: Trials, other: Trials) -> bool:
-    """Whether both had the same initial weights on every seed that both trained; a failed trial keeps none."""
+    """Return whether both had the same initial weights on every seed that both trained; failed trials do not count."""
     pairs = zip(one.states, other.states, one.starts, other.starts, strict=True)
     return all(a == b for state, state_b, a, b in pairs if not UNTRAINED & {state, state_b})
 

@@ -8,9 +8,9 @@ from typing import Literal
 from optbench.metrics import METRICS, Metric
 
 SUITE = "fingerprint"
-"""The shipped suite whose experiments the strips are measured in."""
+"""The shipped suite in whose experiments the strips are measured."""
 TUNED_ON = "permuted"
-"""The experiment whose tuning gives the width of the learning-rate optimum."""
+"""The experiment on which the width of the learning-rate optimum is measured."""
 
 Topic = Literal["learning", "solution", "updates"]
 TOPICS: dict[Topic, str] = {
@@ -22,11 +22,11 @@ TOPICS: dict[Topic, str] = {
 
 @dataclass(frozen=True)
 class Strip:
-    """One property.
+    """One property of a solution or of updates.
 
-    name: its key in tables and JSON. experiment, metric: where it is measured, and as what. label: its name on a page,
-    at most 22 characters. more, less: what is said of an optimizer whose value is higher, or lower, than another's, to
-    follow "it". digits: decimals of its values.
+    name: its key in tables and JSON. experiment, metric: the experiment in which it is measured, and its metric. label:
+    its name on a page, at most 22 characters. more, less: phrases, to follow "it", for a value higher or lower than
+    another optimizer's. digits: decimals of its values.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Strip:
 
     @property
     def title(self) -> str:
-        """The label with an arrow where one direction is better."""
+        """The label, with an arrow if one direction is better."""
         return self.label if self.of.direction == "neutral" else f"{self.label} {self.of.arrow}"
 
 

@@ -1,4 +1,4 @@
-"""The fingerprint as text: 80 columns, or wider strips where there is room."""
+"""The fingerprint as text, 80 columns wide, or with wider strips on a wider terminal."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ LABEL, VALUE, PLACE, VERDICT = 22, 7, 5, 6
 NARROWEST, WIDEST = 20, 60
 GAP = 1
 SHOWN = 5
-"""So many neighbours are listed."""
+"""Number of neighbours listed."""
 LETTERS = {"adamw": "A", "sgd": "S"}
-"""Stand for the references on a strip."""
+"""Letters for the references on a strip."""
 GOOD, BAD = "green", "red"
+KEY = "On a strip, A is AdamW, S is SGD, : is several optimizers, ┼ is inside the interval."
 
 
 def show(found: Fingerprint, console: Console) -> None:
@@ -49,7 +50,7 @@ def show(found: Fingerprint, console: Console) -> None:
         console.print(Text(f"Nearest (distance in standard deviations of the panel, 95% interval): {listed}"))
     console.print(Text(wording.rates(found)))
     console.print()
-    console.print(Text("On a strip A is AdamW, S is SGD, : are several, ┼ lies in the interval.", style="dim"))
+    console.print(Text(KEY, style="dim"))
     for note in wording.notes(found):
         console.print(Text(note, style="dim"))
 
@@ -74,7 +75,7 @@ def _line(console: Console, one: Standing, judged: list[Judged], width: int) -> 
 
 
 def strip(one: Standing, width: int) -> Text:
-    """`·S ·  ·─●┼A·`: the panel, the interval and the value, on `width` characters."""
+    """Return a strip of `width` characters with the panel, the interval and the value: `·S ·  ·─●┼A·`."""
     places = [tick.centre for tick in one.ticks]
     ends = one.interval or ()
     every = [*places, *ends, *([one.centre] if one.centre is not None else [])]

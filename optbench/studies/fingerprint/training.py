@@ -1,8 +1,8 @@
-"""Training one optimizer for its fingerprint: its learning rates are chosen, then the suite is run with them.
+"""Train one optimizer for its fingerprint: choose its learning rates, then run the suite with them.
 
-    target -> the suite with this optimizer alone -> run NAME-tune -> the suite with its rates -> run NAME
+    target -> the suite with this optimizer alone -> run NAME-tune -> the suite with its learning rates -> run NAME
 
-The two are runs like any other; the second is what a fingerprint is drawn from, the first has the width of the optimum.
+Both are ordinary runs. The fingerprint is drawn from the second; the first has the width of the learning-rate optimum.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from optbench.suite.placing import placing
 from optbench.targets.source import is_file, split
 
 TUNE = "-tune"
-"""What the name of the run that chooses rates has at its end."""
+"""Suffix of the name of the run that chooses learning rates."""
 RATE = "lr"
 LATEST = "latest"
 QUICK_SEEDS, QUICK_TUNING_SEEDS = 3, 1
 KEY = "fingerprint"
-"""Under which a tuning's record keeps what was asked for."""
+"""Key of the request (`Wanted`) in the record of a tuning run."""
 
 
 @dataclass(frozen=True)
 class Wanted:
     """What to train.
 
-    settings: `key=value` of the optimizer's hyper-parameters; with a learning rate among them nothing is tuned. seeds:
-    empty: the suite's, or three where `quick`.
+    settings: `key=value` of the optimizer's hyper-parameters; if a learning rate is among them, nothing is tuned.
+    seeds: if empty, the suite's seeds, or three if `quick`.
     """
 
     target: str
@@ -55,7 +55,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Trained:
-    """What was trained. tuning: the run that chose the rates, if they were. interrupted: before the end."""
+    """What was trained. tuning: the run that chose the learning rates, if any. interrupted: whether it ended early."""
 
     optimizer: str
     run: Path
@@ -67,7 +67,7 @@ def train(wanted: Wanted, options: Options, view: View) -> Trained:
     """Tune and train an optimizer on the suite; `options.resume` is a run `NAME-tune` to continue.
 
     Raises:
-        OptbenchError: the target, a setting, the device or the directory does not allow it.
+        OptbenchError: the target, a setting, the device or the directory is invalid.
     """
     path = resolve_suite_path(SUITE)
     name, choice = _choice(wanted, path)
@@ -95,23 +95,23 @@ def train(wanted: Wanted, options: Options, view: View) -> Trained:
 
 
 def tuning_of(path: Path) -> Path | None:
-    """Return the directory of the tuning run next to the run at `path`, or None."""
+    """Return the directory of the tuning run next to the run at `path`, or None if there is none."""
     beside = path.with_name(f"{path.name}{TUNE}")
     return beside if is_run(beside) else None
 
 
 def wanted_again(tuning: Path) -> Wanted:
-    """Return what a run `NAME-tune` was begun for.
+    """Return the request for which a run `NAME-tune` was started.
 
     Raises:
-        UsageError: it was begun by another command.
+        UsageError: it was started by another command.
     """
     record = read_json(tuning).get("tune")
     kept = record.get(KEY) if isinstance(record, Mapping) else None
     try:
         return TypeAdapter(Wanted).validate_json(json.dumps(kept))
     except ValidationError:
-        raise UsageError(f"--resume {tuning}: expected a run NAME{TUNE} that optbench fingerprint began") from None
+        raise UsageError(f"--resume {tuning}: expected a run NAME{TUNE} started by optbench fingerprint") from None
 
 
 def _rate_is_given(settings: Sequence[str]) -> bool:
@@ -119,30 +119,30 @@ def _rate_is_given(settings: Sequence[str]) -> bool:
 
 
 def _tuner(suite: Suite, view: View, *, quick: bool) -> Tuner | None:
-    """The tuning that has not begun; None where nothing can be chosen, as of an optimizer without a learning rate."""
+    """Return a new tuning; None if there is nothing to choose, as for an optimizer without a learning rate."""
     seeds = (suite.tune.seeds or [])[:QUICK_TUNING_SEEDS] if quick and suite.tune is not None else None
     try:
         return Tuner.of(suite, Method("grid", None, widen=not quick), seeds)
-    except UsageError as error:  # only where there is nothing to choose; its further lines say why
+    except UsageError as error:  # raised only if there is nothing to choose; its other lines give the reasons
         for line in error.args[1:]:
             view.message(str(line))
         return None
 
 
 def _tuned(suite: Suite, tuner: Tuner, wanted: Wanted, options: Options, view: View) -> tuple[Suite | None, Outcome]:
-    """The suite with the rates that were chosen; None where that was interrupted."""
+    """Return the suite with the chosen learning rates (None if tuning was interrupted) and the outcome of tuning."""
     record = {"sampler": "grid", KEY: asdict(wanted)}
     outcome, found = tune(tuner, options, view, record, {})
     return (None if outcome.interrupted else tuned_suite(suite, tuner, found)), outcome
 
 
 def _choice(wanted: Wanted, path: Path) -> tuple[str, Choice]:
-    """The optimizer's name, and the choice that makes a suite of it alone."""
+    """Return the optimizer's name, and the choice that reduces the suite to this optimizer."""
     known = load_suite(path).optimizers
     seeds: Sequence[int] = wanted.seeds or (range(QUICK_SEEDS) if wanted.quick else ())
     if is_file(wanted.target):
         raise UsageError(f"{wanted.target}: expected an optimizer in the file, as in {wanted.target}:MyOptimizer")
-    find(wanted.target)  # an unknown name is refused before anything else is said of it
+    find(wanted.target)  # reports an unknown name before any other error
     shipped = wanted.target in known
     name = wanted.target if shipped else _optimizer_name(wanted.target, known)
     added = () if shipped else (Addition(name, wanted.target),)
@@ -151,7 +151,7 @@ def _choice(wanted: Wanted, path: Path) -> tuple[str, Choice]:
 
 
 def _in_the_users_words(error: OptbenchError, name: str, target: str) -> OptbenchError:
-    """The error with what the user gave in place of what was made of it for the suite."""
+    """Return the error with the user's own arguments instead of the suite settings made from them."""
     made = {
         f"--set optimizers.{name}.": "--set ",
         f"--optimizer {name}={target}": target,
@@ -173,7 +173,10 @@ def _setting(text: str) -> str:
 
 
 def _optimizer_name(target: str, known: Mapping[str, Any]) -> str:
-    """`MyOptimizer` of `./mine.py:MyOptimizer`; told from the panel's optimizers, whatever the case of its letters."""
+    """Return `MyOptimizer` for `./mine.py:MyOptimizer`, with a suffix if an optimizer of the panel has that name.
+
+    Names that differ only in case count as equal.
+    """
     name = split(target)[1] if is_plugin(target) else target
     name = re.sub(r"\W+", "-", name.rpartition(".")[2], flags=re.ASCII).strip("-_") or "mine"
     return f"{name}-mine" if name.casefold() in {one.casefold() for one in known} else name
@@ -184,7 +187,7 @@ def _run_name(name: str) -> str:
 
 
 def find_fingerprinted(text: str, runs_dir: Path) -> tuple[Path, str | None] | None:
-    """Return the run and the optimizer of `RUN:OPTIMIZER` or `RUN`; None where no such run is there."""
+    """Return the run and the optimizer of `RUN:OPTIMIZER` or `RUN`; None if there is no such run."""
     for where, optimizer in ((text, None), (text.rpartition(":")[0], text.rpartition(":")[2])):
         if where == LATEST or (where and (is_run(Path(where)) or is_run(runs_dir / where))):
             return find_run(where, runs_dir), optimizer
@@ -192,9 +195,9 @@ def find_fingerprinted(text: str, runs_dir: Path) -> tuple[Path, str | None] | N
 
 
 def check_unused(runs_dir: Path, name: str) -> None:
-    """Raises StoreError where a run of this name, or its tuning, is there already."""
+    """Raise StoreError if a run of this name, or its tuning run, already exists."""
     begun = runs_dir / f"{name}{TUNE}"
     continued = f", or continue it with --resume {begun}" if is_run(begun) else ""
     for path in (runs_dir / name, begun):
         if path.exists():
-            raise StoreError(f"{path}: this run exists; choose another --name{continued}")
+            raise StoreError(f"{path}: this run already exists; choose another --name{continued}")

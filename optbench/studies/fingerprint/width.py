@@ -1,4 +1,4 @@
-"""How wide the optimum of the learning rate is: over how many decades an optimizer learns nearly at its best."""
+"""Width of the learning-rate optimum: the number of decades over which an optimizer learns nearly as well as it can."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 WITHIN = 0.01
-"""As a share of the best."""
+"""Largest distance from the best score, as a share of it."""
 
 
 @dataclass(frozen=True)
 class Width:
-    """decades: of learning rates. at_least: whether an end of what was tried lies within them."""
+    """The width in decades of learning rates. at_least: whether an end of the tried range is still in the optimum."""
 
     decades: float
     at_least: bool
@@ -22,10 +22,11 @@ class Width:
 
 
 def width(tried: Iterable[tuple[float, float]]) -> Width | None:
-    """Return the decades around the best of (rate, score) within 1% of it; None where nothing was learnt.
+    """Return the width of the range of learning rates whose scores are within 1% of the best; None if none is above 0.
 
-    Between two rates the score is taken as linear in the logarithm of the rate. A rate without a score (NaN), as of a
-    trial that diverged, counts as learning nothing: the optimum ends at the neighbour that has one.
+    tried: pairs (learning rate, score). The score is interpolated linearly in the logarithm of the learning rate. At a
+    learning rate without a score (NaN), as after divergence, nothing is learnt: the optimum ends at the neighbour that
+    has a score.
 
     Example:
         >>> width([(0.001, 0.5), (0.01, 0.9), (0.1, 0.9), (1.0, 0.0)])

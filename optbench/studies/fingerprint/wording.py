@@ -1,4 +1,4 @@
-"""What every form of the page says in the same words: title, verdicts in a word, notes."""
+"""Words that every format of the page shares: title, verdicts in one word, notes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHORT = {
     Verdict.NO_EVIDENCE: "open",
     Verdict.NOT_COMPARABLE: UNDEFINED,
 }
-"""Verdicts in one word of at most six letters; the others are one already."""
+"""Verdicts in one word of at most six letters; the other verdicts are such words already."""
 
 
 def title(found: Fingerprint) -> str:
@@ -22,9 +22,9 @@ def title(found: Fingerprint) -> str:
 
 
 def subtitle(found: Fingerprint) -> str:
-    """`./mine.py:Mine, 10 seeds, beside 25 optimizers`."""
+    """Return a subtitle: `./mine.py:Mine, 10 seeds, compared with 25 optimizers`."""
     what = "" if found.entry.target == found.name else f"{found.entry.target}, "
-    return f"{what}{count(found.seeds, 'seed')}, beside {count(len(found.panel.entries), 'optimizer')}"
+    return f"{what}{count(found.seeds, 'seed')}, compared with {count(len(found.panel.entries), 'optimizer')}"
 
 
 def verdict(one: Judged) -> str:
@@ -36,29 +36,30 @@ def value(one: Standing) -> str:
 
 
 def value_with_interval(one: Standing) -> str:
-    """`0.036 [0.031, 0.041]`, or why there is none."""
+    """Format the value as `0.036 [0.031, 0.041]`, or return the reason why there is none."""
     if one.centre is None:
         return one.obstacle
     return f"{value(one)} {interval(one.interval, one.strip.digits)}".strip()
 
 
 def place(one: Standing) -> str:
-    """`18/25`: how many of the panel lie below it."""
+    """Return the number of optimizers of the panel that are below it, out of those with a value: `18/25`."""
     return UNDEFINED if one.centre is None else f"{one.below}/{len(one.ticks)}"
 
 
 def rates(found: Fingerprint) -> str:
-    """Which learning rate it had on each experiment, and how wide the optimum is."""
+    """Return a sentence on the learning rate used on each experiment, and on the width of the optimum."""
     entry = found.entry
     known = {name: rate for name, values in entry.settings.items() if (rate := _rate(values)) is not None}
     said = ", ".join(f"{rate:g} on {name}" for name, rate in known.items())
     if entry.width is None:
         return f"Learning rates, as given: {said}." if said else "It has no learning rate."
-    return f"Learning rates: {said}. On permuted it learns within 1% of its best over {entry.width}."
+    width = f"{entry.width} of learning rates"
+    return f"Learning rates: {said}. On permuted, learning accuracy is within 1% of its best over {width}."
 
 
 def _rate(values: object) -> float | None:
-    """The rate of an optimizer, or of the one inside it."""
+    """Return the learning rate of an optimizer, or of the one inside it."""
     if not isinstance(values, dict):
         return None
     rate = values.get("lr")
@@ -68,23 +69,24 @@ def _rate(values: object) -> float | None:
 
 
 def notes(found: Fingerprint) -> list[str]:
-    """What a reader needs to read the page."""
+    """Return the notes that explain how to read the page."""
     dot = ", with its 95% interval over seeds" if any(one.interval for one in found.standings) else ""
     said = [
-        f"Ticks: the panel, each at its own best learning rates. Dot: this optimizer{dot}. Below: how many of those of "
-        "the panel that have a value lie below it."
+        f"Ticks: the optimizers of the panel, each with its best learning rates. Dot: this optimizer{dot}. Below: how "
+        "many optimizers of the panel are below it, out of those with a value."
     ]
     if found.has_verdicts:
         said.append(
-            "Verdicts: signed-rank tests over paired seeds, Holm's correction over "
-            f"{len(STRIPS)} strips; equal: no difference worth a word; open: these seeds settle nothing."
+            "Verdicts: signed-rank tests over paired seeds, with Holm's correction over "
+            f"{len(STRIPS)} strips. Equal: no difference above the margin. Open: these seeds do not show whether there "
+            "is one."
         )
     else:
         said.append(
             f"No verdicts: {count(found.seeds, 'seed')} cannot show a difference over {len(STRIPS)} strips; "
-            f"that takes {found.seeds_for_verdicts}."
+            f"{found.seeds_for_verdicts} can."
         )
     said.append(
-        "Small networks on MNIST: a difference here says what an optimizer does there, not what it does at scale."
+        "The networks are small and trained on MNIST: a difference shows what an optimizer does there, not at scale."
     )
     return said

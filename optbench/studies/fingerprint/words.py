@@ -1,7 +1,7 @@
-"""The fingerprint in sentences, each made of verdicts and of nothing else.
+"""The fingerprint in sentences, each derived only from verdicts.
 
-A sentence keeps the verdicts that it states, so that a test can hold the two against each other: every verdict against
-a reference is in a sentence, and no sentence says what no verdict does.
+A sentence stores the verdicts that it states, so that a test can compare the two: every verdict against a reference is
+in a sentence, and no sentence states more than its verdicts.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ from optbench.studies.fingerprint.standing import Fingerprint, Judged
 from optbench.studies.fingerprint.strips import STRIPS
 
 SURE = 0.95
-"""From this share of the bootstrap samples on, the nearest is named without its share."""
+"""If the nearest optimizer is the same in at least this share of the bootstrap samples, the share is not mentioned."""
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """text: of one sentence. verdicts: those that it states."""
+    """One sentence and the verdicts that it states."""
 
     text: str
     verdicts: tuple[Judged, ...] = ()
 
 
 def sentences(found: Fingerprint) -> list[Sentence]:
-    """Return what is said of the fingerprint, in order."""
+    """Return the sentences about a fingerprint, in order."""
     return [*_not_learnt(found), *_nearest(found), *(one for judged in found.references for one in _against(judged))]
 
 
 def _not_learnt(found: Fingerprint) -> Iterator[Sentence]:
     for experiment, what in found.not_learnt.items():
-        yield Sentence(f"On {experiment}, it {what}: its strips there say nothing.")
+        yield Sentence(f"On {experiment}, it {what}; its strips there have no values.")
 
 
 def _nearest(found: Fingerprint) -> Iterator[Sentence]:
     if not found.neighbours:
-        yield Sentence("Too few strips have values for a nearest neighbour.")
+        yield Sentence("Too few strips have values to determine a nearest neighbour.")
         return
     first, *others = found.neighbours
-    if found.seeds < MIN_PAIRS:  # resamples of so few are too much alike to show how sure it is
+    if found.seeds < MIN_PAIRS:  # resamples of so few seeds are too similar to show how certain it is
         sure = f", as far as {count(found.seeds, 'seed')} can tell,"
     else:
         sure = "" if first.nearest >= SURE else f" in {100 * first.nearest:.0f}% of resamples of the seeds"
-    then = f", then {others[0].name} ({others[0].distance:.2f})" if others else ""
-    text = f"Nearest in the panel{sure} is {first.name} (distance {first.distance:.2f}){then}."
+    then = f", followed by {others[0].name} ({others[0].distance:.2f})" if others else ""
+    text = f"The nearest in the panel{sure} is {first.name} (distance {first.distance:.2f}){then}."
     yield Sentence(text)
     if not found.has_verdicts:
         return
@@ -61,7 +61,7 @@ def _nearest(found: Fingerprint) -> Iterator[Sentence]:
 
 
 def _against(judged: Sequence[Judged]) -> Iterator[Sentence]:
-    """What is said against one reference: what differs, what does not, and what is not settled."""
+    """Yield sentences on the strips that differ from one reference, that do not, and for which it is not known."""
     other = judged[0].other
     differing = tuple(one for one in judged if one.differs)
     same = tuple(one for one in judged if one.same)
@@ -76,14 +76,15 @@ def _against(judged: Sequence[Judged]) -> Iterator[Sentence]:
         yield Sentence(f"It is {'identical to' if identical else 'like'} {other} in {where}.", same)
     if unsettled:
         where = _listed([one.strip.label for one in unsettled])
-        yield Sentence(f"Against {other} these seeds settle nothing about {where}.", unsettled)
+        yield Sentence(f"These seeds do not show whether it differs from {other} in {where}.", unsettled)
     if left_out:
         where = _listed([one.strip.label for one in left_out])
-        yield Sentence(f"Nothing compares it with {other} in {where}, where one of them has no values.", left_out)
+        why = "where one of them has no values or their initial weights differ"
+        yield Sentence(f"It cannot be compared with {other} in {where}, {why}.", left_out)
 
 
 def _phrase(one: Judged) -> str:
-    """`forgets less (-0.036 [-0.047, -0.026])`."""
+    """Return a phrase such as `forgets less (-0.036 [-0.047, -0.026])`."""
     difference = one.result.difference
     assert difference is not None
     said = one.strip.more if difference > 0 else one.strip.less
@@ -92,5 +93,5 @@ def _phrase(one: Judged) -> str:
 
 
 def _listed(parts: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
+    """Join words: `a`, `a and b`, `a, b and c`."""
     return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
