@@ -1,7 +1,7 @@
 """Analyses that particular suites add to reports. To add a study, add a folder here and a line in `STUDIES`.
 
-A folder contains the study's statistics, tables, figures and records (for tuning also the search, which trains);
-reports do not refer to studies by name.
+A folder contains the study's statistics, tables, figures and records (for tuning, also the search, which trains).
+Reports do not refer to studies by name.
 """
 
 from __future__ import annotations
@@ -16,4 +16,4 @@ from optbench.studies.tuning import TUNING
 from optbench.studies.twins import TWINS
 
 STUDIES: tuple[Study[Any], ...] = (SWITCHING, PAIRS, TWINS, TUNING, PLASTICITY)
-"""In the order of a report."""
+"""All studies, in the order in which a report shows them."""

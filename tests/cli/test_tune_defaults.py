@@ -123,8 +123,8 @@ NOT_TUNED = {
     "{target: ./mine.py:NullRate}": "it has no learning rate 'lr' with a value",
     "{target: ./mine.py:ZeroRate}": "its lr is 0.0; expected a number above 0",
     "{target: ./mine.py:TextRate}": "its lr is 'auto'; expected a number above 0",
-    "{target: sam}": "the suite does not name its base; to tune its rate, write base: {target: sgd}",
-    "{target: switch, at: 3}": "it has 2 optimizers inside; give a search space in 'tune.optimizers', as in {first: ",
+    "{target: sam}": "the suite does not name its base; to tune its learning rate, write base: {target: sgd}",
+    "{target: switch, at: 3}": "it contains 2 optimizers; give a search space in 'tune.optimizers', as in {first: ",
     "{target: sam, base: {target: ./mine.py:NoRate}}": "its base ./mine.py:NoRate: it has no learning rate 'lr'",
 }
 

@@ -185,7 +185,7 @@ def test_gates_are_in_bits_per_byte(run: Path) -> None:
 def test_tuning_on_text_uses_validation_bits_per_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_run(tmp_path, TUNED, rows, name="tuned")
     shown = " ".join(report(path, "markdown", capsys).split())
-    assert "among the settings whose learning score is within 0.1 of the optimizer's best" in shown
+    assert "among those whose learning score is within 0.1 of the optimizer's best" in shown
     assert "highest average score" in shown
     drawn = figures([results_of(path)], STUDIES)
     assert any("score" in figure.caption for figure in drawn if "text" in figure.name)

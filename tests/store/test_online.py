@@ -161,7 +161,7 @@ def test_tuning_by_online_accuracy_ignores_learning_accuracy(
     assert tuned.chosen.score == pytest.approx(0.8)
     assert main(["report", str(path)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "the settings chosen, by online accuracies" in shown
+    assert "the chosen settings, on training batches before their update" in shown
     assert "highest online accuracy; means over 2 tuning seeds" in shown
     assert "each training batch before its update" in shown
     assert "Undefined: average accuracy, forgetting: some accuracies that it needs were not scored" in shown

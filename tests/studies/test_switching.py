@@ -198,8 +198,8 @@ MIXED = [1, -1.1, 2, -2.1, 3, -3.1, 2.5]
         (MIXED, f"A and B do not differ (signed-rank p = {scipy.stats.wilcoxon(MIXED).pvalue:.2g}, 7 seeds)"),
         ([1, 1, 1, 1, -0.01], "A and B do not differ: the 5 seeds disagree in sign"),
         ([1, 1, 1, 1, 0], "A and B do not differ: the 5 seeds disagree in sign"),
-        ([1, 1, 1, 1], "4 seeds cannot tell whether A and B differ; 5 can"),
-        ([1], "1 seed cannot tell whether A and B differ; 5 can"),
+        ([1, 1, 1, 1], "4 seeds cannot show whether A and B differ; 5 can"),
+        ([1], "1 seed cannot show whether A and B differ; 5 can"),
         # 14 of 15 seeds agree, which is significant, but the outlier changes the sign of the mean.
         ([*ONES[:14], -12], "A and B hardly differ: their difference changes sign in resamples of seeds"),
         ([*ONES[:14], -14], "A and B hardly differ: their difference changes sign in resamples of seeds"),
@@ -279,8 +279,8 @@ def test_ends_of_the_sweep_replace_missing_pure_arms(tmp_path: Path) -> None:
     assert switch.pure_then is switch.points[0].arm
     assert {k: one.value for k, one in estimates(switch, "effective_rank").items()} == pytest.approx(WAY)
     reasons = {one.reason for one in estimates(found["control"], "effective_rank").values()}
-    assert reasons == {"no arm is sgd lr=0.1 alone"}
-    assert {one.reason for one in estimates(found["noisy"], "forgetting").values()} == {"no arm is adam alone"}
+    assert reasons == {"no arm uses sgd lr=0.1 alone"}
+    assert {one.reason for one in estimates(found["noisy"], "forgetting").values()} == {"no arm uses adam alone"}
 
 
 def test_an_end_that_was_never_trained_is_reported_as_missing(tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_an_end_that_was_never_trained_is_reported_as_missing(tmp_path: Path) ->
     result = made(tmp_path, suite=text)
     assert by_optimizer(result)["to-adam"].pure_first is None
     shown = " ".join(terminal(result).split())
-    said = "no ρ of average accuracy, forgetting, effective rank: no arm is sgd lr=0.1 alone"
+    said = "no ρ of average accuracy, forgetting, effective rank: no arm uses sgd lr=0.1 alone"
     assert said in shown
 
 
@@ -321,10 +321,10 @@ def test_only_seeds_shared_by_all_three_count_and_missing_ones_are_shown(tmp_pat
     found = estimates(by_optimizer(result)["to-adam"], "average_accuracy")
     assert {k: one.n for k, one in found.items()} == {0: 5, 4: 4, 100: 5}
     assert found[0].value == pytest.approx(0, abs=1e-9)
-    assert found[4].reason == "4 seeds cannot tell whether sgd and adam differ; 5 can"
+    assert found[4].reason == "4 seeds cannot show whether sgd and adam differ; 5 can"
     text = terminal(result)
     assert re.search(r"4 +4 of 6 +–", text)
-    assert "no ρ of average accuracy, forgetting, effective rank at k = 4: 4 seeds cannot tell" in " ".join(
+    assert "no ρ of average accuracy, forgetting, effective rank at k = 4: 4 seeds cannot show" in " ".join(
         text.split()
     )
 
@@ -508,7 +508,7 @@ def test_figures_show_every_seed_by_k_between_the_pure_solutions(results: Result
     assert names == {"switch_early_net_to-adam", "switch_early_net_control", "switch_early_net_noisy"}
     figure = drawn["switch_early_net_to-adam"]
     assert len(figure.panels) == 3
-    assert "Horizontal: sgd alone, adam alone: the mean" in figure.caption
+    assert "Horizontal: sgd alone, adam alone, the mean" in figure.caption
     assert "k = 4 0." in figure.alt
     axes = on_axes(figure.panels[0])
     dots = next(line for line in axes.lines if line.get_label() == SEEDS)

@@ -232,7 +232,7 @@ def test_tuning_seeds_differ_from_the_suites_seeds() -> None:
 
 
 def test_budgets_must_be_equal() -> None:
-    with pytest.raises(SuiteError, match=r"as many settings for every optimizer of e.*sgd 5, adam 3"):
+    with pytest.raises(SuiteError, match=r"the same number of settings for every optimizer of e.*sgd 5, adam 3"):
         Tuner.of(suite_of({"optimizers": {"sgd": {"lr": RATES}, "adam": {"lr": [0.001, 0.01, 0.1]}}}), Method())
 
 

@@ -107,7 +107,7 @@ def test_every_format_shows_the_choice_and_warnings(path: Path, suffix: str) -> 
     text = re.sub(r"\s+", " ", reported(path, suffix)).replace("--widen", "-{}-widen" if suffix == "tex" else "--widen")
     for said in (
         "Tuning",
-        "the settings chosen, by validation data",
+        "the chosen settings, on validation data",
         DATA,
         "within 0.03 of the optimizer",
         "small: diverged: adam lr=1e+30 (2 of 2).",
@@ -116,7 +116,7 @@ def test_every_format_shows_the_choice_and_warnings(path: Path, suffix: str) -> 
     ):
         assert said in text, said
     assert "test accuracy" not in text
-    assert text.index("the settings chosen") < text.index("learning and forgetting"), "the tuning section comes first"
+    assert text.index("the chosen settings") < text.index("learning and forgetting"), "the tuning section comes first"
 
 
 def test_figures_mark_the_chosen_setting_and_name_the_data(path: Path, tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_reasons_against_a_choice_are_reported(made: Path) -> None:
     assert "one, alone: 1 of 1 setting not finished: the choice may change." in shown
     assert "one, alone: no setting can be chosen: each has a trial that diverged, failed or has not finished." in shown
     assert "two, sgd: no setting can be chosen" in shown
-    assert "one: the budgets differ: settings tried are 3 of sgd, 4 of sam, 1 of alone." in shown
+    assert "one: the budgets differ: numbers of settings tried are 3 for sgd, 4 for sam, 1 for alone." in shown
     assert "one: diverged: sgd lr=0.01 (2 of 4)." in shown
     assert "two: failed: sgd lr=0.01 (2 of 2), lr=0.1 (2 of 2), lr=1 (2 of 2)." in shown
 
@@ -183,8 +183,8 @@ def test_reasons_against_a_choice_are_reported(made: Path) -> None:
 def test_a_rule_that_no_setting_can_meet_is_explained(tmp_path: Path) -> None:
     text = TUNED + "tune: {metric: forgetting, learning_margin: null}\n"
     shown = flat(summarise([results_of(tuned_run(tmp_path, text))]))
-    assert "two, sgd: no setting can be chosen: forgetting is undefined in those whose trials ended well." in shown
-    assert "Chosen is the setting with the lowest forgetting; means over 2 tuning seeds." in shown
+    assert "two, sgd: no setting can be chosen: forgetting is undefined for those whose trials are all ok." in shown
+    assert "The chosen setting has the lowest forgetting; values are means over 2 tuning seeds." in shown
 
 
 def test_settings_are_listed_in_the_order_of_their_values(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_many_settings_are_summarised_on_a_terminal(tmp_path: Path) -> None:
     assert f"one, net: {count} settings; markdown, html, csv and json show all of them" in shown
     assert "one, net: learning and forgetting" in render_text(run_report(summary), "markdown")
     assert f"{count} × 2 lr: 0.001–1; momentum: 0, 0.9" in shown
-    assert "one, net, random: the settings chosen, by validation data" in shown
+    assert "one, net, random: the chosen settings, on validation data" in shown
     (tuned,) = tunings(results)
     assert tuned.chosen is not None
     lr, momentum = tuned.chosen.hyperparameters["lr"], tuned.chosen.hyperparameters["momentum"]
@@ -284,7 +284,7 @@ def test_reports_over_both_stages_name_the_data_of_every_number(tmp_path: Path) 
     summary = summarise(runs)
     shown = flat(summary)
     assert "test (validation in a tuning run) accuracy at the end" in shown
-    assert "tune: Accuracies of a tuning run are on validation data" in shown
+    assert "tune: Accuracies of a tuning run are measured on validation data" in shown
     assert {row["split"] for row in json.loads(report_json(summary))["results"]} == {"test", "validation"}
     final = next(figure for figure in figures(runs) if figure.name.startswith("final-accuracy_one"))
     assert final.caption.startswith("Test accuracy (validation in a tuning run)")
@@ -346,7 +346,7 @@ def test_a_later_run_shows_the_cost_of_tuning(tmp_path: Path, tuning: str, said:
     run = write_run(tmp_path, STATED.format(tuning=tuning), lambda trial: rows_of())
     summary = summarise([results_of(run)])
     assert said in flat(summary, 400)
-    assert "the settings chosen" not in flat(summary)
+    assert "the chosen settings" not in flat(summary)
     assert json.loads(report_json(summary))["tunings"] == []
 
 

@@ -198,7 +198,7 @@ def test_a_trial_has_distance_zero_from_itself(results: Results) -> None:
 
 def test_pairs_without_distances_have_a_reason(results: Results) -> None:
     found = found_twins(results)
-    assert found["one", "sgd and wild"].reason == "no seed on which both have ended well"
+    assert found["one", "sgd and wild"].reason == "no seed on which both trials are ok"
     assert found["one", "adam and rates"].reason == "rates has 2 settings; twins need one each"
     assert {key for key, one in found.items() if not one.reason} == {
         ("one", "sgd and adam"),
@@ -400,7 +400,7 @@ def test_distances_of_different_sizes_have_a_logarithmic_axis(tmp_path: Path) ->
     (figure,) = (figure for figure in figures([results_of(made(tmp_path))]) if figure.name.startswith("twins"))
     axes = on_axes(figure.panels[0])
     assert axes.get_yscale() == "log"
-    assert "A distance of 0 has no place on the logarithmic axis." in figure.caption
+    assert "A distance of 0 cannot be shown on the logarithmic axis." in figure.caption
     curves = seed_curves(axes)
     assert curves
     assert all(np.nanmin(curve[:, 1]) > 0 for curve in curves)

@@ -1,4 +1,4 @@
-"""Comparisons of solutions with each other, and with those of the same optimizer in another data order."""
+"""Comparisons of solutions with each other, and with those of the same optimizer trained with another data order."""
 
 from __future__ import annotations
 

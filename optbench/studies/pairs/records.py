@@ -13,7 +13,7 @@ from optbench.studies.pairs.statistics import ArmName, SolutionPair
 
 
 def pair_records(found: Sequence[SolutionPair]) -> Iterable[Record]:
-    """Yield a record per metric of each pair of arms, and of each arm with its controls, its null."""
+    """Yield a record per metric of each pair of arms, and of each arm and its controls (the null of the arm)."""
     nulls: dict[tuple[Any, ...], Record] = {}
     for pair in found:
         place = (pair.run, pair.experiment, pair.model)

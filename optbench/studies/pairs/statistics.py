@@ -50,7 +50,7 @@ class Measured:
 
     @property
     def outside(self) -> tuple[int, int] | None:
-        """The number of seeds with a value outside that range, and of all; None without values."""
+        """The number of seeds with a value outside that range, and the number of all seeds; None without values."""
         bounds, finite = self.null_range, [value for value in self.values.values() if math.isfinite(value)]
         if bounds is None or not finite:
             return None
@@ -81,7 +81,7 @@ class SolutionPair:
 
 
 def solution_pairs(results: Results) -> list[SolutionPair]:
-    """Return every pair of arms requested by the suite, in order; without measures if not yet compared.
+    """Return every pair of arms requested by the suite, in order; a pair not yet compared has no measures.
 
     Raises:
         StoreError: the table is unreadable.
@@ -105,7 +105,7 @@ def solution_pairs(results: Results) -> list[SolutionPair]:
     for place, count in seeds.items():
         experiment, model, a, b = place
         if a == b:
-            continue  # a null, which belongs to the pairs of its arm
+            continue  # a null, which is part of its arm's other pairs
         of_pair = values.get(place, {})
         null_a, null_b = (values.get((experiment, model, side, side), {}) for side in (a, b))
         measures = {

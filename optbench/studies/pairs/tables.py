@@ -12,9 +12,9 @@ from optbench.report.spread import Spread, SpreadText
 from optbench.studies.pairs.statistics import SeedValues, SolutionPair
 
 MANY_PAIRS = 12
-"""The most pairs of an experiment and model shown; further ones are counted, and are in csv and json."""
+"""Maximum number of pairs shown per experiment and model; the others are counted, and included in csv and json."""
 MANY_NOTES = 6
-"""The most reasons for undefined values given; further ones are counted."""
+"""Maximum number of reasons given for undefined values; the others are counted."""
 CHANCE = "subspace_overlap_chance"
 """The same for every pair of a model, so shown once, next to the overlap."""
 
@@ -31,11 +31,12 @@ TITLES = {
 
 LEGENDS = {
     "linear_cka": "CKA: linear alignment of the features on all test data, 1 for the same up to rotation and scale",
-    "subspace_overlap": "overlap: of the subspaces of the 10 leading feature directions; chance: of random ones",
+    "subspace_overlap": "overlap: between the subspaces of the 10 leading feature directions; chance: between random "
+    "subspaces",
     "prediction_disagreement": "disagreement: share of all test examples that the two label differently",
     "loss_barrier": "loss barrier, accuracy barrier: how far the training loss rises above, and the test accuracy "
-    "falls below, the straight line between the two solutions' own (11 points; 1,000 examples of every task)",
-    "weight_distance": "weight distance: between the two, over the mean of their distances from the common start",
+    "falls below, the straight line between the values of the two solutions (11 points; 1,000 examples of every task)",
+    "weight_distance": "weight distance: between the two, divided by the mean of their distances from the common start",
     "displacement_angle": "angle: between the displacements of the two from the common start",
 }
 
@@ -61,10 +62,10 @@ def pair_blocks(pairs: Sequence[SolutionPair], several: bool, spread_text: Sprea
             yield Items(tuple(warnings), "warning")
     if shown:
         yield Paragraph(
-            "Each measure is taken between two solutions of the same seed, which began at the same weights. Its null: "
-            "the same, between an optimizer's solution and that of the same optimizer, seed and initial weights with "
-            "the batches in another order. Outside: on how many seeds the pair lies outside the range of all null "
-            "values of its two sides.",
+            "Each measure compares two solutions of the same seed, which started from the same weights. Its null is "
+            "the same measure between an optimizer's solution and that of the same optimizer, seed and initial weights "
+            "with the batches in another order. Outside: the number of seeds on which the pair is outside the range of "
+            "all null values of its two sides.",
             "quiet",
         )
         yield Items(tuple(text for name, text in LEGENDS.items() if name in shown), "quiet")
@@ -98,7 +99,7 @@ def _warnings(pairs: Sequence[SolutionPair], known: Sequence[SolutionPair]) -> I
     unknown = [pair for pair in pairs if pair not in known]
     begun = [pair.label for pair in unknown if pair.measures]
     if begun:
-        yield f"nothing to compare of {'; '.join(begun[:MANY_PAIRS])}{_more(begun)}"
+        yield f"nothing to compare for {'; '.join(begun[:MANY_PAIRS])}{_more(begun)}"
     waiting = [pair.label for pair in unknown if not pair.measures]
     if waiting:
         yield f"not compared yet: {'; '.join(waiting[:MANY_PAIRS])}{_more(waiting)}"

@@ -44,7 +44,7 @@ class _Line:
         return self.learnt.is_control
 
     def smooth(self, column: str) -> Array:
-        """Means of every w consecutive tasks for each seed, (S, T - w + 1)."""
+        """Return the means over every w consecutive tasks for each seed, (S, T - w + 1)."""
         found: Array = sliding_window_view(self.learnt.recorded[column], self.learnt.window, axis=1).mean(axis=-1)
         return found
 
@@ -74,15 +74,15 @@ def _figure(group: Group, lines: Sequence[_Line]) -> Figure:
     smoothed = f"means of {longest.in_window} in a row, " if longest.window > 1 else ""
     what = (
         f"Online accuracy over the tasks of {group.experiment}, {group.model}, on each batch before its update: "
-        f"{smoothed}a line is the mean over seeds, a band one standard deviation to either side."
+        f"{smoothed}a line is the mean over seeds, a band one standard deviation on either side."
     )
     if fresh := [line.series.label for line in muted if line.learnt.is_fresh]:
-        what += f" Dashed ({', '.join(fresh)}): fresh networks for every task, which learn without earlier tasks."
+        what += f" Dashed ({', '.join(fresh)}): fresh networks for every task, which have not learnt earlier tasks."
     if others := [line.series.label for line in muted if not line.learnt.is_fresh]:
         what += f" Dotted, controls: {', '.join(others)}."
     drawn = [title for column, title in PARTS.items() if _shows(lines, column)]
     if drawn:
-        what += f" Under it, before the first update on each task: {', '.join(drawn)}."
+        what += f" Below, measured before the first update on each task: {', '.join(drawn)}."
     late = [(line.series.label, mean(line.learnt.late)) for line in lines]
     return Figure(
         name=group.figure_name("plasticity"),
@@ -107,7 +107,10 @@ def _panel(part: Sequence[_Line], lines: Sequence[_Line]) -> Panel:
 def _drawing(
     part: Sequence[_Line], lines: Sequence[_Line], column: str, name: str, *, last: bool
 ) -> Callable[[Axes], None]:
-    """Return the drawing function of a column. lines: of all panels, which share axes. last: label the tasks."""
+    """Return the drawing function of a column.
+
+    lines: the lines of all panels, which share axes. last: whether to label the tasks.
+    """
 
     def draw(axes: Axes) -> None:
         limits = style.limits([float(end) for line in lines for end in _ends(line, column)])

@@ -21,13 +21,13 @@ from optbench.store.online import ACCURACY, sequences
 
 Array: TypeAlias = NDArray[np.float64]
 BEFORE = ("dead", "dormant", "effective_rank")
-"""Columns of the table `online` on the network before a task's first update."""
+"""Columns of the table `online` that describe the network before a task's first update."""
 RECORDED = (ACCURACY, *BEFORE)
 
 
 @dataclass(frozen=True)
 class LearntOnline:
-    """One arm. recorded: by column of the table, (S, T); NaN where undefined."""
+    """The online recordings of one arm. recorded: (S, T) for each column of the table; NaN where undefined."""
 
     arm: Arm
     recorded: Mapping[str, Array] = field(repr=False)
@@ -39,7 +39,7 @@ class LearntOnline:
 
     @property
     def window(self) -> int:
-        """w."""
+        """Number of tasks in a window, w."""
         return window(self.tasks)
 
     @property

@@ -24,18 +24,18 @@ DERIVED = {
 }
 ENDING = {"dead": ("dead\nunits", 2), "effective_rank": ("effective\nrank", decimals("effective_rank"))}
 MEANING = (
-    "Online accuracy: on each training batch before the update on it, mean over a task.",
+    "Online accuracy: accuracy on each training batch before the update on it, averaged over a task.",
     "Share kept: last / best; noise alone lowers it below 1, as for fresh networks, and most with few tasks. Slope: "
-    "median over all pairs of tasks (Theil-Sen). Against fresh: last, minus that of fresh networks for every task, "
+    "median over all pairs of tasks (Theil-Sen). Against fresh: last minus the value of fresh networks for every task, "
     "trained by the same optimizer on the same tasks and seeds.",
-    "Dead units, effective rank: of the features of up to 2,000 new inputs before the first update on each of the last "
-    "tasks.",
+    "Dead units, effective rank: measured on the features of up to 2,000 new inputs before the first update on each of "
+    "the last tasks.",
 )
 
 
 @dataclass(frozen=True)
 class _Measure:
-    """One column. values: returns those of an arm, by seed."""
+    """One column. values: for each arm, its values by seed."""
 
     title: str
     digits: int
@@ -97,7 +97,7 @@ def _head(one: LearntOnline) -> tuple[Cell, Cell]:
 
 
 def _chart(here: Sequence[LearntOnline], where: str) -> Table | None:
-    """Return the mean over seeds of every few tasks, as sparklines on a common scale."""
+    """Return sparklines, on a common scale, of the mean over seeds at evenly spaced tasks."""
     lines = {one.arm.key: _points(one) for one in here if len(one.windows)}
     if not lines or here[0].tasks < 2:
         return None

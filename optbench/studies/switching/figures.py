@@ -26,7 +26,7 @@ MIN_POINTS = 2
 WIDTH, HEIGHT = 3.4, 2.7
 TICKS = 6
 BAND = 0.12
-"""Opacity."""
+"""Opacity of the band of a pure arm."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Level:
 class Path:
     """One drawn `Switching`.
 
-    series: the look of its line. points: k, at most the steps taken, and arm, by ascending k.
+    series: the look of its line. points: k, limited to the number of steps taken, and arm, by ascending k.
     """
 
     switching: Switching
@@ -60,7 +60,7 @@ class Path:
 
 
 def switching(results: Sequence[Results]) -> list[Figure]:
-    """Return one figure per switch, with a panel for each primary metric; runs side by side."""
+    """Return one figure per switch, with a panel for each primary metric and run."""
     by_place = {(group.experiment, group.model): group for group in groups(results)}
     paths = (_path(found, by_place[found.place]) for result in results for found in switchings(result))
     alike = grouped(((*p.switching.place, p.switching.label, heading(p.switching)), p) for p in paths if p.metrics)
@@ -97,7 +97,7 @@ def _figure(paths: Sequence[Path], used: Set[str]) -> Figure:
     group = Group(experiment, model, shown)
     what = f"The solution of {experiment}, {model} against k: {told}; a dot is a seed, a line goes through the means."
     if names := [one.label for path in paths for one in _pure(path)]:
-        what += f" Horizontal: {', '.join(names)}: the mean with a band of one standard deviation to either side."
+        what += f" Horizontal: {', '.join(names)}, the mean with a band of one standard deviation on either side."
     metric = first.metrics[0]
     numbers = []
     for path in paths:

@@ -44,7 +44,7 @@ STEP_SETTINGS = {SWITCH: "at", NOISE: "steps"}
 MIN_TEST = 6
 """Fewer seeds cannot reach p ≤ .05 in a signed-rank test."""
 MIN_SEEDS = 5
-"""With fewer seeds, equal signs are too likely by chance: .125 and more; .0625 at 5."""
+"""With fewer seeds, equal signs by chance are too likely: their probability is at least .125, and .0625 with 5."""
 ALPHA = 0.05
 
 
@@ -128,7 +128,7 @@ class Switching:
         needed = {**first, self.then: self.pure_then}
         missing = [name for name, arm in needed.items() if arm is None]
         if missing:
-            return Estimate(None, None, 0, f"no arm is {' or '.join(missing)} alone")
+            return Estimate(None, None, 0, f"no arm uses {' or '.join(missing)} alone")
         pure = [arm for arm in needed.values() if arm is not None]
         values = shared_values([point.arm, *pure], metric)
         if not values.shape[1]:
@@ -178,7 +178,7 @@ def steps_setting(arm: Arm) -> str | None:
 def rho(switched: Array, first: Array, then: Array, names: tuple[str, str] = ("A", "B")) -> Estimate:
     """Compute ρ(k) = (m_AB(k) - m_B)/(m_A - m_B), a ratio of means: 0 for B's solution, 1 for A's.
 
-    switched, first, then: (n,) a metric of the same seeds, n > 0. names: of A and B, for the reason.
+    switched, first, then: (n,) a metric on the same seeds, n > 0. names: those of A and B, used in the reason.
 
     ρ is undefined unless A and B differ: their exact signed-rank test over the same seeds must have p ≤ .05,
     uncorrected. Five seeds cannot reach this, so they must all agree in sign (p = .0625, the smallest possible); fewer
@@ -188,7 +188,7 @@ def rho(switched: Array, first: Array, then: Array, names: tuple[str, str] = ("A
     n = len(switched)
     a_and_b = " and ".join(names)
     if n < MIN_SEEDS:
-        return Estimate(None, None, n, f"{count(n, 'seed')} cannot tell whether {a_and_b} differ; {MIN_SEEDS} can")
+        return Estimate(None, None, n, f"{count(n, 'seed')} cannot show whether {a_and_b} differ; {MIN_SEEDS} can")
     d = round_differences(first - then, float(np.abs([first, then]).max(initial=1.0)))
     if n < MIN_TEST:
         if not (np.all(d > 0) or np.all(d < 0)):

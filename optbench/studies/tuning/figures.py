@@ -1,6 +1,6 @@
 """Effects of swept settings: learning and forgetting against the learning rate, properties against other settings.
 
-Plotting forgetting against learning accuracy shows settings that forget little only because they learn little.
+A plot of forgetting against learning accuracy shows which settings forget little only because they learn little.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ SCATTER_WIDTH, SCATTER_HEIGHT = 3.6, 3.0
 class Sweep:
     """One optimizer over the values of one hyper-parameter, with everything else equal.
 
-    series: its look. points: value and arm, by ascending value. chosen: the one chosen by a tuning run, if among these.
-    joined: whether everything else is equal, so that a line through the points is meaningful.
+    series: its look. points: value and arm, by ascending value. chosen: the variant chosen by a tuning run, if it is
+    among these. joined: whether everything else is equal, so that a line through the points is meaningful.
     """
 
     hyperparameter: str
@@ -99,7 +99,7 @@ def settings(results: Sequence[Results]) -> list[Figure]:
 
 
 def is_rate(hyperparameter: str) -> bool:
-    """Return whether a hyper-parameter is a learning rate, also of a wrapper's base. hyperparameter: dotted path."""
+    """Return whether a hyper-parameter, given by dotted path, is a learning rate of an optimizer or of its base."""
     name = hyperparameter.rpartition(".")[2]
     return name in RATES or name.endswith("_lr")
 
@@ -107,8 +107,9 @@ def is_rate(hyperparameter: str) -> bool:
 def sweeps(group: Group) -> list[Sweep]:
     """Return optimizers with at least `MIN_POINTS` variants that differ in exactly one number, by run.
 
-    For a tuning run, where more than a rate may differ, also variants that differ only in the rate; if these are too
-    few, as with random draws, all variants, unjoined. Excludes the step of a switch, which has its own figure.
+    In a tuning run, more than the learning rate may differ. Variants that differ only in the learning rate then form a
+    sweep; if there are too few of these, as with random draws, all variants form one that is not joined by a line. The
+    step of a switch is excluded, because it has its own figure.
     """
     by_optimizer = grouped(
         ((series.arm.optimizer, series.label.removeprefix(series.arm.label)), series) for series in group.series
@@ -192,7 +193,8 @@ def _figure(group: Group, name: str, found: Sequence[Sweep], metrics: dict[str, 
     if both:
         learning = "score" if text else "accuracy"
         what += (
-            f" Of forgetting against learning {learning}, bottom right is best, and bottom left has little to forget."
+            f" In the plot of forgetting against learning {learning}, the best settings are at the bottom right; those "
+            "at the bottom left have little to forget."
         )
     swept = Group(group.experiment, group.model, tuple(arm for sweep in found for _, arm in sweep.points))
     best = []

@@ -1,4 +1,4 @@
-"""Samplers of the next settings, given the results of earlier ones.
+"""Samplers that propose the next settings, given the results of earlier ones.
 
 They are pure functions of the history, so that a resumed tuning proposes the same settings. A round is a batch of
 settings trained in lock-step.
@@ -22,7 +22,7 @@ WIDENED_BY = 2
 """Number of settings added for every optimizer if the best of one is at an edge."""
 SMALLEST_BATCH = 4
 BATCHES = 4
-"""Number of batches of a Parzen estimator, if they are not too small; the first one is random."""
+"""Number of batches for a Parzen estimator, unless they would be too small; the first batch is random."""
 REDRAWS = 20
 
 
@@ -35,7 +35,7 @@ class Tried:
 
 
 def batch_size(trials: int) -> int:
-    """Return how many of `trials` settings the Parzen estimator draws at once."""
+    """Return how many of `trials` settings the Parzen estimator draws in one batch."""
     return max(SMALLEST_BATCH, math.ceil(trials / BATCHES))
 
 
@@ -44,8 +44,9 @@ def draw(
 ) -> list[Values]:
     """Draw at most `count` untried settings, fewer if the space is exhausted.
 
-    Ranges are sampled in log, rounded to three significant digits; lists are choices. `tpe` needs a history; settings
-    of one batch are drawn as if earlier ones in it had the worst result so far (constant liar).
+    Ranges are sampled on a logarithmic scale and rounded to three significant digits; lists are choices. Without a
+    history, `tpe` draws at random; otherwise, each setting of a batch is drawn as if the earlier ones in it had the
+    worst result so far (constant liar).
 
     Raises:
         UsageError: Optuna is not installed.
@@ -84,10 +85,10 @@ def draw(
 
 
 def widen(search: Search, tried: Sequence[Values], best: Values, edges: Sequence[str]) -> list[Values]:
-    """Return `WIDENED_BY` more settings beyond the edge of the best, or else between it and its neighbours.
+    """Return `WIDENED_BY` more settings beyond the best if it is at an edge, else between it and its neighbours.
 
-    They differ from the best in one hyper-parameter: the first at an edge, else the first positive number. None if no
-    value is a positive number.
+    They differ from the best in one hyper-parameter: the first at an edge, else the first whose values are positive
+    numbers. Empty if there is none.
     """
     numeric = [d for d in search.dimensions if all(_is_positive(value) for value in d.values)]
     at_an_edge = [dimension for dimension in numeric if dimension.name in edges]

@@ -18,10 +18,10 @@ from optbench.suite.variants import KeyPath, log_grid, values_to_try, variants, 
 
 DEFAULT_SEEDS = 2
 FIRST_SEED = 1000
-"""Seeds of the suite are usually 0, 1, 2, ..."""
+"""First default tuning seed, because the seeds of a suite are usually 0, 1, 2, ..."""
 DEFAULT_POINTS = 7
 DEFAULT_REACH = 10.0
-"""Factor below and above its own value up to which a learning rate is searched by default."""
+"""Factor by which the default search extends below and above an optimizer's learning rate."""
 
 
 Key = tuple[str, str]
@@ -32,8 +32,8 @@ Key = tuple[str, str]
 class Dimension:
     """One hyper-parameter to choose.
 
-    values: those of the grid, in order. log: the bounds between which a sampler draws in log; None for a list of
-    values.
+    values: those of the grid, in order. log: the bounds between which a sampler draws on a logarithmic scale; None for
+    a list of values.
     """
 
     path: KeyPath
@@ -70,7 +70,7 @@ class Search:
 
     @property
     def grid(self) -> list[dict[KeyPath, Any]]:
-        """Return every combination, the last dimension varying fastest."""
+        """Every combination of values; the last dimension varies fastest."""
         values = itertools.product(*(dimension.values for dimension in self.dimensions))
         return [dict(zip(self.paths, one, strict=True)) for one in values]
 
@@ -115,10 +115,10 @@ class Searches:
 
     @property
     def in_order(self) -> list[Search]:
-        """Return the searches, each after those that it follows.
+        """The searches, each after those that it follows.
 
         Raises:
-        SuiteError: there is a cycle.
+            SuiteError: there is a cycle.
         """
         done: dict[Key, Search] = {}
         left = list(self.searches)
@@ -133,7 +133,7 @@ class Searches:
 
 
 def tuning_seeds(suite: Suite, count: int | None = None) -> list[int]:
-    """Return the tuning seeds: `count`, or those of the suite, or two; none of them an evaluation seed."""
+    """Return the tuning seeds: `count` new ones if given, else those of the suite, else two new ones."""
     if count is None and suite.tune is not None and suite.tune.seeds is not None:
         return list(suite.tune.seeds)
     own = set(suite.seeds)
@@ -145,7 +145,7 @@ def searches(suite: Suite) -> Searches:
     """Return what `optbench tune` searches in a suite.
 
     Raises:
-    SuiteError: a space is invalid, or names nothing that can be chosen.
+        SuiteError: a space is invalid, or names nothing that can be chosen.
         UsageError: there is nothing to choose.
     """
     tune = suite.tune or Tune()
@@ -214,7 +214,7 @@ def _space_of(tune: Tune, experiment: str, optimizer: str) -> tuple[Mapping[str,
 
 
 class _NoSpace(Exception):
-    """The reason for which there is no default search space."""
+    """The reason why there is no default search space."""
 
 
 def _default_space(target: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,7 +239,7 @@ def _default_space(target: str, hyperparameters: Mapping[str, Any]) -> dict[str,
     if isinstance(base, Mapping) and isinstance(base.get("target"), str):
         if "base" not in hyperparameters:
             raise _NoSpace(
-                f"the suite does not name its base; to tune its rate, write base: {{target: {base['target']}}}"
+                f"the suite does not name its base; to tune its learning rate, write base: {{target: {base['target']}}}"
             )
         try:
             return {"base": _default_space(*registry.base_settings(target, base))}
@@ -249,7 +249,7 @@ def _default_space(target: str, hyperparameters: Mapping[str, Any]) -> dict[str,
     if inside:
         rates = " and ".join(f"{name}: {{lr: ...}}" for name in inside)
         raise _NoSpace(
-            f"it has {len(inside)} optimizers inside; give a search space in 'tune.optimizers', as in {{{rates}}}"
+            f"it contains {len(inside)} optimizers; give a search space in 'tune.optimizers', as in {{{rates}}}"
         )
     if rate is not None:
         raise _NoSpace(f"its lr is {rate!r}; expected a number above 0, around which to search")
@@ -315,7 +315,7 @@ def _check_ties(ties: Sequence[Tie], found: Sequence[Search]) -> None:
 
 
 def _check(dimensions: Sequence[Dimension], target: str, hyperparameters: Mapping[str, Any], where: str) -> None:
-    """Check every value separately, with the suite's values of the others."""
+    """Check every value separately, with the suite's values for the other hyper-parameters."""
     fixed = with_values(hyperparameters, {d.path: d.values[0] for d in dimensions})
     try:
         if dimensions and len(variants(fixed)) > 1:

@@ -1,9 +1,9 @@
-"""The setting of each optimizer that a tuning run chooses by the rule of its suite.
+"""The setting of each optimizer that a tuning run chooses according to the rule of its suite.
 
-The rule uses no test data: the best mean of the suite's metric over models and tuning seeds. For a metric of the
-accuracy matrix, on validation data, only settings whose learning accuracy is close to the optimizer's best are
-eligible, because a rate too small to learn would forget nothing. Online accuracy, on each training batch before its
-update, measures learning itself.
+The rule chooses the best mean of the suite's metric over models and tuning seeds, without test data. For a metric of
+the accuracy matrix, which is on validation data, only settings whose learning accuracy is close to the optimizer's best
+are eligible, because with a learning rate too small to learn there is nothing to forget. Online accuracy, which is on
+each training batch before its update, measures learning itself.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class TriedSetting:
     hyperparameters: the tried values, by dotted path. score, learning: means of the rule's metric and of the learning
     accuracy on validation data, NaN unless every trial is ok and has it. ok, diverged, failed,
     above_target: numbers of the `planned` trials.
-    learns: whether it learns enough to be chosen. by_seed: the rule's metric and those of `SHOWN` on each seed, means
-    over models; empty unless every trial is ok.
+    learns: whether it learns enough to be chosen. by_seed: means over models, on each seed, of the rule's metric and of
+    the metrics in `SHOWN`; empty unless every trial is ok.
     """
 
     variant: str
@@ -76,9 +76,9 @@ class TriedSetting:
 class TunedOptimizer:
     """One optimizer on one experiment: the tried settings, and the chosen one.
 
-    models: over whose mean settings are judged. seeds: those of the run. space: the search space, by dotted path, from
-    the suite's `tune`; None if it has none for this optimizer. settings: in the order tried. chosen: None if no setting
-    is eligible. ends: by dotted path, the end of the search space at which the chosen value lies.
+    models: settings are judged by the mean over these. seeds: the tuning seeds. space: the search space, by dotted
+    path, from the suite's `tune`; None if it has none for this optimizer. settings: in the order tried. chosen: None if
+    no setting is eligible. ends: by dotted path, the end of the search space at which the chosen value lies.
     """
 
     run: str
@@ -98,7 +98,7 @@ class TunedOptimizer:
 
     @property
     def score(self) -> str:
-        """The kind of score in a word."""
+        """The word for its scores."""
         return "score" if self.in_bits else "accuracy"
 
     @property
@@ -124,7 +124,7 @@ def tunings(results: Results) -> list[TunedOptimizer]:
     A suite without `tune` uses the default rule.
 
     Raises:
-    SuiteError: the metric of a rule is not a metric of accuracies.
+        SuiteError: the metric of a rule is not a metric of accuracies.
         StoreError: a table is unreadable.
     """
     suite = results.suite
@@ -139,7 +139,7 @@ def choose(settings: Sequence[TriedSetting], margin: float | None, direction: Di
     """Return the eligible setting with the best score among those that learn enough, the first in case of a tie.
 
     margin: accepted distance from the best learning accuracy; None for any. direction: `lower` if lower scores are
-    better. Returns None if there is none.
+    better. Returns None if no setting is eligible.
     """
     assert direction in ("higher", "lower"), direction
     sign = 1.0 if direction == "higher" else -1.0
@@ -153,7 +153,7 @@ def choose(settings: Sequence[TriedSetting], margin: float | None, direction: Di
 def gated(settings: Sequence[TriedSetting], margin: float | None) -> list[TriedSetting]:
     """Return the settings with `learns` set according to the margin.
 
-    The best learning accuracy is that of an eligible setting, not that of seeds that happened not to diverge.
+    The best learning accuracy is taken over eligible settings, so a setting with diverged seeds does not define it.
     """
     if margin is None:
         return [replace(setting, learns=True) for setting in settings]
@@ -169,9 +169,9 @@ def best_learning(settings: Sequence[TriedSetting]) -> float:
 def end_of_search(value: Any, tried: Sequence[Any], space: Any, sampler: Sampler) -> End | None:
     """Return the end of the search space at which a value lies, if any.
 
-    The search space extends over the tried values and its bounds. For a grid only the exact ends count; for random
-    draws values within 5% of an end, in logarithms if all are positive. 0 is a natural lower bound and no end. Text,
-    booleans, lists and single values have no ends.
+    The search space extends over the tried values and its bounds. For a grid, only the exact ends count; for random
+    draws, also values within 5% of an end (in logarithms if all are positive). 0 is a natural lower bound and does not
+    count as an end. Text, booleans, lists and single values have no ends.
 
     space: a list of values, `{log: [low, high], points: n}`, or None.
     """

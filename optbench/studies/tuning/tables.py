@@ -25,9 +25,9 @@ TITLE = "Tuning"
 BAR = 8
 """Width of a bar from 0 to 1, in characters."""
 MANY_NAMES = 6
-"""The most settings named in a sentence; further ones are counted."""
+"""Maximum number of settings named in a sentence; the others are counted."""
 FEW_VALUES = 2
-"""The most numbers listed; more are shown as a range."""
+"""Maximum number of values listed; more are shown as a range."""
 
 
 def tuning_blocks(found: Sequence[TunedOptimizer], several: bool, spread_text: SpreadText) -> Iterable[Block]:
@@ -47,8 +47,10 @@ def tuning_blocks(found: Sequence[TunedOptimizer], several: bool, spread_text: S
                 yield from _settings(tuned, name, spread_text)
 
 
-DATA = "Accuracies of a tuning run are on validation data; test data have no part in the choice."
-ONLINE_DATA = "Online accuracy is of each training batch before its update; test data have no part in the choice."
+DATA = "Accuracies of a tuning run are measured on validation data; test data are not used for the choice."
+ONLINE_DATA = (
+    "Online accuracy is measured on each training batch before its update; test data are not used for the choice."
+)
 
 
 def _rules(found: Sequence[TunedOptimizer]) -> Iterable[str]:
@@ -67,12 +69,12 @@ def rule_text(tuned: TunedOptimizer) -> str:
     among = (
         ""
         if tuned.margin is None
-        else f", among the settings whose learning {tuned.score} is within {tuned.margin:g} of the optimizer's best"
+        else f" among those whose learning {tuned.score} is within {tuned.margin:g} of the optimizer's best"
     )
     name = words(tuned.metric.name, tuned.in_bits)
     return (
-        f"Chosen is the setting with the {best} {name}{among}; means over {seeds}. A setting with a "
-        "trial that diverged, failed or is not finished cannot be chosen; of ties the first tried is."
+        f"The chosen setting has the {best} {name}{among}; values are means over {seeds}. A setting with a "
+        "trial that diverged, failed or is not finished cannot be chosen; ties go to the setting tried first."
     )
 
 
@@ -132,8 +134,8 @@ def _chosen(here: Sequence[TunedOptimizer], name: str, spread_text: SpreadText) 
         budget = Cell(f"{len(tuned.settings)} × {len(tuned.seeds)}")
         cells = (Cell(edges or ("no" if chosen else UNDEFINED), "warning" if edges else "plain"), budget)
         rows.append((Cell(tuned.optimizer), label, *scores, *cells, Cell(_searched(tuned))))
-    data = "online accuracies" if first.metric.kind == "online" else "validation data"
-    return Table(f"{name}{_place(first)}: the settings chosen, by {data}", titles, tuple(rows))
+    data = "training batches before their update" if first.metric.kind == "online" else "validation data"
+    return Table(f"{name}{_place(first)}: the chosen settings, on {data}", titles, tuple(rows))
 
 
 def _searched(tuned: TunedOptimizer) -> str:
@@ -141,7 +143,7 @@ def _searched(tuned: TunedOptimizer) -> str:
     parts = []
     for path in paths:
         space = (tuned.space or {}).get(path)
-        # for random draws the space, for a grid its values including widened ones
+        # for random draws, the space; for a grid, its values and those added by widening
         drawn = tuned.sampler != "grid" and space is not None
         parts.append(f"{path}: {searched_text(space, () if drawn else tuned.values(path))}")
     return "; ".join(parts) or "nothing"
@@ -151,8 +153,8 @@ def _warnings(here: Sequence[TunedOptimizer]) -> Iterable[str]:
     """Yield caveats about the chosen values."""
     budgets = {tuned.optimizer: len(tuned.settings) for tuned in here}
     if len(set(budgets.values())) > 1:
-        said = ", ".join(f"{count} of {optimizer}" for optimizer, count in budgets.items())
-        yield f"{here[0].experiment}: the budgets differ: settings tried are {said}."
+        said = ", ".join(f"{count} for {optimizer}" for optimizer, count in budgets.items())
+        yield f"{here[0].experiment}: the budgets differ: numbers of settings tried are {said}."
     for tuned in here:
         who = f"{tuned.experiment}, {tuned.optimizer}"
         missing = sum(setting.missing > 0 for setting in tuned.settings)
@@ -176,7 +178,7 @@ def _why_none(tuned: TunedOptimizer) -> str:
         above = any(setting.above_target for setting in tuned.settings)
         said = ", ended above the target training loss" if above else ""
         return f"each has a trial that diverged, failed{said} or has not finished"
-    return f"{words(tuned.metric.name, tuned.in_bits)} is undefined in those whose trials ended well"
+    return f"{words(tuned.metric.name, tuned.in_bits)} is undefined for those whose trials are all ok"
 
 
 def _reasons(found: Sequence[TunedOptimizer], name: str) -> Iterable[str]:
@@ -196,7 +198,7 @@ def _reasons(found: Sequence[TunedOptimizer], name: str) -> Iterable[str]:
 
 def _names(settings: Sequence[tuple[TriedSetting, str]]) -> str:
     """Join names, each with a note; only the first if there are many."""
-    # without blanks, because a setting of several values is one entry of a list
+    # without spaces, because a setting with several values is one entry of a list
     texts = [(setting_text(setting.hyperparameters, setting.variant), note) for setting, note in settings]
     names = [f"{text.replace(', ', ',')}{note}" for text, note in texts]
     shown = ", ".join(names[:MANY_NAMES])

@@ -27,7 +27,7 @@ def tuned_text(
 ) -> str:
     """Return the text of a suite file with only the changes to the suite that it extends.
 
-    folders: where files of code named in the changes are searched, to be named relative to the folder `to`.
+    folders: folders in which code files named in the changes are searched; they are then named relative to `to`.
     """
     said: Any = changes
     for folder in folders:
@@ -38,8 +38,8 @@ def tuned_text(
 def tuned_suite(suite: Suite, tuner: Tuner, found: Sequence[TunedOptimizer]) -> Suite:
     """Return the suite with the chosen values, their budgets, and the tuning seeds, which `optbench run` then rejects.
 
-    suite: complete, even if only some experiments and optimizers were tuned. An optimizer without a choice keeps its
-    values. Earlier tuning seeds are kept as long as values chosen on them are.
+    suite: the complete suite, even if only some experiments and optimizers were tuned. An optimizer without a choice
+    keeps its values. Earlier tuning seeds are kept if the suite keeps values chosen on them.
     """
     chosen = chosen_values(tuner, found)
     plain = suite.model_dump(exclude_unset=True)
@@ -61,7 +61,7 @@ def tuned_suite(suite: Suite, tuner: Tuner, found: Sequence[TunedOptimizer]) -> 
 
 
 def _place(suite: Suite, optimizer: str, chosen: Mapping[str, Mapping[KeyPath, Any]], plain: dict[str, Any]) -> None:
-    """Write an optimizer's values, by experiment, to the optimizer, or to experiments with different ones."""
+    """Write an optimizer's values, by experiment, to the optimizer, or to the experiments if their values differ."""
     takers = [name for name, e in suite.experiments.items() if optimizer in (e.optimizers or suite.optimizers)]
     alone: dict[str, dict[KeyPath, Any]] = {}
     for path in dict.fromkeys(path for values in chosen.values() for path in values):
@@ -92,7 +92,7 @@ def chosen_values(tuner: Tuner, found: Sequence[TunedOptimizer]) -> Chosen:
 
 
 def misplaced(written: Suite, chosen: Chosen) -> list[str]:
-    """Return chosen values that are missing from a tuned suite; must be empty."""
+    """Return chosen values that are missing from a tuned suite; there must be none."""
     return [
         f"experiments.{experiment}: {optimizer}.{'.'.join(path)}"
         for (experiment, optimizer), values in chosen.items()

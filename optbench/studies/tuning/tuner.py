@@ -1,6 +1,5 @@
 """`optbench tune`: train rounds of settings in lock-step into one run directory until none are left to try.
 
-
     suite -> searches -> settings of a round -> run (stage `tune`) -> the result of each -> the next round
 
 Every round is a function of the previous ones, so a resumed tuning repeats them from the start, reading existing
@@ -62,15 +61,15 @@ class Tuner:
         seeds: replace the suite's tuning seeds.
 
         Raises:
-        SuiteError: a space is invalid, budgets are unequal, or a seed is an evaluation seed.
+            SuiteError: a space is invalid, budgets are unequal, or a seed is an evaluation seed.
             UsageError: there is nothing to choose.
         """
         chosen = list(seeds if seeds is not None else tuning_seeds(suite))
         both = sorted(set(chosen) & set(suite.seeds))
         if both:
             raise SuiteError(
-                f"seed {both[0]} is one of the suite's own: settings are chosen on seeds that no result uses; "
-                "give others with --seeds or in 'tune.seeds'"
+                f"seed {both[0]} is one of the suite's own, but settings must be chosen on other seeds; "
+                "give them with --seeds or in 'tune.seeds'"
             )
         tuner = Tuner(suite, method, chosen, searches(suite))
         tuner._check_budgets()
@@ -82,7 +81,7 @@ class Tuner:
 
     @property
     def tuning_suite(self) -> Suite:
-        """Return the suite of a tuning run, with all tried settings as variants and only the metrics of the rule."""
+        """The suite of a tuning run, with all tried settings as variants and only the metrics of the rule."""
         experiments = {}
         begun = self._begun
         for name in dict.fromkeys(search.experiment for search in begun):
@@ -206,7 +205,7 @@ class Tuner:
             if len(set(counts.values())) > 1:
                 listed = ", ".join(f"{optimizer} {count}" for optimizer, count in counts.items())
                 raise SuiteError(
-                    f"tune: expected as many settings for every optimizer of {name}, to be fair, got {listed}"
+                    f"tune: expected the same number of settings for every optimizer of {name}, got {listed}"
                 )
 
 
@@ -218,7 +217,7 @@ def tune(
     record: the entry `tune` of the run's `run.json`. files: further files of a new run, by name.
 
     Raises:
-    OptbenchError: settings, device, data or run directory are invalid; earlier results are kept.
+        OptbenchError: settings, device, data or run directory are invalid; earlier results are kept.
     """
     tuner.propose([])
     found: tuple[TunedOptimizer, ...] = ()
@@ -240,12 +239,12 @@ def tune(
 
 
 def first_plan(tuner: Tuner, options: Options) -> Plan:
-    """Return the plan of the first round, for a grid all of it unless it is widened."""
+    """Return the plan of the first round; for a grid, this is the whole tuning unless the grid is widened."""
     return make_plan(tuner.tuning_suite, options.resume, grown=True)
 
 
 def _history(search: Search, tried: Sequence[Values], tuned: TunedOptimizer | None) -> list[Tried]:
-    """Return the history for a sampler; settings that learn enough are worth their score, others less."""
+    """Return the history for a sampler. A setting that learns enough is worth its score; others are worth less."""
     if tuned is None:
         return []
     sign = 1.0 if tuned.metric.direction == "higher" else -1.0

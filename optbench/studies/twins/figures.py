@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 4.2, 3.1
 WIDE = 20
-"""Ratio of distances above which the axis is logarithmic, as for close and distant pairs."""
+"""Ratio of distances above which the axis is logarithmic, because close and distant pairs are drawn together."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ def _figure(group: Group, pairs: Sequence[DrawnTwins]) -> Figure:
     sides = tuple({side.label: side for pair in pairs for side in pair.sides}.values())
     tasks = task_count(pair.twins for pair in pairs)
     what = (
-        f"Distance between twins during the training of {group.experiment}, {group.model}: between their weights, over "
-        "the mean of their distances from the common start; a thin line is a seed, a thick one the mean while every "
-        f"seed is in training. {accuracy(pair.twins.size for pair in pairs)}"
+        f"Distance between twins during the training of {group.experiment}, {group.model}: between their weights, "
+        "divided by the mean of their distances from the common start; a thin line is a seed, a thick one the mean "
+        f"while every seed is being trained. {accuracy(pair.twins.size for pair in pairs)}"
     )
     ends = [(pair.series.label, pair.shared[-1], pair) for pair in pairs if pair.shared]
     numbers = [(f"{label} at {place_text(place, tasks)}", mean(pair.twins.at(place))) for label, place, pair in ends]
@@ -80,7 +80,7 @@ def _figure(group: Group, pairs: Sequence[DrawnTwins]) -> Figure:
     positive = [value for value in values if value > 0]
     wide = bool(positive) and max(positive) > WIDE * min(positive)
     if wide and 0.0 in values:
-        what += " A distance of 0 has no place on the logarithmic axis."
+        what += " A distance of 0 cannot be shown on the logarithmic axis."
     drawn = Group(group.experiment, group.model, sides)
     starts = _starts(pairs)
     return Figure(

@@ -1,7 +1,7 @@
 """Twins: the distance between two optimizers in weight space at every evaluation.
 
 Distances are estimated from sketches of the weights (`optbench.metrics.sketch`), with a relative error of about
-1/√(2K), K the length of a sketch.
+1/√(2K), where K is the length of a sketch.
 
 Legend: `E` evaluations of a trial; `w₀` the weights before the first step; a place is a task, 1..T, and a step of it.
 """
@@ -79,7 +79,7 @@ class Twins:
 
     @property
     def last(self) -> list[float]:
-        """Return the distance of every seed at the last common place of its two trials."""
+        """The distance of every seed at the last common place of its two trials."""
         found = [distances[max(distances)] for distances in self.distances.values()]
         return [value for value in found if math.isfinite(value)]
 
@@ -166,7 +166,7 @@ def _twins(
         both = [recorded[arm.trials[seed].id] for arm in (one, other) if well and arm.trials[seed].id in recorded]
         if len(both) == 2 and (shared := distances(*both)):
             found[seed], size = shared, both[0].values.shape[1]
-    reason = "" if found else "no seed on which both have ended well"
+    reason = "" if found else "no seed on which both trials are ok"
     return Twins(results, *place, a, b, (one, other), found, size, reason)
 
 

@@ -18,8 +18,8 @@ COLUMNS = 5
 """First evaluation, quarters, last evaluation."""
 MOST_DIGITS = 6
 MEANING = (
-    "Distance: between the weights of the two, over the mean of their distances from the common start: 0 for the same "
-    "weights, √2 for equal distances at a right angle. Last: the last evaluation that the two trials of a seed share."
+    "Distance: between the weights of the two, divided by the mean of their distances from the common start: 0 for the "
+    "same weights, √2 for equal distances at a right angle. Last: the last evaluation that both trials of a seed have."
 )
 
 
