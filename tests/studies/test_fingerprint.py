@@ -264,6 +264,8 @@ def test_trials_with_other_initial_weights_are_not_comparable(made: Panel) -> No
     }
     found = fingerprint(dataclasses.replace(other, name="other", trials=trials), made)
     assert all(one.verdict is Verdict.NOT_COMPARABLE for one in found.judged["sgd"])
+    assert any(one.text.endswith("cosine, polar factor: initial weights differ.") for one in sentences(found))
+    check_words(found)
     assert any("initial weights differ from the panel's" in remark for remark in found.remarks)
 
 

@@ -37,7 +37,7 @@ def draw(path: Path, optimizer: str | None = None) -> Fingerprint:
 
 
 def check_file(path: Path, place: str) -> None:
-    """Raise UsageError if `save` could not write to `path`. place: the user's argument, to name in the message."""
+    """Raise UsageError if `save` could not write to `path`. place: the user's argument, quoted in the message."""
     if (suffix := path.suffix.lstrip(".")) not in SUFFIXES:
         raise UsageError(f"{place}: {unknown('suffix', suffix, SUFFIXES)}")
     if not path.parent.is_dir():

@@ -1,4 +1,4 @@
-"""One optimizer's results in the suite: a value for each strip and seed, and the conditions for its validity.
+"""One optimizer's results in the suite: a value for each strip and seed, and the outcome of each trial.
 
 Legend: `n` seeds, in ascending order; arrays (16, n) have a row for each strip.
 """

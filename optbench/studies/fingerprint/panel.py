@@ -177,7 +177,7 @@ def check(panel: Panel, results: Results) -> None:
 
 
 def check_seeds(panel: Panel, seeds: Sequence[int], place: str) -> None:
-    """Raise UsageError unless all seeds are in the panel, which is compared seed by seed. place: names the argument."""
+    """Raise UsageError unless all seeds are in the panel, which is compared seed by seed. place: starts the message."""
     if strange := [seed for seed in seeds if seed not in panel.seeds]:
         raise UsageError(
             f"{place}: expected seeds of the panel, {panel.seeds[0]} to {panel.seeds[-1]}, got {strange[0]}"
@@ -185,7 +185,7 @@ def check_seeds(panel: Panel, seeds: Sequence[int], place: str) -> None:
 
 
 def remarks(panel: Panel, results: Results) -> list[str]:
-    """Return sentences on differences between the making of the run and that of the panel, and on an unfinished run."""
+    """Return caveats in sentences: a torch version or device that differs from the panel's, and an unfinished run."""
     mine = latest_provenance(results.run.record)
     found = [
         f"The run used {what} {mine.get(key)}, the panel {panel.made.get(key)}."

@@ -61,12 +61,12 @@ def _nearest(found: Fingerprint) -> Iterator[Sentence]:
 
 
 def _against(judged: Sequence[Judged]) -> Iterator[Sentence]:
-    """Yield sentences on the strips that differ from one reference, that do not, and for which it is not known."""
+    """Yield sentences on one reference: strips that differ, are equal, are open or cannot be compared."""
     other = judged[0].other
     differing = tuple(one for one in judged if one.differs)
     same = tuple(one for one in judged if one.same)
     unsettled = tuple(one for one in judged if one.verdict is Verdict.NO_EVIDENCE)
-    left_out = tuple(one for one in judged if one.verdict is Verdict.NOT_COMPARABLE)
+    left_out = [one for one in judged if one.verdict is Verdict.NOT_COMPARABLE]
     if differing:
         yield Sentence(f"Compared with {other}, it {_listed([_phrase(one) for one in differing])}.", differing)
     if same:
@@ -77,10 +77,13 @@ def _against(judged: Sequence[Judged]) -> Iterator[Sentence]:
     if unsettled:
         where = _listed([one.strip.label for one in unsettled])
         yield Sentence(f"These seeds do not show whether it differs from {other} in {where}.", unsettled)
-    if left_out:
-        where = _listed([one.strip.label for one in left_out])
-        why = "where one of them has no values or their initial weights differ"
-        yield Sentence(f"It cannot be compared with {other} in {where}, {why}.", left_out)
+    if empty := tuple(one for one in left_out if not one.result.n):
+        where = _listed([one.strip.label for one in empty])
+        yield Sentence(f"It cannot be compared with {other} in {where}, where one of them has no values.", empty)
+    if rest := tuple(one for one in left_out if one.result.n):
+        where = _listed([one.strip.label for one in rest])
+        why = "; ".join(dict.fromkeys(one.judgement.reason for one in rest))
+        yield Sentence(f"It cannot be compared with {other} in {where}: {why}.", rest)
 
 
 def _phrase(one: Judged) -> str:
