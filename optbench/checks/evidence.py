@@ -53,7 +53,7 @@ class Ending:
 
 @dataclass(frozen=True, eq=False)
 class PlainSteps:
-    """Side effects of a few plain steps."""
+    """Side effects of a few steps in a plain loop."""
 
     training: PlainTraining
     changed_gradients: int

@@ -164,7 +164,7 @@ def _diverged_neighbour(evidence: Evidence) -> Found:
         tried.append(name)
     if tried:
         return "skipped", f"not checked: setting {' or '.join(tried)} to {ABSURD:g} does not make a neighbour diverge"
-    return "skipped", f"not checked: no {' or '.join(LOSING)} that can be set to {ABSURD:g}"
+    return "skipped", f"not checked: it has no {' or '.join(LOSING)} that can be set to {ABSURD:g}"
 
 
 def _absurd_settings(problem: Problem) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -114,7 +114,9 @@ class Bert(nn.Module):
 
 
 def network(size: Size, device: torch.device | str = "cpu") -> nn.Module:
-    """Build the network of the given size, with marked ends and the initial weights of GPT-2 and BERT (normal, .02).
+    """Build the network of the given size, with the initial weights of GPT-2 and BERT (normal, .02).
+
+    Its embeddings and output layers are marked as ends.
 
     On `meta`, the weights have no values.
     """

@@ -55,7 +55,7 @@ class RegionTimer:
 
     @contextlib.contextmanager
     def gradient(self) -> Iterator[None]:
-        """Count the block as gradient."""
+        """Count the time of the block as that of the gradient."""
         self.enter("gradient")
         try:
             yield

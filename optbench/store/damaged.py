@@ -24,7 +24,7 @@ def set_damaged_aside(path: Path) -> list[str]:
     A damaged part affects only its own cohort. Merged tables depend on each other: if one is damaged, all are moved.
 
     Raises:
-        StoreError: a file cannot be moved, or holds impossible values although its checksum is intact.
+        StoreError: a file cannot be moved, or contains impossible values although its checksum is correct.
     """
     found = []
     for folder in (PARTS, INTERIM):

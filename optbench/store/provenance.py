@@ -14,10 +14,10 @@ def provenance(device: str, accelerators: list[str], cpu_capability: str, jobs: 
     """Return the versions of installed packages, the processors, and the git commit of the working directory, if any.
 
     Args:
-        device: the device that the run trains on.
+        device: the device on which the run trains.
         accelerators: names of the GPUs it can use.
         cpu_capability: the instruction set that PyTorch uses, which affects the bits of initial weights.
-        jobs: worker processes, each with one thread.
+        jobs: number of worker processes, each with one thread.
     """
     packages = {d.name: d.version for d in importlib.metadata.distributions() if d.name}
     return {

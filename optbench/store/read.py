@@ -55,7 +55,7 @@ class RunDirectory:
         """Return a table of `store.tables`, or only some of its columns, which must include `trial`.
 
         Raises:
-            StoreError: a file is damaged, lacks a column, or is of another schema version.
+            StoreError: a file is damaged, lacks a column, or has another schema version.
         """
         key = (name, *columns)
         if key not in self._tables:

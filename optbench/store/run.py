@@ -51,7 +51,7 @@ class RunExists(StoreError):
 
 
 class RunWriter:
-    """Writes one run directory during training; every method raises StoreError if it cannot be written."""
+    """Writes one run directory during training; every method raises StoreError if the directory cannot be written."""
 
     def __init__(self, path: Path, record: dict[str, Any], order: Sequence[Trial], lock: RunLock) -> None:
         self.path = path
@@ -241,10 +241,10 @@ class RunWriter:
     def _merge(self) -> None:
         started = time.monotonic()
         if self._pairs.num_rows or (self.path / f"{PAIRS}.parquet").exists():
-            names = [self._pairs[side].to_pylist() for side in ("trial_b", "trial_a")]  # the last one takes precedence
+            names = [self._pairs[side].to_pylist() for side in ("trial_b", "trial_a")]  # lexsort: the last is primary
             places = np.array([[self._order.get(trial, -1) for trial in side] for side in names], dtype=np.int64)
             self._save_table(PAIRS, self._pairs.take(pa.array(np.lexsort(places))))
-        # `trials` last: all other rows of a trial in it have been written.
+        # `trials` is written last, so that all other rows of a trial in it exist.
         for name in [*(name for name in ALL_TABLES if name != TrialRow.table), TrialRow.table]:
             table = self._gathered.table(name)
             if name in ON_REQUEST and not table.num_rows and not (self.path / f"{name}.parquet").exists():

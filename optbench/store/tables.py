@@ -322,7 +322,7 @@ ADDED = frozenset(
     | {("curves", name) for name in ("eval_bits_per_byte", "lr")}
     | {("trials", name) for name in ("source_hash", "gradients", "evaluation_seconds", "tasks_above_target")}
 )
-"""Tables and columns that runs of earlier versions lack; they are read as nulls."""
+"""Columns, by table, that runs of earlier versions lack; they are read as nulls."""
 ON_REQUEST = frozenset({row.table for row in (SketchRow, OnlineRow, EarlierRow, UpdateRow, ClassRow)})
 """Tables written only if a suite requests their content."""
 TABLES = {name: row_type for name, row_type in ALL_TABLES.items() if name not in ON_REQUEST}

@@ -1,4 +1,4 @@
-"""Metrics of solutions against the step of the switch, between those of the two pure arms."""
+"""Metrics of solutions against the step of the switch, with those of the two pure arms."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ A `switch` takes its first k steps with optimizer A and all others with B; `grad
 of its base. Both are compared with the *pure* arms of the same experiment and model, trained by A or by B alone.
 
 Legend: `n` seeds, `B` resamples; m_AB(k), m_A, m_B the means of a metric over the seeds that all three have.
-Source: Pascanu et al. 2025, arXiv:2507.12224, sections 1 and 3.1: the early phase decides the basin.
+Source: Pascanu et al. 2025, arXiv:2507.12224, sections 1 and 3.1: the early phase determines the basin.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from optbench.stats.signed_rank import round_differences, signed_rank_test
 Array: TypeAlias = NDArray[np.float64]
 SwitchKind = Literal["switch", "control", "noise"]
 """`switch`: from A to another B; `control`: from A to A, which shows the effect of switching itself; `noise`:
-perturbed."""
+with perturbed gradients."""
 Side = Literal["first", "then"]
 Statistic = Literal["rho", "difference"]
 """`rho`: (m_AB(k) - m_B)/(m_A - m_B); `difference`: m(k) minus that of the pure arm, in the metric's unit."""
@@ -160,7 +160,7 @@ def switchings(results: Results) -> list[Switching]:
             rest = {name: v for name, v in trial.hyperparameters.items() if name != STEP_SETTINGS[trial.target]}
             key = (arm.experiment, arm.model, arm.optimizer, json.dumps(rest, sort_keys=True))
             grouped.setdefault(key, []).append(arm)
-    # noise over a single number of steps, usually all of them, is no sweep of k
+    # noise over a single number of steps, usually all of them, is not a sweep of k
     asked = [found for found in grouped.values() if len(found) > 1 or _trial(found[0]).target == SWITCH]
     return [_switching(found, everything) for found in asked]
 

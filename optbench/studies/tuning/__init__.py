@@ -1,6 +1,6 @@
 """Tuning: the setting of each optimizer chosen by a tuning run, and the budget of the choice.
 
-This module has what reports need, without training; `tuner` is the search."""
+This module provides what reports need and does not train; `tuner` runs the search."""
 
 from __future__ import annotations
 

@@ -269,7 +269,7 @@ def _against(sweep: Sweep) -> list[tuple[float, list[tuple[float, float]]]]:
 
 
 def _scatter(sweep: Sweep, drawn: Sequence[Sweep]) -> Panel:
-    """Draw one optimizer; all share the same axes."""
+    """Draw one optimizer; all optimizers share the same axes."""
 
     def draw(axes: Axes) -> None:
         points = [point for other in drawn for _, pairs in _against(other) for point in pairs]

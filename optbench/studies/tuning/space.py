@@ -142,7 +142,7 @@ def tuning_seeds(suite: Suite, count: int | None = None) -> list[int]:
 
 
 def searches(suite: Suite) -> Searches:
-    """Return what `optbench tune` searches in a suite.
+    """Return the searches that `optbench tune` makes for a suite.
 
     Raises:
         SuiteError: a space is invalid, or names nothing that can be chosen.
@@ -221,7 +221,7 @@ def _default_space(target: str, hyperparameters: Mapping[str, Any]) -> dict[str,
     """Return a space of learning rates around the suite's, or the optimizer's default; for a wrapper, its base's.
 
     Raises:
-        _NoSpace: there is no such rate.
+        _NoSpace: there is no such learning rate.
         OptimizerError: a user's optimizer, whose default is needed, cannot be loaded.
     """
     if len(variants(hyperparameters)) > 1:

@@ -197,7 +197,7 @@ def _reasons(found: Sequence[TunedOptimizer], name: str) -> Iterable[str]:
 
 
 def _names(settings: Sequence[tuple[TriedSetting, str]]) -> str:
-    """Join names, each with a note; only the first if there are many."""
+    """Join names, each with a note; only the first few if there are many."""
     # without spaces, because a setting with several values is one entry of a list
     texts = [(setting_text(setting.hyperparameters, setting.variant), note) for setting, note in settings]
     names = [f"{text.replace(', ', ',')}{note}" for text, note in texts]

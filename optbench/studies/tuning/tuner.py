@@ -58,7 +58,7 @@ class Tuner:
     def of(suite: Suite, method: Method, seeds: Sequence[int] | None = None) -> Tuner:
         """Start a tuning.
 
-        seeds: replace the suite's tuning seeds.
+        seeds: used instead of the suite's tuning seeds.
 
         Raises:
             SuiteError: a space is invalid, budgets are unequal, or a seed is an evaluation seed.
@@ -155,7 +155,7 @@ class Tuner:
         return self._beyond(search, tuned) or self._beside(search, tuned, ())
 
     def _beyond(self, search: Search, tuned: TunedOptimizer) -> list[Values]:
-        """Return settings beyond the edge of the best one that the optimizer accepts."""
+        """Return settings beyond the edge at which the best one is, if the optimizer accepts them."""
         return self._beside(search, tuned, tuned.edges) if can_widen(search, tuned.edges) else []
 
     def _beside(self, search: Search, tuned: TunedOptimizer, edges: Sequence[str]) -> list[Values]:
@@ -176,7 +176,7 @@ class Tuner:
             return []
         assert self.method.sampler != "grid"
         purpose = f"tuning {search.experiment} {search.optimizer} round {len(tried) // size}"
-        # Optuna takes seeds of 32 bits.
+        # Optuna accepts 32-bit seeds.
         seed = stream_seed(self.suite.seed, None, purpose) % 2**32
         return draw(search, _history(search, tried, tuned), count, self.method.sampler, seed)
 

@@ -85,7 +85,7 @@ def _reached(shown: Sequence[Twins]) -> Iterable[Moment]:
 
 
 def digits_of(values: Iterable[Sequence[float]]) -> int:
-    """Return the decimals that give the smallest mean of a line two digits, because twins are close."""
+    """Return the number of decimals that shows two digits of the smallest mean of a line, because twins are close."""
     means = [fmean(found) for found in values if found]
     smallest = min((mean for mean in means if mean > 0), default=1.0)
     return min(MOST_DIGITS, max(decimals(METRIC), 1 - math.floor(math.log10(smallest))))
