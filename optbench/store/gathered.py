@@ -1,4 +1,4 @@
-"""The results of a run in memory while it is written."""
+"""The results of a run, held in memory while it is written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from optbench.store.tables import ALL_TABLES, TrialRow
 
 
 class Gathered:
-    """The tables of a run, to which cohorts are added; adding one takes the same time however many trials there are.
+    """The tables of a run, to which cohorts are added, each in a time that does not depend on the number of trials.
 
     Added rows are kept in a list and joined when a table is read.
     """
@@ -26,7 +26,7 @@ class Gathered:
     def table(self, name: str) -> pa.Table:
         """Return a table with all rows added so far, in order of addition."""
         if self._added[name]:
-            # One chunk: thousands of small ones take several times the memory of their content.
+            # Combined into one chunk, because thousands of small ones take several times the memory of their content.
             self._joined[name] = pa.concat_tables([self._joined[name], *self._added[name]]).combine_chunks()
             self._added[name] = []
         return self._joined[name]
@@ -37,7 +37,7 @@ class Gathered:
         found: tables by name, with `trials` among them.
         """
         endings = _endings(found[TrialRow.table])
-        if replaced := self.endings.keys() & endings.keys():  # they had failed; few have
+        if replaced := self.endings.keys() & endings.keys():  # trials that had failed, usually few
             trials = pa.array(sorted(replaced), pa.string())
             for name in ALL_TABLES:
                 table = self.table(name)
@@ -48,7 +48,7 @@ class Gathered:
         self.endings |= endings
 
     def is_done(self, trial: str) -> bool:
-        """Whether a trial needs no training: it is `ok` or diverged."""
+        """Return whether a trial needs no further training, because it is `ok` or diverged."""
         return self.endings.get(trial, ("failed", None))[0] != "failed"
 
 

@@ -66,14 +66,14 @@ def pairs_table(rows: Sequence[PairRow]) -> pa.Table:
 
 @dataclass(frozen=True)
 class PairValue:
-    """A metric of two solutions. value: NaN if undefined. note: why it is undefined."""
+    """A metric of two solutions. value: NaN if undefined. note: why it is undefined, if so."""
 
     value: float
     note: str | None
 
 
 def pair_values(table: pa.Table) -> dict[str, dict[frozenset[str], PairValue]]:
-    """Return metric -> the ids of the two trials -> its value."""
+    """Return metric -> ids of the two trials -> value."""
     if not len(table):  # Arrow would import pandas to join zero chunks
         return {}
     (a, ids_a), (b, ids_b), (metric, metrics) = (codes(table[name]) for name in ("trial_a", "trial_b", "metric"))

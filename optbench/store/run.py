@@ -190,7 +190,7 @@ class RunWriter:
         }
         filled = {name: table for name, table in found.items() if table.num_rows}
         write_part(self.path / PARTS, cohort.id, table_files(filled))
-        # Nothing below may take longer the more trials have finished.
+        # The time taken by the rest must not grow with the number of finished trials.
         self._gathered.add(found)
         if self._pairs.num_rows:  # comparisons of these trials' earlier weights are no longer valid
             self._pairs = without(self._pairs, found[TrialRow.table]["trial"].combine_chunks())
