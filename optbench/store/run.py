@@ -241,7 +241,7 @@ class RunWriter:
     def _merge(self) -> None:
         started = time.monotonic()
         if self._pairs.num_rows or (self.path / f"{PAIRS}.parquet").exists():
-            names = [self._pairs[side].to_pylist() for side in ("trial_b", "trial_a")]  # lexsort: the last is primary
+            names = [self._pairs[side].to_pylist() for side in ("trial_b", "trial_a")]  # sorted by the last one first
             places = np.array([[self._order.get(trial, -1) for trial in side] for side in names], dtype=np.int64)
             self._save_table(PAIRS, self._pairs.take(pa.array(np.lexsort(places))))
         # `trials` is written last, so that all other rows of a trial in it exist.

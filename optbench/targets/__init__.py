@@ -1,12 +1,12 @@
-"""Targets: from the name of a user's code to the object and a hash of its source.
+"""Targets: find the object that a name refers to in a user's code, and a hash of its source.
 
 A name is `module:attribute`, `./file.py:attribute`, or `python:name` for an object passed to a run from Python. A
 user's text, which is never executed, is read, hashed and kept in the same way, under `text-file:` and its path.
 
 A file and its neighbours (modules in its folder that it imports, directly or indirectly) are read once and executed
 from memory, so that the hash covers exactly what runs, and edits during a run have no effect. Every state of a file is
-executed once per process, in its own package, so that neighbours of equal names in two folders, or before and after an
-edit, are different modules.
+executed once per process, in its own package, so that neighbours with equal names in two folders, or before and after
+an edit, are different modules.
 
 Does not import torch.
 """

@@ -50,7 +50,7 @@ class Path:
     levels: tuple[Level, ...]
 
     def drawn(self, metric: str) -> list[tuple[float, list[float]]]:
-        """Return the metric of every seed by k, if there is any."""
+        """Return each k for which the metric has values, and its values over seeds."""
         return [(k, found) for k, arm in self.points if (found := arm.values(metric))]
 
     @property

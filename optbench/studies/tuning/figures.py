@@ -67,7 +67,7 @@ class Sweep:
     joined: bool = True
 
     def drawn(self, metric: str) -> list[tuple[float, list[float]]]:
-        """Return the metric of every seed by value, if there is any."""
+        """Return each value for which the metric was measured, and the metric over seeds."""
         return [(value, found) for value, arm in self.points if (found := arm.values(metric))]
 
     def ring(self, metric: str) -> tuple[float, float] | None:

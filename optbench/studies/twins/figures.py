@@ -93,7 +93,7 @@ def _figure(group: Group, pairs: Sequence[DrawnTwins]) -> Figure:
 
 
 def _starts(pairs: Sequence[DrawnTwins]) -> Mapping[int, int]:
-    """Return the start of each task on the axis, after the longest of every earlier task."""
+    """Return where each task starts on the axis: after the largest number of steps in each earlier task."""
     places = [place for pair in pairs for place in pair.twins.places]
     count = task_count(pair.twins for pair in pairs)
     longest = [max((step for task, step in places if task == i), default=0) for i in range(1, count + 1)]
