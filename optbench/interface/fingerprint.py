@@ -116,7 +116,7 @@ def fingerprint(
             raise UsageError("optimizer: expected the name of an optimizer of the run, got an object")
         given = {"set": set, "seeds": seeds, "quick": quick or None, "name": name}
         if of_training := [argument for argument, value in given.items() if value is not None]:
-            raise UsageError(f"run: it is drawn as it is, without {of_training[0]}")
+            raise UsageError(f"run: a finished run is drawn as it is; it cannot be combined with {of_training[0]}")
         drawn_from = read_run(run, runs_dir)
         return Fingerprint(draw(drawn_from.path, optimizer), drawn_from)
     if optimizer is None:
