@@ -154,7 +154,7 @@ def test_python_gives_the_same_fingerprint(folder: Path, capsys: pytest.CaptureF
         optbench.fingerprint()
     with pytest.raises(optbench.OptbenchError, match="seeds: expected seeds of the panel, 0 to 9, got 10"):
         optbench.fingerprint("adam", seeds=11)
-    with pytest.raises(optbench.OptbenchError, match="run: a finished run .* cannot be combined with seeds"):
+    with pytest.raises(optbench.OptbenchError, match=r"run: a finished run .* cannot be combined with seeds"):
         optbench.fingerprint("sgd", run="panel", seeds=3)
 
 
