@@ -105,12 +105,13 @@ LEGENDS: dict[str, str] = {
 assert {measure.name for measure in MEASURES} <= set(METRICS), "a report shows a metric that does not exist"
 
 
-def own_measure(metric: Metric) -> Measure:
-    """Return the column of a metric that is not in the catalog, with its name and unit."""
+def named_measure(metric: Metric) -> Measure:
+    """Return a column titled with the metric's name and unit, for users' metrics and those without an entry above."""
     name = words(metric.name)
     title = name.replace(" ", "\n", 1) if " " in name else f"\n{name}"
     unit = f" ({metric.unit})" if metric.unit else ""
-    return Measure(metric.name, f"{title}{unit}", "learning" if metric.kind == "continual" else "solution", own=metric)
+    own = metric if metric.target else None
+    return Measure(metric.name, f"{title}{unit}", "learning" if metric.kind == "continual" else "solution", own=own)
 
 
 def score_measure(measure: Measure, metric: Metric) -> Measure:
@@ -118,7 +119,7 @@ def score_measure(measure: Measure, metric: Metric) -> Measure:
     return replace(measure, title=measure.title.replace("accuracy", "score"), own=metric) if metric.said else measure
 
 
-def own_legend(metric: Metric) -> str:
-    """Return the legend of a user's metric: `margin: mean distance to the boundary (./mine.py:margin)`."""
+def named_legend(metric: Metric) -> str:
+    """Return the description of such a metric: `margin: mean distance to the boundary (./mine.py:margin)`."""
     about = ": ".join(part for part in (words(metric.name), metric.formula) if part)
-    return f"{about} ({metric.target})"
+    return f"{about} ({metric.target})" if metric.target else about

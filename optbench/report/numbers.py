@@ -43,6 +43,7 @@ _DECIMALS = {
     "train_seconds": 1,
     "milliseconds_per_step": 2,
     "steps": 0,
+    "steps_to_accuracy": 0,
     "state_bytes_per_parameter": 1,
 }
 

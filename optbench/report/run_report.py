@@ -11,7 +11,7 @@ from optbench.counting import count, grouped
 from optbench.report import document as doc
 from optbench.report.claims import claim_blocks
 from optbench.report.layout import one_line
-from optbench.report.measures import LEGENDS, OF_TEXT, TOPICS, Measure, own_legend
+from optbench.report.measures import LEGENDS, OF_TEXT, TITLES, TOPICS, Measure, named_legend
 from optbench.report.numbers import (
     NOT_LEARNT,
     NOT_OK,
@@ -311,7 +311,7 @@ def _legend(summary: Summary, statistic: Statistic) -> Iterable[doc.Block]:
     kinds = sorted({section.in_bits for section in summary.sections})  # accuracies first
     texts = [(name, (OF_TEXT if bits else {}).get(name, text)) for bits in kinds for name, text in LEGENDS.items()]
     lines = [what, *dict.fromkeys(text.format(split=split) for name, text in texts if name in measures)]
-    lines += [own_legend(measure.metric) for measure in measures.values() if measure.metric.target]
+    lines += [named_legend(measure.metric) for measure in measures.values() if measure.name not in TITLES]
     yield doc.Items(tuple(lines), "quiet")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from optbench.counting import count, grouped
 from optbench.metrics import Metric
 from optbench.metrics.score import score_word
-from optbench.report.measures import MEASURES, Measure, own_measure, score_measure
+from optbench.report.measures import MEASURES, TITLES, Measure, named_measure, score_measure
 from optbench.report.recipe import recipe
 from optbench.report.spread import Spread
 from optbench.report.study import Study
@@ -190,7 +190,12 @@ def _section(experiment: str, model: str, found: Sequence[Arm]) -> Section:
     measures = [m for m in MEASURES if m.name in shown and any(_applies(m, arm) for arm in found)]
     if any(arm.in_bits for arm in found):
         measures = [score_measure(measure, known[measure.name]) for measure in measures]
-    measures += [own_measure(metric) for metric in shown.values() if metric.target and not metric.is_size]
+    asked = {name for arm in found for name in _asked(arm)}
+    measures += [
+        named_measure(metric)
+        for metric in shown.values()
+        if not metric.is_size and (metric.target or (metric.name in asked - TITLES.keys() and metric.scope is None))
+    ]
     sentences = {arm.results.run.id: _said(arm) for arm in found}
     undefined = _undefined(measures, found)
     missing = {measure.name for group in undefined.values() for measure in group}
@@ -199,6 +204,14 @@ def _section(experiment: str, model: str, found: Sequence[Arm]) -> Section:
     said = tuple(sentences.values())[:1] if same else tuple(f"{run}: {text}" for run, text in sentences.items())
     rows = tuple(_row(arm, metrics) for arm in found)
     return Section(experiment, model, said, tuple(measures), undefined, metrics, rows)
+
+
+def _asked(arm: Arm) -> Iterator[str]:
+    """Yield the metrics that always have a column: the experiment's primary metrics, and those of claims about it."""
+    yield from arm.settings.primary or ()
+    for claim in arm.results.suite.claims.values():
+        if claim.experiment == arm.experiment:
+            yield from (claim.primary.name, *claim.beside)
 
 
 def _undefined(measures: Sequence[Measure], found: Sequence[Arm]) -> dict[str, tuple[Measure, ...]]:

@@ -26,7 +26,7 @@ from optbench.stats.results import read_results
 from optbench.store import read_run
 from optbench.tasks import Examples, TaskFamily
 from optbench.tasks.permuted import permute_pixels
-from tests.conftest import run_file
+from tests.conftest import report, run_file
 from tests.refusals import refusal
 
 pytestmark = pytest.mark.usefixtures("_train_here")
@@ -47,6 +47,9 @@ experiments:
     metrics: [cue_following, transfer_accuracy, worst_class_accuracy, corruption_accuracy, steps_to_accuracy,
               {kind: corruption_accuracy, corruption: blur-1}, {kind: steps_to_accuracy, accuracy: 1.0},
               quantised_drop_8]
+    primary: [corruption_accuracy]
+claims:
+  early: {experiment: shortcut, metric: steps_to_accuracy, left: sgd, right: 100, expect: lower}
 """
 
 
@@ -177,3 +180,14 @@ def test_reports_show_every_metric_that_a_suite_lists(path: Path) -> None:
     listed = {entry.name for entry in results.suite.experiments["shortcut"].metrics or ()}
     (trial,) = results.trials
     assert {name for name in listed if not math.isfinite(results.values.get(name, {}).get(trial.id, math.nan))} == set()
+
+
+def test_the_terminal_shows_primary_metrics_and_those_of_claims(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = report(path, "terminal", capsys)
+    values = read_results(read_run(path)).values
+    (corrupted,) = values["corruption_accuracy"].values()
+    (steps,) = values["steps_to_accuracy"].values()
+    (row,) = [line for line in text.splitlines() if line.startswith("sgd") and f"{corrupted:.3f}" in line]
+    assert row.split()[-1] == f"{steps:.0f}"
+    assert "- corruption accuracy: " in text
+    assert "worst class" not in text, "neither primary nor in a claim"

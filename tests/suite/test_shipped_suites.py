@@ -21,7 +21,10 @@ from optbench.studies.tuning.tuned_suite import MARKER
 from optbench.suite import Suite, dump_suite, load_suite, shipped_suites
 from tests.conftest import NEEDS_DATA, assert_same_tables
 
-TUNED = ("basins", "collapse", "continual", "equal-loss", "imbalance", "shampoo", "shortcuts", "sparsity")
+TUNED = (
+    *("basins", "collapse", "continual", "equal-loss", "finetune", "followups", "grokking", "imbalance", "shampoo"),
+    *("shortcuts", "sparsity"),
+)
 
 
 def shipped(name: str) -> Suite:

@@ -12,7 +12,7 @@ from optbench.kinds import value_name
 from optbench.metrics import METRICS, Metric
 from optbench.metrics.score import metric_in_bits
 from optbench.report.document import Block, Cell, Column, Fold, Heading, Items, Part, Table, columns
-from optbench.report.measures import TITLES, own_measure
+from optbench.report.measures import TITLES, named_measure
 from optbench.report.numbers import NOT_OK, UNDEFINED, decimals, fixed, losses, words
 from optbench.report.sparks import bar
 from optbench.report.spread import Spread, SpreadText
@@ -210,7 +210,7 @@ def _settings(tuned: TunedOptimizer, name: str, spread_text: SpreadText) -> Iter
     known = {name: metric_in_bits(METRICS[name]) if tuned.in_bits else METRICS[name] for name in SHOWN}
     shown = [known[name] for name in SHOWN if any(map(math.isfinite, _every(tuned, name)))]
     metrics = list(dict.fromkeys([*shown, tuned.metric]))
-    ends = _ends_of_bars(tuned)
+    ends = {metric.name: _ends_of_bars(tuned, metric.name) for metric in metrics}
     caption = f"{name}{_place(tuned)}: the settings of {tuned.optimizer}"
     if tuned.least_learning is not None:
         caption += f" (enough learnt: {fixed(tuned.least_learning, 3)})"
@@ -227,7 +227,7 @@ def _settings(tuned: TunedOptimizer, name: str, spread_text: SpreadText) -> Iter
         ]
         return Table(caption, (*titles, Column("", numeric=False)), tuple(rows))
 
-    yield Part("chart", table(lambda s, metric: _bar_text(s, metric, ends), numeric=False))
+    yield Part("chart", table(lambda s, metric: _bar_text(s, metric, ends[metric]), numeric=False))
     numbers = table(lambda s, metric: spread_text(Spread.of(s.by_seed.get(metric, ())), decimals(metric)), numeric=True)
     yield Part("numbers", Fold(f"Every setting of {tuned.optimizer}: {name}{_place(tuned)}", (numbers,)))
 
@@ -236,8 +236,16 @@ def _every(tuned: TunedOptimizer, metric: str) -> list[float]:
     return [value for setting in tuned.settings for value in setting.by_seed.get(metric, ())]
 
 
-def _ends_of_bars(tuned: TunedOptimizer) -> tuple[float, float]:
-    """Return the scale of accuracies, or for text the whole bits that enclose the learning scores."""
+def _ends_of_bars(tuned: TunedOptimizer, metric: str) -> tuple[float, float]:
+    """Return the scale of a metric's bars.
+
+    Forgetting and metrics with values up to 1 are drawn from 0 to 1, other metrics of the rule from 0 to their largest
+    value, and scores of text between the whole bits that enclose the learning scores.
+    """
+    if metric not in SHOWN and not tuned.in_bits:
+        return 0.0, max([1.0, *filter(math.isfinite, _every(tuned, metric))])
+    if metric == "forgetting":
+        return 0.0, 1.0
     learnt = list(filter(math.isfinite, _every(tuned, LEARNING)))
     if not (tuned.in_bits and learnt):
         return 0.0, 1.0
@@ -248,8 +256,7 @@ def _ends_of_bars(tuned: TunedOptimizer) -> tuple[float, float]:
 def _bar_text(setting: TriedSetting, metric: str, ends: tuple[float, float]) -> str:
     values = setting.by_seed.get(metric, ())
     value = fmean(values) if values else math.nan
-    scale = (0.0, 1.0) if metric == "forgetting" else ends
-    return UNDEFINED if math.isnan(value) else f"{bar(value, *scale, BAR)} {fixed(value, 2)}"
+    return UNDEFINED if math.isnan(value) else f"{bar(value, *ends, BAR)} {fixed(value, min(2, decimals(metric)))}"
 
 
 def _note(tuned: TunedOptimizer, setting: TriedSetting) -> Cell:
@@ -313,5 +320,5 @@ def _range(low: float, high: float) -> str:
 
 def _title(metric: Metric) -> str:
     """Return a title in two lines, as in result tables."""
-    title = TITLES.get(metric.name) or own_measure(metric).title
+    title = TITLES.get(metric.name) or named_measure(metric).title
     return f"{title.replace('accuracy', 'score') if metric.said else title} {metric.arrow}"
