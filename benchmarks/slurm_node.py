@@ -1,13 +1,13 @@
-"""A SLURM cluster of one node on this machine, for as long as a command runs, or until Ctrl-C.
+"""Run a SLURM cluster of one node on this machine while a command runs, or until Ctrl-C.
 
     apt-get install --no-install-recommends slurm-wlm munge       # Debian, Ubuntu
     python benchmarks/slurm_node.py                               # prints how to use it; Ctrl-C stops it
     python benchmarks/slurm_node.py -- python -m pytest -m slow tests/execution/test_slurm_node.py
 
-Runs munged, slurmctld and slurmd as the calling user, with their configuration, key, state and logs in a temporary
-folder, so that it neither needs nor touches a SLURM that is set up on the machine. It works in a container: it needs no
-systemd, no control groups and no accounting database (`sacct` has no answer). The partition is called `cpu`. Jobs are
-limited to the node's number of CPUs by SLURM's bookkeeping alone, which may exceed that of the machine.
+The script runs munged, slurmctld and slurmd as the calling user, with their configuration, key, state and logs in a
+temporary folder, so it neither needs nor changes an existing SLURM installation. It works in a container, because it
+needs no systemd, control groups or accounting database (`sacct` does not work). The partition is called `cpu`. Only
+SLURM's bookkeeping limits jobs to the node's number of CPUs, which may exceed that of the machine.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from pathlib import Path
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sinfo")
 PARTITION = "cpu"
 PATIENCE = 60.0
-"""Seconds in which the node has to become idle."""
+"""Seconds to wait for the node to become idle."""
 WITHOUT_CGROUPS = (24, 5)
-"""The version of SLURM from which on control groups have to be switched off; before, they are not used unasked."""
+"""The first version of SLURM that uses control groups unless they are disabled."""
 
 
 def find(program: str) -> str:
-    """Return the path of a program; daemons lie in folders that are not on every user's PATH.
+    """Return the path of a program, also from the folders of daemons, which are not on every user's PATH.
 
     Raises:
-        SystemExit: it is not installed.
+        SystemExit: the program is not installed.
     """
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin", "/sbin"])
     if (found := shutil.which(program, path=path)) is None:
@@ -49,13 +49,13 @@ def find(program: str) -> str:
 
 
 def said_version(environment: Mapping[str, str]) -> str:
-    """Return `slurm-wlm 22.05.8`, say. SLURM's commands read their configuration before they say even that."""
+    """Return SLURM's version, such as `slurm-wlm 22.05.8`; even for that, SLURM reads its configuration first."""
     command = [find("sinfo"), "--version"]
     return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nothing listens at."""
+    """Return the numbers of unused ports."""
     with contextlib.ExitStack() as exits:
         sockets = [exits.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -112,7 +112,7 @@ def configure(folder: Path, cpus: int) -> Path:
 
 @contextlib.contextmanager
 def daemon(folder: Path, command: Sequence[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a daemon in the foreground of a session of its own, which a Ctrl-C does not reach, and stop it afterwards."""
+    """Run a daemon in the foreground of a new session, which Ctrl-C does not reach, and stop it after the block."""
     with (folder / f"{Path(command[0]).name}.out").open("wb") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
@@ -130,10 +130,10 @@ def daemon(folder: Path, command: Sequence[str], environment: Mapping[str, str])
 
 @contextlib.contextmanager
 def node(folder: Path, cpus: int) -> Iterator[dict[str, str]]:
-    """Run the daemons in the block; yields the environment in which `sbatch` finds them.
+    """Run the daemons during the block; yield the environment in which `sbatch` finds them.
 
     Raises:
-        SystemExit: a daemon ended, or the node did not become idle; says where the logs are.
+        SystemExit: a daemon ended, or the node did not become idle; the ends of the logs are printed.
     """
     environment = {**os.environ, "SLURM_CONF": str(configure(folder, cpus))}
     at = {name: str(folder / f"munge.{name}") for name in ("key", "socket", "pid", "seed", "log")}
@@ -169,13 +169,13 @@ def node(folder: Path, cpus: int) -> Iterator[dict[str, str]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--cpus", type=int, default=2, help="of the node (2)")
-    parser.add_argument("command", nargs="*", help="what to run; nothing: wait for Ctrl-C")
+    parser.add_argument("--cpus", type=int, default=2, help="number of CPUs of the node (default: 2)")
+    parser.add_argument("command", nargs="*", help="the command to run; default: wait for Ctrl-C")
     words = parser.parse_args()
     for program in PROGRAMS:
         find(program)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # Sockets have short paths at most, so not below a TMPDIR that may be long.
+    # The paths of sockets must be short, so TMPDIR, whose path may be long, is not used.
     with tempfile.TemporaryDirectory(prefix="slurm-node-", dir="/tmp") as folder, node(Path(folder), words.cpus) as env:
         try:
             if words.command:
