@@ -134,9 +134,7 @@ def test_a_comparison_without_common_finished_seeds_is_exit_4(runs: Path, capsys
 
 
 @pytest.mark.parametrize("name", ["terminal", "markdown", "html", "latex", "csv", "json"])
-def test_every_format_is_the_only_thing_on_standard_output(
-    runs: Path, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
+def test_standard_output_contains_only_the_report(runs: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     for words in (["report", "base"], ["compare", "proposal", "base"]):
         assert main([*words, "--format", name]) == 0
         shown, said = capsys.readouterr()

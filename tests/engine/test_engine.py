@@ -182,7 +182,7 @@ def test_training_twice_gives_the_same_bits(mnist: Dataset) -> None:
     assert all(same_bits(a, b) for a, b in zip(train_suite(suite, mnist), train_suite(suite, mnist), strict=True))
 
 
-def test_one_seed_starts_all_optimizers_at_the_same_weights(mnist: Dataset) -> None:
+def test_all_optimizers_of_a_seed_start_at_the_same_weights(mnist: Dataset) -> None:
     suite = small_suite({name: settings(name) for name in ("sgd", "adamw", "shampoo")}, max_steps=2)
     hashes: dict[int, set[str]] = {}
     for result in train_suite(suite, mnist):

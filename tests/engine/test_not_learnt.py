@@ -62,7 +62,7 @@ def test_a_constant_prediction_never_beats_guessing(counts: list[int], data: st.
         (0.1, math.nan, 100, False),
     ],
 )
-def test_an_accuracy_beats_guessing_by_more_than_three_standard_errors(
+def test_an_accuracy_must_exceed_guessing_by_three_standard_errors(
     accuracy: float, guess: float, n: int, flagged: bool
 ) -> None:
     assert bool(no_better_than_guessing([[0.5], [accuracy]], [guess], [n])[0]) is flagged
@@ -82,7 +82,7 @@ def test_only_the_task_just_trained_on_counts() -> None:
     assert no_better_than_guessing(matrix, [0.1] * 3, [1000] * 3).tolist() == [False, True, False]
 
 
-def test_a_loss_has_exploded_above_ten_times_its_start() -> None:
+def test_a_loss_above_ten_times_its_start_has_exploded() -> None:
     # Task 2 starts at 9, the loss after task 1; task 3 starts at .5, below the loss of the untrained network.
     loss = [[2.3, 2.3, 2.4], [0.1, 9.0, 3.0], [0.5, 0.1, 0.5], [1.0, 1.0, 0.1]]
     start = start_losses(loss)

@@ -150,7 +150,7 @@ def test_rows_of_a_trial_alone_equal_those_among_others_in_every_lane(coarse_mni
             assert "diverged in this task" in (last.note or "")
 
 
-def test_recording_changes_nothing_else(coarse_mnist: Dataset, one_thread: None) -> None:
+def test_recording_online_accuracy_does_not_affect_other_rows(coarse_mnist: Dataset, one_thread: None) -> None:
     without, recorded = (
         train_suite(online_suite(LANES, seeds=1, metrics=metrics), coarse_mnist)
         for metrics in (["hoyer"], ["hoyer", "online_accuracy"])

@@ -116,7 +116,7 @@ def test_the_last_hidden_layer_has_the_values_of_the_features(run: TrialResult) 
         assert [found[f"{kind} layer=2"] for kind in DEFINITIONS] == [found[kind] for kind in DEFINITIONS]
 
 
-def test_readings_change_nothing_else(run: TrialResult, mnist: Dataset) -> None:
+def test_readings_do_not_affect_other_rows(run: TrialResult, mnist: Dataset) -> None:
     (plain,) = train_suite(suite(["default"]), mnist)
     default = {row.metric for row in plain.rows if isinstance(row, MetricRow)}
     others = [row for row in run.rows if not isinstance(row, MetricRow) or row.metric in default]

@@ -329,7 +329,7 @@ def test_a_finished_stack_releases_its_memory(name: str, record: Recorder | None
         gc.enable()
 
 
-def test_a_trial_says_that_its_steps_were_not_recorded(mnist: Dataset) -> None:
+def test_a_trial_notes_that_its_steps_were_not_recorded(mnist: Dataset) -> None:
     def never(work: Callable[[], object]) -> Callable[[], None]:
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nCompile with ...")
 

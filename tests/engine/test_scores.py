@@ -189,7 +189,7 @@ def test_continual_metrics_of_text_use_bits_per_byte() -> None:
     assert found["forward_transfer"] == pytest.approx(matrix[1, 1] - matrix[0, 1])
 
 
-def test_features_of_long_texts_are_taken_at_drawn_positions() -> None:
+def test_features_of_long_texts_are_taken_at_random_positions() -> None:
     draws = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, 5, (100, 101), generator=draws)
     half = Split(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())

@@ -88,7 +88,7 @@ def table(run: Path, name: str, *dropped: str) -> pd.DataFrame:
     return read_run(run).table(name).to_pandas().drop(columns=[*CLOCK, *dropped], errors="ignore")
 
 
-def test_elementwise_optimizers_share_a_cohort_whatever_their_settings() -> None:
+def test_elementwise_optimizers_with_any_settings_share_a_cohort() -> None:
     assert names({"sgd": SGD, "adam": {"target": "adam"}, "heavy": {**SGD, "momentum": 0.9}}) == [
         ("sgd", "heavy"),
         ("adam",),

@@ -394,7 +394,7 @@ def test_a_member_whose_optimizer_raises_fails_alone(where: str, file: str, mnis
 
 
 @pytest.mark.parametrize("rates", [[9, 0.03, 0.05], [0.03, 9, 0.05], [0.05, 0.03, 9], [9]])
-def test_a_block_of_a_shared_lane_fails_alone(rates: list[float], file: str, mnist: Dataset) -> None:
+def test_a_member_that_raises_in_a_shared_lane_fails_alone(rates: list[float], file: str, mnist: Dataset) -> None:
     found = by_rate(run(mnist, f"{file}:Shared", lr=rates, elementwise=True))
     for result in found.pop(9):
         row = trial_row(result)
@@ -405,7 +405,7 @@ def test_a_block_of_a_shared_lane_fails_alone(rates: list[float], file: str, mni
             assert all(same_bits(a, b) for a, b in zip(found[rate], without[rate], strict=True))
 
 
-def test_the_base_of_a_wrapper_fails_alone(file: str, mnist: Dataset) -> None:
+def test_a_member_whose_wrapped_optimizer_raises_fails_alone(file: str, mnist: Dataset) -> None:
     def trained(rates: list[float]) -> dict[float, list[TrialResult]]:
         base = {"target": f"{file}:Refuses", "lr": rates, "needs": "no-modes"}
         results = run(mnist, "sam", base=base)

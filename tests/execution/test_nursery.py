@@ -57,7 +57,7 @@ def command_of(process: psutil.Process) -> list[str]:
 
 
 @forking
-def test_workers_are_forks_and_their_exit_codes_are_known() -> None:
+def test_workers_are_forked_and_their_exit_codes_are_known() -> None:
     before = started()
     raising = Nursery()
     try:

@@ -112,7 +112,7 @@ def test_a_model_that_raises_later_fails_only_its_own_trials(suite: Path) -> Non
     assert set(failed["error_type"] + ": " + failed["error_message"]) == {"ArithmeticError: weights above one half"}
 
 
-def test_a_dry_run_says_how_users_models_are_trained(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_describes_how_users_models_are_trained(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
     models = '{resnet: {kind: "./own_models.py:ResNet"}, vit: {kind: "./own_models.py:VisionTransformer"}}'
     suite.write_text(SUITE.replace('{resnet: {kind: "./own_models.py:ResNet", dropout: 0.3}}', models))
     assert main([*words(suite, "dry"), "--dry-run"]) == 0

@@ -73,7 +73,7 @@ def test_the_run_directory_keeps_its_contract(finished: Path) -> None:
     assert trials.init_hash.nunique() == 3
 
 
-def test_checkpoints_hold_the_final_weights(finished: Path) -> None:
+def test_checkpoints_contain_the_final_weights(finished: Path) -> None:
     trials = pd.read_parquet(finished / "trials.parquet")
     for trial in trials.itertuples():
         weights = load_file(finished / str(trial.checkpoint))
@@ -91,7 +91,7 @@ def test_an_existing_run_is_not_overwritten(finished: Path) -> None:
         do(small_suite(RATES), finished.parent, finished.name)
 
 
-def test_a_finished_run_resumed_trains_nothing(finished: Path) -> None:
+def test_resuming_a_finished_run_trains_nothing(finished: Path) -> None:
     before = tables(finished)
     view = Silent()
     run(small_suite(RATES, max_epochs=1), Options(device="cpu", resume=finished, jobs=2), view)

@@ -91,7 +91,7 @@ def test_labels_are_unique_and_equal_the_ids_if_those_are_unique(paths: list[Pat
 
 @pytest.mark.parametrize("command", [["report", "old/runs/same"], ["compare", "old/runs/same", "new/runs/same"]])
 @pytest.mark.parametrize("name", ["x.pdf", "x.docx", "x.json.gz", "x.htmll", "a.b/x.PDF"])
-def test_a_suffix_without_a_format_is_refused(
+def test_an_unknown_suffix_is_refused(
     command: list[str], name: str, twice: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = refusal(capsys, tmp_path, *command, "-o", name)

@@ -97,7 +97,7 @@ def test_a_run_with_an_object_can_be_resumed_only_with_the_same_object(capsys: p
         assert main(command) == 0  # neither executes user code
 
 
-def test_failed_trials_are_rows_and_a_warning() -> None:
+def test_failed_trials_give_rows_and_a_warning() -> None:
     with pytest.warns(
         UserWarning, match="2 of 4 trials failed, permuted/net/bad/default/seed=0 with RuntimeError: no such"
     ) as warned:

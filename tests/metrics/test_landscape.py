@@ -151,7 +151,7 @@ def test_a_barrier_needs_eleven_finite_points() -> None:
 
 @given(solutions=three_solutions)
 @settings(deadline=None)
-def test_a_line_meets_its_ends_exactly_and_stays_at_a_single_solution(solutions: list[list[float]]) -> None:
+def test_a_line_meets_its_ends_exactly_and_is_constant_between_equal_ends(solutions: list[list[float]]) -> None:
     first, last, _ = (vector(*values) / 3 for values in solutions)
     points = interpolate(first, last, torch.linspace(0, 1, 11))
     assert points.shape == (11, len(first))

@@ -190,7 +190,7 @@ def test_a_claim_about_an_unmeasured_setting_is_refused(tmp_path: Path, capsys: 
     assert "claims.c: unknown metric 'size power=3'; did you mean 'size power=2'?" in said
 
 
-def test_check_takes_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_accepts_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.py").write_text(MINE, encoding="utf-8")
     target = f"{tmp_path / 'mine.py'}:size"
     assert main(["check", target]) == 0

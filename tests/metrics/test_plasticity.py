@@ -61,7 +61,7 @@ def test_measures_agree_with_worked_examples(accuracy: Sequences, kept: float, s
 
 @settings(deadline=None, max_examples=50)
 @given(sequences())
-def test_means_are_of_all_tasks_and_of_windows(accuracy: Sequences) -> None:
+def test_means_are_taken_over_all_tasks_and_over_windows(accuracy: Sequences) -> None:
     tasks, w = accuracy.shape[1], max(1, accuracy.shape[1] // 10)
     np.testing.assert_allclose(online_accuracy(accuracy), [sum(a) / tasks for a in accuracy])
     np.testing.assert_allclose(late_online_accuracy(accuracy), [sum(a[-w:]) / w for a in accuracy])

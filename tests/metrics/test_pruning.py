@@ -105,7 +105,9 @@ def test_every_fraction_keeps_its_count_and_contains_smaller_fractions(
 @pytest.mark.parametrize("scope", SCOPES)
 @BRIEFLY
 @given(weights=networks(), keep=FRACTIONS)
-def test_pruned_weights_are_the_same_bits_or_zero(scope: Scope, weights: dict[str, Tensor], keep: float) -> None:
+def test_pruning_keeps_the_bits_of_a_weight_or_sets_it_to_zero(
+    scope: Scope, weights: dict[str, Tensor], keep: float
+) -> None:
     original = {name: weight.clone() for name, weight in weights.items()}
     stays = mask(weights, keep, scope, OUTPUT)
     for name, pruned in prune(weights, keep, scope, OUTPUT).items():
@@ -135,7 +137,7 @@ def test_scopes_differ_if_layers_differ_in_scale() -> None:
     assert mask(weights, 0.7, "layer", OUTPUT)[OUTPUT].all(), "the output layer is at most kept completely"
 
 
-def test_the_fractions_are_twenty_from_a_hundredth_to_one() -> None:
+def test_there_are_twenty_fractions_from_a_hundredth_to_one() -> None:
     assert len(KEEP) == 20
     assert (KEEP[0], KEEP[-1]) == (0.01, 1.0)
     steps = np.diff(np.log(KEEP))

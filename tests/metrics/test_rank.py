@@ -268,7 +268,7 @@ def test_one_example_has_a_direction_but_no_variance() -> None:
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (4, 0), (2, 0, 3), (2, 5, 0)])
-def test_no_features_is_nan(shape: tuple[int, ...]) -> None:
+def test_empty_features_are_nan(shape: tuple[int, ...]) -> None:
     for metric in ALL:
         values = metric(torch.zeros(shape))
         assert values.shape == shape[:-2]

@@ -34,7 +34,7 @@ class Problem:
             optimizer.step(self.closure)
 
 
-def test_limited_sam_is_sam_and_then_its_base_with_the_state_kept() -> None:
+def test_limited_sam_continues_as_its_base_with_the_state_kept() -> None:
     whole, parts = Problem(), Problem()
     ending, sam = Sam([whole.w], BASE, rho=0.1, steps=3), Sam([parts.w], BASE, rho=0.1)
     whole.train(ending, 3)

@@ -148,7 +148,7 @@ def test_a_sweep_varies_a_single_number(tmp_path: Path) -> None:
     assert [value for value, _ in found[0].points] == [0.0001, 0.001, 0.01, 0.1]
 
 
-def test_heat_maps_hold_the_means_over_seeds(drawn: dict[str, Figure], results: Results) -> None:
+def test_heat_maps_show_the_means_over_seeds(drawn: dict[str, Figure], results: Results) -> None:
     figure = drawn["accuracy-matrix_permuted_narrow"]
     matrices = [results.matrices[f"permuted/narrow/sgd/default/seed={seed}"] for seed in range(3)]
     axes = on_axes(figure.panels[0])
@@ -230,7 +230,7 @@ def test_many_optimizers_are_split_into_panels(tmp_path: Path) -> None:
     assert "1 seed." in found["spectrum_permuted"].caption
 
 
-def test_variants_of_a_long_sweep_are_left_out_and_named(drawn: dict[str, Figure]) -> None:
+def test_variants_omitted_from_a_long_sweep_are_listed(drawn: dict[str, Figure]) -> None:
     caption = drawn["task-accuracy_pairs_narrow"].caption
     assert "Left out: rates lr=0.001." in caption or "Left out: rates lr=0.01." in caption
     assert "Left out" not in drawn["sweep_pairs_narrow_lr"].caption
@@ -282,7 +282,7 @@ def test_no_runs_have_no_figures() -> None:
         ("online", "plasticity"),
     ],
 )
-def test_a_figure_without_its_table_is_left_out(tmp_path: Path, table: str, kind: str | tuple[str, ...]) -> None:
+def test_a_figure_without_its_table_is_omitted(tmp_path: Path, table: str, kind: str | tuple[str, ...]) -> None:
     names = {figure.name for figure in figures([made_run(tmp_path, found=Found(**{table: False}))])}
     assert names == {name for name in NAMES if not name.startswith(kind)}
 
@@ -380,7 +380,7 @@ def test_a_folder_that_cannot_be_created_is_reported(drawn: dict[str, Figure], t
         save(drawn["final-accuracy_pairs"], tmp_path / "file", ("svg",))
 
 
-def test_deciding_what_to_draw_imports_no_matplotlib_and_drawing_no_pyplot(results: Results) -> None:
+def test_planning_figures_imports_no_matplotlib_and_drawing_them_no_pyplot(results: Results) -> None:
     program = f"""
 import sys
 from pathlib import Path

@@ -238,7 +238,7 @@ def test_every_table_fits_and_no_number_is_cut(run_path: Path, width: int) -> No
                     assert spread_text(row.values[measure.name], decimals(measure.name)) in shown
 
 
-def test_more_room_means_fewer_tables(run_path: Path) -> None:
+def test_wider_output_has_fewer_tables(run_path: Path) -> None:
     summary = summary_of(run_path)
     counts = [text_of(summary, width).count("\noptimizer") for width in (50, 80, 120)]
     assert counts == sorted(counts, reverse=True)

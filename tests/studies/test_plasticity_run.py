@@ -102,7 +102,9 @@ def test_claims_and_comparisons_are_judged_and_reported(path: Path, capsys: pyte
     assert "online accuracy over 11 tasks" in report(path, "markdown", capsys)
 
 
-def test_tuning_chooses_the_rate_that_learns_best_online(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tuning_chooses_the_learning_rate_with_the_best_online_accuracy(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     runs = path.parent
     words = ["--runs-dir", str(runs), "--name", "tuned", "--device", "cpu", "--jobs", "1", "--quiet"]
     assert main(["tune", str(runs.parent / "made.yaml"), *words, "-o", str(runs / "tuned.yaml")]) == 0

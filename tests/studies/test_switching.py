@@ -431,7 +431,7 @@ def test_every_line_fits_and_no_number_is_cut(results: Results, width: int) -> N
 
 
 @pytest.mark.parametrize("name", ["markdown", "html", "latex"])
-def test_every_page_shows_every_table(results: Results, name: str) -> None:
+def test_every_text_format_shows_every_table(results: Results, name: str) -> None:
     text = render_text(run_report(summarise([results])), name).replace("{[}", "[").replace("{]}", "]")
     for said in ("0.25 [0.25, 0.25]", "100 (all)", "+0.004 [0.004, 0.004]", TITLE):
         assert said in text, said

@@ -158,7 +158,7 @@ def test_widening_one_search_gives_the_others_equally_many_settings() -> None:
     assert all(0.1 <= rate <= 0.4 for rate in rates(adam)), "a best value inside the grid is refined"
 
 
-def test_without_an_edge_nothing_is_widened() -> None:
+def test_a_search_with_its_best_value_inside_is_not_widened() -> None:
     tuner = Tuner.of(suite_of({"optimizers": {"sgd": {"lr": [0.1, 0.2, 0.4]}}}), Method(widen=True))
     (tuned,) = searched(tuner)
     assert rates(tuned) == [0.1, 0.2, 0.4]

@@ -350,7 +350,7 @@ def test_every_format_shows_the_distances(
     assert "estimated from sketches of 1,024 numbers, with an error of about 2" in text
 
 
-def test_records_hold_every_evaluation(results: Results) -> None:
+def test_records_have_every_evaluation(results: Results) -> None:
     summary = summarise([results])
     told = {(r["experiment"], r["a"], r["b"]): r for r in json.loads(report_json(summary))["twins"]}
     lines = [row for row in csv.DictReader(io.StringIO(report_csv(summary))) if row["pair_kind"] == "twins"]
