@@ -37,30 +37,30 @@ FILES: dict[str, tuple[str | bytes, str, str]] = {
     "binary": (b"\x7fELF\x02\x01\x01" + bytes(range(256)), "Mine", "cannot import plugin.py: "),
     "empty": ("", "Mine", "plugin.py has no 'Mine'"),
     "raises": ("raise ValueError('no\\nmore')\n", "Mine", "cannot import plugin.py: ValueError: no"),
-    "raises nothing in words": ("raise ValueError\n", "Mine", "cannot import plugin.py: ValueError"),
+    "raises without a message": ("raise ValueError\n", "Mine", "cannot import plugin.py: ValueError"),
     "raises with an escape": ("raise ValueError('\\x1b[31m')\n", "Mine", r"ValueError: \x1b[31m"),
-    "raises what cannot be said": (
+    "raises an unprintable exception": (
         "class Mute(Exception):\n    def __str__(self): raise ValueError\nraise Mute\n",
         "Mine",
         "cannot import plugin.py: Mute",
     ),
     "asserts": ("assert False\n", "Mine", "cannot import plugin.py: AssertionError"),
-    "ends the program": ("import sys\nsys.exit(3)\n", "Mine", "it ends the program with exit(3)"),
-    "ends the program in words": ("raise SystemExit('bye')\n", "Mine", "it ends the program with exit(bye)"),
-    "exits": ("exit()\n", "Mine", "it ends the program with exit("),
-    "recursion without end": ("def f(): f()\nf()\n", "Mine", "cannot import plugin.py: RecursionError: "),
+    "exits with a code": ("import sys\nsys.exit(3)\n", "Mine", "it ends the program with exit(3)"),
+    "exits with a message": ("raise SystemExit('bye')\n", "Mine", "it ends the program with exit(bye)"),
+    "calls exit()": ("exit()\n", "Mine", "it ends the program with exit("),
+    "infinite recursion": ("def f(): f()\nf()\n", "Mine", "cannot import plugin.py: RecursionError: "),
     "imports itself": ("import plugin\nplugin.Mine\n", "Mine", "cannot import plugin.py: AttributeError: "),
-    "needs what is not there": (
+    "missing import": (
         "import nowhere_at_all\n",
         "Mine",
         "ModuleNotFoundError: No module named 'nowhere_at_all'",
     ),
     "no such class": (CLASS + "pass\n", "Mien", "plugin.py has no 'Mien'; did you mean 'Mine'?"),
     "a class inside another": (CLASS + "pass\n", "Mine.Inner", "plugin.py has no 'Mine.Inner'"),
-    "no class named": (CLASS + "pass\n", "", "expected module:Class or ./file.py:Class"),
+    "empty class name": (CLASS + "pass\n", "", "expected module:Class or ./file.py:Class"),
     "a function": ("def Mine(params): ...\n", "Mine", "an optimizer with `step` and `zero_grad`, got None"),
     "a number": ("Mine = 5\n", "Mine", "'Mine' is of type int"),
-    "none": ("Mine = None\n", "Mine", "plugin.py has no 'Mine'"),
+    "None": ("Mine = None\n", "Mine", "plugin.py has no 'Mine'"),
     "a module": ("import torch as Mine\n", "Mine", "'Mine' is of type module"),
     "another class": ("class Mine: ...\n", "Mine", "'Mine' is the class Mine"),
     "an instance": (
@@ -81,17 +81,17 @@ FILES: dict[str, tuple[str | bytes, str, str]] = {
         "Mine",
         "needs a value for speed, as in speed: ...",
     ),
-    "a signature that cannot be read": (
+    "an invalid signature": (
         CLASS + "__signature__ = 5\n",
         "Mine",
         "the arguments of its constructor cannot be read",
     ),
-    "a module that finds anything": (
+    "a module whose __getattr__ exits": (
         "def __getattr__(name): raise SystemExit(name)\n",
         "Mine",
         "it ends the program with exit(Mine)",
     ),
-    "a module that is no module": ("import sys\nsys.modules[__name__] = 5\n", "Mine", "plugin.py has no 'Mine'"),
+    "a module replaced by a number": ("import sys\nsys.modules[__name__] = 5\n", "Mine", "plugin.py has no 'Mine'"),
 }
 
 
@@ -106,24 +106,24 @@ def test_a_broken_file_is_refused(name: str, tmp_path: Path, capsys: pytest.Capt
 
 
 TARGETS: dict[str, tuple[str, str]] = {
-    "file that is not there": ("./gone.py:Mine", "there is no file gone.py"),
+    "missing file": ("./gone.py:Mine", "there is no file gone.py"),
     "a folder": ("./folder.py:Mine", "there is no file folder.py"),
     "name too long": (f"./{'x' * 300}.py:Mine", "there is no file"),
     "text too long": (f"./{'x' * 5000}.py:Mine", "expected at most 400 characters"),
     "NUL": ("./a\0b.py:Mine", "there is no file"),
     "escape sequence": ("./\x1b[31m.py:Mine", r"there is no file \x1b[31m.py"),
     "line break": ("./a\nb.py:Mine", r"there is no file a\nb.py"),
-    "above": ("../../../../nowhere/x.py:Mine", "there is no file ../../../../nowhere/x.py"),
+    "path outside the folder": ("../../../../nowhere/x.py:Mine", "there is no file ../../../../nowhere/x.py"),
     "a device": ("/dev/null.py:Mine", "there is no file /dev/null.py"),
-    "module not there": ("nowhere_at_all:Mine", "cannot import nowhere_at_all: ModuleNotFoundError"),
-    "module in what is none": ("json.nowhere:Mine", "cannot import json.nowhere: ModuleNotFoundError"),
+    "missing module": ("nowhere_at_all:Mine", "cannot import nowhere_at_all: ModuleNotFoundError"),
+    "submodule of a plain module": ("json.nowhere:Mine", "cannot import json.nowhere: ModuleNotFoundError"),
     "relative module": (".mine:Mine", "cannot import .mine: TypeError"),
     "no module": (":Mine", "expected module:Class or ./file.py:Class"),
-    "nothing at all": (":", "expected module:Class or ./file.py:Class"),
-    "neither": ("mine", "unknown optimizer 'mine'"),
+    "only a colon": (":", "expected module:Class or ./file.py:Class"),
+    "neither a name nor a path": ("mine", "unknown optimizer 'mine'"),
     "a path without a class": ("./plugin.py", "unknown optimizer './plugin.py'"),
-    "standard library": ("json:JSONDecoder", "'JSONDecoder' is the class JSONDecoder"),
-    "not the class": ("torch:no_grad", "'no_grad' is the class no_grad"),
+    "another class of the standard library": ("json:JSONDecoder", "'JSONDecoder' is the class JSONDecoder"),
+    "another class of torch": ("torch:no_grad", "'no_grad' is the class no_grad"),
     "three parts": ("torch.optim:SGD:x", "cannot import torch.optim:SGD"),
     "module with a NUL": ("a\0b:Mine", "cannot import"),
 }

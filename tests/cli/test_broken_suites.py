@@ -52,30 +52,30 @@ def test_every_command_refuses_a_broken_suite_with_the_same_message(
 UNKNOWN: dict[str, tuple[str, str, str, str]] = {
     "unknown target": ("target: sgd", "target: sdg", "4:9", "unknown optimizer 'sdg'; did you mean 'sgd'?"),
     "unknown hyper-parameter": ("lr: 0.1", "lrr: 0.1", "4:22", "'lrr'; did you mean 'lr'?"),
-    "rate is text": ("lr: 0.1", "lr: fast", "4:22", "'lr' of sgd: expected a number"),
-    "rate is negative": ("lr: 0.1", "lr: -1", "4:22", "'lr' of sgd: expected a number"),
-    "rate is a mapping": ("lr: 0.1", "lr: {a: 1}", "4:22", "'lr' of sgd: expected a number"),
-    "rate is null": ("lr: 0.1", "lr: null", "4:22", "'lr' of sgd: expected a number"),
+    "learning rate is text": ("lr: 0.1", "lr: fast", "4:22", "'lr' of sgd: expected a number"),
+    "learning rate is negative": ("lr: 0.1", "lr: -1", "4:22", "'lr' of sgd: expected a number"),
+    "learning rate is a mapping": ("lr: 0.1", "lr: {a: 1}", "4:22", "'lr' of sgd: expected a number"),
+    "learning rate is null": ("lr: 0.1", "lr: null", "4:22", "'lr' of sgd: expected a number"),
     "a choice in a list of lists": ("lr: 0.1", "lr: [[1]]", "4:22", "'lr' of sgd: expected a number"),
     "wrapper without base": ("sgd, lr: 0.1", "gradient-noise, base: {}", "4:33", "expected an optimizer"),
-    "wrapper around itself without end": (
+    "endlessly nested wrapper": (
         "sgd, lr: 0.1",
         "gradient-noise, base: " + "{target: gradient-noise, base: " * 8 + "{target: unheard-of}" + "}" * 8,
         "4:33",
         "unknown optimizer 'unheard-of'",
     ),
-    "preset that is none": ("target: sgd, lr: 0.1", "target: shampoo, preset: fast", "4:26", "'preset'"),
-    "preset that is a list": ("target: sgd, lr: 0.1", "target: shampoo, preset: [[1]]", "4:26", "'preset'"),
+    "unknown preset": ("target: sgd, lr: 0.1", "target: shampoo, preset: fast", "4:26", "'preset'"),
+    "preset is a list": ("target: sgd, lr: 0.1", "target: shampoo, preset: [[1]]", "4:26", "'preset'"),
     "unknown metric": ("[sgd, adam]", "[sgd]\n    metrics: [hoyerr]", "14:15", "did you mean 'hoyer'?"),
     "metric of pairs": ("[sgd, adam]", "[sgd]\n    metrics: [loss_barrier]", "14:15", "compares two solutions"),
     "unknown primary metric": ("[sgd, adam]", "[sgd]\n    primary: [x]", "14:15", "unknown metric 'x'"),
-    "claim about nothing": (
+    "claim about an unknown metric": (
         "[sgd, adam]",
         "[sgd]\nclaims: {c: {experiment: permuted, metric: x, left: sgd, right: 0, expect: higher}}",
         "14:44",
         "unknown metric 'x'",
     ),
-    "more trials than anybody trains": (
+    "too many trials": (
         "lr: 0.1",
         "lr: {log: [1, 9], points: 999}, momentum: {log: [0.1, 0.9], points: 10}, dampening: 0}\n"
         "  sgd2: {target: sgd, lr: {log: [1, 9], points: 999}, momentum: {log: [0.1, 0.9], points: 10}",

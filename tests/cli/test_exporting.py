@@ -99,12 +99,21 @@ def test_a_missing_tracker_is_reported_with_the_install_command(
 
 
 WRONG = {
-    "to nowhere": (["--to", "mlflow", "logs"], r"--to: unknown tracker 'mlflow' \(valid: tensorboard, wandb\)"),
-    "misspelt": (["--to", "tensorbord", "logs"], "--to: unknown tracker 'tensorbord'; did you mean 'tensorboard'.*"),
-    "full": (["--to", "tensorboard", "full"], "full: expected a new or empty folder, got one that contains mine.txt"),
-    "file": (["--to", "tensorboard", "full/mine.txt"], "full/mine.txt: expected a new or empty folder, got a file"),
+    "unknown tracker": (["--to", "mlflow", "logs"], r"--to: unknown tracker 'mlflow' \(valid: tensorboard, wandb\)"),
+    "misspelt tracker": (
+        ["--to", "tensorbord", "logs"],
+        "--to: unknown tracker 'tensorbord'; did you mean 'tensorboard'.*",
+    ),
+    "folder that is not empty": (
+        ["--to", "tensorboard", "full"],
+        "full: expected a new or empty folder, got one that contains mine.txt",
+    ),
+    "file instead of a folder": (
+        ["--to", "tensorboard", "full/mine.txt"],
+        "full/mine.txt: expected a new or empty folder, got a file",
+    ),
     "inside a file": (["--to", "tensorboard", "full/mine.txt/logs"], "full/mine.txt/logs: expected .* folder.*"),
-    "no folder": (["--to", "tensorboard", ""], "DIR: expected a path, got nothing"),
+    "empty folder name": (["--to", "tensorboard", ""], "DIR: expected a path, got nothing"),
     "no --to": (["logs"], "Missing option '--to'.*"),
     "no DIR": (["--to", "tensorboard"], "Missing argument 'DIR'.*"),
 }

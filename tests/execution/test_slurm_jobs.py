@@ -1,4 +1,4 @@
-"""The backend of SLURM and the commands of a SLURM that has them only in name: what is said, asked and cancelled."""
+"""The SLURM backend with replaced SLURM commands: messages, queries and cancelled jobs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ COMMANDS = {
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder where what SLURM answers is laid down, and what it is told can be read."""
+    """Return a folder with SLURM commands whose answers are set, and whose arguments are recorded, by files in it."""
     (place := tmp_path / "slurm").mkdir()
     for name, script in COMMANDS.items():
         (place / name).write_text(f"#!/bin/sh\nHERE={place}\n{script}\n")
@@ -55,7 +55,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds on the clock of the backend, in a list that a test changes; it does not sleep."""
+    """Replace the clock of the backend by a list with the time in seconds; sleeping advances it."""
     now = [1000.0]
     stopped = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds))
     monkeypatch.setattr(slurm_jobs, "time", stopped)
@@ -69,7 +69,7 @@ def backend(slurm: Path, tmp_path: Path, clock: list[float]) -> SlurmJobs:
 
 
 def says(worker: Any, message: object, number: int = 0) -> None:
-    """The job of a worker writes a message."""
+    """Write a message as the job of a worker does."""
     outbox = Mailbox(worker.folder / OUT)
     for _ in range(number):
         next(outbox._numbers)
@@ -96,9 +96,7 @@ def test_a_cancelled_job_is_lost_for_the_reason_slurm_gives(backend: SlurmJobs, 
     assert worker.receive() == Lost("job 1 was cancelled")
 
 
-def test_slurm_is_not_asked_about_jobs_that_show_signs_of_life(
-    backend: SlurmJobs, slurm: Path, clock: list[float]
-) -> None:
+def test_slurm_is_not_queried_about_jobs_that_respond(backend: SlurmJobs, slurm: Path, clock: list[float]) -> None:
     worker = started(backend)
     (slurm / "states").write_text("1|NODE_FAIL|None\n")
     clock[0] += slurm_jobs.ASKED + 1
@@ -142,7 +140,7 @@ def test_a_refused_replacement_is_submitted_again_later(backend: SlurmJobs, slur
     assert other.receive() == Said(
         "--on slurm: cannot submit jobs: Job violates accounting policy; it is tried again every 30 seconds"
     )
-    for _ in range(slurm_jobs.TRIES + 1):  # as long as there is another job
+    for _ in range(slurm_jobs.TRIES + 1):  # while another job is running
         clock[0] += slurm_jobs.AGAIN + 1
         assert backend.wait([other]) == []
     (slurm / "refusal").unlink()
@@ -172,7 +170,7 @@ def test_closing_cancels_jobs_that_do_not_end_by_themselves(
     cancelled: list[str] = []
     monkeypatch.setattr(SlurmQueue, "cancel", lambda self, jobs: cancelled.extend(job.job_id for job in jobs))
     backend.close()
-    assert cancelled == ["3", "2"]  # first what has not begun, so that it does not begin now
+    assert cancelled == ["3", "2"]  # pending jobs first, so that they do not start now
     assert list((tmp_path / "runs").iterdir()) == []
 
 
@@ -242,7 +240,7 @@ def test_squeue_answers_are_read_by_job(slurm: Path) -> None:
     (slurm / "states").write_text("7_0|RUNNING|None\n7_2|RUNNING|None\n8|PENDING|Nodes required are DOWN|DRAINED\n")
     assert SlurmQueue().states(jobs) == {
         "7_0": State("RUNNING"),
-        "7_1": State("COMPLETED"),  # so long ago that SLURM does not say
+        "7_1": State("COMPLETED"),  # too long ago for SLURM to report
         "8": State("PENDING", "Nodes required are DOWN|DRAINED"),
     }
     (slurm / "unknown").touch()

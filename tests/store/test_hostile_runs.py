@@ -53,16 +53,16 @@ def pipe(place: Path) -> None:
 
 
 LINKS: dict[str, Callable[[Path, Path], object]] = {
-    "record": lambda run, out: link(run / "run.json", out / "secret.txt"),
-    "suite": lambda run, out: link(run / "suite.yaml", out / "secret.txt"),
-    "relative": lambda run, out: link(run / "suite.yaml", os.path.relpath(out / "secret.txt", run)),
-    "table": lambda run, out: link(run / "trials.parquet", out / "secret.txt"),
-    "figure's table": lambda run, out: link(run / "spectra.parquet", out / "secret.txt"),
-    "checkpoint": lambda run, out: link(run / "checkpoints" / "made.safetensors", out / "made.safetensors"),
-    "folder of checkpoints": lambda run, out: link(run / "checkpoints", out),
-    "folder of parts": lambda run, out: link(run / "parts", out),
-    "lock": lambda run, out: link(run / ".lock", out / "secret.txt"),
-    "a table to be written": lambda run, out: link(run / "curves.parquet", out / "secret.txt"),
+    "link as record": lambda run, out: link(run / "run.json", out / "secret.txt"),
+    "link as suite": lambda run, out: link(run / "suite.yaml", out / "secret.txt"),
+    "relative link as suite": lambda run, out: link(run / "suite.yaml", os.path.relpath(out / "secret.txt", run)),
+    "link as table": lambda run, out: link(run / "trials.parquet", out / "secret.txt"),
+    "link as table of a figure": lambda run, out: link(run / "spectra.parquet", out / "secret.txt"),
+    "link as checkpoint": lambda run, out: link(run / "checkpoints" / "made.safetensors", out / "made.safetensors"),
+    "link as folder of checkpoints": lambda run, out: link(run / "checkpoints", out),
+    "link as folder of parts": lambda run, out: link(run / "parts", out),
+    "link as lock": lambda run, out: link(run / ".lock", out / "secret.txt"),
+    "link as a table that will be written": lambda run, out: link(run / "curves.parquet", out / "secret.txt"),
     "through another link": lambda run, out: (
         link(run / "checkpoints" / "a", out),
         link(run / "b.yaml", "checkpoints/a/secret.txt"),

@@ -42,10 +42,10 @@ BROKEN_YAML = {
     "duplicate merge": ("a: &a {}\nb:\n  <<: *a\n  <<: *a\n", "4:3", "'<<' is already in line 3"),
     "python tag": ("a: !!python/object/apply:os.system [ls]\n", "1:4", "!!python/object/apply:os.system"),
     "python tag as key": ("!!python/name:os.system x: 1\n", "1:1", "!!python/name:os.system"),
-    "own tag": ("a: !mine 5\n", "1:4", "!mine"),
+    "custom tag": ("a: !mine 5\n", "1:4", "!mine"),
     "binary": ("a: !!binary aGk=\n", "1:4", "!!binary"),
     "tag on the wrong node": ("a: !!int [1]\n", "1:4", "!!int"),
-    "tag that lies": ("a: !!float hello\n", "1:4", "'hello' is not a value of the tag !!float"),
+    "tag that contradicts its value": ("a: !!float hello\n", "1:4", "'hello' is not a value of the tag !!float"),
     "nan": ("a: .nan\n", "1:4", "finite"),
     "inf": ("a: -.inf\n", "1:4", "finite"),
     "overflow": ("a: 1e999\n", "1:4", "finite"),
@@ -109,7 +109,7 @@ BROKEN_SUITES: dict[str, tuple[str, str, str, str]] = {
     "name too long": ("name: good", "name: " + "x" * 81, "1:7", "at most 80 characters"),
     "name is a number": ("name: good", "name: 5", "1:7", "name: expected text, got 5"),
     "name ends in a line break": ("name: good", 'name: "good\\n"', "1:7", "letters"),
-    "tuning on a seed of its own": (
+    "tuning on a seed of the suite": (
         "name: good",
         "name: good\ntune: {seeds: [5, 2]}",
         "2:8",
@@ -133,16 +133,16 @@ BROKEN_SUITES: dict[str, tuple[str, str, str, str]] = {
         "2:42",
         "unknown model in permuted 'smal'; did you mean 'small'?",
     ),
-    "tuning margin below 0": ("name: good", "name: good\ntune: {learning_margin: -1}", "2:25", "tune.learning_margin"),
+    "negative tuning margin": ("name: good", "name: good\ntune: {learning_margin: -1}", "2:25", "tune.learning_margin"),
     "no seeds": ("seeds: 3", "seeds: 0", "2:8", "expected at least 1 seed, got 0"),
     "too many seeds": ("seeds: 3", "seeds: 10000000", "2:8", "at most 100000"),
-    "seeds are a word": ("seeds: 3", "seeds: three", "2:8", "seeds: expected a list, got 'three'"),
+    "seeds are text": ("seeds: 3", "seeds: three", "2:8", "seeds: expected a list, got 'three'"),
     "seeds are true": ("seeds: 3", "seeds: true", "2:8", "seeds: expected a list, got true"),
     "empty seeds": ("seeds: 3", "seeds: []", "2:8", "expected at least 1 entry, got 0"),
     "negative seed": ("seeds: 3", "seeds: [0, -1]", "2:12", "seeds.1: expected a number of at least 0, got -1"),
     "seed twice": ("seeds: 3", "seeds: [4, 2, 4]", "2:8", "the seed 4 is listed twice"),
     "seed is a bool": ("seeds: 3", "seeds: 3\nseed: true", "3:7", "seed: expected a whole number, got true"),
-    "stage": ("seeds: 3", "seeds: 3\nstage: evl", "3:8", "unknown choice 'evl'; did you mean 'eval'?"),
+    "unknown stage": ("seeds: 3", "seeds: 3\nstage: evl", "3:8", "unknown choice 'evl'; did you mean 'eval'?"),
     "stage is a list": ("seeds: 3", "seeds: 3\nstage: [eval]", "3:8", "expected 'tune' or 'eval', got a list"),
     "target missing": ("target: sgd, ", "", "4:8", "optimizers.sgd: expected the key 'target', as in target: sgd"),
     "target empty": ("target: sgd", "target: ''", "4:17", "at least 1 character"),
@@ -152,7 +152,7 @@ BROKEN_SUITES: dict[str, tuple[str, str, str, str]] = {
     "hyper-parameter is empty list": ("lr: 0.1", "lr: []", "4:22", "'lr' is an empty list"),
     "sweep lists twice": ("lr: 0.1", "lr: [0.1, 1e-1]", "4:22", "'lr' lists the value 0.1 twice"),
     "grid without points": ("lr: 0.1", "lr: {log: [1, 10]}", "4:22", "'lr': expected a grid"),
-    "grid down to zero": ("lr: 0.1", "lr: {log: [0, 10], points: 3}", "4:22", "'lr': expected a grid"),
+    "grid that includes zero": ("lr: 0.1", "lr: {log: [0, 10], points: 3}", "4:22", "'lr': expected a grid"),
     "no experiments": (GOOD[GOOD.index("experiments") :], "experiments: {}\n", "8:14", "at least 1 entry, got 0"),
     "experiment is null": (GOOD[GOOD.index("    tasks") :], "", "9:12", "experiments.permuted: expected a mapping"),
     "tasks missing": ("    tasks: {kind: permuted, count: 2}\n", "", "10:5", "expected the key 'tasks'"),
@@ -164,7 +164,12 @@ BROKEN_SUITES: dict[str, tuple[str, str, str, str]] = {
     "count is text": ("count: 2", "count: '2'", "10:36", "tasks.count: expected a whole number, got '2'"),
     "count is zero": ("count: 2", "count: 0", "10:36", "expected a number of at least 1, got 0"),
     "count is broken": ("count: 2", "count: 2.5", "10:36", "expected a whole number, got 2.5"),
-    "width": ("hidden: [10]", "hidden: [10, x]", "12:39", "models.small.hidden.1: expected a whole number, got 'x'"),
+    "width is text": (
+        "hidden: [10]",
+        "hidden: [10, x]",
+        "12:39",
+        "models.small.hidden.1: expected a whole number, got 'x'",
+    ),
     "width is no list": ("hidden: [10]", "hidden: 10", "12:34", "expected a list, got 10"),
     "model name": ("      small:", "      ../small:", "12:7", "the name '../small': expected letters"),
     "unknown optimizer": ("[sgd, adam]", "[sgd, adm]", "13:23", "unknown optimizer 'adm'; did you mean 'adam'?"),
@@ -186,7 +191,7 @@ BROKEN_SUITES: dict[str, tuple[str, str, str, str]] = {
         "14:14",
         "the metric 'hoyer' is listed twice",
     ),
-    "protocol": ("[sgd, adam]", "[sgd]\n    protocol: {max_epochs: 0}", "14:28", "expected a number above 0, got 0"),
+    "zero epochs": ("[sgd, adam]", "[sgd]\n    protocol: {max_epochs: 0}", "14:28", "expected a number above 0, got 0"),
     "early stopping": (
         "[sgd, adam]",
         "[sgd]\n    protocol: {early_stopping: {on: tset}}",
@@ -211,7 +216,7 @@ BROKEN_SUITES: dict[str, tuple[str, str, str, str]] = {
         "14:43",
         "early_stopping: 'target' needs on: train_loss, got on: test",
     ),
-    "target that is no loss": (
+    "target is not a loss": (
         "[sgd, adam]",
         "[sgd]\n    protocol: {early_stopping: {on: train_loss, target: 0}}",
         "14:57",
@@ -223,25 +228,25 @@ BROKEN_SUITES: dict[str, tuple[str, str, str, str]] = {
         "14:41",
         "schedule: 'decay': expected kind: wsd, got kind: cosine ('decay: null' removes it)",
     ),
-    "floor of a constant rate": (
+    "floor of a constant schedule": (
         "[sgd, adam]",
         "[sgd]\n    protocol: {schedule: {kind: constant, floor: 0.1}}",
         "14:43",
         "schedule: 'floor': expected kind: linear or cosine or wsd, got kind: constant",
     ),
-    "more than all of the steps": (
+    "warm-up and decay too long together": (
         "[sgd, adam]",
         "[sgd]\n    protocol: {schedule: {kind: wsd, warmup: 0.5, decay: 0.6}}",
         "14:26",
         "schedule: expected 'warmup' and 'decay' of at most 1 together, got 0.5 and 0.6",
     ),
-    "schedule of no kind": (
+    "schedule without a kind": (
         "[sgd, adam]",
         "[sgd]\n    protocol: {schedule: {warmup: 0.1}}",
         "14:26",
         "schedule: expected the key 'kind'",
     ),
-    "all warm-up": (
+    "warm-up over the whole training": (
         "[sgd, adam]",
         "[sgd]\n    protocol: {schedule: {kind: linear, warmup: 1}}",
         "14:49",
