@@ -17,6 +17,7 @@ from optbench.report.figures.rendering import METADATA, styled
 from optbench.report.figures.style import INK, PALETTE
 from optbench.report.figures.texts import Box
 from optbench.report.figures.texts import width as text_width
+from optbench.report.numbers import interval
 from optbench.studies.fingerprint import figure, wording
 from optbench.studies.fingerprint.entry import Array
 from optbench.studies.fingerprint.neighbours import Neighbour, standardised
@@ -108,7 +109,7 @@ def page(found: Fingerprint, others: list[Neighbour]) -> str:
         "| nearest | distance [95% interval] | nearest in |",
         "|---|---|---:|",
         *(
-            f"| [{one.name}]({one.name}.md) | {one.distance:.2f} [{one.interval[0]:.2f}, {one.interval[1]:.2f}] "
+            f"| [{one.name}]({one.name}.md) | {one.distance:.2f} {interval(one.interval, 2)} "
             f"| {100 * one.nearest:.0f}% |"
             for one in others[:NEIGHBOURS]
         ),

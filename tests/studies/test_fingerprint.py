@@ -276,7 +276,8 @@ def test_three_seeds_give_no_verdicts_and_a_note(made: Panel) -> None:
     assert "No verdicts: 3 seeds cannot show a difference over 16 strips; 10 can." in " ".join(wording.notes(found))
     assert "Compared with" not in " ".join(one.text for one in sentences(found))
     assert sentences(found)[0].text.startswith("The nearest in the panel, as far as 3 seeds can tell, is c (")
-    assert all(one.interval is None for one in found.standings)
+    assert all(one.interval is None for one in (*found.standings, *found.neighbours))
+    assert "[" not in html.page(found).partition("Nearest in the panel")[2].partition("</table>")[0]
 
 
 def test_a_seed_outside_the_panel_is_refused(made: Panel) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from importlib import metadata, resources
 
 from optbench.report.formats.html import HEAD, POLICY, escape
-from optbench.report.numbers import estimate, p_value
+from optbench.report.numbers import UNDEFINED, estimate, interval, p_value
 from optbench.studies.fingerprint import wording
 from optbench.studies.fingerprint.panel import REFERENCES
 from optbench.studies.fingerprint.standing import Fingerprint, Judged, Standing
@@ -76,8 +76,8 @@ def _lines(found: Fingerprint) -> Iterator[str]:
 
 
 def _legend(found: Fingerprint) -> Iterator[str]:
-    interval = ", 95% interval" if any(one.interval for one in found.standings) else ""
-    names = [f'<span><i class="key own"></i>{escape(found.name)}{interval}</span>']
+    said = ", 95% interval" if any(one.interval for one in found.standings) else ""
+    names = [f'<span><i class="key own"></i>{escape(found.name)}{said}</span>']
     for kind, name in _marked(found).items():
         names.append(f'<span><i class="key {kind}"></i>{escape(name)}</span>')
     yield f'<p class="legend">{" ".join(names)} <span><i class="key"></i>the rest of the panel</span></p>'
@@ -156,8 +156,8 @@ def _neighbours(found: Fingerprint) -> Iterator[str]:
         alike = f"{found.same_strips(one.name)} of {len(found.standings)}" if found.has_verdicts else "–"
         cells = (
             f"{one.distance:.2f}",
-            f"[{one.interval[0]:.2f}, {one.interval[1]:.2f}]",
-            f"{100 * one.nearest:.0f}%",
+            interval(one.interval, 2) or UNDEFINED,
+            f"{100 * one.nearest:.0f}%" if one.interval else UNDEFINED,
             alike,
         )
         numbers = "".join(f"<td>{escape(cell)}</td>" for cell in cells)

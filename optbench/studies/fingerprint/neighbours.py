@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from optbench.stats.bootstrap import percentile_interval, resampled_means
+from optbench.stats.power import MIN_PAIRS
 from optbench.studies.fingerprint.entry import Array
 from optbench.studies.fingerprint.strips import STRIPS
 
@@ -29,14 +30,14 @@ FEWEST = len(STRIPS) // 2
 class Neighbour:
     """An optimizer of the panel, and its distance from the optimizer in question.
 
-    distance: root mean square over strips, in standard deviations of the panel. interval: its 95% interval over seeds.
-    nearest: share of the bootstrap samples in which no other optimizer is nearer. strips: number of strips that both
-    have.
+    distance: root mean square over strips, in standard deviations of the panel. interval: its 95% interval over seeds; None
+    with fewer than six, whose resamples are too similar. nearest: share of the bootstrap samples in which no other
+    optimizer is nearer. strips: number of strips that both have.
     """
 
     name: str
     distance: float
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
     nearest: float
     strips: int
 
@@ -62,7 +63,7 @@ def neighbours(own: Array, panel: Array, names: list[str], apart: str | None = N
         Neighbour(
             names[i],
             float(distances[i, 0]),
-            percentile_interval(drawn[i][np.isfinite(drawn[i])]),
+            percentile_interval(drawn[i][np.isfinite(drawn[i])]) if own.shape[-1] >= MIN_PAIRS else None,
             float((nearest == i).mean()),
             int(counts[i]),
         )

@@ -25,8 +25,8 @@ def record(found: Fingerprint) -> dict[str, Any]:
             {
                 "optimizer": one.name,
                 "distance": one.distance,
-                "low": one.interval[0],
-                "high": one.interval[1],
+                "low": one.interval[0] if one.interval else None,
+                "high": one.interval[1] if one.interval else None,
                 "nearest_share": one.nearest,
                 "strips": one.strips,
             }

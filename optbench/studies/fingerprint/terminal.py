@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
+from optbench.report.numbers import interval
 from optbench.studies.fingerprint import wording
 from optbench.studies.fingerprint.standing import Fingerprint, Judged, Standing
 from optbench.studies.fingerprint.strips import TOPICS
@@ -43,11 +44,10 @@ def show(found: Fingerprint, console: Console) -> None:
         console.print(Text(sentence.text))
     console.print()
     if found.neighbours:
-        listed = ", ".join(
-            f"{one.name} {one.distance:.2f} [{one.interval[0]:.2f}, {one.interval[1]:.2f}]"
-            for one in found.neighbours[:SHOWN]
-        )
-        console.print(Text(f"Nearest (distance in standard deviations of the panel, 95% interval): {listed}"))
+        nearest = found.neighbours[:SHOWN]
+        listed = ", ".join(f"{one.name} {one.distance:.2f} {interval(one.interval, 2)}".rstrip() for one in nearest)
+        what = ", 95% interval" if any(one.interval for one in nearest) else ""
+        console.print(Text(f"Nearest (distance in standard deviations of the panel{what}): {listed}"))
     console.print(Text(wording.rates(found)))
     console.print()
     console.print(Text(KEY, style="dim"))
