@@ -30,9 +30,9 @@ FEWEST = len(STRIPS) // 2
 class Neighbour:
     """An optimizer of the panel, and its distance from the optimizer in question.
 
-    distance: root mean square over strips, in standard deviations of the panel. interval: its 95% interval over seeds; None
-    with fewer than six, whose resamples are too similar. nearest: share of the bootstrap samples in which no other
-    optimizer is nearer. strips: number of strips that both have.
+    distance: root mean square over strips, in standard deviations of the panel. interval: its 95% interval over
+    seeds; None with fewer than six, whose resamples are too similar. nearest: share of the bootstrap samples in which
+    no other optimizer is nearer. strips: number of strips that both have.
     """
 
     name: str
