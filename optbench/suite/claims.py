@@ -1,4 +1,4 @@
-"""Claims of a suite: statements made before the data are seen, and then judged by the data."""
+"""A suite's claims: statements made before the data are seen, then judged by the data."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ class Bounds(Settings):
 class Claim(Settings):
     """A statement made before the data are seen: `left` is higher than, lower than or equivalent to `right`.
 
-    It covers each of the models, and every variant of a swept optimizer that is named without one.
+    It covers each of the models. A swept optimizer named without a variant stands for all of its variants.
     """
 
     text: str = ""
-    """In words."""
+    """The statement in words."""
     source: str = ""
-    """Where the statement comes from: `arXiv:2507.12224, Figure 3 left`."""
+    """The source of the statement, such as `arXiv:2507.12224, Figure 3 left`."""
     experiment: Name
-    """The experiment whose results judge it."""
+    """The experiment whose results decide the verdict."""
     models: Annotated[list[Name], Field(min_length=1)] | None = None
-    """The models that it covers; null: every model of the experiment."""
+    """The models covered; null: every model of the experiment."""
     metric: MetricName | None = None
     """The metric of the verdict; null: the primary reading."""
     readings: Readings | None = None
@@ -53,26 +53,26 @@ class Claim(Settings):
     right: SideOrNumber
     """As `left`, or a number."""
     expect: Literal["higher", "lower", "equivalent"]
-    """`higher`, `lower`, or `equivalent`: any difference is smaller than the margin."""
+    """`higher`, `lower`, or `equivalent` (any difference is smaller than the margin)."""
     margin: Annotated[float, Field(ge=0)] | None = None
     """The smallest relevant difference, in the metric's unit; null: the metric's default margin."""
     where: dict[MetricName, Bounds] = Field(default={})
     """Metric -> bounds: restricts the claim to variants whose mean over seeds lies within all of them."""
     matched: Matching | None = None
-    """Which variants are compared; null: every pair of one from each side."""
+    """How variants are matched; null: every variant of one side is compared with every variant of the other."""
     given: list[Name] = Field(default=[])
     """Claims on which this one depends; a report says if one of them is not supported."""
     beside: list[MetricName] = Field(default=[])
-    """Metrics shown next to it, as context for the verdict."""
+    """Metrics shown next to the verdict as context."""
 
     @model_validator(mode="after")
     def _one_subject(self) -> Claim:
         if self.metric is not None and self.readings is not None:
             raise ValueError(
-                "'readings': expected it or 'metric', got both; the verdict is about the 'primary' reading"
+                "'readings': expected either 'readings' or 'metric', got both; the 'primary' reading gives the verdict"
             )
         if self.metric is None and self.readings is None:
-            raise ValueError("expected the key 'metric', or 'readings'")
+            raise ValueError("expected the key 'metric' or 'readings'")
         return self
 
     @model_validator(mode="after")
@@ -87,7 +87,7 @@ class Claim(Settings):
             raise ValueError(f"'matched': expected an optimizer on the right, got {self.right:g}")
         cells = self.readings.cells if self.readings is not None else ()
         if self.matched is not None and self.matched.on in (self.metric, *(cell.metric for cell in cells)):
-            raise ValueError(f"'matched': expected another metric than that of the claim, got {self.matched.on}")
+            raise ValueError(f"'matched': expected a metric other than the claim's, got {self.matched.on}")
         return self
 
     @model_validator(mode="after")

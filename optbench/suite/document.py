@@ -17,7 +17,7 @@ MAX_BYTES = 1 << 20
 MAX_VALUES = 250_000
 MAX_DEPTH = 40
 
-# `<<` is only a merge as a key; as a value it is text.
+# `<<` is a merge only as a key; as a value it is text.
 _SCALARS = ("str", "null", "bool", "int", "float", "merge")
 
 KeyPath = tuple[str | int, ...]
@@ -46,7 +46,7 @@ class Place:
 
 @dataclass
 class Document:
-    """A parsed suite file: its value, and for every path into it the locations of key and value."""
+    """A parsed suite file: its value, and the locations of the key and value at every path into it."""
 
     value: Any
     keys: dict[KeyPath, Place] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class Document:
         return next(self.values[path[:end]] for end in range(len(path), -1, -1) if path[:end] in self.values)
 
     def key_place(self, path: KeyPath) -> Place:
-        """Return the location of the last key of `path`; for an item of a list, of the item."""
+        """Return the location of the last key of `path`, or of the item if `path` ends at an item of a list."""
         return self.keys[path] if path in self.keys else self.value_place(path)
 
     def override(self, path: KeyPath, place: Place) -> None:
@@ -100,7 +100,9 @@ class _YamlLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.depth > MAX_DEPTH:
-            raise yaml.MarkedYAMLError(problem=f"nested more than {MAX_DEPTH} deep", problem_mark=self.get_mark())
+            raise yaml.MarkedYAMLError(
+                problem=f"nested more than {MAX_DEPTH} levels deep", problem_mark=self.get_mark()
+            )
         self.count += 1
         if self.count > MAX_VALUES:  # checked while reading, because nodes take far more memory than their text
             raise yaml.MarkedYAMLError(problem=f"more than {MAX_VALUES} values", problem_mark=self.get_mark())
@@ -217,9 +219,9 @@ class _Reading:
         parts = [self.measure(part) for item in node.value for part in (item if pairs else (item,))]
         size, depth = 1 + sum(size for size, _ in parts), 1 + max((depth for _, depth in parts), default=0)
         if size > MAX_VALUES:
-            self.fail(node, f"too large: more than {MAX_VALUES} values once its aliases are written out")
+            self.fail(node, f"too large: more than {MAX_VALUES} values once its aliases are expanded")
         if depth > MAX_DEPTH:
-            self.fail(node, f"nested more than {MAX_DEPTH} deep once its aliases are written out")
+            self.fail(node, f"nested more than {MAX_DEPTH} levels deep once its aliases are expanded")
         self.extents[id(node)] = size, depth
         return size, depth
 
@@ -237,21 +239,21 @@ class _Reading:
         return result
 
     def entries(self, node: yaml.MappingNode) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-        """Return the mapping's own entries, after the entries merged with `<<` that it does not replace."""
+        """Return the entries merged with `<<` that the mapping does not replace, followed by its own entries."""
         own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         merged: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         merge_key: yaml.Node | None = None
         for key_node, value_node in node.value:
             if key_node.tag == TAG + "merge":
                 if merge_key is not None:
-                    self.fail(key_node, f"the key '<<' is already in line {merge_key.start_mark.line + 1}")
+                    self.fail(key_node, f"the key '<<' is already on line {merge_key.start_mark.line + 1}")
                 merge_key = key_node
                 merged = self.merged(value_node)
                 continue
             key = self.key(key_node)
             if key in own:
                 first = own[key][0].start_mark.line + 1
-                self.fail(key_node, f"the key '{escaped(key)}' is already in line {first}")
+                self.fail(key_node, f"the key '{escaped(key)}' is already on line {first}")
             own[key] = (key_node, value_node)
         return {**{key: entry for key, entry in merged.items() if key not in own}, **own}
 
@@ -261,15 +263,15 @@ class _Reading:
         for source in sources:
             if not isinstance(source, yaml.MappingNode):
                 self.fail(source, "'<<': expected a mapping, or a list of mappings")
-            # Of several sources, the first that has a key provides its value.
+            # If several sources have the same key, the first one provides its value.
             for key, entry in self.entries(source).items():
                 result.setdefault(key, entry)
         return result
 
     def key(self, node: yaml.Node) -> str:
         if not isinstance(node, yaml.ScalarNode):
-            self.fail(node, "expected a key that is text, got a list or a mapping")
-        # As written, whatever its tag: `10:`, `on:` and `null:` are names like any other.
+            self.fail(node, "expected text as a key, got a list or a mapping")
+        # Read as written, whatever its tag: `10:`, `on:` and `null:` are names like any other.
         return str(self.scalar(node, "str", plain=False))
 
     def scalar(self, node: yaml.ScalarNode, kind: str, plain: bool) -> bool | int | float | str | None:

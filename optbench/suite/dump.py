@@ -16,7 +16,8 @@ from optbench.suite.scalars import add_refused_words, add_scalar_rules
 from optbench.suite.schema import Suite
 
 ADDED = ("score", "follow_earlier", "schedule", "clip_norm", "weight_averaging", "precision", "augment")
-"""Protocol settings that suites of earlier versions lack: part of the hash only if they differ from their defaults."""
+"""Protocol settings that suites of earlier versions lack. They are part of the hash only if they differ from their
+defaults."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -57,7 +58,8 @@ def dump_suite(suite: Suite) -> str:
 
 
 def dump(value: Mapping[str, Any], *, short: bool = True) -> str:
-    """Write plain values as YAML 1.1 and 1.2. short: put the innermost mappings on one line."""
+    """Write plain values as YAML that versions 1.1 and 1.2 read the same way. short: put the innermost mappings on one
+    line."""
     inside = any(isinstance(item, dict | list) for item in value.values())
     return yaml.dump(
         value,
@@ -72,9 +74,10 @@ def dump(value: Mapping[str, Any], *, short: bool = True) -> str:
 def suite_hash(suite: Suite) -> str:
     """Return 16 hexadecimal digits of the SHA-256 of the resolved suite.
 
-    Two suites share it if they train and measure the same. Comments, the order of keys and explicit defaults do not
-    count, nor do keys that only describe results (description, claims, primary metrics, tuning, figures) or the choice
-    of settings (tune). Metrics measured for the readings of claims count as if they were listed.
+    Two suites have the same hash if they train and measure the same things. Comments, the order of keys and explicit
+    defaults do not affect it, nor do keys that only describe results (description, claims, primary metrics, tuning,
+    figures) or how settings are chosen (tune). Metrics measured for the readings of claims are hashed as if they were
+    listed.
     """
     canonical = json.dumps(content(suite), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
@@ -106,7 +109,7 @@ def content(suite: Suite, *, whole: bool = False) -> dict[str, Any]:
 
 
 def differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
-    """Yield where two contents differ, as `optimizers.sgd.lr (0.1, 0.3)`."""
+    """Yield the differences between two contents, as `optimizers.sgd.lr (0.1, 0.3)`."""
     if isinstance(a, dict) and isinstance(b, dict):
         for key in dict.fromkeys((*a, *b)):
             inner = f"{path}.{key}" if path else str(key)

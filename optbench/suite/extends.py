@@ -2,7 +2,7 @@
 
 Mappings merge key by key; lists and scalars replace the base's value. `null` removes a key of the base, unless null is
 a valid value there (`early_stopping: null` means no early stopping). `!!null` is always the value null. A file may
-extend one that extends another. Relative paths of code and texts in a base are relative to the base.
+extend one that extends another. Relative paths of code and texts in a base are relative to its folder.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from optbench.targets import TEXT, is_file
 
 KEY = "extends"
 NAMED = (("experiments",), ("optimizers",), ("claims",))
-"""Mappings with names chosen by the user, besides an experiment's models."""
+"""Mappings whose keys are names chosen by the user; the others are the `models` of experiments."""
 
 
 def read_document(path: Path) -> Document:
@@ -53,9 +53,9 @@ def read_document(path: Path) -> Document:
         document = parse_yaml(decode(data, str(path)), str(path))
         size, count = size + len(data), count + len(document.values)
         if count > MAX_VALUES:
-            raise SuiteError(f"{place}: {KEY}: too large: more than {MAX_VALUES} values in all files together")
+            raise SuiteError(f"{place}: {KEY}: too large: more than {MAX_VALUES} values in all files")
         if not isinstance(document.value, dict):
-            raise SuiteError(f"{document.value_place(())}: expected a suite, a mapping with the key 'name' and others")
+            raise SuiteError(f"{document.value_place(())}: expected a suite, a mapping with keys such as 'name'")
         chain.append((path, document))
         if KEY not in document.value:
             break
@@ -80,7 +80,7 @@ def difference(raw: Mapping[str, Any], base: Suite, meant: Suite) -> dict[str, A
 
 
 def rebased(value: Any, folder: Path, to: Path) -> Any:
-    """Return a suite's value with its files of code and texts in `folder` named relative to the folder `to`.
+    """Return a suite's value with the paths of its code and texts in `folder` rewritten relative to the folder `to`.
 
     Names of files that are not in `folder` are unchanged: they refer to the working directory.
     """
@@ -111,7 +111,7 @@ def relative(file: Path, folder: Path) -> str:
 
 
 def _read(path: Path, place: Place | None, most: int) -> bytes:
-    """Read one file. place: of the `extends` that names it; None for the file that the user named."""
+    """Read one file. place: location of the `extends` that names it; None for the file that the user named."""
     where = str(path) if place is None else f"{place}: {KEY}: {path}"
     try:
         with path.open("rb") as file:
@@ -142,7 +142,7 @@ def _base(name: Any, place: Place, folder: Path) -> Path:
 def _meant(where: str, folder: Path, prefix: str = "") -> Path | None:
     """Resolve a relative name in a suite in `folder`; in a run's suite it refers to the run's copy.
 
-    prefix: of the name in the run's record.
+    prefix: text before the name in the run's record.
     """
     try:
         for entry in json.loads((folder / "run.json").read_text(encoding="utf-8")).get("plugins") or ():
@@ -179,10 +179,10 @@ class _Merger:
                 if key in old or (not path and key in Suite.model_fields):
                     self.result.removed[inner] = self.own.keys[inner]
                     continue
-                # Elsewhere null is valid: no overrides of an experiment's optimizer, or a hyper-parameter's value.
+                # Elsewhere null is valid: it means an optimizer without overrides, or is a hyper-parameter's value.
                 if path in NAMED or (path[:1] == ("experiments",) and path[2:] == ("models",)):
                     where = f"{self.own.keys[inner]}: {shown_path(path)}"
-                    raise SuiteError(f"{where}: null removes what the base has; {unknown('name', key, old)}")
+                    raise SuiteError(f"{where}: null removes a name of the base; {unknown('name', key, old)}")
             source = self.own if key in new else self.base
             self.result.keys[inner] = source.keys[inner]
             if key in old and key in new:
@@ -195,7 +195,7 @@ class _Merger:
         return path not in self.own.explicit_nulls and not admits_null(path)
 
     def take(self, source: Document, path: KeyPath, value: Any) -> Any:
-        """Copy a value of one document unchanged."""
+        """Take a value unchanged from one document, with its locations."""
         self.result.values[path] = source.values[path]
         items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
         for key, item in items:
@@ -209,7 +209,7 @@ class _Merger:
 def _difference(
     raw: Mapping[str, Any], base: Mapping[str, Any], meant: Mapping[str, Any], every: Mapping[str, Any], path: KeyPath
 ) -> dict[str, Any]:
-    """Return the keys that change one value into another. raw: the base as written; only its keys can be removed.
+    """Return the keys that change `base` into `meant`. raw: the base as written; only its keys can be removed.
     every: `meant` with its defaults."""
     found: dict[str, Any] = {}
     for key in {**raw, **meant}:

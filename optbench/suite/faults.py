@@ -167,7 +167,7 @@ def _needed(what: str, context: dict[str, Any], value: Any, fallback: str, kind:
 
 
 def _unknown_name(path: KeyPath, document: Document) -> Fault:
-    """Report a name that only an override mentions, probably a misspelt name of the file."""
+    """Report a name that only an override mentions, probably a misspelling of a name in the file."""
     siblings = document.value
     for part in path[:-1]:
         siblings = siblings[part]
@@ -208,7 +208,7 @@ def _locate(loc: tuple[str | int, ...], document: Document) -> tuple[KeyPath, An
 
 
 def _chosen(kind: Any, path: KeyPath, document: Document) -> Any:
-    """Return the settings of the kind instead of a kind; other types unchanged."""
+    """Replace a kind by the settings of the kind named in the document; return other types unchanged."""
     if isinstance(kind, type) and issubclass(kind, Kind):
         value = document.value
         for part in path:

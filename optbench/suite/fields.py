@@ -36,7 +36,7 @@ OffByFalse = BeforeValidator(lambda value: None if value is False else value)
 
 
 def without_nulls(value: Any, *keys: str) -> Any:
-    """Drop these keys if they are null, which removes the value of an extended suite."""
+    """Drop these keys if they are null, so that null removes the value of an extended suite."""
     if not isinstance(value, dict):
         return value
     return {key: given for key, given in value.items() if given is not None or key not in keys}

@@ -1,6 +1,6 @@
-"""Incompatible parts of a suite, as far as names tell: built-in datasets, task sequences and models.
+"""Incompatible combinations of built-in datasets, task sequences and models, recognized by name.
 
-A user's kinds are checked before training, by trying them.
+Users' kinds are tried out before training instead.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ def _faults(experiment: ExperimentSettings) -> Iterator[tuple[KeyPath, str]]:
         return
     if (augment := experiment.protocol.augment) is not None:
         if known is None:
-            yield ("protocol", "augment"), f"expected images to augment, got text, as {dataset.kind} is"
+            yield ("protocol", "augment"), f"expected images to augment, got the text of {dataset.kind}"
         elif augment.crop >= (side := min(known.shape[1:])):
-            yield ("protocol", "augment", "crop"), f"expected less than {side}, the side of images, got {augment.crop}"
+            yield ("protocol", "augment", "crop"), f"expected less than {side}, the images' side, got {augment.crop}"
     form, other = ("text", "images") if dataset.domains else ("images", "text")
     if tasks.kind in TASKS[other]:
-        yield ("tasks", "kind"), f"expected a task sequence of {form}, as {dataset.kind} is, got '{tasks.kind}'"
+        yield ("tasks", "kind"), f"expected a task sequence for the {form} of {dataset.kind}, got '{tasks.kind}'"
     for name, model in experiment.models.items():
         if model.kind in MODELS[other]:
-            yield ("models", name, "kind"), f"expected a model of {form}, as {dataset.kind} is, got '{model.kind}'"
+            yield ("models", name, "kind"), f"expected a model for the {form} of {dataset.kind}, got '{model.kind}'"
     if dataset.domains and tasks.kind in TASKS["text"]:
         order, domain = (tasks.settings.get(key) for key in ("order", "domain"))
         named: list[tuple[KeyPath, str]] = [(("tasks", "domain"), domain)] if domain is not None else []

@@ -34,7 +34,7 @@ FindSource = Callable[[str], Source | None]
 OptimizerCheck = Callable[[str, Mapping[str, Any]], None]
 
 MAX_TRIALS = 200_000
-"""Over seeds, models and settings; the largest shipped suite has less than a hundredth of it."""
+"""Maximum over seeds, models and settings; the largest shipped suite has less than a hundredth of it."""
 
 
 def load_suite(
@@ -48,17 +48,17 @@ def load_suite(
     """Load and validate the suite in the file `path`, changed by `overrides` (each `key.path=value`).
 
     `check_optimizer(target, hyperparameters)` is called for every variant of every optimizer, as given in the suite and
-    as overridden by each experiment; it raises OptimizerError if they are invalid. It is an argument because this layer
-    lies below the optimizer registry; without it targets and hyper-parameters are not checked.
+    as overridden by each experiment; it raises OptimizerError if these are invalid. The check is an argument because
+    this layer lies below the optimizer registry; without it, targets and hyper-parameters are not checked.
 
-    `find(target)` reads the file of a user's kind or metric; by default next to the suite, else in the working
-    directory. as_written: do not load kinds, so that no user code is executed and no torch imported; for the suite of
-    an existing run.
+    `find(target)` reads the file of a user's kind or metric; by default, it is looked up next to the suite, then in the
+    working directory. as_written: do not load kinds, so that no user code is executed and torch is not imported; meant
+    for the suite of an existing run.
 
     A suite may extend another one (`optbench.suite.extends`); overrides apply to the merged suite.
 
     Raises:
-        SuiteError: at most five faults, one line each: `file:line:column: ...`.
+        SuiteError: the suite is invalid; at most five faults are reported, one line each: `file:line:column: ...`.
         UsageError: all faults come from overrides: `--set key.path=value: ...`.
     """
     parsed = [parse_override(text) for text in overrides]
@@ -141,7 +141,7 @@ def _size_faults(suite: Suite, document: Document) -> Iterator[Fault]:
     if trials > MAX_TRIALS:
         overridden = [place for place in document.keys.values() if place.is_override]
         place = overridden[-1] if overridden else document.key_place(("experiments",))
-        yield Fault(place, f"the suite makes {count(trials, 'trial')}, more than {MAX_TRIALS}")
+        yield Fault(place, f"expected at most {count(MAX_TRIALS, 'trial')}, got {trials}")
 
 
 def _settings(hyperparameters: Mapping[str, Any]) -> int:
@@ -158,7 +158,7 @@ def _optimizer_faults(suite: Suite, document: Document, check: OptimizerCheck | 
         for name, changes in (settings.optimizers or {}).items():
             path: KeyPath = ("experiments", experiment, "optimizers", name)
             if name in suite.optimizers and "target" in changes:
-                what = "expected only hyper-parameters; add an optimizer to the suite for another 'target'"
+                what = "expected only hyper-parameters, got 'target'; add an optimizer to the suite for another target"
                 yield Fault(document.key_place((*path, "target")), f"{shown_path(path)}: {what}")
             elif name in suite.optimizers and changes:
                 optimizer = suite.optimizers[name]
@@ -170,7 +170,7 @@ def _name_faults(suite: Suite, document: Document) -> Iterator[Fault]:
     """Yield references to experiments, models and optimizers that do not exist."""
     for path, shown, name, (what, valid) in _references(suite):
         if name not in valid:
-            # In a claim, the name is the value; elsewhere, a key or an item of a list.
+            # In a claim, the name is the value; elsewhere, it is a key or an item of a list.
             place = document.value_place(path) if path[0] == "claims" else document.key_place(path)
             removed = document.removed.get((f"{what.partition(' ')[0]}s", name))
             hint = f"; removed in {removed.source}:{removed.line}" if removed else ""
@@ -294,7 +294,7 @@ def _readings_faults(suite: Suite, document: Document, as_written: bool) -> Iter
             continue  # reported with the list
         without = [metric.name for metric in found if metric.kind not in OF_TEST_DATA]
         if without:
-            what = f"expected metrics that are taken of each task's test data to be read on the last, got {without[0]}"
+            what = f"'last': expected metrics measured on each task's test data, got {without[0]}"
             yield Fault(document.value_place((*path, claim.readings.data.index("last"))), f"{shown_path(path)}: {what}")
 
 
@@ -330,7 +330,8 @@ def _named_metrics(suite: Suite) -> Iterator[tuple[KeyPath, str, Callable[[str],
 def _taken(
     where: ExperimentSettings | None, listed: Iterable[tuple[KeyPath, str]]
 ) -> Iterator[tuple[KeyPath, str, Callable[[str], object]]]:
-    """Yield as `_named_metrics` those that an experiment must measure. where: None if there is no such experiment."""
+    """Yield, like `_named_metrics`, references to metrics that an experiment must measure. where: None if there is no
+    such experiment."""
     checks = [check_metric]
     if where is not None:
         taken = None if where.metrics is None else [entry.kind for entry in where.metrics if entry.in_catalog]

@@ -12,11 +12,11 @@ from optbench.suite.fields import Settings
 class Matching(Settings):
     """Compare each variant of the side with fewer variants with the nearest variant of the other side.
 
-    Distance is in the mean of `on` over seeds, always on validation data; the metric of the claim, on test data, does
-    not affect the choice.
+    The distance is the difference in the mean of `on` over seeds, always on validation data; the claim's metric,
+    measured on test data, does not affect the choice.
     """
 
     on: Literal["learning_accuracy", "average_accuracy", "last_task_accuracy", "earlier_tasks_accuracy"]
     """The metric by which variants are matched."""
     within: Annotated[float, Field(gt=0)]
-    """Variants further apart than this are not matched: they are listed and not part of the claim."""
+    """Variants further apart than this are not matched: they are listed but are not part of the claim."""

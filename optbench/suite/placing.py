@@ -1,4 +1,4 @@
-"""Locations of faults found after a suite was loaded, when its kinds are tried."""
+"""Locations of faults that are found after a suite is loaded, when its kinds are tried."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from optbench.suite.overrides import apply_override, parse_override
 
 @contextlib.contextmanager
 def placing(path: Path, overrides: Sequence[str] = ()) -> Iterator[None]:
-    """Add to errors raised in the block their location in the suite file `path`, as in faults of `load_suite`.
+    """Prefix errors raised in the block with their location in the suite file `path`, as `load_suite` does.
 
-    Applies to lines that begin with a path into the suite: `experiments.mine.tasks: ...`. overrides: as for
+    Only lines that begin with a path into the suite, `experiments.mine.tasks: ...`, get a location. overrides: as for
     `load_suite`.
     """
     try:
@@ -38,7 +38,7 @@ def _placed(line: str, document: Document) -> str:
     where = line.partition(": ")[0]
     while "." in where:
         if where in known:
-            # a model names its setting after its kind: `models.net: vit: heads: expected ...`
+            # messages of models name the setting after the kind: `models.net: vit: heads: expected ...`
             named = line.removeprefix(f"{where}: ").split(": ")[:2]
             inner = [(*known[where], key) for key in (*reversed(named), "kind", "target")]
             path = next((path for path in inner if path in document.values), known[where])

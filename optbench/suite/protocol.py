@@ -1,4 +1,4 @@
-"""How each task is trained, and when it ends."""
+"""How each task is trained, and when its training ends."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from optbench.suite.scoring import Score
 class EarlyStopping(Settings):
     """The criterion by which a task ends before its `max_epochs`.
 
-    Without `target`: after `patience` evaluations without a lower held-out loss, keeping the weights of the lowest
-    loss. With `target`: at the first evaluation whose training loss is at or below it, keeping the weights of that
-    evaluation.
+    Without `target`, a task ends after `patience` consecutive evaluations without a lower held-out loss, and the
+    weights with the lowest loss are restored. With `target`, it ends at the first evaluation whose training loss is at
+    or below the target, and the weights of that evaluation are kept.
     """
 
     on: Literal["validation", "test", "train_loss"] = "validation"
-    """The data whose loss decides."""
+    """The data whose loss is monitored."""
     patience: Annotated[Whole, Field(ge=1)] = 3
     """Number of consecutive evaluations without a lower loss after which a task ends."""
     target: Annotated[float, Field(gt=0)] | None = None
-    """With `on: train_loss`: mean cross-entropy in eval mode on at most 5,000 of the task's training examples."""
+    """The loss at which a task ends, with `on: train_loss`: the mean cross-entropy in eval mode on at most 5,000 of the
+    task's training examples."""
 
     @model_validator(mode="before")
     @classmethod
@@ -40,7 +41,7 @@ class EarlyStopping(Settings):
             raise ValueError(f"'target' needs on: train_loss, got on: {self.on}")
         if self.target is not None and "patience" in self.model_fields_set:
             raise ValueError(
-                "'patience' does not go with 'target': the first loss at or below the target ends a task "
+                "'patience' cannot be combined with 'target': the first loss at or below the target ends a task "
                 "('patience: null' removes it)"
             )
         return self
@@ -56,13 +57,13 @@ Precision = Literal["float32", "bfloat16"]
 
 
 class WeightAveraging(Settings):
-    """An average of the weights over steps, measured instead of the weights, from which training continues."""
+    """An average of the weights over steps, measured instead of the weights; training continues from the weights."""
 
     kind: Literal["ema"]
-    """d in the exponential average a ← d a + (1 - d) w, which starts at the weights after the first step and continues
-    across tasks."""
+    """`ema`: the exponential moving average a ← d a + (1 - d) w, which starts at the weights after the first step and
+    continues across tasks."""
     decay: Annotated[float, Field(gt=0, lt=1)]
-    """d."""
+    """The decay d."""
 
 
 class Augment(Settings):
@@ -75,7 +76,7 @@ class Augment(Settings):
     crop: Annotated[Whole, Field(ge=0)] = 0
     """Random crop of the original size after zero-padding each side by this many pixels; 0: no crop."""
     flip: bool = False
-    """true: mirror left to right with probability 1/2."""
+    """Mirror images left to right with probability 1/2."""
 
     @model_validator(mode="after")
     def _something(self) -> Augment:
@@ -107,8 +108,8 @@ class Protocol(Settings):
     schedule: Annotated[RateSchedule | None, OffByFalse] = None
     """The learning rate schedule; null or false: constant."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
-    """Maximum norm of the gradient of all parameters, to which it is scaled before each step as by
-    `torch.nn.utils.clip_grad_norm_`; null: no clipping."""
+    """Maximum norm of the gradient of all parameters together; a larger gradient is scaled down to it before each step,
+    as by `torch.nn.utils.clip_grad_norm_`. null: no clipping."""
     weight_averaging: Annotated[WeightAveraging | None, OffByFalse] = None
     """Measure an average of the weights, as in {kind: ema, decay: 0.999}; null or false: measure the weights."""
     precision: Precision = "float32"
@@ -120,11 +121,11 @@ class Protocol(Settings):
     test_examples: Annotated[Whole, Field(ge=1)] | None = None
     """Number of test examples to use (a random subset, the same for every trial); null: all."""
     score: Score = None
-    """Which tasks are scored after each task: `all`, `current` or `{every: k}`, see `optbench.suite.scoring`; null:
-    `all` for up to 20 tasks, else `current`."""
+    """The tasks scored after each task: `all`, `current` or `{every: k}` (see `optbench.suite.scoring`); null: `all`
+    for up to 20 tasks, else `current`."""
     follow_earlier: bool = False
-    """true: each evaluation during a task also scores every earlier task on its validation data, which costs a pass
-    over them and records step by step in `earlier.parquet` how they are forgotten."""
+    """If true, each evaluation during a task also scores every earlier task on its validation data. This costs a pass
+    over those data and records in `earlier.parquet` how the tasks are forgotten step by step."""
     normalisation: Literal["standard", "unit"] = "standard"
     """`standard`: subtract the dataset's mean and divide by its standard deviation; `unit`: scale pixels to [0, 1]."""
     augment: Annotated[Augment | None, OffByFalse] = None

@@ -16,20 +16,20 @@ class RateSchedule(Settings):
     """A factor on the learning rate of every parameter group, as a function of the step (`optbench.engine.rates`)."""
 
     kind: Literal["constant", "linear", "cosine", "wsd"]
-    """After the warm-up: `constant` stays at the peak; `linear` and `cosine` decay, the latter as half a cosine; `wsd`
-    (warm-up, stable, decay) stays at the peak and then decays linearly."""
+    """The shape after the warm-up: `constant` stays at the peak; `linear` decays linearly; `cosine` decays along half a
+    cosine; `wsd` (warm-up, stable, decay) stays at the peak and then decays linearly."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Fraction of the steps during which the rate rises to its peak, the optimizer's own rate."""
+    """Fraction of the steps during which the learning rate rises to its peak, the optimizer's own learning rate."""
     floor: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Final factor, as a fraction of the peak; not for `constant`."""
     decay: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """Fraction of the steps during which the rate decays; `wsd` only."""
+    """Fraction of the steps during which the learning rate decays; `wsd` only."""
     span: Literal["task", "all"] = "task"
     """`task`: the schedule restarts in every task; `all`: it spans the steps of all tasks."""
 
     @property
     def is_flat(self) -> bool:
-        """Whether its factor is 1 throughout."""
+        """True if its factor is 1 throughout."""
         return self.kind == "constant" and not self.warmup
 
     @model_validator(mode="before")

@@ -1,4 +1,4 @@
-"""Readings: the metrics, layers and data on which a claim is read, including the primary one that gives its verdict."""
+"""Readings of a claim: its metrics, layers and data, including the primary reading, which gives the verdict."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from optbench.metrics.own import METRIC_KINDS, MetricSettings
 from optbench.suite.fields import HyperparameterName, Settings, distinct_metrics, once
 
 Data = Literal["pooled", "last"]
-"""`pooled`: one value per trial on the test data of all tasks together; `last`: on those of the last task."""
+"""`pooled`: one value per trial, on the test data of all tasks together; `last`: on the test data of the last task."""
 Layer = dict[HyperparameterName, PlainValue]
 MAX_READINGS = 1000
 
@@ -26,8 +26,8 @@ MAX_READINGS = 1000
 class ReadingCell:
     """One reading of a claim.
 
-    metric: its name as listed in the claim. layer: its settings from `layers`, in words; empty for none. data: `pooled`
-    or `last`. name: of the metric with all of its settings, as in tables.
+    metric: the metric's name as listed in the claim. layer: the settings from `layers` as text; empty for none. data:
+    `pooled` or `last`. name: the metric's name with all of its settings, as in tables.
     """
 
     metric: str
@@ -51,11 +51,11 @@ class Readings(Settings):
     """Every combination of metric, layer and data: the cells on which a claim is read."""
 
     metrics: Annotated[list[MetricSettings], Field(min_length=1), AfterValidator(distinct_metrics)]
-    """As in an experiment's `metrics`; measured without being listed there."""
+    """The metrics, written as in an experiment's `metrics`; they are measured even if not listed there."""
     layers: Annotated[list[Layer], Field(min_length=1)] = Field(default=[{}])
-    """Settings applied to every metric in turn."""
+    """Settings to apply to the metrics; every metric is measured with each entry."""
     data: Annotated[list[Data], Field(min_length=1), once("data")] = Field(default=["pooled"])
-    """The test data: of all tasks together (`pooled`), or of the last task (`last`)."""
+    """The test data to measure on: those of all tasks together (`pooled`) or those of the last task (`last`)."""
     primary: PrimaryReading
     """The reading that the verdict is about."""
     measured: list[MetricSettings] | None = None
@@ -70,7 +70,7 @@ class Readings(Settings):
             raise ValueError(f"expected at most {MAX_READINGS} readings, got {number}")
         for i, entry in enumerate(self.metrics):
             if entry.kind == DEFAULT:
-                _refuse(("metrics", i), "expected metrics one by one, got 'default'")
+                _refuse(("metrics", i), "expected metrics by name, got 'default'")
         found = [
             in_layer(entry, layer, ("layers", j))
             for entry, (j, layer) in itertools.product(self.metrics, enumerate(self.layers))
@@ -83,7 +83,8 @@ class Readings(Settings):
         return self
 
     def _found(self, names: list[str]) -> PrimaryReading:
-        """Return the primary reading in the terms of `metrics` and `layers`, by which a recorded suite finds it."""
+        """Return the primary reading with its metric and layer as written in the lists, where a recorded suite finds
+        it."""
         said = self.primary
         if said.metric not in self.metrics:
             _not_among("metrics", [entry.name for entry in self.metrics], "metric", said.metric.name)
@@ -116,7 +117,7 @@ class Readings(Settings):
 
 
 def in_layer(entry: MetricSettings, layer: Mapping[str, Any], place: tuple[str | int, ...]) -> MetricSettings:
-    """Add the settings of a layer to those of a metric. place: the location of the layer, for the message.
+    """Add a layer's settings to those of a metric. place: the location of the layer, for the message.
 
     Raises:
         ValidationError: the metric does not accept these settings, or already has one of them.

@@ -23,7 +23,7 @@ def _installed() -> dict[str, Path]:
         folder = importlib.resources.files("optbench.suites")
     except ModuleNotFoundError:
         return {}
-    # A zipped installation has no paths; suites are then not available by name.
+    # In a zipped installation files have no paths, so suites are not available by name.
     return _named(file for file in folder.iterdir() if isinstance(file, Path))
 
 
@@ -46,10 +46,10 @@ def resolve_suite_path(name_or_path: str, folder: Path = Path()) -> Path:
     shadow it; everything else is a path.
 
     Raises:
-        UsageError: there is neither.
+        UsageError: there is neither a shipped suite of that name nor such a file.
     """
     if not name_or_path:
-        raise UsageError("the suite is empty; give a path, or a name that `optbench list suites` shows")
+        raise UsageError("expected a suite's name or path, got an empty text; see `optbench list suites`")
     path = folder / user_path(name_or_path, "suite")
     shipped = shipped_suites()
     if name_or_path in shipped:

@@ -1,7 +1,7 @@
 """The plain scalars of a suite file, as in YAML 1.2.
 
-`1e-3` is a number and `on` (a key of `early_stopping`) is text. PyYAML implements YAML 1.1, hence these rules.
-Values that the two versions read differently are rejected, so that every YAML reader reads a suite alike.
+`1e-3` is a number and `on` (a key of `early_stopping`) is text. PyYAML implements YAML 1.1, so its rules are replaced.
+Values that the two versions read differently are rejected, so that every YAML reader reads a suite the same way.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LEADING_ZERO = re.compile(r"[-+]?0[\d_]+", re.ASCII)
 
 
 def add_scalar_rules(resolver: Any) -> None:
-    """Add to a PyYAML loader or dumper class the rules for plain null, bool, int and float scalars."""
+    """Add the rules for plain null, bool, int and float scalars to a PyYAML loader or dumper class."""
     for kind, pattern in _PATTERNS.items():
         resolver.add_implicit_resolver(TAG + kind, re.compile(rf"(?:{pattern.pattern})\Z", re.ASCII), None)
 
@@ -40,10 +40,10 @@ def add_refused_words(dumper: Any) -> None:
 
 
 def read_scalar(kind: str, text: str, plain: bool) -> bool | int | float | str | None:
-    """Return the value of a scalar with the tag `!!kind`. plain: it is written without quotes.
+    """Return the value of a scalar with the tag `!!kind`. plain: the scalar is written without quotes.
 
     Raises:
-        ValueError: it is not allowed in a suite; the message is for the user.
+        ValueError: the scalar is not allowed in a suite; the message is for the user.
     """
     if kind in _PATTERNS and not _PATTERNS[kind].fullmatch(text):
         raise ValueError(f"'{text[:60]}' is not a value of the tag !!{kind}")

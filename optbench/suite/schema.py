@@ -1,6 +1,6 @@
 """The schema of a suite file: typed classes for the YAML, with every default.
 
-The classes are values: frozen, without behaviour beyond validation. `optbench.suite.load` makes them from a file.
+The classes are frozen values without behaviour beyond validation; `optbench.suite.load` builds them from a file.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ Seeds = Annotated[
 
 
 class LogGrid(Settings):
-    """`{log: [1e-4, 1e-1], points: 7}`: `points` values, evenly spaced in log, rounded to 3 digits or more."""
+    """`{log: [1e-4, 1e-1], points: 7}`: `points` values evenly spaced on a log scale, rounded to 3 or more digits."""
 
     # YAML has no tuples, so the bounds are a list of two.
     log: Annotated[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], Field(strict=False)]
@@ -67,8 +67,8 @@ class LogGrid(Settings):
         low, high = (math.log(bound) for bound in self.log)
         step = (high - low) / (self.points - 1)
         inner = [math.exp(low + i * step) for i in range(1, self.points - 1)]
-        # Rounded, since variants are named by their values: to three significant digits, or as many as distinguish
-        # them.
+        # Rounded because variants are named by their values: to the fewest significant digits, at least three, that
+        # distinguish them.
         for digits in range(3, 17):
             rounded = [self.log[0], *(float(f"{value:.{digits}g}") for value in inner), self.log[1]]
             if len(set(rounded)) == self.points:
@@ -93,7 +93,7 @@ class OptimizerSettings(BaseModel):
         # Older pydantic validates the values of extra keys, but not the keys.
         for key in self.hyperparameters:
             if len(key) > 80 or re.fullmatch(HYPERPARAMETER_PATTERN, key) is None:
-                raise ValueError(f"{key!r} is no hyper-parameter: expected letters, digits and _, no digit first")
+                raise ValueError(f"{key!r} is not a hyper-parameter: expected letters, digits and _, no digit first")
         return self
 
     @property
@@ -102,13 +102,13 @@ class OptimizerSettings(BaseModel):
 
 
 class TaskSettings(Kind):
-    """A task sequence, built in or a user's."""
+    """A task sequence, built in or user-defined."""
 
     registry = TASKS
 
 
 class ModelSettings(Kind):
-    """A model, built in or a user's."""
+    """A model, built in or user-defined."""
 
     registry = MODELS
 
@@ -119,7 +119,7 @@ Sampler = Literal["grid", "random", "tpe"]
 
 
 class Tuning(Settings):
-    """The budget spent on choosing an optimizer's settings, so that a reader can see whether it was equal for all.
+    """The budget spent on choosing an optimizer's settings, recorded so that readers can check that budgets were equal.
 
     Written by `optbench tune`. Hyper-parameters are named by their path: `lr`, `base.lr`.
     """
@@ -127,7 +127,7 @@ class Tuning(Settings):
     settings: Annotated[Whole, Field(ge=1)]
     """Number of settings tried."""
     seeds: Annotated[Whole, Field(ge=1)]
-    """Number of seeds per setting; none of them among the suite's own."""
+    """Number of seeds per setting; none of them is among the suite's own."""
     sampler: Sampler = "grid"
     """How settings were drawn from the search space."""
     space: dict[Text, PlainValue] | None = None
@@ -141,14 +141,15 @@ class Tuning(Settings):
 
 Space = dict[HyperparameterName, PlainValue]
 """The search space of an optimizer: for each hyper-parameter a list of values, `{log: [low, high], points: n}`, or
-`{of: optimizer.key, times: x}`, x times the value chosen for another optimizer. For a base: `{base: {lr: ...}}`."""
+`{of: optimizer.key, times: x}`, x times the value chosen for another optimizer. The space of a base is nested:
+`{base: {lr: ...}}`."""
 
 
 class ExperimentTune(Settings):
     """Tuning settings of one experiment, where they differ from the suite's."""
 
     models: Annotated[list[Name], Field(min_length=1), once("model")] | None = None
-    """The models over whose mean settings are judged; null: every model of the experiment."""
+    """The models over which the metric is averaged; null: every model of the experiment."""
     metric: MetricSettings | None = None
     """The metric to choose by; null: the suite's `tune.metric`."""
     optimizers: dict[Name, Space] = Field(default={})
@@ -159,20 +160,20 @@ class Tune(Settings):
     """How `optbench tune` chooses hyper-parameters, without test data; ignored by `optbench run`."""
 
     seeds: Seeds | None = None
-    """Tuning seeds, none of them among the suite's own; null: 1000 and 1001."""
+    """Tuning seeds, none of which is among the suite's own; null: 1000 and 1001."""
     metric: MetricSettings = MetricSettings(kind="average_accuracy")
     """The metric to optimize: one of the accuracy matrix, measured on validation data; `steps_to_accuracy`, on the
     evaluations during training; or of the kind `online`, such as `online_accuracy`, measured on each training batch
     before its update."""
     learning_margin: Annotated[float, Field(ge=0)] | None = 0.03
-    """Only settings whose learning accuracy is within this of the optimizer's best are eligible, so that a rate too
-    small to learn cannot win by not forgetting. null: all settings are eligible, as always with a metric of the kind
-    `online`, which measures learning itself."""
+    """Only settings whose learning accuracy is within this of the optimizer's best are eligible, so that a learning
+    rate too small to learn with cannot win by not forgetting. null: all settings are eligible. With a metric of the
+    kind `online`, which measures learning itself, they always are."""
     optimizers: dict[Name, Space] | None = None
     """The search space of each optimizer, with the same number of settings for each. null: for every optimizer, seven
-    learning rates over two decades around its own."""
+    learning rates over two decades around its own learning rate."""
     experiments: dict[Name, ExperimentTune] = Field(default={})
-    """Settings that differ for an experiment."""
+    """Experiments whose tuning settings differ, by name."""
 
     def metric_on(self, experiment: str) -> MetricSettings:
         """Return the metric by which settings are chosen on an experiment."""
@@ -181,16 +182,16 @@ class Tune(Settings):
 
 
 class Pairs(Settings):
-    """Comparisons of solutions of the same seed, each pair next to its null.
+    """Comparisons between solutions of the same seed, each reported next to its null.
 
-    The null is the effect of another data order alone: the same optimizer and initial weights, trained again on the
-    same tasks with differently shuffled batches. Needs `checkpoints: true`.
+    The null is the effect of another data order alone: the same optimizer is trained again from the same initial
+    weights on the same tasks with differently shuffled batches. Needs `checkpoints: true`.
     """
 
     against: Annotated[list[Name], Field(min_length=1), once("optimizer")] | None = None
     """The optimizers with whose solutions every solution is compared; null: every optimizer of the experiment."""
     controls: Annotated[list[Name], once("optimizer")] | None = None
-    """The optimizers also trained in another data order; null: those of `against`; []: none."""
+    """The optimizers that are also trained with another data order; null: those of `against`; []: none."""
     metrics: Annotated[list[Name], Field(min_length=1), once("metric")] | None = None
     """Metrics of the kind `pair` (`optbench list metrics`) to measure; null: all of them."""
 
@@ -225,7 +226,7 @@ class Against(Settings):
     @model_validator(mode="after")
     def _two_metrics(self) -> Against:
         if self.x == self.y:
-            raise ValueError(f"'y': expected another metric than 'x', got '{self.y}' for both")
+            raise ValueError(f"'y': expected a different metric from 'x', got '{self.y}' for both")
         return self
 
 
@@ -256,13 +257,13 @@ class ExperimentSettings(Settings):
     tuning: dict[Name, Tuning] | None = None
     """The tuning budget of each optimizer; null: not stated."""
     checkpoints: bool = True
-    """Whether to store the final weights of each trial."""
+    """If true, the final weights of each trial are stored."""
     pairs: Annotated[Pairs | None, OffByFalse] = None
-    """Which solutions to compare with each other; null or false: none."""
+    """The comparisons between solutions to make; null or false: none."""
     twins: Annotated[Twins | None, OffByFalse] = None
     """Pairs of optimizers whose distance is recorded during training; null or false: none."""
     figures: Annotated[list[Against], Field(min_length=1), AfterValidator(_distinct_figures)] | None = None
-    """Figures in the report besides those of every experiment; null: none."""
+    """Additional figures in the report; null: none."""
 
     @field_validator("optimizers", mode="before")
     @classmethod
@@ -297,7 +298,7 @@ class Suite(Settings):
     """One suite file."""
 
     name: Name
-    """The name in run ids and tables."""
+    """The suite's name in run ids and tables."""
     description: str = ""
     """The question of the suite, shown by `optbench list suites` and in reports."""
     stage: Stage = "eval"
@@ -311,7 +312,7 @@ class Suite(Settings):
     experiments: Annotated[dict[Name, ExperimentSettings], Field(min_length=1)]
     """Experiments by name; in each, every optimizer is trained on every model with every seed."""
     claims: dict[Name, Claim] = Field(default={})
-    """Expectations stated beforehand; `optbench report` judges each."""
+    """Claims by name, stated beforehand; `optbench report` judges each of them."""
     tune: Tune | None = None
     """How `optbench tune` chooses settings; null: the defaults of its keys."""
 

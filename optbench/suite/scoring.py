@@ -1,4 +1,4 @@
-"""Which entries of the accuracy matrix are measured: all, or few enough that the cost is linear in the number of tasks.
+"""The entries of the accuracy matrix to measure: all, or few enough that the cost is linear in the number of tasks.
 
 Legend: `T` tasks, counted from 1; row 0 is before training.
 """
@@ -21,7 +21,7 @@ class Every(Settings):
     """`{every: k}`: the current task, and tasks k, 2k, ... after each of the tasks k, 2k, ... and before training."""
 
     every: Annotated[Whole, Field(ge=1)]
-    """k."""
+    """The interval k, in tasks."""
 
 
 def _one_of(value: Any) -> Any:
@@ -61,10 +61,10 @@ def scored_tasks(score: Rule | None, tasks: int, after_task: int) -> tuple[int, 
 
 
 def scoring(score: Rule | None, tasks: int) -> str | None:
-    """Return a sentence about which tasks are scored; None if all are."""
+    """Return a sentence that states which tasks are scored; None if all are."""
     rule = resolved(score, tasks)
     if rule == "all" or tasks <= 2:
         return None
     why = f" (the default for more than {MOST_SCORED_WHOLE} tasks)" if score is None else ""
-    also = f", and every {rule.every}th task after every {rule.every}th" if isinstance(rule, Every) else ""
+    also = f", and tasks {rule.every}, {2 * rule.every}, ... after each of them" if isinstance(rule, Every) else ""
     return f"Each task is scored just before and just after its training{also}{why}; metrics that need more are null."

@@ -1,4 +1,4 @@
-"""The search space recorded in a suite, `space` under `tuning`, which reports show."""
+"""The search space recorded in a suite under `tuning`, which reports show."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ MAX_VARIANTS = 10_000
 LISTED = "variants"
 """The key under which an optimizer may list settings, instead of sweeping every combination."""
 
-# Hyper-parameters of torch.optim and pytorch-optimizer with a sequence of numbers as a single value.
+# Hyper-parameters of torch.optim and pytorch-optimizer whose single value is a sequence of numbers.
 SEQUENCES = frozenset(
     {"betas", "adamw_betas", "betas_1d", "etas", "nus", "step_sizes", "ns_coefficients", "ns_coeffs"},
 )
@@ -56,7 +56,7 @@ def variants(hyperparameters: Mapping[str, Any]) -> list[Variant]:
     if (count := _count(combined)) > MAX_VARIANTS:
         swept = {path: sweep for _, sweeps in combined for path, sweep in sweeps.items()}
         longest = max(swept, key=lambda path: len(swept[path])) if swept else (LISTED,)
-        raise OptimizerError(f"'{'.'.join(longest)}': the sweeps make {count} variants, more than {MAX_VARIANTS}")
+        raise OptimizerError(f"'{'.'.join(longest)}': expected at most {MAX_VARIANTS} variants, got {count}")
     result = []
     for setting, sweeps in combined:
         for combination in itertools.product(*sweeps.values()):
@@ -101,9 +101,9 @@ def with_values(hyperparameters: Mapping[str, Any], values: Mapping[KeyPath, Any
 
 
 def leaves(settings: Mapping[str, Any]) -> dict[KeyPath, Any]:
-    """Return the values in a mapping of hyper-parameters by path: `("base", "lr")` is the rate of the inner optimizer.
+    """Return the values in a mapping of hyper-parameters by path: `("base", "lr")` is the inner learning rate.
 
-    A nested mapping is taken as the settings of an inner optimizer.
+    A nested mapping holds the settings of an inner optimizer.
     """
     found: dict[KeyPath, Any] = {}
     for key, value in settings.items():

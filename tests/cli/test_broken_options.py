@@ -53,7 +53,7 @@ SETTINGS: dict[str, tuple[str, str]] = {
         "too large",
     ),
     "a Python object": ("name=!!python/object/apply:os.system [ls]", "the tag !!python/object/apply:os.system"),
-    "duplicate keys": ("optimizers.sgd={target: sgd, target: adam}", "'target' is already in line 1"),
+    "duplicate keys": ("optimizers.sgd={target: sgd, target: adam}", "'target' is already on line 1"),
     "NaN": ("optimizers.sgd.lr=.nan", "finite"),
     "infinity": ("optimizers.sgd.lr=-.inf", "finite"),
     "overflow": ("optimizers.sgd.lr=1e999", "finite"),
@@ -87,7 +87,7 @@ SETTINGS: dict[str, tuple[str, str]] = {
     ),
     "too many trials": (
         "optimizers.sgd={target: sgd, lr: {log: [1, 9], points: 999}, momentum: {log: [0.1, 0.9], points: 10}}",
-        "the suite makes 299730 trials, more than 200000",
+        "expected at most 200000 trials, got 299730",
     ),
 }
 

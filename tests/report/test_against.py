@@ -99,7 +99,7 @@ def test_variants_that_differ_in_more_than_a_number_are_not_joined(results: Resu
 
 FAULTS = {
     "[{x: effective_rnk, y: forgetting}]": "experiments.permuted.figures.0: unknown metric 'effective_rnk'; did you",
-    "[{x: forgetting, y: forgetting}]": "figures.0: 'y': expected another metric than 'x', got 'forgetting' for both",
+    "[{x: forgetting, y: forgetting}]": "figures.0: 'y': expected a different metric from 'x', got 'forgetting'",
     "[{x: forgetting, yy: hoyer}]": "figures.0: unknown key 'yy'; did you mean 'y'?",
     "[{x: sam_sharpness, y: forgetting}]": "expected a metric that the experiment measures, got 'sam_sharpness'",
     "[]": "figures: expected at least 1 entry, got 0",

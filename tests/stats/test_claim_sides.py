@@ -121,14 +121,14 @@ DISTANCE = "relative_distance_from_init"
         ),
         (
             f"{ABOUT}, left: adam lr=0.001, right: adam lr=0.001, expect: higher",
-            "claims.c: right: expected another optimizer or variant than on the left, got adam lr=0.001",
+            "claims.c: right: expected a different optimizer or variant from the left, got adam lr=0.001",
         ),
         (f"{ABOUT}, left: sgd, right: sgd, expect: higher", "claims.c: right: expected another optimizer or variant"),
         (f"{ABOUT}, left: adam, right: sgd, expect: higher, given: [d]", "claims.c.given: unknown claim 'd'"),
         (f"{ABOUT}, left: adam, right: sgd, expect: equivalent, margin: 0", "'margin': expected a number above 0"),
         (
             f"experiment: digits, metric: {DISTANCE}, left: adam, right: sgd, expect: equivalent",
-            f"claims.c: expect: equivalent: expected a 'margin', got none, and {DISTANCE} has none of its own",
+            f"claims.c: expect: equivalent: expected a 'margin', got none, and {DISTANCE} has no default margin",
         ),
     ],
 )

@@ -125,7 +125,10 @@ def test_a_report_lists_matched_and_unmatched_variants(tmp_path: Path, capsys: p
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("metric: effective_rank", "metric: learning_accuracy"), "'matched': expected another metric than that of"),
+        (
+            ("metric: effective_rank", "metric: learning_accuracy"),
+            "'matched': expected a metric other than the claim's",
+        ),
         (("right: adamw", "right: 3"), "'matched': expected an optimizer on the right, got 3"),
         (("on: learning_accuracy", "on: learning_acuracy"), "did you mean 'learning_accuracy'?"),
         (("within: 0.005", "within: 0"), "matched.within: expected a number above 0, got 0"),

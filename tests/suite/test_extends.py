@@ -169,7 +169,7 @@ FAULTS = [
     ("seeds: null", "own.yaml:1:1: expected the key 'seeds'"),
     ("optimizers: {adam: null}", "base.yaml:11:23: experiments.e.optimizers: unknown optimizer 'adam'"),
     ("claims: {c: {left: adan}}", "own.yaml:2:20: claims.c.left: unknown optimizer in e 'adan'"),
-    ("optimizers: {sgdd: null}", "own.yaml:2:14: optimizers: null removes what the base has; unknown name 'sgdd'"),
+    ("optimizers: {sgdd: null}", "own.yaml:2:14: optimizers: null removes a name of the base; unknown name 'sgdd'"),
 ]
 
 

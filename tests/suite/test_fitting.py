@@ -38,17 +38,17 @@ def written(folder: Path, dataset: str, tasks: str, model: str = OWN, protocol: 
         (
             ("mnist", "{kind: domains}", MLP),
             "8:19",
-            "tasks.kind: expected a task sequence of images, as mnist is, got 'domains'",
+            "tasks.kind: expected a task sequence for the images of mnist, got 'domains'",
         ),
         (
             (TEXT, "{kind: permuted}"),
             "8:19",
-            "tasks.kind: expected a task sequence of text, as text-domains is, got 'permuted'",
+            "tasks.kind: expected a task sequence for the text of text-domains, got 'permuted'",
         ),
         (
             (TEXT, "{kind: domains}", MLP),
             "9:26",
-            "models.net.kind: expected a model of text, as text-domains is, got 'mlp'",
+            "models.net.kind: expected a model for the text of text-domains, got 'mlp'",
         ),
         (
             (TEXT, "{kind: domains, order: [code, scriptures]}"),

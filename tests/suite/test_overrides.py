@@ -101,7 +101,7 @@ def test_the_longest_existing_name_is_matched(tmp_path: Path) -> None:
         ("a..b=3", "the key has an empty part; expected key.path=value"),
         ("seeds=", "the value is empty; write null for none, or '' for empty text"),
         ("seeds=[1", "value:1:3: invalid YAML: expected ',' or ']'"),
-        ("seeds={a: 1, a: 2}", "value:1:8: the key 'a' is already in line 1"),
+        ("seeds={a: 1, a: 2}", "value:1:8: the key 'a' is already on line 1"),
         ("seed=.nan", "expected a finite number, got .nan"),
         ("seed=yes", "'yes' is text in YAML 1.2 and a bool in 1.1: write true or false (or null for none)"),
         ("sedes=3", "unknown key 'sedes'; did you mean 'seeds'?"),

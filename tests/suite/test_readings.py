@@ -140,12 +140,12 @@ def test_the_dry_run_counts_the_readings(tmp_path: Path, capsys: pytest.CaptureF
             "pca9]",
             "metrics.0: unknown metric 'pca9'; did you mean 'pca99'",
         ),
-        ("metrics: [default], primary: {metric: pca99}", "default]", "metrics.0: expected metrics one by one"),
+        ("metrics: [default], primary: {metric: pca99}", "default]", "metrics.0: expected metrics by name"),
         ("metrics: [linear_cka], primary: {metric: linear_cka}", "linear_cka]", "compares two solutions"),
         (
             "metrics: [hoyer], data: [last], primary: {metric: hoyer, data: last}",
             "last]",
-            "readings.data: expected metrics that are taken of each task's test data to be read on the last, got hoyer",
+            "readings.data: 'last': expected metrics measured on each task's test data, got hoyer",
         ),
         ("metrics: [pca99, pca99], primary: {metric: pca99}", "[pca99, pca99]", "'pca99' is listed twice"),
         (
@@ -191,9 +191,9 @@ def test_invalid_readings_are_refused_with_their_place(
         (
             f"metric: hoyer\n    readings: {{{METRICS}, {PRIMARY.replace('last', 'pooled')}}}",
             "16:5",
-            "claims.c: 'readings': expected it or 'metric', got both",
+            "claims.c: 'readings': expected either 'readings' or 'metric', got both",
         ),
-        ("beside: [hoyer]", "11:5", "claims.c: expected the key 'metric', or 'readings'"),
+        ("beside: [hoyer]", "11:5", "claims.c: expected the key 'metric' or 'readings'"),
     ],
 )
 def test_a_claim_has_either_a_metric_or_readings(
