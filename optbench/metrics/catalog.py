@@ -125,7 +125,7 @@ _TABLE = (
     _of("last row", pairs=True)("earlier_tasks_accuracy", "mean_{j<T} R[T,j]", _PAPER, "higher"),
     _online("level", 0.005)("online_accuracy", "mean_k a_k, a_k on each batch of task k before its update", _KUMAR),
     _online("level", 0.005)("late_online_accuracy", "mean of the last w a_k, w = max(1, ⌊T/10⌋)", _KUMAR),
-    _online("kept")("plasticity_kept", "mean of the last w a_k / the largest mean of w in a row", _DOHARE),
+    _online("kept")("plasticity_kept", "mean of the last w a_k / largest mean of w consecutive a_k", _DOHARE),
     _online("slope")("plasticity_slope", "median_{k<l} (a_l - a_k) / (l - k), per 100 tasks", "Sen 1968"),
     _online("level", fresh=True)("against_fresh", "mean of the last w a_k minus that of fresh networks", _DOHARE),
     _centred("effective_rank", "exp(-Σ p ln p), p = λ/Σλ, centred", _ROY, margin=0.5),
@@ -152,7 +152,7 @@ _TABLE = (
         default=False,
     ),
     _centred("eigenvalue_count", "number of λ > t, t = threshold, 1 by default", "counted", margin=1.0, default=False),
-    _size("features_n", "N, the examples behind the features", called="feature_examples"),
+    _size("features_n", "N, the number of examples", called="feature_examples"),
     _size("features_d", "d, the width of the features", called="feature_width"),
     _units("activation_zero_share", "share of activations that are exactly 0", "counted"),
     _dormant("dormant_0.025", "share of units with mean|h_i| / mean_k mean|h_k| ≤ 0.025", arguments={"tau": 0.025}),
@@ -161,7 +161,7 @@ _TABLE = (
     _cosine("class_cosine_mean", "mean_{a≠b} cos(μ_a, μ_b), μ class means", _PAPER),
     _cosine(
         "pairwise_class_cosine",
-        "mean cosine of pairs of examples of different classes, every pair counted once",
+        "mean cosine over pairs of examples of different classes, each pair counted once",
         _PAPER,
     ),
     _weights("hoyer", "(√n - ‖w‖₁/‖w‖₂) / (√n - 1)", "Hoyer 2004"),
@@ -197,7 +197,7 @@ _TABLE = (
     _spoilt(
         "corruption_accuracy",
         "mean accuracy over noise of .1, .2, .4 of the pixel range, shifts by 1, 2, 3 pixels, contrast × .5, .25 and a "
-        "blur of 1 pixel; or of one, corruption",
+        "blur of 1 pixel; or with a single corruption",
         "after Hendrycks & Dietterich 2019",
         note="corruption_note",
     ),
@@ -224,21 +224,23 @@ _TABLE = (
     _matrix("weight_stable_rank", "Σσ² / σ₁², σ of a layer's weights", _RUDELSON, margin=0.1),
     _distance("distance_from_init", "‖w - w₀‖₂, all parameters"),
     _distance("relative_distance_from_init", "‖w - w₀‖₂ / ‖w₀‖₂"),
-    _expensive(_LOSS, "L(w), the training loss on which the next six are measured", "recorded"),
+    _expensive(_LOSS, "L(w), the training loss used by the next six metrics", "recorded"),
     _top("hessian_top_eigenvalue", "largest λ of ∇²L(w), by Lanczos' method", "Ghorbani et al. 2019"),
-    _top("hessian_top_residual", "‖Hv - λv‖ / |λ| of that λ", "recorded", result="residual"),
+    _top("hessian_top_residual", "‖Hv - λv‖ / |λ| for that λ", "recorded", result="residual"),
     _trace("hessian_trace", "tr ∇²L(w), mean of vᵀHv, v random signs", "Hutchinson 1990"),
     _trace("hessian_trace_error", "standard error of that mean", "recorded", result="error"),
     _expensive("sam_sharpness", "L(w + ρ g/‖g‖) - L(w), g = ∇L(w), ρ = rho, .05 by default", "Foret et al. 2021"),
     _expensive("adaptive_sam_sharpness", "L(w + ρ w² g / ‖|w| g‖) - L(w), ρ = rho, .5 by default", "Kwon et al. 2021"),
-    _kept("kept_cka", "mean_{j<T} linear CKA of task j's features after task j with those at the end", _CKA),
-    _broken("kept_cka_null", "the same with examples paired wrongly"),
+    _kept("kept_cka", "mean_{j<T} linear CKA between task j's features after task j and at the end", _CKA),
+    _broken("kept_cka_null", "kept_cka with wrongly paired examples"),
     _kept("kept_cka_means", "kept_cka of means over the positions of a sequence, debiased", _CKA),
-    _kept("kept_overlap", "subspace overlap likewise, ‖UᵀV‖²_F / k, k = 16 principal directions", _GOLUB),
+    _kept(
+        "kept_overlap", "mean_{j<T} ‖UᵀV‖²_F / k, U and V the k = 16 principal directions of the same features", _GOLUB
+    ),
     _shared("tasks_cka", "mean_{a<b} ⟨C_a, C_b⟩ / (‖C_a‖ ‖C_b‖), C_a covariance of task a's features at the end", _CKA),
-    _within("tasks_cka_within", "the same of two halves of each task", called="tasks_cka"),
+    _within("tasks_cka_within", "tasks_cka between two halves of each task", called="tasks_cka"),
     _shared("tasks_overlap", "mean_{a<b} subspace overlap of tasks' features at the end, k = 16", _GOLUB),
-    _within("tasks_overlap_within", "the same of two halves of each task", called="tasks_overlap"),
+    _within("tasks_overlap_within", "tasks_overlap between two halves of each task", called="tasks_overlap"),
     _within("overlap_chance", "k / d, the overlap of random subspaces", arguments={}),
     _collapse("nc0", "‖Wᵀ1‖² / C, W the last layer", "Zhao et al. 2026"),
     _collapse(
@@ -256,7 +258,7 @@ _TABLE = (
     ),
     Metric(
         "steps_to_accuracy",
-        "steps until an evaluation in the last task finds a = accuracy, .95 by default",
+        "steps until an evaluation in the last task reaches a = accuracy, .95 by default",
         "after Power et al. 2022",
         "lower",
         margin=0.0,
@@ -267,15 +269,15 @@ _TABLE = (
         default=False,
     ),
     _geometry("stable_rank")("‖Δ‖²_F / ‖Δ‖²₂ of a layer's update Δ, mean over 16 points of training", _RUDELSON),
-    _geometry("cosine_gradient")("cos(Δ, -G), G the gradient of the layer, likewise", "counted"),
-    _geometry("cosine_sign")("cos(Δ, -sign G), likewise", "Bernstein et al. 2018"),
-    _geometry("cosine_polar")("cos(Δ, -UVᵀ), G = U S Vᵀ, likewise", "Carlson et al. 2015"),
-    _geometry("relative_size")("‖Δ‖_F / ‖W‖_F, W the weights before it, likewise", "You et al. 2017"),
-    _geometry("angle")("degrees between W and W + Δ, likewise", "counted", unit="°"),
+    _geometry("cosine_gradient")("mean of cos(Δ, -G), G the gradient of the layer", "counted"),
+    _geometry("cosine_sign")("mean of cos(Δ, -sign G)", "Bernstein et al. 2018"),
+    _geometry("cosine_polar")("mean of cos(Δ, -UVᵀ), G = U S Vᵀ", "Carlson et al. 2015"),
+    _geometry("relative_size")("mean of ‖Δ‖_F / ‖W‖_F, W the weights before the update", "You et al. 2017"),
+    _geometry("angle")("mean angle between W and W + Δ, in degrees", "counted", unit="°"),
     *_pruned("global", "all weights ranked together"),
     *_pruned("layer", "each layer ranked alone"),
     _pair("linear_cka", "‖YᵀX‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F), centred features", _CKA),
-    _debiased("linear_cka_debiased", "the same, each term estimated without bias", "Song et al. 2012"),
+    _debiased("linear_cka_debiased", "linear_cka with unbiased estimates of its terms", "Song et al. 2012"),
     _pair(
         "subspace_overlap",
         "‖UᵀV‖²_F / k, U and V the k = 10 leading directions of the features",
@@ -284,10 +286,10 @@ _TABLE = (
     _pair("subspace_overlap_chance", "k / d, the overlap of random subspaces", "recorded"),
     _pair("prediction_disagreement", "share of test examples that two solutions label differently", "counted"),
     _pair("loss_barrier", "max_α L(w_α) - (1-α) L(w₀) - α L(w₁), w_α = (1-α) w₀ + α w₁", "Frankle et al. 2020"),
-    _pair("accuracy_barrier", "max_α (1-α) A(w₀) + α A(w₁) - A(w_α), likewise", "Frankle et al. 2020"),
+    _pair("accuracy_barrier", "max_α (1-α) A(w₀) + α A(w₁) - A(w_α), w_α as in loss_barrier", "Frankle et al. 2020"),
     _pair("weight_distance", "2 ‖a - b‖₂ / (‖a - w₀‖₂ + ‖b - w₀‖₂), w₀ the start", "Fort et al. 2019"),
     _pair("displacement_angle", "degrees between a - w₀ and b - w₀", "Fort et al. 2019"),
-    _cost("train_seconds", "seconds of batches, gradients and updates"),
+    _cost("train_seconds", "seconds spent on batches, gradients and updates"),
     _cost("milliseconds_per_step", "1000 · train_seconds / steps"),
     _cost("optimizer_share", "seconds in the optimizer / train_seconds", direction="neutral"),
     _cost("steps", "optimizer steps, all tasks", direction="neutral"),
@@ -307,7 +309,8 @@ DEFAULT_METRICS: tuple[str, ...] = tuple(metric.name for metric in _TABLE if met
 
 DERIVED: tuple[Derived, ...] = get_args(Derived)
 UNSET: tuple[Kind, ...] = (*DERIVED, "pair", "overlap", "updates", "collapse", "transfer")
-"""Kinds of registered metrics without settings: derived on reading a run, or about several networks or training."""
+"""Kinds whose registered metrics take no settings: they are derived when a run is read, or describe several networks or
+the course of training."""
 
 OF_TEST_DATA = ("features", "similarity", "logits", "model")
 """Kinds measured on the test data of each task, including the last, and of all tasks."""
@@ -316,7 +319,7 @@ DEFAULT = "default"
 """In a suite's list of metrics: the default set."""
 
 PAIR_METRICS: tuple[str, ...] = tuple(metric.name for metric in _TABLE if metric.kind == "pair")
-"""The metrics of two solutions if `pairs` names none."""
+"""The metrics of two solutions that are measured if `pairs` names none."""
 
 
 def select(names: Iterable[str] | None, *kinds: Kind) -> tuple[Metric, ...]:
@@ -336,7 +339,7 @@ def select(names: Iterable[str] | None, *kinds: Kind) -> tuple[Metric, ...]:
 def companions(metric: Metric) -> Iterator[Metric]:
     """Yield the metrics of `alongside`, with the same settings if they use the same function's result.
 
-    Those of a metric at another place than the features are measured at that place.
+    The companions of a metric that reads features at another place are measured at that place.
     """
     for other in map(METRICS.__getitem__, metric.alongside):
         if metric.target and other.computed_by == metric.computed_by:

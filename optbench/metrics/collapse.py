@@ -1,9 +1,10 @@
 """Neural collapse: whether the features of a class collapse to its mean, and the means and last layer to a simplex.
 
-Legend: `N` examples; `d` width of the features; `C` classes, of which those without examples are left out.
+Legend: `N` examples; `d` width of the features; `C` classes that have examples.
 
-On training examples: features h, class means μ_c (C, d), their mean μ_G, centred means m_c = μ_c - μ_G, and the weights
-of the last layer W (C, d). All in float64. Papyan, Han & Donoho 2020 (doi:10.1073/pnas.2015509117), but for `nc0`.
+Everything is computed in float64 from training examples: features h, class means μ_c (C, d), their mean μ_G, centred
+means m_c = μ_c - μ_G, and the weights of the last layer W (C, d). Source, unless another is given: Papyan, Han & Donoho
+2020 (doi:10.1073/pnas.2015509117).
 """
 
 from __future__ import annotations
@@ -53,18 +54,18 @@ class Collapse:
 
     @cached_property
     def finite(self) -> bool:
-        """Whether all features are."""
+        """True if all features are finite."""
         return bool(torch.isfinite(self.h).all())
 
     @cached_property
     def means(self) -> Tensor:
-        """(C, d) μ."""
+        """(C, d) the class means μ."""
         sums = self.h.new_zeros(len(self.classes), self.h.shape[1]).index_add(0, self.place, self.h)
         return sums / torch.bincount(self.place, minlength=len(self.classes))[:, None]
 
     @cached_property
     def centred(self) -> Tensor:
-        """(C, d) m."""
+        """(C, d) the centred class means m."""
         return self.means - self.means.mean(0)
 
 
@@ -140,18 +141,18 @@ def class_margin(collapse: Collapse) -> float:
 def margin_note(collapse: Collapse) -> str:
     """Return why a margin is undefined."""
     if not collapse.finite:
-        return "features that are not finite"
+        return "the features are not finite"
     if collapse.head is None or collapse.logits is None:
         return "the network has no last linear layer whose inputs are the features"
-    return "expected two classes or more, and features and rows of the last layer that differ"
+    return "expected at least 2 classes, features that vary, and different rows of the last layer"
 
 
 def note(collapse: Collapse) -> str:
     """Return why a metric is undefined."""
     if not collapse.finite:
-        return "features that are not finite"
+        return "the features are not finite"
     if len(collapse.classes) < 2:
         return "expected at least 2 classes"
     if collapse.head is None:
         return "the network has no last linear layer whose inputs are the features"
-    return "class means that are equal"
+    return "the class means are equal"

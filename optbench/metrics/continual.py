@@ -6,7 +6,7 @@ Legend: `T` tasks; `...` any leading axes (seeds, optimizers).
 In the formulas R[i, j] is row i and task j, with tasks counted from 1 (so task j is column j - 1 of the array).
 
 Every function returns float64 of shape (...), and raises ValueError unless the shape is (..., T+1, T). The result is
-NaN if some R[j, j] is NaN or any entry is infinite (a trial that diverged has no value comparable with others'), if an
+NaN if some R[j, j] is NaN or any entry is infinite (values of a diverged trial would not be comparable), if an
 entry that it needs was not scored, and, for means over T - 1 tasks, if T = 1. `note` gives the reason.
 """
 
@@ -19,7 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 
 Array: TypeAlias = NDArray[np.float64]
 Needs: TypeAlias = Literal["all", "learnt", "last row", "since learnt", "before"]
-"""Entries of the matrix: R[j, j]; these and R[T, j]; R[l, j] for l ≥ j; R[j-1, j] and R[0, j] for j ≥ 2."""
+"""The entries of the matrix that a metric needs: all of them; R[j, j]; R[j, j] and R[T, j]; R[l, j] for l ≥ j; R[j-1,
+j] and R[0, j] for j ≥ 2."""
 
 
 def average_accuracy(accuracy: ArrayLike) -> Array:
@@ -38,8 +39,8 @@ def forgetting(accuracy: ArrayLike) -> Array:
     """Return the mean drop from the best accuracy since learning: mean_{j<T} (max_{j≤l<T} R[l, j] - R[T, j]).
 
     The maximum starts at the row in which the task was learnt and excludes the final row, so forgetting can be
-    negative (Chaudhry et al. 2018, arXiv:1801.10112). Other tools use the word also for definitions that include the
-    final row or rows before the task was learnt, or for first minus last.
+    negative (Chaudhry et al. 2018, arXiv:1801.10112). Other tools also use the word for definitions that include the
+    final row or rows before the task was learnt, or for the first accuracy minus the last.
 
     Example:
         >>> rows = [[0.1, 0.1, 0.1], [0.9, 0.1, 0.2], [0.95, 0.8, 0.3], [0.5, 0.7, 0.9]]  # row 0: before any training
@@ -92,7 +93,7 @@ def forward_transfer(accuracy: ArrayLike) -> Array:
     return _mean(just_before - matrix[..., 0, 1:], matrix)
 
 
-NOT_SCORED = "some accuracies that it needs were not scored (protocol.score)"
+NOT_SCORED = "some accuracies that the metric needs were not scored (protocol.score)"
 
 
 def note(accuracy: ArrayLike, *, over_pairs: bool, needs: Needs = "all") -> str | None:

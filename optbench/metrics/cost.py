@@ -1,7 +1,7 @@
 """Cost of a trial's training, from the engine's records.
 
-Members of a cohort share its time: a trial's seconds are its part of the cohort's. Compare times only between runs on
-one machine without other load. Every function returns NaN instead of dividing by zero.
+Members of a cohort are trained together, so a trial's seconds are its share of the cohort's. Times can be compared only
+between runs on the same machine without other load. Every function returns NaN instead of dividing by zero.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 class Cost:
     """The recorded cost of one trial.
 
-    steps: optimizer steps over all tasks. train_seconds: in batches, gradients and updates; optimizer_seconds: in
-    updates alone. optimizer_state_bytes: all storages of the optimizer's state, each counted once. parameters: the
-    number of trainable parameters.
+    steps: optimizer steps over all tasks. train_seconds: spent on batches, gradients and updates; optimizer_seconds:
+    spent on updates alone. optimizer_state_bytes: all storages of the optimizer's state, each counted once. parameters:
+    the number of trainable parameters.
     """
 
     steps: int
@@ -27,7 +27,7 @@ class Cost:
 
 
 def train_seconds(cost: Cost) -> float:
-    """Return the seconds spent in batches, gradients and updates."""
+    """Return the seconds spent on batches, gradients and updates."""
     return cost.train_seconds if cost.steps else math.nan
 
 
@@ -42,7 +42,7 @@ def optimizer_share(cost: Cost) -> float:
 
 
 def steps(cost: Cost) -> float:
-    """Return the optimizer steps over all tasks, which vary with early stopping."""
+    """Return the number of optimizer steps over all tasks, which varies with early stopping."""
     return float(cost.steps) if cost.steps else math.nan
 
 

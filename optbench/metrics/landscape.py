@@ -5,8 +5,8 @@ Legend: `P` weights of one network in one vector; `K` points on a line; `...` an
 Everything is computed in float64. Functions of weights or values take any leading axes and return (...). Functions of
 the loss are for one network: they take `Loss`, a differentiable function of the weights (P,), and return a record of
 plain numbers. A value that is undefined or not finite is NaN; the record's `note`, `displacement_note` and
-`barrier_note` give the reason. Sharpness and distance mean little without the training loss at the solution, see
-`landscape_loss`.
+`barrier_note` give the reason. Sharpness and distance mean little without the training loss at the solution
+(`landscape_loss`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 from optbench.counting import count
 
 Loss: TypeAlias = Callable[[Tensor], Tensor]
-"""Weights (P,) float64 -> scalar; deterministic, and twice differentiable for what reads the Hessian."""
+"""Weights (P,) float64 -> scalar; deterministic, and twice differentiable where the Hessian is used."""
 
 BARRIER_POINTS = 11
 """The minimum number of points on a line, including both ends."""
@@ -56,7 +56,7 @@ class TopEigenvalue:
 
 @dataclass(frozen=True)
 class Trace:
-    """The trace of a Hessian, estimated: the mean over the probes and its standard error; `note` says why NaN."""
+    """The estimated trace of a Hessian: the mean over the probes and its standard error; `note` says why it is NaN."""
 
     value: float
     error: float
@@ -65,7 +65,7 @@ class Trace:
 
 
 def interpolate(first: Tensor, last: Tensor, alphas: Tensor) -> Tensor:
-    """Return (1 - α) w₀ + α w₁ at every α: two weights (..., P) and alphas (K,) -> (..., K, P).
+    """Return (1 - α) w₀ + α w₁ at every α: two weight vectors (..., P) and alphas (K,) -> (..., K, P).
 
     The ends are exact, and between two equal solutions every point is that solution.
     """
@@ -76,9 +76,9 @@ def interpolate(first: Tensor, last: Tensor, alphas: Tensor) -> Tensor:
 def barrier(losses: Tensor) -> Tensor:
     """Return max_α [L((1-α) w₀ + α w₁) - (1-α) L(w₀) - α L(w₁)], the rise of the loss above the straight line.
 
-    losses: (..., K) at K evenly spaced α from 0 to 1 -> (...), at least 0. Frankle et al. 2020, arXiv:1912.05671; with
-    the straight line instead of the mean of the ends as in Entezari et al. 2022, arXiv:2110.06296.
-    NaN if a value is not finite. Raises ValueError for fewer than 11 points.
+    losses: (..., K) at K evenly spaced α from 0 to 1 -> (...), at least 0. Frankle et al. 2020, arXiv:1912.05671; the
+    straight line in place of the mean of the ends follows Entezari et al. 2022, arXiv:2110.06296. NaN if a value is not
+    finite. Raises ValueError for fewer than 11 points.
 
     Example:
         >>> w = torch.linspace(-1, 1, 11)
@@ -140,8 +140,8 @@ def displacement_note(weights: Tensor, start: Tensor) -> str | None:
 def displacement_angle(start: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """Return the angle in degrees, 0 to 180, between the displacements a - w₀ and b - w₀ from a common start.
 
-    Three weights (..., P) -> (...); NaN if a solution has not moved or is not finite. Uses Kahan's formula, which
-    preserves small angles that the arc cosine loses.
+    Three weight vectors (..., P) -> (...); NaN if a solution has not moved or is not finite. Uses Kahan's formula,
+    which preserves small angles that the arc cosine loses.
     """
     one, other = (_unit(_displacement(w, start)) for w in (first, second))
     apart: Tensor = torch.linalg.vector_norm(one - other, dim=-1)
@@ -150,7 +150,7 @@ def displacement_angle(start: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
 
 def landscape_loss(loss: Loss, weights: Tensor) -> NotedValue:
-    """Return L(w), recorded with every metric of its shape."""
+    """Return L(w), recorded with every metric of the loss landscape around w."""
     with torch.no_grad():
         value = loss(weights.detach().double()).item()
     return NotedValue(value, None) if math.isfinite(value) else NotedValue(math.nan, "the loss is not finite")
@@ -184,10 +184,10 @@ def hessian_top_eigenvalue(
 ) -> TopEigenvalue:
     """Compute the algebraically largest eigenvalue of the Hessian at weights (P,) by Lanczos' method.
 
-    With full reorthogonalisation (Parlett 1998, The Symmetric Eigenvalue Problem, 13), from a normal vector drawn with
-    the CPU `generator`. It stops when the residual ‖Hv - λv‖ / |λ| is at most `tolerance`, or after `iterations`;
-    the error of λ is of the order of the squared residual. Stores a vector (P,) per iteration.
-    Raises ValueError unless tolerance > 0 and iterations ≥ 1.
+    Uses full reorthogonalisation (Parlett 1998, The Symmetric Eigenvalue Problem, 13) and starts from a normal vector
+    drawn with the CPU `generator`. Stops when the residual ‖Hv - λv‖ / |λ| is at most `tolerance`, or after
+    `iterations`; the error of λ is of the order of the squared residual. Stores a vector (P,) per iteration. Raises
+    ValueError unless tolerance > 0 and iterations ≥ 1.
     """
     if not (tolerance > 0 and iterations >= 1):
         raise ValueError(f"Lanczos: expected tolerance > 0 and iterations ≥ 1, got {tolerance} and {iterations}")
@@ -257,7 +257,8 @@ class _Hessian:
     """Products Hv at one point.
 
     The graph of the gradient is built once and differentiated again for each v: on the networks here a product costs
-    about as much as a gradient, half of rebuilding the graph, a quarter of forward-over-reverse differentiation.
+    about as much as a gradient, half as much as rebuilding the graph, and a quarter of forward-over-reverse
+    differentiation.
     """
 
     def __init__(self, loss: Loss, weights: Tensor) -> None:
@@ -311,7 +312,7 @@ def _sharpness(loss: Loss, weights: Tensor, scale: Tensor, rho: float, without_d
     with torch.no_grad():
         risen = loss(point.detach() + rho * scale * direction).item()
     if not math.isfinite(risen):
-        return NotedValue(math.nan, "the loss is not finite within reach of the weights")
+        return NotedValue(math.nan, "the loss at the perturbed weights is not finite")
     return NotedValue(risen - value, None)
 
 

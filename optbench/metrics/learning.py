@@ -1,4 +1,4 @@
-"""Whether a network has learnt its tasks, without which "forgets nothing" is meaningless.
+"""Checks that a network has learnt its tasks, without which low forgetting is meaningless.
 
 Legend: `T` tasks; `...` any leading axes (trials). NumPy arrays in, NumPy arrays out; NaN for unknown values.
 """
@@ -27,11 +27,11 @@ def no_better_than_guessing(accuracy: ArrayLike, guess: ArrayLike, examples: Arr
     """Return True for every task whose accuracy right after training is no better than guessing.
 
     Guessing always predicts the most frequent class; an accuracy is better if it exceeds that of guessing by more than
-    three of its standard errors.
+    three standard errors.
 
     accuracy: (..., T+1, T), row i after task i, row 0 before training. guess: (..., T), the share of the most
-    frequent class among the examples of each task. examples: (..., T), their number. -> (..., T), False where
-    an entry is NaN.
+    frequent class among the examples of each task. examples: (..., T), the number of these examples. -> (..., T), False
+    where an entry is NaN.
     """
     matrix, share, n = (np.asarray(value, np.float64) for value in (accuracy, guess, examples))
     reached = np.diagonal(matrix[..., 1:, :], axis1=-2, axis2=-1)
@@ -69,7 +69,7 @@ def majority_share(counts: ArrayLike) -> float:
 
 
 ABOVE_TARGET = "ended above the target training loss"
-"""Marks such tasks in a trial's note, see `early_stopping.target`."""
+"""The mark of such tasks in a trial's note; see `early_stopping.target`."""
 GUESSED = "no better than guessing right after training"
 EXPLODED = f"training loss above {EXPLOSION} times its start"
 
@@ -78,7 +78,7 @@ EXPLODED = f"training loss above {EXPLOSION} times its start"
 class NotLearnt:
     """Tasks, counted from 1, that one or several trials failed to learn.
 
-    guessed: tasks on which it was no better than guessing right after training.
+    guessed: tasks on which the accuracy right after training was no better than guessing.
     exploded: tasks in which the training loss, averaged between two evaluations, exceeded ten times its initial value.
     """
 
@@ -95,7 +95,7 @@ class NotLearnt:
 
     @property
     def notes(self) -> list[str]:
-        """Return it in words: `no better than guessing right after training (tasks 1, 3-5)`."""
+        """The failures in words: `no better than guessing right after training (tasks 1, 3-5)`."""
         found = ((GUESSED, self.guessed), (EXPLODED, self.exploded))
         return [f"{what} ({task_list(tasks)})" for what, tasks in found if tasks]
 

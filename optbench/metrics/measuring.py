@@ -68,7 +68,8 @@ def take(metrics: Iterable[Metric], reading: Reading, ask: Ask | None = None) ->
 
 
 def mean_of_layers(metric: Metric, layers: Sequence[Measurement], sizes: Sequence[int]) -> Measurement:
-    """Return the mean of a metric over layers, weighted by size; undefined if it is in a layer that has weights."""
+    """Return the mean of a metric over layers, weighted by size; undefined if it is undefined in any layer with
+    weights."""
     filled = [(layer, size) for layer, size in zip(layers, sizes, strict=True) if size]
     undefined = [str(layer.layer) for layer, _ in filled if layer.value is None]
     if undefined or not filled:
@@ -92,7 +93,7 @@ class Reading:
         return [self.value(metric, ask)]
 
     def value(self, metric: Metric, ask: Ask | None, layer: str | None = None) -> Measurement:
-        """Compute a registered metric of this reading."""
+        """Compute a metric from this reading."""
         arguments = [getattr(self, name) for name in metric.reads]
         if metric.is_users:
             assert ask is not None, "users' metrics are called by the engine"
@@ -145,7 +146,7 @@ class Features(Reading):
 
         cues: (N,), as in `Split`.
 
-        elsewhere: for metrics at other places; None for another name of the same place.
+        elsewhere: decompositions of the features at other places; None for a place that is this one under another name.
 
         Raises:
             ValueError: the shapes disagree.
@@ -194,21 +195,21 @@ class Features(Reading):
 
     @functools.cached_property
     def activity(self) -> Activity:
-        """The pass shared by all metrics of activations."""
+        """The sums shared by all metrics of activations."""
         from optbench.metrics import sparsity
 
         return sparsity.activity(self._given)
 
     @functools.cached_property
     def class_sums(self) -> ClassSums:
-        """The pass shared by all metrics of classes."""
+        """The sums shared by all metrics of classes."""
         from optbench.metrics import similarity
 
         return similarity.class_sums(self._given, self.targets)
 
     @functools.cached_property
     def class_hits(self) -> ClassHits:
-        """Counts of correct predictions by class; without classes for text."""
+        """Counts of correct predictions by class; empty for text."""
         from optbench.metrics import prediction
 
         assert self._logits is not None, "read without logits"
@@ -217,10 +218,10 @@ class Features(Reading):
 
 
 class Pooled(Features):
-    """The features of several tasks together, added up from each without another pass over the examples."""
+    """The features of several tasks together, combined without another pass over the examples."""
 
     def __init__(self, parts: Sequence[Features]) -> None:
-        """parts: at least one; all of the same width."""
+        """parts: one or more, all of the same width."""
         Reading.__init__(self)
         self._parts = parts
         self.classes = all(part.classes for part in parts)
@@ -276,7 +277,7 @@ class Pooled(Features):
 
 
 class Weights(Reading):
-    """Weight tensors by name, in float64. Tensors of fewer than two axes (biases, gains) are left out."""
+    """Weight tensors by name, in float64. Tensors with fewer than two axes (biases, gains) are left out."""
 
     kinds = frozenset({"weights"})
 
@@ -297,7 +298,7 @@ class Weights(Reading):
         from optbench.metrics import rank
 
         (weight,) = self.weights.values()
-        # Sizes, since -1 is ambiguous for a tensor without elements.
+        # Explicit sizes, because -1 is ambiguous for a tensor without elements.
         return rank.singular_values(weight.reshape(len(weight), math.prod(weight.shape[1:])))
 
     @functools.cached_property
@@ -305,7 +306,7 @@ class Weights(Reading):
         return {name: Weights({name: weight}) for name, weight in self.weights.items()}
 
     def measure(self, metric: Metric, ask: Ask | None) -> list[Measurement]:
-        """Each layer, then all of them."""
+        """Measure each layer, then all of them together."""
         if not self.weights:
             return []
         layers = [layer.value(metric, ask, name) for name, layer in self._layers.items()]
@@ -319,7 +320,7 @@ class Overlap(Reading):
     kinds = frozenset({"overlap"})
 
     def __init__(self, changes: Sequence[Change], tasks: Sequence[TaskFeatures]) -> None:
-        """changes: of tasks before the last. tasks: at the end."""
+        """changes: one for each task before the last. tasks: the features of every task at the end."""
         super().__init__()
         self.changes, self.tasks = changes, tasks
 
@@ -335,7 +336,7 @@ class Updates(Reading):
         self._layers, self._sizes = layers, sizes
 
     def measure(self, metric: Metric, ask: Ask | None) -> list[Measurement]:
-        """Each layer, then the mean over layers."""
+        """Measure each layer, then the mean over layers."""
         found = [Update(points).value(metric, ask, name) for name, points in self._layers.items()]
         return [*found, mean_of_layers(metric, found, [self._sizes[name] for name in self._layers])] if found else []
 

@@ -14,7 +14,7 @@ from optbench.metrics.place import FEATURES, SETTINGS, Place
 
 Direction = Literal["higher", "lower", "neutral"]
 Derived = Literal["continual", "online", "cost", "pruning"]
-"""Kinds of registered metrics that are derived on reading a run."""
+"""Kinds of registered metrics that are derived when a run is read."""
 Kind = (
     Derived
     | Literal[
@@ -56,18 +56,18 @@ _ARROWS: Mapping[Direction, str] = MappingProxyType({"higher": "↑", "lower": "
 
 @dataclass(frozen=True)
 class Metric:
-    """The description of a metric, which does not import its function.
+    """The description of a metric; creating it does not import the metric's function.
 
-    direction: which values are better; a neutral metric is higher or lower, never better.
-    margin: the smallest relevant difference, in the metric's unit; 0 for none, with which nothing is equivalent.
+    direction: which values are better; values of a neutral metric are called higher or lower, never better.
+    margin: the smallest relevant difference, in the metric's unit; 0 for none, in which case no values are equivalent.
     kind: its input: `continual` the accuracy matrix, `online` the accuracy on each batch before its
         update, by task, `features` (N, d), `similarity` features with labels, `weights` each weight tensor and all
-        together, `landscape` final and initial weights and the training loss, `overlap` features of each task by the
-        networks that tasks ended with, `cost` a trial's record of its training, `pruning` the accuracies with only the
-        largest weights, `collapse` features of training examples and the last layer, `transfer` features of another
-        dataset, `curve` the evaluations during the last task, `updates` the steps of each weight matrix at some points
-        of training, `pair` two trained networks (a suite's `pairs`), `logits` (N, C) with
-        targets, `model` the trained network with test inputs and targets.
+        together, `landscape` final and initial weights and the training loss, `overlap` features of each task computed
+        by the networks at the ends of tasks, `cost` a trial's record of its training, `pruning` the accuracies with
+        only the largest weights, `collapse` features of training examples and the last layer, `transfer` features of
+        another dataset, `curve` the evaluations during the last task, `updates` the steps of each weight matrix at some
+        points of training, `pair` two trained networks (a suite's `pairs`), `logits` (N, C) with targets, `model` the
+        trained network with test inputs and targets.
     subject: the module `optbench.metrics.<subject>` that defines its function.
     reads: the arguments of its function: attributes of the reading of its kind, see `measuring`.
     cost: `cheap` (milliseconds per trial) or `expensive`.
@@ -75,17 +75,17 @@ class Metric:
     called: the function's name if it differs from the metric's.
     arguments: further keyword arguments of the function.
     result: the attribute of the function's result that holds the value, next to `note`; None: the result is the value.
-    note: the module's function that explains, from the same arguments, why a value is undefined.
+    note: the module's function that, given the same arguments, explains why a value is undefined.
     note_arguments: keyword arguments of `note`.
     remarks: whether `note` may also comment on a defined value.
     alongside: companion metrics needed to interpret it, measured with it.
     averaged: whether its overall value is the mean over layers, weighted by size, instead of that of all weights.
     scope: its pruning curve, one of `pruning.SCOPES`; None for other kinds.
-    said: its name in tables if different, for text, see `score`.
+    said: its name in tables of text, if different; see `score`.
     target: the target in a suite if it is not in this catalog: a user's function, or a metric with settings.
     settings: as plain values, including defaults.
     place: where in the network its features are read; settings choose it for `placed` metrics.
-    source_hash: of a user's metric, which has no subject.
+    source_hash: the hash of a user's source file; None for registered metrics.
     """
 
     name: str
@@ -126,12 +126,12 @@ class Metric:
 
     @property
     def placed(self) -> bool:
-        """Whether settings choose where it is read, as for metrics of rank."""
+        """True if settings choose where its features are read, as for metrics of rank."""
         return self.reads == ("spectrum",)
 
     @property
     def is_size(self) -> bool:
-        """Whether it only gives the size of the features, which is no result of an optimizer."""
+        """True if it only states the size of the features, which does not depend on the optimizer."""
         return self.kind == "features" and self.source == "recorded"
 
     @property
@@ -168,7 +168,7 @@ class Metric:
 
 
 def is_own(target: str) -> bool:
-    """Return whether a target is a user's instead of a registered name."""
+    """Return whether a target is a user's rather than a registered name."""
     return ":" in target
 
 

@@ -12,20 +12,20 @@ from optbench.metrics.metric import Kind
 def check_metric(name: str) -> None:
     """Raise UsageError unless `name` is a registered metric of single trials."""
     if select([name])[0].kind == "pair":
-        raise UsageError(f"'{name}' compares two solutions: name it in an experiment's 'pairs', under 'metrics'")
+        raise UsageError(f"'{name}' compares two solutions: list it in an experiment's 'pairs', under 'metrics'")
 
 
 def derived_with(names: Iterable[str]) -> set[Kind]:
     """Return the kinds of which every registered metric is derived if these are named.
 
-    Metrics of the accuracy matrix and cost are always derived; those of online accuracies and pruning curves all
-    together if any of them is named.
+    Metrics of the accuracy matrix and of cost are always derived. All metrics of online accuracies, or of pruning
+    curves, are derived if any of them is named.
     """
     return {"continual", "cost", *(METRICS[name].kind for name in names if name in METRICS)} & {*DERIVED}
 
 
 def check_taken(name: str, listed: Iterable[str] | None) -> None:
-    """Raise UsageError unless trials measure the metric `name` if a suite lists these (None: no list)."""
+    """Raise UsageError unless trials of a suite that lists these metrics (None: no list) measure `name`."""
     listed = (DEFAULT,) if listed is None else listed
     chosen = {one for entry in listed for one in (DEFAULT_METRICS if entry == DEFAULT else (entry,))}
     if name in METRICS and name not in chosen and METRICS[name].kind not in derived_with(chosen):

@@ -21,15 +21,15 @@ from optbench.metrics import similarity
 from optbench.metrics.landscape import NotedValue
 
 DIRECTIONS = 16
-"""k of the subspaces: a quarter of a width of 64."""
+"""The dimension k of the subspaces: a quarter of a width of 64."""
 
 
 @dataclass(frozen=True)
 class TaskFeatures:
-    """The features of one task's examples by one network.
+    """The features of one task's examples, computed by one network.
 
-    places: (N, d), of every example, or at sampled positions of sequences. means: (W, d), over the positions of each
-    sequence; None unless examples are sequences.
+    places: (N, d), the features of every example, or at sampled positions of sequences. means: (W, d), their means over
+    the positions of each sequence; None unless examples are sequences.
     """
 
     places: Tensor
@@ -45,7 +45,7 @@ class Change:
 
 
 def kept_cka(changes: Sequence[Change], *, broken: bool = False) -> NotedValue:
-    """Return the linear CKA of a task's features right after its training and at the end, mean over j < T.
+    """Return the linear CKA between a task's features right after its training and at the end, averaged over j < T.
 
     broken: the null, with examples shifted cyclically by half their number.
     """
@@ -59,7 +59,7 @@ def kept_cka(changes: Sequence[Change], *, broken: bool = False) -> NotedValue:
 
 
 def kept_cka_means(changes: Sequence[Change]) -> NotedValue:
-    """Return `kept_cka` of the means over the positions of each sequence, debiased because sequences are few."""
+    """Return `kept_cka` of the means over each sequence's positions, debiased because there are few sequences."""
     if any(change.before.means is None for change in changes):
         return NotedValue(math.nan, "expected sequences, got examples without positions")
 
@@ -72,25 +72,25 @@ def kept_cka_means(changes: Sequence[Change]) -> NotedValue:
 
 
 def kept_overlap(changes: Sequence[Change]) -> NotedValue:
-    """Return the overlap of the k leading principal directions right after training and at the end, mean over j < T."""
+    """Return the overlap of the k leading principal directions after training and at the end, averaged over j < T."""
     pairs = [(change.before.places, change.after.places) for change in changes]
     return _overlap(pairs, NO_EARLIER)
 
 
 def tasks_cka(tasks: Sequence[TaskFeatures], *, within: bool = False) -> NotedValue:
-    """Return ⟨C_a, C_b⟩ / (‖C_a‖ ‖C_b‖) of the covariances of two tasks' features, mean over pairs of tasks.
+    """Return ⟨C_a, C_b⟩ / (‖C_a‖ ‖C_b‖) of the covariances of two tasks' features, averaged over pairs of tasks.
 
     Examples of two tasks are not paired, but units are: this is linear CKA with units instead of examples, 1 for
-    proportional covariances and 0 if the features of the two share no direction.
-    within: the null, of the two halves of each task.
+    proportional covariances and 0 if the features of the two tasks have no direction in common. within: compute the
+    null between the two halves of each task.
     """
     return _mean((_aligned(a, b) for a, b in _pairs(tasks, within)), "the features of a task do not vary", NO_PAIR)
 
 
 def tasks_overlap(tasks: Sequence[TaskFeatures], *, within: bool = False) -> NotedValue:
-    """Return the overlap of the k leading principal directions of two tasks' features, mean over pairs of tasks.
+    """Return the overlap of the k leading principal directions of two tasks' features, averaged over pairs of tasks.
 
-    within: the null, of the two halves of each task.
+    within: compute the null between the two halves of each task.
     """
     return _overlap(list(_pairs(tasks, within)), NO_PAIR)
 

@@ -25,9 +25,9 @@ Of = Literal["features", "logits", "weights", "accuracy", "model"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 KEY = "metrics"
-"""Key of `run.json` for descriptions of users' metrics and metrics with settings."""
+"""The key of `run.json` for descriptions of users' metrics and metrics with settings."""
 RAISED = "raised"
-"""Beginning of the note of a value if the function of a user's metric raised an exception."""
+"""The beginning of the note of a value for which a user's metric raised an exception."""
 MARK = "__optbench_metric__"
 _READS: Mapping[Of, tuple[str, ...]] = {
     "features": ("features", "targets"),
@@ -42,22 +42,22 @@ _RECORDED = ("direction", "unit", "margin", "formula")
 def metric(
     *, of: Of, direction: Direction = "neutral", unit: str = "", margin: float = 0.0, formula: str = ""
 ) -> Callable[[Function], Function]:
-    """Mark a function as a metric: from tensors of one trial to one number, NaN if undefined.
+    """Mark a function as a metric, which maps tensors of one trial to one number, NaN if undefined.
 
     Args:
-        of: the input of the function. Tensors are float64 copies; targets (N,) follow features and logits if it has a
-            second parameter without a default. Its other parameters are settings.
+        of: the input of the function. Tensors are float64 copies; targets (N,) follow features and logits if the
+            function has a second parameter without a default. Its other parameters are settings.
 
             - `features`: the input of the last linear layer on test data (N, d)
             - `logits`: (N, C)
-            - `weights`: a mapping from layer names to weight tensors, of two or more axes. It is called once for each
-            layer, and once for all of them, which gives the trial's value.
+            - `weights`: a mapping from layer names to weight tensors with two or more axes. The function is called once
+              for each layer, and once for all layers together, which gives the trial's value.
             - `accuracy`: the accuracy matrix (T+1, T) as a NumPy array, row 0 before training
             - `model`: the trained network in eval mode, then the test inputs and targets of one task as the network
-              takes them. The trial's value is the mean over its tasks.
-        direction: which values are better; a `neutral` metric is higher or lower, never better.
+              takes them. The trial's value is the mean over tasks.
+        direction: which values are better; values of a `neutral` metric are called higher or lower, never better.
         unit: shown next to the name.
-        margin: the smallest relevant difference, in the metric's unit; 0: none, and nothing is equivalent.
+        margin: the smallest relevant difference, in the metric's unit; 0: none, so that no values are equivalent.
         formula: shown in reports; by default the first line of the docstring.
 
     Raises:
@@ -92,10 +92,11 @@ class _Metrics(Registry):
     """The registry of metrics, whose first parameters are their inputs, followed by settings."""
 
     def load(self, kind: str) -> Callable[..., Any]:
-        """Load the function, as every registry.
+        """Load the function of a metric.
 
         Raises:
-        KindError: also if a user's function is not marked with `metric`, or has the name of a registered metric.
+            KindError: as `Registry.load`; or a user's function is not marked with `metric`, or has the name of a
+                registered metric.
         """
         found, name = super().load(kind), kind.rpartition(":")[2]
         if not self.is_users(kind):
@@ -126,7 +127,9 @@ class _Metrics(Registry):
         if not fewest <= len(needed) <= len(reads):
             form = f"({', '.join(reads)})" + (f" or ({reads[0]})" if fewest < len(reads) else "")
             got = f"({', '.join(p.name for p in parameters)})"
-            raise KindError(f"{kind}: expected a function of {form}, got {got}; settings need defaults, or follow a *")
+            raise KindError(
+                f"{kind}: expected a function of {form}, got {got}; settings need defaults, or must follow a *"
+            )
         return needed
 
     def reads(self, kind: str) -> tuple[str, ...]:
@@ -136,7 +139,7 @@ class _Metrics(Registry):
         return reads[: len(self._given(kind, found, signature(found)[0]))]
 
     def departures(self, kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the settings that differ from their defaults, as plain values, after which a metric is named.
+        """Return the settings that differ from their defaults, as plain values; a metric's name includes them.
 
         Raises:
             KindError, ValidationError: as `complete`.
@@ -158,9 +161,9 @@ METRIC_KINDS = _Metrics("metric", (), {DEFAULT: "", **dict.fromkeys(METRICS, "")
 
 
 class MetricSettings(Kind):
-    """A metric in a suite, registered or a user's, or `default`; a bare name is a metric without settings.
+    """A metric in a suite: registered, user-defined or `default`; a bare name is a metric without settings.
 
-    Its settings are those that differ from their defaults.
+    Only settings that differ from their defaults are kept.
     """
 
     registry = METRIC_KINDS
@@ -172,13 +175,13 @@ class MetricSettings(Kind):
 
     @property
     def name(self) -> str:
-        """Its name in tables, claims and options: `margin`, or `margin power=2,scale=0.5`."""
+        """The name in tables, claims and options: `margin`, or `margin power=2,scale=0.5`."""
         settings = ",".join(f"{name}={value_name(value)}" for name, value in self.settings.items())
         return f"{self.kind.rpartition(':')[2]} {settings}".rstrip()
 
     @property
     def in_catalog(self) -> bool:
-        """Whether it is in the catalog: a registered metric without settings, or the default set."""
+        """True if it is in the catalog: a registered metric without settings, or the default set."""
         return not self.is_users and not self.settings
 
 
@@ -188,7 +191,7 @@ def resolve(entries: Iterable[MetricSettings] | None) -> tuple[Metric, ...]:
     A companion with the same settings follows its metric: it is not in the catalog, so a run must describe it.
 
     Raises:
-        OptbenchError: there is no such metric, a user's cannot be loaded, or no longer accepts its settings.
+        OptbenchError: a metric does not exist; or a user's metric cannot be loaded or no longer accepts its settings.
     """
     found: dict[str, Metric] = {}
     for entry in (MetricSettings(kind=DEFAULT),) if entries is None else entries:
@@ -219,15 +222,16 @@ def _described(entry: MetricSettings) -> Metric:
 
 
 def check_rule(found: Metric) -> None:
-    """Raise UsageError unless a metric may choose settings: it needs no test data and only one trial.
+    """Raise UsageError unless a metric can serve to choose settings: it needs no test data and only one trial.
 
-    Among metrics of online accuracies only levels may, because a rate too small to learn keeps its plasticity.
+    Of the metrics of online accuracies, only levels qualify, because a learning rate too small to learn with preserves
+    plasticity.
     """
     if not _chooses(found):
         names = ", ".join(metric.name for metric in METRICS.values() if _chooses(metric))
-        raise UsageError(f"expected a measure of accuracies ({names}, or a user's), got {found.name}")
+        raise UsageError(f"expected a metric of accuracies ({names}, or a user's), got {found.name}")
     if found.direction == "neutral":
-        raise UsageError(f"expected a metric that is better higher or lower, got the neutral {found.name}")
+        raise UsageError(f"expected a metric with a preferred direction, got the neutral {found.name}")
 
 
 def _chooses(found: Metric) -> bool:
@@ -249,11 +253,11 @@ def from_record(record: Mapping[str, Any]) -> Metric:
     """Return the metric that `metric_record` describes.
 
     Raises:
-        ValueError: it is no such description.
+        ValueError: the record is not such a description.
     """
     name, target, source, settings = (record.get(key) for key in ("name", "target", "source_hash", "settings"))
     if not (isinstance(name, str) and isinstance(target, str) and isinstance(source, str | None)):
-        raise ValueError("expected texts")
+        raise ValueError("expected text as name, target and source_hash")
     if not isinstance(settings, dict | None):
         raise ValueError("expected a mapping of settings")
     if target in METRICS:
@@ -272,7 +276,7 @@ def is_metric_record(value: Any) -> bool:
 
 
 def metrics_of(record: Mapping[str, Any]) -> Mapping[str, Metric]:
-    """Return every metric of a run by name: those of the catalog, and its own.
+    """Return every metric of a run by name: those of the catalog and the run's own.
 
     record: the checked content of `run.json`.
     """

@@ -19,16 +19,16 @@ from optbench.metrics import landscape, similarity
 from optbench.metrics.landscape import NotedValue
 
 DIRECTIONS = 10
-"""k of the subspace overlap: one direction per class of MNIST."""
+"""The dimension k of the subspace overlap: one direction per class of MNIST."""
 
 
 @dataclass(frozen=True)
 class Solution:
-    """The data of a solution needed for comparisons, computed once.
+    """The data of a solution that comparisons need, computed once.
 
     weights: (P,) float64. predictions: (N,) labels. centred: (N, d) float64, its features minus their mean.
     width: d. directions: (k, d) leading directions of the features, not centred; None if d < k.
-    alignments: of the features with themselves, plain and debiased: the squared denominators of CKA.
+    alignments: ‖XᵀX‖²_F of the centred features X, plain and debiased, for the denominator of CKA.
     """
 
     weights: Tensor
@@ -40,7 +40,7 @@ class Solution:
 
     @staticmethod
     def of(weights: Tensor, features: Tensor, predictions: Tensor) -> Solution:
-        """Build it from weights (P,) and features (N, d) on the examples of the predictions (N,)."""
+        """Build a solution from weights (P,) and features (N, d) on the examples of the predictions (N,)."""
         centred = similarity.centred(features)
         width = features.shape[-1]
         return Solution(

@@ -18,7 +18,7 @@ def _layer(value: Any) -> Any:
     number = isinstance(whole, int) and not isinstance(whole, bool) and whole >= 1
     if not (number or (isinstance(whole, str) and whole) or whole is None):
         raise ValueError(
-            "expected the number of a hidden layer (the first is 1), or the name of a module of a model of your own, "
+            "expected the number of a hidden layer (the first is 1), or the name of a module of your own model, "
             f"got {value!r}"
         )
     return whole
@@ -32,8 +32,8 @@ class Place:
     """A place in a network where features are read.
 
     Attributes:
-        layer: a hidden layer of a built-in network, counted from 1, or the name of a module of a user's model; None:
-        the input of the last linear layer.
+        layer: a hidden layer of a built-in network, counted from 1, or the name of a module of a user's model;
+            None: the input of the last linear layer.
         activation: `after` for the output of the layer's activation function, `before` for its input.
     """
 

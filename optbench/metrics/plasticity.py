@@ -6,7 +6,7 @@ Legend: `T` tasks; `...` any leading axes (seeds, optimizers).
 (Kumar et al. 2023, arXiv:2308.11958, section 4.1). w = max(1, ⌊T/10⌋) tasks make a window (`window`).
 
 Every function returns float64 of shape (...), and raises ValueError unless the shape is (..., T) with T ≥ 1. The result
-is NaN if a sequence has a non-finite entry (a trial that diverged has no value comparable with others'), and where
+is NaN if a sequence has a non-finite entry (values of a diverged trial would not be comparable), and where
 stated below. `note` gives the reason.
 """
 
@@ -24,7 +24,7 @@ SLOPE_TASKS = 100
 
 
 def window(tasks: int) -> int:
-    """Return w for a number of tasks."""
+    """Return the window length w for a number of tasks."""
     return max(1, tasks // 10)
 
 

@@ -18,7 +18,7 @@ from optbench.data.corruption import CORRUPTIONS, Corruption
 BINS = 15
 """Number of bins of `calibration_error`, of equal width, (a, b]."""
 CHUNK = 2500
-"""Examples, or positions of sequences, per forward pass."""
+"""Number of examples, or of positions of sequences, per forward pass."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +94,7 @@ def calibration_error(logits: Tensor, targets: Tensor) -> Tensor:
 
 def calibration_note(logits: Tensor, targets: Tensor) -> str:
     """Return why a calibration error is undefined."""
-    return "logits that are not finite" if len(targets) else "no examples"
+    return "the logits are not finite" if len(targets) else "no examples"
 
 
 def cue_following(logits: Tensor, cues: Tensor | None) -> float:
@@ -113,15 +113,15 @@ def cue_following(logits: Tensor, cues: Tensor | None) -> float:
 
 
 def cue_note(logits: Tensor, cues: Tensor | None) -> str:
-    """Why it is undefined."""
-    return "no examples" if cues is not None else "expected data with cues, as the dataset spurious-patch has"
+    """Return why the share is undefined."""
+    return "no examples" if cues is not None else "expected data with cues, as in the dataset spurious-patch"
 
 
 @dataclass(frozen=True, eq=False)
 class Corrupted:
     """A network on corrupted versions of its test images.
 
-    model: in eval mode. make: returns the model's inputs with a corruption. targets: (N,).
+    model: the network in eval mode. make: returns the model's inputs with a corruption. targets: (N,).
     """
 
     model: nn.Module
@@ -149,7 +149,7 @@ def corruption_accuracy(corrupted: Corrupted | None, *, corruption: Corruption |
 
 
 def corruption_note(corrupted: Corrupted | None) -> str:
-    """Why it is undefined."""
+    """Return why the accuracy is undefined."""
     return "no examples" if corrupted is not None else "expected images of shape (C, H, W)"
 
 
@@ -177,7 +177,7 @@ def quantised_drop(model: nn.Module, inputs: Tensor, targets: Tensor, accuracy: 
         model: in eval mode; not modified.
         inputs: (N, ...), as the model takes them.
         targets: (N,), or (N, T) of sequences.
-        accuracy: of the unmodified model on these, see `accuracy_of`.
+        accuracy: the accuracy of the unmodified model on the same data; see `accuracy_of`.
 
     Returns:
         NaN without examples.

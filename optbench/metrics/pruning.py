@@ -42,7 +42,7 @@ ROUNDING = 1e-15
 class Ranking:
     """The weights of one network ranked by magnitude, usable for every fraction.
 
-    places: by name, int64 of the weight's shape: the rank of each weight, 0 for the largest. Ties are ordered by
+    places: by name, the rank of each weight, 0 for the largest (int64, of the weight's shape). Ties are ordered by
     tensor and then by element.
     sizes: by name, the number n of weights ranked together.
     doubled: the layer that keeps twice the fraction.
@@ -67,7 +67,7 @@ class Ranking:
 def rank_weights(weights: Mapping[str, Tensor], scope: Scope, output: str | None = None) -> Ranking:
     """Rank the weights of one network, all together (`global`) or each layer separately (`layer`).
 
-    weights: parameters by name, finite, of any shapes; those of fewer than two axes are left out.
+    weights: parameters by name, finite, of any shapes; those with fewer than two axes are left out.
     output: the name of the output layer's weight, which keeps twice the fraction in the scope `layer`, because it has
     few weights on which every class depends; None: no layer does.
     Raises ValueError when `output` is not one of the weights, or for another scope.
@@ -96,7 +96,8 @@ def mask(weights: Mapping[str, Tensor], keep: float, scope: Scope, output: str |
 
 
 def prune(weights: Mapping[str, Tensor], keep: float, scope: Scope, output: str | None = None) -> dict[str, Tensor]:
-    """Return the parameters with all but the largest weights set to zero; fewer than two axes are unchanged.
+    """Return the parameters with all but the largest weights set to zero; tensors with fewer than two axes are
+    unchanged.
 
     keep = 1 preserves all bits. Arguments and errors as for `rank_weights` and `Ranking.mask`.
     """

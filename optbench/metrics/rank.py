@@ -24,7 +24,8 @@ from torch import Tensor
 # Relative error by which cumulative sums of rounded singular values miss an exact tie with the threshold.
 _TIE = 1e-12
 _BLOCK = 1000
-"""Examples decomposed at once, which takes three fifths of the time for 10,000 by 100, and the memory of one block."""
+"""Number of examples per decomposed block; for 10,000 × 100 features, blocks take three fifths of the time, and they
+need the memory of a single block."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,7 @@ class Spectrum:
 
     first: (..., d) f₀.
     triangle: (..., min(N, d + 1), d + 1) T, zero for non-finite features.
-    finite: (...) whether all features are.
+    finite: (...) True where all features are finite.
     examples: N.
     width: d.
     """
@@ -298,7 +299,7 @@ def note(features: Tensor | Spectrum, *, centred: bool, correlation: bool = Fals
 
 @dataclass(frozen=True, eq=False)
 class SingularValues:
-    """sigma: (..., r) singular values of weight matrices, in float64, descending; NaN for those not finite."""
+    """Singular values sigma (..., r) of weight matrices, in float64, descending; NaN for non-finite matrices."""
 
     sigma: Tensor
 

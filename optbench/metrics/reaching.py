@@ -36,4 +36,4 @@ def steps_to_accuracy(curve: Curve, *, accuracy: Annotated[float, Field(gt=0, le
             return Reached(steps, None)
     if not curve.steps:
         return Reached(math.nan, "no evaluations")
-    return Reached(curve.steps[-1], f"an accuracy of {accuracy:g} was not reached: at least as many")
+    return Reached(curve.steps[-1], f"an accuracy of {accuracy:g} was not reached; this is a lower bound")

@@ -22,11 +22,11 @@ _EPS = torch.finfo(torch.float64).eps
 class ClassSums:
     """Sums over features (..., N, d) with labels used by metrics of classes, in float64.
 
-    sums: (..., C, d) of the features of each class.
-    scale: (..., C) of their norms.
-    directions: (..., C, d) of the normalised features, without those of norm zero.
-    counts: (..., C) of examples.
-    directed: (..., C) of examples with a non-zero norm.
+    sums: (..., C, d) the sum of the features of each class.
+    scale: (..., C) the sum of their norms.
+    directions: (..., C, d) the sum of the normalised features, without those of norm zero.
+    counts: (..., C) the number of examples.
+    directed: (..., C) the number of examples with a non-zero norm.
     examples: N.
     """
 
@@ -253,7 +253,7 @@ def centred(features: Tensor) -> Tensor:
 def alignment(a: Tensor, b: Tensor, debiased: bool) -> Tensor:
     """Return ‖BᵀA‖²_F of `centred` a (..., N, p) and b (..., N, q); debiased up to a factor that cancels in CKA."""
     examples = a.shape[-2]
-    # Equal results; computed by the smaller of the p×q and N×N products.
+    # Both give the same result; the smaller of the p×q and N×N products is computed.
     if a.shape[-1] * b.shape[-1] <= examples**2:
         plain = (a.mT @ b).square().sum((-2, -1))
     else:

@@ -1,13 +1,13 @@
 """Count sketches: compressed weights of a network from which distances can be estimated later.
 
-Every weight is assigned one of K buckets and a sign at random; the sketch holds for each bucket the signed sum of its
+Every weight is assigned one of K buckets and a sign at random; for each bucket, the sketch holds the signed sum of its
 weights. It is linear, S(a) - S(b) = S(a - b), and ‖Sx‖² is ‖x‖² on average with a variance of
 
     (2/K) Σ_{i≠j} x_i² x_j²  ≤  (2/K) ‖x‖⁴,
 
 so a distance estimated from two sketches has a relative error of about 1/√(2K): 2.2% at K = 1024.
 
-Legend: P weights; K buckets; L the weights of the fullest bucket.
+Legend: P weights; K buckets; L weights in the fullest bucket.
 Source: Charikar, Chen & Farach-Colton 2002; as feature hashing, with the variance, Weinberger et al. 2009.
 """
 
@@ -19,14 +19,15 @@ import torch
 from torch import Tensor
 
 BUCKETS = 1024
-"""K."""
+"""The number of buckets K."""
 
 
 @dataclass(frozen=True)
 class CountSketch:
     """Random buckets and signs; only sketches of the same draw can be compared.
 
-    places: (K, L) int64, the weights of each bucket. signs: (K, L) float64, ±1; 0 if a bucket has fewer than L.
+    places: (K, L) int64, the indices of the weights in each bucket. signs: (K, L) float64, ±1; 0 if a bucket has fewer
+    than L.
     """
 
     places: Tensor
@@ -34,7 +35,8 @@ class CountSketch:
 
     @staticmethod
     def draw(count: int, generator: torch.Generator, device: torch.device, buckets: int = BUCKETS) -> CountSketch:
-        """Draw buckets and signs for `count` (P > 0) weights; equal generators give equal draws on every device.
+        """Draw buckets and signs for `count` (P > 0) weights; generators in the same state give equal draws on every
+        device.
 
         generator: on the CPU.
         """

@@ -25,20 +25,20 @@ class Model(Reading):
     def __init__(
         self, model: nn.Module, inputs: Tensor, targets: Tensor, corrupted: Callable[[Corruption], Tensor] | None = None
     ) -> None:
-        """corrupted: returns the inputs with a corruption, by name; None if they are not images."""
+        """corrupted: returns the inputs with a corruption, given its name; None if the inputs are not images."""
         super().__init__()
         self.model, self.inputs, self.targets, self._corrupted = model, inputs, targets, corrupted
 
     @functools.cached_property
     def accuracy(self) -> float:
-        """Accuracy of the network on these, computed once for all metrics of interventions."""
+        """The accuracy of the unmodified network on these data, computed once for all metrics that compare with it."""
         from optbench.metrics import prediction
 
         return prediction.accuracy_of(self.model, self.inputs, self.targets)
 
     @functools.cached_property
     def corrupted(self) -> Corrupted | None:
-        """Its accuracies on corrupted inputs, each computed once."""
+        """The network's accuracies on corrupted inputs, each computed once."""
         from optbench.metrics import prediction
 
         made = self._corrupted

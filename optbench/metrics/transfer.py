@@ -36,14 +36,15 @@ class Probe:
 
 
 def transfer_accuracy(probe: Probe) -> float:
-    """Return the test accuracy of ridge regression from features to classes; validation data choose the penalty.
+    """Return the test accuracy of ridge regression from features to classes; the penalty is chosen on validation data.
 
     B = (Σ + λ I)⁻¹ Xᵀ Y / N with X the centred features, Σ their covariance and Y the centred indicators of the
-    classes; the prediction is the largest entry. λ is the one of `PENALTIES` times tr Σ / d with the highest validation
-    accuracy, the largest in case of a tie. All penalties share one decomposition (Hoerl & Kennard 1970).
+    classes; the prediction is the largest entry. λ is tr Σ / d times the member of `PENALTIES` with the highest
+    validation accuracy, the largest in case of a tie. All penalties share one decomposition (Hoerl & Kennard
+    1970).
 
     Returns:
-        NaN if features are not finite, or all the same.
+        NaN if features are not finite or do not vary.
     """
     h, means = exact(probe.train.features), exact(probe.train.features).mean(0)
     if not all(bool(torch.isfinite(part.features).all()) for part in (probe.train, probe.validation, probe.test)):
@@ -68,7 +69,7 @@ def transfer_accuracy(probe: Probe) -> float:
 
 
 def note(probe: Probe) -> str:
-    """Return why it is undefined."""
+    """Return why the accuracy is undefined."""
     parts = (probe.train, probe.validation, probe.test)
     finite = all(bool(torch.isfinite(part.features).all()) for part in parts)
-    return "features that are all the same" if finite else "features that are not finite"
+    return "the features do not vary" if finite else "the features are not finite"

@@ -1,7 +1,7 @@
 """The geometry of an update: its stable rank, and its angles to the gradient, its sign and its polar factor.
 
 For a weight matrix W (m, n) with gradient G and step Δ, in float64. Tensors of more than two axes are treated as
-matrices (m, the rest). Undefined values are NaN: for a step or gradient that is zero or not finite.
+matrices (m, the rest). Values are NaN where a step or gradient is zero or not finite.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from torch import Tensor
 from optbench.precision import exact
 
 POINTS = 16
-"""Updates of a training that are measured."""
-POINTS = 16
-"""Updates of a training that are measured."""
+"""Number of updates that are measured during training."""
 NEGLIGIBLE = 1e-7
 """Singular values of the gradient below this fraction of the largest are left out of its polar factor."""
 
@@ -55,11 +53,13 @@ def note(points: Sequence[Geometry], *, of: str) -> str | None:
     defined = sum(math.isfinite(getattr(point, of)) for point in points)
     if not defined:
         return "undefined for every measured update"
-    return None if defined == POINTS else f"of {defined} updates, not {POINTS}: training was short or stopped early"
+    return (
+        None if defined == POINTS else f"mean of {defined} updates, not {POINTS}: training was short or stopped early"
+    )
 
 
 def geometry(weight: Tensor, gradient: Tensor, step: Tensor) -> Geometry:
-    """Measure one step. weight: before the step; all tensors have one shape, of two or more axes.
+    """Measure one step. weight: before the step; all tensors have the same shape, with two or more axes.
 
     Raises:
         ValueError: the shapes disagree.

@@ -183,7 +183,7 @@ def test_resuming_a_finished_tuning_writes_the_same_file_without_training(
         (["planted.yaml", "--sampler", "tpe", "--widen"], r"--widen: expected --sampler grid, got tpe"),
         (["planted.yaml", "--sampler", "tpee"], r"--sampler: unknown sampler 'tpee'; did you mean 'tpe'\?"),
         (["planted.yaml", "-o", "planted.py"], r"--output planted.py: this file exists"),
-        (["planted.yaml", "--set", "tune.metric=effective_rank"], r"tune.metric: expected a measure of accuracies"),
+        (["planted.yaml", "--set", "tune.metric=effective_rank"], r"tune.metric: expected a metric of accuracies"),
         (
             [
                 "planted.yaml",
@@ -194,9 +194,9 @@ def test_resuming_a_finished_tuning_writes_the_same_file_without_training(
             ],
             r"tune.metric: steps_to_accuracy would choose on test data in e, whose early stopping is on: test",
         ),
-        (["planted.yaml", "--set", "tune.metric=plasticity_kept"], r"a measure of accuracies .*, got plasticity_kept"),
-        (["planted.yaml", "--set", "tune.metric=./planted.py:width"], r"tune.metric: expected a measure of accuracies"),
-        (["planted.yaml", "--set", "tune.metric=./planted.py:last"], r"tune.metric: expected a metric that is better"),
+        (["planted.yaml", "--set", "tune.metric=plasticity_kept"], r"a metric of accuracies .*, got plasticity_kept"),
+        (["planted.yaml", "--set", "tune.metric=./planted.py:width"], r"tune.metric: expected a metric of accuracies"),
+        (["planted.yaml", "--set", "tune.metric=./planted.py:last"], r"tune.metric: expected a metric with a preferred direction"),
         (["planted.yaml", "--set", "tune.metric=./planted.py:lst"], r"tune.metric: .*no 'lst'; did you mean 'last'\?"),
         (["planted.yaml", "--set", "tune.optimizers.sgd.lr=[1, 2]"], r"tune.optimizers: unknown optimizer 'sgd'"),
         (["planted.yaml", "--resume", "x"], r"no run 'x'"),

@@ -120,7 +120,7 @@ def test_undefined_values_have_a_note() -> None:
     assert {name for name, said in one.items() if said == "expected at least 2 classes"} >= {"nc1", "nc2_angle"}
     assert set(notes(None).values()) == {"expected classes, got the tokens of a text"}
     broken = take(OURS, OfTraining(Collapse(of.features / 0, of.targets, of.predicted, of.head)))
-    assert {m.note for m in broken if m.value is None} == {"features that are not finite"}
+    assert {m.note for m in broken if m.value is None} == {"the features are not finite"}
 
 
 def test_sgd_with_strong_l2_collapses_to_a_tenth_of_the_initial_value(tmp_path: Path) -> None:

@@ -296,7 +296,7 @@ def test_adaptive_sharpness_is_invariant_to_rescalings_that_keep_the_function(po
         (
             lambda w: -w.log().sum(),
             vector(0.01),
-            "the loss is not finite within reach of the weights",
+            "the loss at the perturbed weights is not finite",
             None,
         ),
     ],

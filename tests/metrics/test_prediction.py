@@ -96,7 +96,7 @@ def test_undefined_values_have_a_note() -> None:
     empty = take(select(OF_CLASSES), Features(logits[:0], targets[:0], logits[:0]))
     assert {(m.value, m.note) for m in empty} == {(None, "no examples")}
     broken = take(select(["calibration_error"]), Features(logits, targets, logits / 0))
-    assert [m.note for m in broken] == ["logits that are not finite"]
+    assert [m.note for m in broken] == ["the logits are not finite"]
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])

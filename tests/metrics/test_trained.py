@@ -109,7 +109,7 @@ def test_a_linear_network_follows_the_patch_and_other_metrics_agree_with_its_che
     assert of_task.value["steps_to_accuracy"] == first
     if not (curve.eval_accuracy == 1.0).any():
         assert of_task.value["steps_to_accuracy accuracy=1"] == curve.step.max()
-        assert of_task.note["steps_to_accuracy accuracy=1"] == "an accuracy of 1 was not reached: at least as many"
+        assert of_task.note["steps_to_accuracy accuracy=1"] == "an accuracy of 1 was not reached; this is a lower bound"
 
 
 def test_measures_agree_with_worked_examples() -> None:
@@ -152,7 +152,7 @@ def test_undefined_values_have_a_note() -> None:
     (found,) = take(select(["corruption_accuracy"]), Model(nn.Linear(3, 2), inputs, targets))
     assert found.note == "expected images of shape (C, H, W)"
     (found,) = take(select(["cue_following"]), Features(inputs, targets, torch.eye(2)[targets]))
-    assert found.note == "expected data with cues, as the dataset spurious-patch has"
+    assert found.note == "expected data with cues, as in the dataset spurious-patch"
 
 
 OTHER = "    transfer: {kind: classes, of: {kind: mnist, resize: 14}, keep: [3, 5, 8]}\n"

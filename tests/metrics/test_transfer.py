@@ -68,8 +68,8 @@ def test_the_probe_has_its_extreme_values_and_invariances() -> None:
 @pytest.mark.parametrize(
     ("features", "note"),
     [
-        (torch.zeros(60, 6), "features that are all the same"),
-        (torch.full((60, 6), math.inf), "features that are not finite"),
+        (torch.zeros(60, 6), "the features do not vary"),
+        (torch.full((60, 6), math.inf), "the features are not finite"),
     ],
 )
 def test_undefined_values_have_a_note(features: Tensor, note: str) -> None:

@@ -164,12 +164,12 @@ def test_tuning_by_online_accuracy_ignores_learning_accuracy(
     assert "the chosen settings, on training batches before their update" in shown
     assert "highest online accuracy; means over 2 tuning seeds" in shown
     assert "each training batch before its update" in shown
-    assert "Undefined: average accuracy, forgetting: some accuracies that it needs were not scored" in shown
+    assert "Undefined: average accuracy, forgetting: some accuracies that the metric needs were not scored" in shown
 
 
 @pytest.mark.parametrize("where", ["metric: against_fresh", "experiments: {permuted: {metric: against_fresh}}"])
 def test_a_tuning_metric_that_needs_another_arm_is_refused(tmp_path: Path, where: str) -> None:
     file = tmp_path / "suite.yaml"
     file.write_text(SUITE + f"tune:\n  {where}\n")
-    with pytest.raises(SuiteError, match=r"metric: expected a measure of accuracies .*, got against_fresh"):
+    with pytest.raises(SuiteError, match=r"metric: expected a metric of accuracies .*, got against_fresh"):
         load_suite(file)

@@ -124,7 +124,7 @@ def test_an_empty_column_is_replaced_by_a_sentence(tmp_path: Path, capsys: pytes
     shown = " ".join(capsys.readouterr().out.split())
     assert "Against fresh is undefined: the experiment has no fresh-network" in shown
     assert "fresh ↑" not in shown
-    assert "Undefined: average accuracy, forgetting: some accuracies that it needs were not scored" in shown
+    assert "Undefined: average accuracy, forgetting: some accuracies that the metric needs were not scored" in shown
     assert ": learning learning online optimizer trials accuracy ↑ accuracy ↑" in shown
     assert "learning and forgetting" not in shown
     assert "accuracy on each task right after training on it, 0 to 1" in shown

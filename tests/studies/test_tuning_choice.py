@@ -339,7 +339,7 @@ def test_a_tuning_metric_that_does_not_use_accuracies_is_refused(tmp_path: Path)
     text = (path / "suite.yaml").read_text()
     (path / "suite.yaml").write_text(text.replace("metric: forgetting", "metric: hoyer"))
     results = results_of(path)
-    with pytest.raises(SuiteError, match=r"suite\.yaml: tune\.metric: expected a measure of accuracies .*, got hoyer"):
+    with pytest.raises(SuiteError, match=r"suite\.yaml: tune\.metric: expected a metric of accuracies .*, got hoyer"):
         tunings(results)
 
 
