@@ -96,8 +96,9 @@ def mask(weights: Mapping[str, Tensor], keep: float, scope: Scope, output: str |
 
 
 def prune(weights: Mapping[str, Tensor], keep: float, scope: Scope, output: str | None = None) -> dict[str, Tensor]:
-    """Return the parameters with all but the largest weights set to zero; tensors with fewer than two axes are
-    unchanged.
+    """Return the parameters with all but the largest weights set to zero.
+
+    Tensors with fewer than two axes are unchanged.
 
     keep = 1 preserves all bits. Arguments and errors as for `rank_weights` and `Ranking.mask`.
     """

@@ -35,8 +35,9 @@ class CountSketch:
 
     @staticmethod
     def draw(count: int, generator: torch.Generator, device: torch.device, buckets: int = BUCKETS) -> CountSketch:
-        """Draw buckets and signs for `count` (P > 0) weights; generators in the same state give equal draws on every
-        device.
+        """Draw buckets and signs for `count` (P > 0) weights.
+
+        Generators in the same state give equal draws on every device.
 
         generator: on the CPU.
         """

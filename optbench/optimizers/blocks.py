@@ -34,7 +34,7 @@ class Part:
 
     @property
     def count(self) -> int:
-        """B."""
+        """The number of blocks B."""
         return self.down * self.across
 
     def cut(self, x: Tensor) -> Tensor:
@@ -54,14 +54,14 @@ class Part:
         return values.repeat_interleave(self.count) if self.name else values
 
     def opened(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Return views of these blocks' tensors in `state` with one leading axis M·B, by names without `name`."""
+        """Return views of these blocks' tensors in `state` with one leading axis M·B; their names lack the prefix."""
         if not self.name:
             return state
         own = {key.removeprefix(self.name): value for key, value in state.items() if key.startswith(self.name)}
         return {key: value.view(-1, *value.shape[2:]) for key, value in own.items()}
 
     def close(self, own: dict[str, Any], state: dict[str, Any]) -> None:
-        """Write the tensors of `opened`, possibly added, replaced or removed, back to `state`."""
+        """Write the tensors of `opened` back to `state`, including additions, replacements and removals."""
         if not self.name:
             return
         for key in [key for key in state if key.startswith(self.name)]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 _MARK = "optbench_end"
-"""Attribute of the parameters at the ends."""
+"""The attribute that marks parameters at the ends."""
 
 
 def ends(model: nn.Module, output: str | None) -> frozenset[str]:
-    """Return the names of the weights at the ends of a network; none without embeddings.
+    """Return the names of the weights at the ends of a network; empty if it has no embeddings.
 
     output: the name of the output layer's weight, None if there is none; an alias of an embedding if tied.
     """

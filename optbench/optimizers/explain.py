@@ -33,8 +33,9 @@ _OF_PYTORCH = r"does not require grad and does not have a grad_fn|backward throu
 def explained(error: BaseException, target: str, hyperparameters: Mapping[str, Any]) -> tuple[str, str]:
     """Return the type and the message of an exception raised by an optimizer.
 
-    A message written for its reader is unchanged. Empty messages, printed tensors and messages of Python and PyTorch
-    about bugs get the line of the user's code that raised them, and a hint at a declaration that is often missing.
+    A message written for the user is unchanged. Empty messages, printed tensors, and the messages of Python and PyTorch
+    about bugs are extended by the line of the user's code that raised them and a hint at a declaration that is often
+    missing.
     """
     kind, message = type(error).__name__, spoken(error)
     if not user_targets(target, hyperparameters):

@@ -1,11 +1,11 @@
-"""The factors of a Kronecker preconditioner over a stack of members: accumulation, and staleness of their roots.
+"""Factors of a Kronecker preconditioner over a stack of members: their accumulation, and when their roots are stale.
 
 Shapes: M members, n the side of a factor, k the other side of the gradient.
 
-A factor is L = kept · total + growth / unit². On a CPU products are added to the growth, which is added to the total
-when the root is refreshed: it measures the staleness of the root, and may be in float32, which halves the time of a
-product. Its rounding error is that of the products since the last root, not that of the whole sum. On other devices,
-and if neither is useful, products are added to the total directly.
+A factor is L = kept · total + growth / unit². On a CPU, products are added to the growth, which is added to the total
+when the root is refreshed. The growth measures how stale the root is. It may be in float32, which halves the time of a
+product; its rounding error is that of the products since the last root, not that of the whole sum. On other devices,
+and where neither purpose applies, products are added to the total directly.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from optbench.optimizers.symmetric import add_gram, times
 from optbench.precision import widest
 
 FAR = 2.0**30
-"""Ratio of gradients to the unit above which it is changed; their squares still fit into float32."""
+"""Ratio of gradients to the unit above which the unit is changed; squares of this size still fit into float32."""
 LONGEST = 500
 """Maximum number of steps for which a root is kept."""
 
@@ -59,7 +59,7 @@ class Factor:
 
     @property
     def diagonal(self) -> bool:
-        """Whether only the diagonal is kept."""
+        """True if only the diagonal is kept."""
         return self.total.ndim == 2
 
 
@@ -192,7 +192,7 @@ def refresh(
     newton: float | None,
     precisions: Sequence[torch.dtype],
 ) -> Tensor:
-    """Compute new roots of (L / c) for these members; return which kept their last one, as `update_inverse_roots`.
+    """Compute new roots of (L / c) for these members; return which kept their last root, like `update_inverse_roots`.
 
     Args:
         epsilon, correction: ε and c, (M,).
@@ -239,9 +239,9 @@ def outgrown(factor: Factor, rows: Tensor, epsilon: Tensor, correction: Tensor, 
 
         a = kept c₀ / c,   ρ = λ_max(R^(p/2) growth R^(p/2)) / c,   changed if a < 1 / (1 + share) or a + ρ > 1 + share.
 
-    So a step with the old root is at most (1 + share)^(1/p) times too long per side. ρ is from one step of a power
-    iteration that starts from the previous result and the newest gradient, so that a new direction counts immediately.
-    With ε = 0 the root hides such directions and is always stale.
+    So a step with the old root is at most (1 + share)^(1/p) times too long per side. ρ is estimated by one step of a
+    power iteration that starts from the previous result and the newest gradient, so that a new direction is noticed
+    immediately. With ε = 0 the root hides such directions and is always stale.
 
     Args:
         rows: X, (M, n, k), the last one accumulated.
@@ -296,13 +296,13 @@ def _stretched(
 def single_fits(size: int, epsilon: Sequence[float]) -> list[bool]:
     """Return for each ε whether float32 is sufficient for a factor of this side.
 
-    Its rounding moves eigenvalues by up to about n 2⁻²³ λ_max, and none below ε λ_max counts: with 784 pixels and
-    ε = 1e-4 an update is 2e-4 off, and with 100 units 2e-6 (benchmarks/RESULTS.md).
+    Rounding moves eigenvalues by up to about n 2⁻²³ λ_max, and eigenvalues below ε λ_max do not matter. With ε = 1e-4,
+    the error of an update is 2e-4 for 784 pixels and 2e-6 for 100 units (benchmarks/RESULTS.md).
     """
     return [value >= size * torch.finfo(torch.float32).eps for value in epsilon]
 
 
 @functools.cache
 def _weights(k: int) -> Tensor:
-    """Return k fixed normal numbers, with which the columns of a gradient are combined into one direction."""
+    """Return k fixed normal numbers that combine the columns of a gradient into one direction."""
     return torch.randn(k, generator=torch.Generator().manual_seed(k))

@@ -1,4 +1,4 @@
-"""Optimizers of the package pytorch-optimizer, which the extra `optimizers` installs. Imports neither it nor torch.
+"""Optimizers of the package pytorch-optimizer, installed by the extra `optimizers`. Imports neither it nor torch.
 
 All run in the per-member lane, including elementwise ones: they count steps in the parameter group, which cannot hold
 different counts for the members of a stack.
@@ -40,7 +40,7 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
     _spec(
         name="scalable-shampoo",
         target="pytorch_optimizer:ScalableShampoo",
-        summary="Shampoo as used at scale: moving averages, blocks, momentum, each step as long as SGD's for its layer",
+        summary="Shampoo as used at scale: moving averages, blocks, momentum, and steps as long as SGD's in each layer",
         reference="Anil et al. 2020, arXiv:2002.09018",
         state="2, and 2(m²+n²) per m×n matrix, in blocks",
         hyperparameters={
@@ -67,7 +67,7 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
     _spec(
         name="kron",
         target="pytorch_optimizer:Kron",
-        summary="PSGD: SGD whitened by Kronecker factors, fitted to momenta and random probes; diagonal on long sides",
+        summary="PSGD: SGD whitened by Kronecker factors fitted to momenta and random probes; diagonal on long sides",
         reference="Li 2018, arXiv:1512.04202; Pooladzandi & Li 2024, arXiv:2402.04553",
         state="1, and m²+n² per m×n matrix",
         hyperparameters={
@@ -99,7 +99,7 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
     _spec(
         name="prodigy",
         target="pytorch_optimizer:Prodigy",
-        summary="Adam that estimates its own step length from the distance travelled; lr multiplies it",
+        summary="Adam that estimates its step length from the distance travelled; lr is a factor on the estimate",
         reference="Mishchenko & Defazio 2024, arXiv:2306.06101",
         state="4",
         hyperparameters={
@@ -120,7 +120,7 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
     _spec(
         name="adabelief",
         target="pytorch_optimizer:AdaBelief",
-        summary="Adam with the variance of the gradient about its mean in place of the second moment",
+        summary="Adam with the second moment replaced by the variance of the gradient about its mean",
         reference="Zhuang et al. 2020, arXiv:2010.07468",
         state="2 (3 with ams_bound)",
         hyperparameters={
@@ -162,8 +162,8 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
             # As in the paper's Algorithm 2, where the decay is part of the step that is scaled.
             "weight_decouple": OFF,
             "grad_averaging": ON,
-            # Otherwise the package divides the scaled step by 1 - β1^t, which makes first steps ten times too long and
-            # is in # no version of the paper.
+            # Otherwise the package divides the scaled step by 1 - β1^t, which makes the first steps ten times too long
+            # and is in no version of the paper.
             "adam_debias": ON,
         },
     ),
@@ -183,7 +183,7 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
     _spec(
         name="schedule-free",
         target="pytorch_optimizer:ScheduleFreeAdamW",
-        summary="AdamW without a schedule: computes gradients at an interpolation, is measured at the average",
+        summary="AdamW without a schedule: takes gradients at interpolated weights and evaluates averaged ones",
         reference="Defazio et al. 2024, arXiv:2405.15682",
         state="2",
         hyperparameters={
@@ -201,7 +201,7 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
     _spec(
         name="adahessian",
         target="pytorch_optimizer:AdaHessian",
-        summary="Adam with the Hessian diagonal, estimated with random probes, as second moment",
+        summary="Adam with the diagonal of the Hessian, estimated with random probes, in the second moment",
         reference="Yao et al. 2021, arXiv:2006.00719",
         state="3",
         hyperparameters={

@@ -6,8 +6,8 @@ from functools import partial
 
 from optbench.optimizers.spec import ADAM, LR, OFF, ON, WEIGHT_DECAY, Hyper, OptimizerSpec
 
-ONE_PASS = {"fused": True}  # chosen over lower memory; the same update rule
-COUNTS_ON_DEVICE = {"capturable": True}  # the step count on the device, so that a step can be recorded
+ONE_PASS = {"fused": True}  # the same update rule, in one pass over the weights
+COUNTS_ON_DEVICE = {"capturable": True}  # keeps the step count on the device, so that a step can be recorded
 MOMENTS_ON = {"cpu": ONE_PASS, "cuda": ONE_PASS | COUNTS_ON_DEVICE}
 
 _stacked = partial(
@@ -62,7 +62,7 @@ TORCH: tuple[OptimizerSpec, ...] = (
             "initial_accumulator_value": Hyper(0.0),
             "eps": Hyper(1e-10),
         },
-        arguments_on={"cpu": ONE_PASS},  # elsewhere only newer versions of torch have it
+        arguments_on={"cpu": ONE_PASS},  # on other devices, only newer versions of torch have it
         recordable=False,
     ),
     _stacked(
@@ -81,7 +81,7 @@ TORCH: tuple[OptimizerSpec, ...] = (
     _stacked(
         name="radam",
         target="torch.optim:RAdam",
-        summary="Adam that rectifies its step while the second moment rests on few gradients",
+        summary="Adam that rectifies its step while the second moment is estimated from few gradients",
         reference="Liu et al. 2020, arXiv:1908.03265",
         state="2",
         hyperparameters={**ADAM, "decoupled_weight_decay": OFF},
@@ -89,7 +89,7 @@ TORCH: tuple[OptimizerSpec, ...] = (
     _stacked(
         name="adamax",
         target="torch.optim:Adamax",
-        summary="Adam with a decaying maximum of the gradient's size in place of the second moment",
+        summary="Adam with the second moment replaced by a decaying maximum of the gradient's magnitude",
         reference="Kingma & Ba 2015, section 7.1, arXiv:1412.6980",
         state="2",
         hyperparameters={**ADAM, "lr": Hyper(2e-3, above=True)},
@@ -140,11 +140,11 @@ TORCH: tuple[OptimizerSpec, ...] = (
     _stacked(
         name="rprop",
         target="torch.optim:Rprop",
-        summary="one step length per weight: increased while its gradient keeps its sign, else reduced",
+        summary="one step length per weight, increased while the gradient keeps its sign and reduced otherwise",
         reference="Riedmiller & Braun 1993",
         state="2",
         hyperparameters={"lr": Hyper(1e-2, above=True)},
-        takes_schedule=False,  # its rate only affects the very first step
+        takes_schedule=False,  # lr only affects the very first step
     ),
     _each(
         name="muon",
@@ -169,7 +169,7 @@ TORCH: tuple[OptimizerSpec, ...] = (
     _each(
         name="lbfgs",
         target="torch.optim:LBFGS",
-        summary="limited-memory quasi-Newton, several evaluations of each mini-batch; here with its line search",
+        summary="limited-memory quasi-Newton with a line search; evaluates each mini-batch several times",
         reference="Liu & Nocedal 1989",
         state="2 history_size + 4",
         hyperparameters={

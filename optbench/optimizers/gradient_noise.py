@@ -20,10 +20,10 @@ class GradientNoise(Wrapper):
         params: parameters, or groups of them.
         base: the optimizer that steps: `{"target": "adam", "lr": 1e-3}`.
         generator: draws the noise, on the CPU for every device.
-        eta: variance of the first step. gamma: rate of decay; .55 in the paper.
-        steps: no noise from this step on; None: always noise.
+        eta: variance at the first step. gamma: exponent of the decay; .55 in the paper.
+        steps: number of steps with noise; None: all.
 
-        The gradients are not modified. Raises OptimizerError as `Wrapper`.
+    The gradients are not modified. Raises OptimizerError as `Wrapper`.
 
     Example:
         >>> weights = torch.nn.Parameter(torch.zeros(3))
@@ -65,7 +65,7 @@ class GradientNoise(Wrapper):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the base, the clock and the generator, so that resuming draws the same noise."""
+        """Return the states of base and generator and the step count, so that resuming draws the same noise."""
         return {"base": super().state_dict(), "taken": self.taken, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -25,9 +25,9 @@ class HessianFree(torch.optim.Optimizer):
     and the conjugate gradients start from `carry` times the last d and stop early (Kiros 2013). A step that raises the
     loss of its own mini-batch is halved up to five times, and then rejected.
 
-    On request λ follows the rule of Levenberg and Marquardt: with ρ = (L(θ + d) - L(θ)) / q(d), it is multiplied by
-    3/2 where ρ < 1/4 and by 2/3 where ρ > 3/4. The rule is intended for the whole data set: on mini-batches ρ is
-    measured on the data to which d was fitted, so λ falls until each step fits only its own mini-batch.
+    With `adapt_damping`, λ follows the Levenberg-Marquardt rule: with ρ = (L(θ + d) - L(θ)) / q(d), it is multiplied by
+    3/2 if ρ < 1/4 and by 2/3 if ρ > 3/4. The rule is intended for the whole data set: on mini-batches ρ is measured on
+    the data to which d was fitted, so λ falls until each step fits only its own mini-batch.
 
     The network is a softmax classifier with logits (N, classes), trained on the mean cross-entropy.
 
@@ -81,10 +81,10 @@ class HessianFree(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step with the current gradients and the inputs of the last forward pass.
 
-        Raises TypeError without a closure, which it needs to judge a step.
+        Raises TypeError without a closure, which is needed to evaluate the step.
         """
         if closure is None:
-            raise TypeError("HessianFree.step needs a closure that computes loss and gradients anew")
+            raise TypeError("HessianFree.step: expected a closure that recomputes loss and gradients, got None")
         group, parameters = self.param_groups[0], self._parameters
         gradient = [p.grad.clone() for p in parameters]
         with torch.enable_grad():
@@ -97,7 +97,7 @@ class HessianFree(torch.optim.Optimizer):
         after = self._take(closure, direction, group["lr"], before)
         if self._adapt:
             ratio = (after - before) / expected if expected < 0 else -math.inf
-            if not ratio >= 0.25:  # a loss that is not finite, too
+            if not ratio >= 0.25:  # true for a non-finite loss, too
                 group["damping"] *= 3 / 2
             elif ratio > 0.75:
                 group["damping"] *= 2 / 3

@@ -21,9 +21,9 @@ class LayerSignals:
     """The inputs of one layer in a forward pass, and the gradients of its outputs.
 
     inputs: (R, a) rows to which the weight matrix was applied, with a 1 appended if there is a bias.
-    gradients: (R, o) of the summed negative log-likelihood of sampled labels with respect to the outputs.
-    predictions: N, of the network; R = N in fully connected layers of plain classifiers, N T in a convolution with T
-    pixels.
+    gradients: (R, o) gradients of the summed negative log-likelihood of sampled labels with respect to the outputs.
+    predictions: the network's number of predictions N; R = N in fully connected layers of plain classifiers, N T in a
+    convolution with T pixels.
     """
 
     inputs: Tensor
@@ -31,7 +31,7 @@ class LayerSignals:
     predictions: int
 
     def average_into(self, a: Tensor, g: Tensor, kept: float) -> None:
-        """Update A ← kept A + (1 − kept) Σ x xᵀ / N, and G likewise with Σ g gᵀ / R: sums over all rows.
+        """Update A ← kept A + (1 − kept) Σ x xᵀ / N, and G likewise with Σ g gᵀ / R; sums are over all rows.
 
         a: A, (a, a); g: G, (o, o); on a CPU as lower panels.
         """
@@ -71,7 +71,7 @@ class Kfac(torch.optim.Optimizer):
 
     Args:
         model: the network; forward hooks on it and its layers record inputs and draw labels.
-        lr: learning rate. momentum: of the preconditioned gradient. weight_decay: decoupled.
+        lr: learning rate. momentum: that of the preconditioned gradient. weight_decay: decoupled.
         damping: λ > 0. decay: of the running averages of the factors, min(1 - 1/k, decay) at the k-th update.
         factor_frequency: steps between updates of the factors; inverse_frequency: between inversions.
         kl_clip: bound of the step; None: unbounded.
@@ -115,7 +115,7 @@ class Kfac(torch.optim.Optimizer):
         }
         self._layers = [module for module in model.modules() if _supported(module)]
         self._generator = generator
-        # One group per layer, in which weight and bias form one matrix, then all others.
+        # One group per layer, in which weight and bias form one matrix, then one for all other parameters.
         groups = [{"params": list(layer.parameters(recurse=False))} for layer in self._layers]
         own = {p for group in groups for p in group["params"]}
         rest = [p for p in model.parameters() if p not in own]
@@ -211,7 +211,7 @@ class Kfac(torch.optim.Optimizer):
     def planned(self, rows: int) -> tuple[int, int]:
         """Return the bytes of the state, and of a step's temporaries, from the shapes of the layers.
 
-        rows: of each layer's signals: examples times positions per example.
+        rows: number of rows of each layer's signals, examples times positions per example.
         """
         sides = []
         for layer in self._layers:
@@ -228,7 +228,7 @@ class Kfac(torch.optim.Optimizer):
         if clip is None or not moves:
             return 1.0
         change = torch.stack([(m.direction * m.gradient).sum() for m in moves]).sum()
-        # lr² is kept out of the product, where it would overflow for an absurd lr; all groups have the same.
+        # lr² is kept out of the product, where it would overflow for an absurd lr; all groups have the same lr.
         scale: Tensor = (clip / change.clamp_min(torch.finfo(change.dtype).tiny)).sqrt() / self.param_groups[0]["lr"]
         return scale.clamp_max(1.0)
 
@@ -246,7 +246,7 @@ def damped_inverses(a: Tensor, g: Tensor, damping: float) -> tuple[Tensor, Tenso
 
 def _inverse(factor: Tensor, damping: Tensor) -> Tensor:
     lifted = factor.double() + damping * torch.eye(len(factor), dtype=torch.float64, device=factor.device)
-    # Without the check of `cholesky`, which would raise; a diverged trial is detected by its weights.
+    # `cholesky` would raise for a diverged trial, which is detected later by its weights.
     root, _ = torch.linalg.cholesky_ex(lifted)
     return torch.cholesky_inverse(root).to(factor.dtype)
 

@@ -1,4 +1,4 @@
-"""An L1 penalty on the weights for any base optimizer, by its proximal step: a baseline for sparsity."""
+"""An L1 penalty on the weights of any base optimizer, applied as a proximal step: a baseline for sparsity."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ class L1(Wrapper):
 
         w ← base step,    w ← sign(w) max(|w| - lr λ, 0)     for weights; biases and gains are unchanged
 
-    Unlike a subgradient of λ‖w‖₁ in the loss, it reaches exact zeros and is not rescaled by an adaptive base.
+    Unlike a subgradient of λ‖w‖₁ in the loss, the proximal step produces exact zeros and is not rescaled by an adaptive
+    base.
 
     Args:
         params: parameters, or groups of them.
-        base: the optimizer that steps: `{"target": "sgd", "lr": 0.1}`; its current rate is the lr above.
+        base: the optimizer that steps: `{"target": "sgd", "lr": 0.1}`; its current learning rate is the lr above.
         strength: λ.
 
     Reference: arXiv:math/0307152.

@@ -1,4 +1,4 @@
-"""Regularisation towards the initial weights for any base optimizer, which preserves plasticity."""
+"""Regularisation towards the initial weights, which preserves plasticity, for any base optimizer."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from optbench.optimizers.registry import base_settings, check_settings, find, is
 from optbench.optimizers.spec import DECLARATIONS, FALLBACK, GIVEN
 
 EXTRAS = {"pytorch_optimizer": "optimizers"}
-"""Packages of registered optimizers missing from a plain install, and the extras that install them."""
+"""Packages of registered optimizers that a plain install lacks, and the extras that install them."""
 
 
 CONFIG = ConfigDict(arbitrary_types_allowed=True)
@@ -30,7 +30,7 @@ def load_factory(target: str) -> Callable[..., Any]:
 
     Raises:
         OptimizerError: the module cannot be imported (the message names a missing extra), has no such attribute, or the
-        attribute does not make an optimizer.
+        attribute does not construct an optimizer.
     """
     named = find(target).target
     try:
@@ -59,11 +59,11 @@ def check_arguments(target: str, hyperparameters: Mapping[str, Any]) -> None:
     """Check a plug-in's hyper-parameters against the signature of its class or function.
 
     Raises:
-        OptimizerError: it cannot be loaded, does not accept one of the names, or requires a missing one.
+        OptimizerError: the plug-in cannot be loaded, does not accept one of the names, or requires a missing one.
     """
     factory = load_factory(target)
     if not is_plugin(target):
-        # The registry has checked these; an optimizer inside them may be a user's.
+        # The registry has already checked these, but an optimizer inside them may be a user's.
         for name, hyper in find(target).hyperparameters.items():
             if hyper.kind == "optimizer":
                 check_arguments(*base_settings(target, hyperparameters[name]))
@@ -76,7 +76,7 @@ def check_arguments(target: str, hyperparameters: Mapping[str, Any]) -> None:
         inspect.Parameter("params", inspect.Parameter.POSITIONAL_ONLY)
     ]
     instead = first_given(factory) is not None or given_name(hyperparameters.get(first.name)) is not None
-    if instead:  # parameters, which may also follow: `(model, params)`
+    if instead:  # the parameters may follow, as in `(model, params)`
         parameters = [first, *(p for p in parameters if p.name not in PARAMETERS)]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     names = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
@@ -117,10 +117,10 @@ def _check_types(factory: Callable[..., Any], target: str, hyperparameters: Mapp
 
 
 def default_of(target: str, argument: str) -> Any:
-    """Return a plug-in's default for an argument; None without one.
+    """Return a plug-in's default for an argument; None if there is none.
 
     Raises:
-        OptimizerError: it cannot be loaded, or its signature cannot be read.
+        OptimizerError: the plug-in cannot be loaded, or its signature cannot be read.
     """
     found = next((p for p in _parameters(load_factory(target), target) if p.name == argument), None)
     return None if found is None or found.default is found.empty else found.default

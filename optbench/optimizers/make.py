@@ -42,7 +42,7 @@ def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], given: Mappin
 
     given: the trial's values for an optimizer that needs them: `generator`, `model`, `total_steps`, `examples`.
 
-    The returned function raises any exception of the constructor, and OptimizerError if the result is no optimizer.
+    The returned function raises any exception of the constructor, and OptimizerError if the result is not an optimizer.
     """
     factory = load_factory(spec.target)
     names = list(parameters_of(factory))
@@ -61,14 +61,15 @@ def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], given: Mappin
 
     def made(parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
         own = {
-            # A copy: changes that an optimizer makes to a list or mapping would affect all trials of its variant.
+            # Copied, because changes that an optimizer makes to a list or mapping would affect all trials of its
+            # variant.
             name: _of_trial(value.name, given, parameters) if isinstance(value, _Given) else copy.deepcopy(value)
             for name, value in arguments.items()
         }
         own |= spec.arguments_on.get(parameters[0].device.type, {}) if parameters else {}
         if not names or names[0] not in own:
             return checked(factory(_grouped(parameters, spec.at_the_ends), **own), spec.target)
-        # e.g. the model comes first; parameters may follow
+        # the first argument is the model, for example; parameters may follow
         own = {name: list(parameters) for name in PARAMETERS if name in names} | own
         return checked(factory(own.pop(names[0]), **own), spec.target)
 
@@ -89,7 +90,7 @@ def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], given: Mappin
 
 
 def _grouped(parameters: Sequence[Tensor], at_the_ends: Mapping[str, Any]) -> list[Any]:
-    """Return the parameters, or groups of them and of the ends, which have their own settings."""
+    """Return the parameters, or separate groups for the ends and the rest if the ends have their own settings."""
     ends = [p for p in parameters if is_end(p)] if at_the_ends else []
     if not ends:
         return list(parameters)
@@ -99,7 +100,7 @@ def _grouped(parameters: Sequence[Tensor], at_the_ends: Mapping[str, Any]) -> li
 
 @dataclass(frozen=True)
 class _Given:
-    """Placeholder for an argument that only the trial has."""
+    """Placeholder for an argument that only the trial can provide."""
 
     name: Need
 
@@ -115,14 +116,14 @@ def checked(made: Any, target: str) -> torch.optim.Optimizer:
     """Validate the result of a target's class or function, possibly duck-typed, and combine several optimizers.
 
     Raises:
-    OptimizerError: it is not an optimizer, or a list in which one optimizer needs more than gradients.
+        OptimizerError: the result is not an optimizer, or is a list in which one optimizer needs more than gradients.
     """
     if isinstance(made, list | tuple) and made:
         parts = [checked(part, target) for part in made]
         for part in parts:
             if needs := needs_of_methods(part, {}):
                 got = f"{type(part).__name__}, which needs {', '.join(sorted(needs))}"
-                raise OptimizerError(f"{target}: expected optimizers that need gradients only in a list, got {got}")
+                raise OptimizerError(f"{target}: expected a list of optimizers that need only gradients, got {got}")
         return Together(parts)
     missing = [name for name in ("step", "zero_grad") if not callable(getattr(made, name, None))]
     if missing or isinstance(made, type):
@@ -139,14 +140,15 @@ def constructor_arguments(spec: OptimizerSpec, hyperparameters: Mapping[str, Any
 
 
 def resolve_spec(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> OptimizerSpec:
-    """Return the spec with the needs of a user's optimizer, as far as its class or function and declarations tell.
+    """Return the spec with the needs of a user's optimizer that follow from its class or function and declarations.
 
-    Declared next to the hyper-parameters: `needs: closure create_graph`, `elementwise: true`, `only_matrices: true`
-    (then `fallback_lr: 0.001` and similar are AdamW's, for the remaining parameters).
+    Declarations are given next to the hyper-parameters: `needs: closure create_graph`, `elementwise: true`,
+    `only_matrices: true` (`fallback_lr: 0.001` and similar are then AdamW's, for the remaining parameters).
 
     Raises:
-        OptimizerError: it cannot be loaded, is wrongly declared elementwise, or has contradictory declarations.
-        UntriedError: it raises when tried, which other settings may not.
+        OptimizerError: the optimizer cannot be loaded, is wrongly declared elementwise, or has contradictory
+            declarations.
+        UntriedError: the optimizer raises when it is tried, which may be due to these settings.
     """
     if spec.source != "yours":
         return spec
@@ -159,8 +161,8 @@ def resolve_spec(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> Opt
         return spec
     if needs != {"random"} or only_matrices or not _tried(spec, hyperparameters):
         raise OptimizerError(
-            f"{spec.target} is declared elementwise, and is not: its step on two networks at once differs from its "
-            "steps on each, or what it keeps is not all in `state`"
+            f"{spec.target} is declared elementwise, but is not: its step on two networks together differs from its "
+            "steps on each, or it stores data outside `state`"
         )
     return dataclasses.replace(spec, lane="elementwise", needs=frozenset())
 
@@ -181,15 +183,16 @@ def resolve_shared(
 
     Resolving may need an instance; settings rejected by the constructor do not affect the others.
 
-    believed: False for one found not to be elementwise despite its declaration, which gets an instance per trial.
+    believed: False for an optimizer that was found not to be elementwise despite its declaration, which gets an
+    instance per trial.
 
     Raises:
-    OptimizerError: it cannot be loaded, or a declaration is wrong.
+        OptimizerError: the optimizer cannot be loaded, or a declaration is wrong.
     """
     for each in settings if believed else ():
         with contextlib.suppress(UntriedError):
             return resolve_spec(spec, each)
-    # All are rejected, each with its own error when constructed.
+    # All settings are rejected; each raises its own error when its optimizer is constructed.
     return resolve_spec(spec, {**settings[0], "elementwise": False})
 
 
@@ -245,10 +248,10 @@ def is_elementwise(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> b
 
 
 def base_optimizer(wrapper: str, base: Mapping[str, Any], parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-    """Construct the optimizer inside a wrapper for its parameters.
+    """Construct the optimizer inside a wrapper for the wrapper's parameters.
 
     Raises:
-    OptimizerError: it is unknown, rejects its hyper-parameters, or needs more than gradients.
+        OptimizerError: the optimizer is unknown, rejects its hyper-parameters, or needs more than gradients.
     """
     target, settings = base_settings(wrapper, base)
     spec = resolve_spec(find(target), settings)
@@ -312,7 +315,7 @@ class Row(torch.optim.Optimizer):
         return loss
 
     def rate_groups(self, stepping: bool) -> list[Group]:
-        """Return the groups for `rates.rate_groups`: its own, which defines the rate, and the inner one's."""
+        """Return the groups for `rates.rate_groups`: its own, which defines `lr`, and the inner optimizer's."""
         return [group for group in (*self.param_groups, *self.inner.param_groups) if "lr" in group]
 
     def state_dict(self) -> dict[str, Any]:
@@ -332,7 +335,7 @@ class Together(torch.optim.Optimizer):
         self.parts = list(parts)
 
     def step(self, closure: Any = None) -> Any:
-        """Take one step of each; return the loss of `closure`, if given, evaluated once before."""
+        """Take one step of each; return the loss of `closure`, if given, which is evaluated once beforehand."""
         loss = evaluated(closure)
         for part in self.parts:
             part.step()

@@ -22,12 +22,12 @@ def needs_of(factory: Callable[..., Any], hyperparameters: Mapping[str, Any]) ->
     `generator`, `model`, `named_parameters` and `total_steps` are arguments; needs of methods are known here only for a
     class.
     """
-    # whether a user's optimizer draws random numbers is unknown
+    # it is unknown whether a user's optimizer draws random numbers
     needs: set[Need] = {"random", *declared_needs(hyperparameters), *(set(GIVEN) & parameters_of(factory).keys())}
     needs |= {name for value in hyperparameters.values() if (name := given_name(value)) is not None}
     if (first := first_given(factory)) is not None:
         needs.add(first)
-    # a function's result is only known when it is called
+    # the result of a function is only known once it is called
     return needs_of_methods(factory if inspect.isclass(factory) else None, hyperparameters, needs)
 
 
@@ -51,7 +51,7 @@ def needs_of_methods(
 
 
 def first_given(factory: Callable[..., Any]) -> Need | None:
-    """Return what a trial passes as the first argument instead of the parameters, or None for the parameters."""
+    """Return the need that a trial passes as the first argument instead of the parameters; None for the parameters."""
     first = next(iter(parameters_of(factory).values()), None)
     if first is None:
         return None

@@ -18,7 +18,9 @@ MOST = 200
 
 
 def newton_inverse_root(matrices: Tensor, order: int, epsilon: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """(A + ε λ_max I)^(−1/p) of every matrix, by the coupled Newton iteration (Guo & Higham 2006; Iannazzo 2006):
+    """Compute (A + ε λ_max I)^(−1/p) of every matrix by a coupled Newton iteration.
+
+    The iteration of Guo & Higham 2006 and Iannazzo 2006 is
 
         X ← X T,   R ← T^p R,   T = ((p + 1) I − R) / p,   from R = z A, X = z^(1/p) I
 
@@ -29,7 +31,7 @@ def newton_inverse_root(matrices: Tensor, order: int, epsilon: Tensor, iteration
         order: p, at least 1.
         epsilon: ε > 0, shape (M,): added to every eigenvalue, relative to the largest, which is known to a few
         percent (`SQUARINGS`).
-        iterations: their number; see `iterations_for`.
+        iterations: the number of iterations; see `iterations_for`.
 
     Returns:
         roots, shape (M, n, n), zero for a zero matrix; and whether each has converged, shape (M,).
@@ -70,7 +72,7 @@ def iterations_for(order: int, epsilon: float) -> int:
     """Return the number of iterations for eigenvalues between ε and 1 + ε.
 
     Raises:
-    ValueError: more than `MOST` would be needed.
+        ValueError: more than `MOST` would be needed.
     """
     half = (order + 1) / 2
     rest = [half * epsilon / (1 + epsilon), half]
@@ -78,7 +80,7 @@ def iterations_for(order: int, epsilon: float) -> int:
         if all(abs(r - 1) < 1e-8 for r in rest):  # squared in the next iteration
             return count + 1
         rest = [r * ((order + 1 - r) / order) ** order for r in rest]
-    raise ValueError(f"epsilon {epsilon:g} needs more than {MOST} iterations; raise it")
+    raise ValueError(f"epsilon: expected a value that needs at most {MOST} iterations, got {epsilon:g}; increase it")
 
 
 def _power(matrix: Tensor, exponent: int) -> Tensor:

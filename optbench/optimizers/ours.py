@@ -14,7 +14,7 @@ _wrapper = partial(_each, needs=frozenset({"random"}))  # for a base that may dr
 _control = partial(OptimizerSpec, lane="its base's")
 
 LEAST_FOR_NEWTON = 1e-15
-"""Smaller values are lost in float64 when added to a factor's eigenvalues."""
+"""The smallest usable epsilon; smaller values are lost in float64 when added to a factor's eigenvalues."""
 
 SHAMPOO_PRESETS: Mapping[str, Mapping[str, Any]] = {
     # Gupta, Koren & Singer 2018, Algorithm 1.
@@ -51,8 +51,8 @@ OURS: tuple[OptimizerSpec, ...] = (
         name="shampoo",
         target="optbench.optimizers.shampoo:Shampoo",
         lane="batched",
-        summary="preconditions rows and columns of a weight matrix; presets gupta, adam-grafted; diagonal control; "
-        "diagonal on sides longer than max_side, others in blocks of block_size",
+        summary="preconditions the rows and columns of weight matrices; presets gupta and adam-grafted; diagonal "
+        "control; sides longer than max_side keep only the diagonal, others are split into blocks of block_size",
         reference="Gupta, Koren & Singer 2018, arXiv:1802.09568; Anil et al. 2020, arXiv:2002.09018",
         state="3(m²+n²) per m×n matrix or block, a third of it in float64",
         hyperparameters={
@@ -87,7 +87,7 @@ OURS: tuple[OptimizerSpec, ...] = (
         name="power-sgd",
         target="optbench.optimizers.power_sgd:PowerSgd",
         lane="batched",
-        summary="SGD preconditioned by |θ|^β, weights only: induces sparsity; the counterpart of Powerpropagation",
+        summary="SGD with weights preconditioned by |θ|^β, which induces sparsity; the counterpart of Powerpropagation",
         reference="Pascanu et al. 2025, arXiv:2507.12224, section 3.2; Schwarz et al. 2021, arXiv:2110.00296",
         state="0",
         hyperparameters={
@@ -104,7 +104,7 @@ OURS: tuple[OptimizerSpec, ...] = (
         name="sgdw",
         target="optbench.optimizers.sgdw:Sgdw",
         lane="elementwise",
-        summary="SGD with decoupled weight decay, which differs from sgd's with momentum",
+        summary="SGD with decoupled weight decay, which differs from that of sgd if momentum is used",
         reference="Loshchilov & Hutter 2019, arXiv:1711.05101",
         state="0 (1 with momentum)",
         hyperparameters={
@@ -122,7 +122,7 @@ OURS: tuple[OptimizerSpec, ...] = (
         target="optbench.optimizers.powerpropagation:Powerpropagation",
         summary="a base optimizer on φ with weights φ|φ|^(α-1), a reparameterisation that induces sparsity",
         reference="Schwarz et al. 2021, arXiv:2110.00296",
-        state="3, and its base's",
+        state="3, plus that of its base",
         hyperparameters={
             "base": Hyper({"target": "sgd", "lr": 1e-1}, "optimizer"),
             "alpha": Hyper(2.0, low=1.0),
@@ -134,7 +134,7 @@ OURS: tuple[OptimizerSpec, ...] = (
         target="optbench.optimizers.l1:L1",
         summary="an L1 penalty on the weights of a base optimizer, by soft-thresholding",
         reference="Daubechies et al. 2004, arXiv:math/0307152",
-        state="its base's",
+        state="that of its base",
         hyperparameters={"base": Hyper({"target": "sgd", "lr": 1e-1}, "optimizer"), "strength": Hyper(1e-5)},
     ),
     _control(
@@ -142,7 +142,7 @@ OURS: tuple[OptimizerSpec, ...] = (
         target="optbench.optimizers.rank_penalty:RankPenalty",
         summary="adds λ times the entropy of the features' spectrum to the loss: lowers or raises their effective rank",
         reference="effective rank: Roy & Vetterli 2007 (EUSIPCO)",
-        state="its base's",
+        state="that of its base",
         hyperparameters={
             "base": Hyper({"target": "sgd", "lr": 1e-1}, "optimizer"),
             "strength": Hyper(0.03, low=-math.inf),
@@ -155,7 +155,7 @@ OURS: tuple[OptimizerSpec, ...] = (
         target="optbench.optimizers.l2_init:L2Init",
         summary="adds λ times the squared distance from the initial weights to the loss of a base optimizer",
         reference="Kumar et al. 2023, arXiv:2308.11958",
-        state="its base's, and the initial weights",
+        state="that of its base, plus the initial weights",
         hyperparameters={"base": Hyper({"target": "adam", "lr": 1e-3}, "optimizer"), "strength": Hyper(1e-3)},
         needs=frozenset({"random"}),
         step_cost=0.2,
@@ -165,7 +165,7 @@ OURS: tuple[OptimizerSpec, ...] = (
         target="optbench.optimizers.renewal:ShrinkAndPerturb",
         summary="shrinks the weights at each task's start and adds a fraction of new initial weights",
         reference="Ash & Adams 2020, arXiv:1910.08475",
-        state="its base's",
+        state="that of its base",
         hyperparameters={
             "base": Hyper({"target": "sgd", "lr": 1e-1}, "optimizer"),
             "shrink": Hyper(0.4, high=1.0),
@@ -177,9 +177,9 @@ OURS: tuple[OptimizerSpec, ...] = (
     _control(
         name="fresh-network",
         target="optbench.optimizers.renewal:FreshNetwork",
-        summary="a new network and optimizer state for each task: learning without earlier tasks",
+        summary="a new network and optimizer state for each task: the control for learning without earlier tasks",
         reference="random initialisation in Ash & Adams 2020, arXiv:1910.08475",
-        state="its base's",
+        state="that of its base",
         hyperparameters={"base": Hyper({"target": "sgd", "lr": 1e-1}, "optimizer")},
         needs=frozenset({"model", "generator", "random"}),
         step_cost=0.0,
@@ -187,9 +187,9 @@ OURS: tuple[OptimizerSpec, ...] = (
     _wrapper(
         name="switch",
         target="optbench.optimizers.switch:Switch",
-        summary="one optimizer for the first steps, another for the rest: which of them decides the basin",
+        summary="one optimizer for the first steps and another for the rest, to find out which decides the basin",
         reference="Pascanu et al. 2025, arXiv:2507.12224, section 1",
-        state="that of the active one",
+        state="that of the active optimizer",
         hyperparameters={
             "first": Hyper({"target": "sgd", "lr": 1e-1}, "optimizer"),
             "then": Hyper({"target": "adam", "lr": 1e-3}, "optimizer"),
@@ -200,9 +200,9 @@ OURS: tuple[OptimizerSpec, ...] = (
     _wrapper(
         name="sam",
         target="optbench.optimizers.sam:Sam",
-        summary="sharpness-aware minimisation over a base optimizer: two gradients a step",
+        summary="sharpness-aware minimisation over a base optimizer: two gradients per step",
         reference="Foret et al. 2021, arXiv:2010.01412; adaptive: Kwon et al. 2021, arXiv:2102.11600",
-        state="its base's",
+        state="that of its base",
         hyperparameters={
             "base": Hyper({"target": "sgd", "lr": 1e-1}, "optimizer"),
             "rho": Hyper(0.05),
@@ -254,7 +254,7 @@ OURS: tuple[OptimizerSpec, ...] = (
         target="optbench.optimizers.gradient_noise:GradientNoise",
         summary="annealed Gaussian noise on the gradients of a base optimizer",
         reference="Neelakantan et al. 2015, arXiv:1511.06807",
-        state="its base's",
+        state="that of its base",
         hyperparameters={
             "base": Hyper({"target": "adam", "lr": 1e-3}, "optimizer"),
             "eta": Hyper(0.01),

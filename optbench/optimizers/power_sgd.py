@@ -19,13 +19,14 @@ class PowerSgd(torch.optim.Optimizer):
 
         θ ← θ - lr |θ|^β g     for weights (two axes or more);     θ ← θ - lr s g     for biases and gains
 
-    It is the counterpart of Powerpropagation (Schwarz et al. 2021), w = φ|φ|^(α-1) trained by SGD with rate lr_φ: their
-    gradient flows agree for β = 2 - 2/α, lr = α² lr_φ and s = 1/α². A weight that is exactly 0 stays 0 if β > 0.
+    It is the counterpart of Powerpropagation (Schwarz et al. 2021), w = φ|φ|^(α-1) trained by SGD with learning rate
+    lr_φ: their gradient flows agree for β = 2 - 2/α, lr = α² lr_φ and s = 1/α². A weight that is exactly 0 stays 0 if β
+    > 0.
 
     Args:
         params: parameters, or groups of them; with `stacked` of shape (M, *shape), M members.
         lr: learning rate; with `stacked` a number or (M,), as are the next three. beta: the power, ≥ 0; 0 is SGD.
-        bias_scale: s, the rate of biases and gains relative to lr.
+        bias_scale: s, the learning rate of biases and gains relative to lr.
         weight_decay: decoupled, for weights only: θ ← θ - lr · weight_decay · θ.
         stacked: whether parameters have a leading axis of independent members.
 

@@ -19,9 +19,9 @@ class Powerpropagation(torch.optim.Optimizer):
 
         φ₀ = sign(w₀) |w₀|^(1/α),    ∂L/∂φ = α |φ|^(α-1) ∂L/∂w,    φ ← base step,    w = φ |φ|^(α-1)
 
-    for weights (parameters of two axes or more); biases and gains are unchanged. It takes the same steps as the
-    reparameterised network, but as an optimizer it starts at the same weights as every other optimizer, is paired with
-    them seed by seed, and w is what is measured and pruned. Its counterpart is `PowerSgd`.
+    for weights (parameters of two axes or more); biases and gains are unchanged. The steps are those of the
+    reparameterised network. As an optimizer, however, the method starts at the same weights as every other one, so that
+    trials can be paired by seed, and w itself is measured and pruned. Its counterpart is `PowerSgd`.
 
     Args:
         params: parameters, or groups of them.
@@ -59,8 +59,8 @@ class Powerpropagation(torch.optim.Optimizer):
         loss = evaluated(closure)
         for p in self._weights:
             state = self.state[p]
-            # The roots are stale at the start, after the best weights are restored, and with another power. They are
-            # not # renewed otherwise, because the root of a power differs from the original number by rounding.
+            # The roots are stale at the start, after the best weights are restored, and with another power. Otherwise
+            # they are not renewed, because the root of a power differs from the original number by rounding.
             if self._rooted != self._alpha or not torch.equal(p, state["weight"]):
                 state["root"].copy_(p.sign() * p.abs().pow(1 / self._alpha))
                 state["slope"].copy_(self._slope(state["root"]))

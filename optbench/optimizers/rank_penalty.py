@@ -26,19 +26,19 @@ class RankPenalty(Wrapper):
     and backpropagated to every weight below; the gradient of the last layer itself does not change. Positive λ lowers
     the rank. H does not depend on the scale of the features or on the divisor of C.
 
-    `rotated` is the control: Q (A - tr A / d) Qᵀ instead of A, with Q uniform over the orthogonal matrices and redrawn
-    at every step: the same spectrum around its mean, without information about directions. The mean is removed because
-    small eigenvalues make it large, and it would rescale all features: ∂H/∂h does not change the scale, as tr AC = 0,
-    whereas Q A Qᵀ with its mean would shrink or grow features until their rank changed more than under ∂H/∂h itself.
+    `rotated` is the control. It uses Q (A - tr A / d) Qᵀ instead of A, with Q uniform over the orthogonal matrices and
+    redrawn at every step: the same spectrum around its mean, without information about directions. The mean is removed
+    because small eigenvalues make it large: ∂H/∂h does not change the scale of the features, as tr AC = 0, whereas Q A
+    Qᵀ with its mean would shrink or grow them until their rank changed more than under ∂H/∂h itself.
 
     In optbench's engine the penalty is part of the gradients (`engine.penalties`), and the base steps in its own lane,
     whatever it needs. This class does the same in a plain loop, except that it penalises the features of every call of
-    the head in a forward pass, the engine only those of the last call.
+    the head in a forward pass, whereas the engine penalises only those of the last call.
 
     Args:
         model: the network; the inputs of its last `nn.Linear` in module order, which gets hooks, are the features.
         base: the optimizer that steps: `{"target": "sgd", "lr": 0.1}`.
-        strength: λ, of either sign; at 0 only the base acts.
+        strength: λ, of either sign; 0 leaves the base unchanged.
         rotated: whether A is rotated.
         generator: draws Q, on the CPU; None: the global one.
 
@@ -95,13 +95,13 @@ class RankPenalty(Wrapper):
 def entropy(features: Tensor, frame: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return H (...) of features (..., N, d), in nats, and ∂H/∂h (..., N, d) in their dtype.
 
-    frame: (..., d, r), orthonormal columns that replace the eigenvectors of A, whose mean eigenvalue is then removed:
-    the control, instead of the gradient.
+    frame: (..., d, r), orthonormal columns that replace the eigenvectors of A, whose mean eigenvalue is then removed;
+    this gives the control instead of the gradient.
 
-    Computed in float64 if the device has it, from the smaller of (h - h̄)ᵀ(h - h̄) and (h - h̄)(h - h̄)ᵀ, which have
-    the same non-zero eigenvalues. Eigenvalues of at most r ε of their sum, ε the precision, count as zero: dead units,
-    and all but N - 1 in a batch smaller than the width. For these p ln p is 0 and the gradient vanishes. Features that
-    are constant or not finite have H = 0 and no gradient.
+    Computed in float64 if the device supports it, from the smaller of (h - h̄)ᵀ(h - h̄) and (h - h̄)(h - h̄)ᵀ, which
+    have the same non-zero eigenvalues. Eigenvalues of at most r ε of their sum, ε the precision, count as zero: dead
+    units, and all but N - 1 in a batch smaller than the width. For these p ln p is 0 and the gradient vanishes.
+    Features that are constant or not finite have H = 0 and a zero gradient.
     """
     exact = features.to(widest(features.device))
     centred = exact - exact.mean(-2, keepdim=True)
@@ -128,7 +128,7 @@ def entropy(features: Tensor, frame: Tensor | None = None) -> tuple[Tensor, Tens
 def random_frame(features: Tensor, generator: torch.Generator) -> Tensor:
     """Return (d, r) for features (N, d): orthonormal columns in uniformly random directions, on their device.
 
-    These are the relevant columns of Q V, which is uniform like Q. Their signs cancel.
+    These are the relevant columns of Q V, which is uniform like Q. The signs of the columns cancel.
     """
     rows, width = features.shape
     dtype = widest(features.device)

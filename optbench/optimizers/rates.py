@@ -13,11 +13,11 @@ Group = dict[str, Any]
 
 
 def rate_groups(optimizer: object, *, stepping: bool = False) -> list[Group]:
-    """Return the parameter groups whose rate, `lr`, the optimizer uses in its next step.
+    """Return the parameter groups whose learning rate, `lr`, the optimizer uses in its next step.
 
-    These are its own, as for PyTorch's schedulers, or if none has a rate, those of the optimizers in its attributes;
-    built-in wrappers name them in `rate_groups(stepping)`. stepping: whether a step follows immediately, for
-    optimizers that must prepare it.
+    These are its own groups, as for PyTorch's schedulers, or, if none has a learning rate, those of the optimizers in
+    its attributes; built-in wrappers return them from `rate_groups(stepping)`. stepping: whether a step follows
+    immediately, for optimizers that must prepare it.
     """
     return list({id(group): group for group in _found(optimizer, stepping, set())}.values())
 
@@ -45,7 +45,7 @@ def _has_rate(group: object) -> bool:
 
 
 def first_rate(groups: Sequence[Group]) -> float | None:
-    """Return the rate of the first group; None without one, or if it is a tensor of several values."""
+    """Return the learning rate of the first group; None if there is none, or if it is a tensor of several values."""
     rate = groups[0]["lr"] if groups else None
     if isinstance(rate, Tensor) and rate.numel() != 1:
         return None
@@ -54,10 +54,10 @@ def first_rate(groups: Sequence[Group]) -> float | None:
 
 @contextlib.contextmanager
 def scaled(groups: Sequence[Group], factor: float) -> Iterator[None]:
-    """Multiply the rates by `factor` > 0 in the block, which takes a step.
+    """Multiply the learning rates by `factor` > 0 in the block, which takes a step.
 
-    Afterwards they are restored bit for bit. A rate that the optimizer has changed in between is divided by the factor,
-    so that its own changes persist, as with PyTorch's chainable schedulers.
+    Afterwards they are restored bit for bit. A learning rate that the optimizer changed in the block is divided by the
+    factor instead, so that the change persists, as with PyTorch's chainable schedulers.
     """
     kept = [_scale(group, factor) for group in groups]
     try:
@@ -68,7 +68,7 @@ def scaled(groups: Sequence[Group], factor: float) -> Iterator[None]:
 
 
 def _scale(group: Group, factor: float) -> tuple[Any, Any, int]:
-    """Scale the rate of a group; return the previous rate, the current object, and a tensor's version."""
+    """Scale the learning rate of a group; return its previous value, the current object, and a tensor's version."""
     rate = group["lr"]
     if not isinstance(rate, Tensor):
         group["lr"] = rate * factor

@@ -14,7 +14,7 @@ class Watch(Protocol):
 
 
 class Region:
-    """A part of an optimizer's step: `with ROOTS: ...`. Without a profiler it costs a fraction of a microsecond."""
+    """A part of an optimizer's step: `with ROOTS: ...`. Without a watch it costs a fraction of a microsecond."""
 
     watch: Watch | None = None
     """The watch of the whole process."""

@@ -20,7 +20,7 @@ OPTIMIZERS: Mapping[str, OptimizerSpec] = {spec.name: spec for spec in (*TORCH, 
 
 
 def is_plugin(target: str) -> bool:
-    """Return whether `target` is `module:Class` or `./file.py:Class` instead of a registered name."""
+    """Return whether `target` is `module:Class` or `./file.py:Class` rather than a registered name."""
     return ":" in target
 
 
@@ -38,7 +38,7 @@ def find(target: str) -> OptimizerSpec:
 
 
 def user_targets(target: str, hyperparameters: Mapping[str, Any]) -> frozenset[str]:
-    """Return the user's targets among an optimizer and all those nested in it."""
+    """Return the user's targets among an optimizer and all optimizers nested in it."""
     found = {target} if is_plugin(target) else set()
     for name, hyper in find(target).hyperparameters.items():
         if hyper.kind == "optimizer" and isinstance(hyperparameters.get(name), Mapping):
@@ -104,7 +104,7 @@ def around(target: str, hyperparameters: Mapping[str, Any]) -> dict[str, Mapping
 
 
 def defaults_inside(target: str, hyperparameters: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return the default inner optimizers that are not given, by path, such as `base` or `base.base`."""
+    """Return the inner optimizers that are not given and have their defaults, by path: `base` or `base.base`."""
     found: dict[str, Mapping[str, Any]] = {}
     for name, hyper in find(target).hyperparameters.items():
         if hyper.kind != "optimizer":
@@ -135,7 +135,7 @@ def check_names(target: str, hyperparameters: Mapping[str, Any]) -> None:
     """Check that an optimizer and all nested ones are known, without checking hyper-parameters.
 
     Raises:
-        OptimizerError: one is unknown.
+        OptimizerError: one of them is unknown.
     """
     for name, hyper in find(target).hyperparameters.items():
         if hyper.kind == "optimizer" and name in hyperparameters:
@@ -158,7 +158,7 @@ def _check_declaration(name: str, value: Any) -> None:
 def complete(target: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return the hyper-parameters with the registry's defaults, in the registry's order.
 
-    Hyper-parameters of later versions are left out unless given, so that the suites of stored runs are unchanged.
+    Hyper-parameters added in later versions are left out unless given, so that the suites of stored runs are unchanged.
     """
     spec = find(target)
     written = {name: hyper for name, hyper in spec.hyperparameters.items() if not hyper.added}
@@ -177,10 +177,10 @@ def base_settings(wrapper: str, base: Mapping[str, Any]) -> tuple[str, dict[str,
     """Return the target and the hyper-parameters of the optimizer inside a wrapper.
 
     Raises:
-        OptimizerError: there is no target.
+        OptimizerError: the base has no target.
     """
     settings = dict(base)
     target = settings.pop("target", None)
     if not isinstance(target, str):
-        raise OptimizerError(f"the base of {wrapper} needs an optimizer, as in {{target: adamw, lr: 0.001}}")
+        raise OptimizerError(f"the base of {wrapper}: expected an optimizer, as in {{target: adamw, lr: 0.001}}")
     return target, settings

@@ -32,7 +32,7 @@ class ShrinkAndPerturb(Wrapper):
         model: the network, whose modules with parameters have `reset_parameters()`, as PyTorch's layers do.
         base: the optimizer that steps: `{"target": "sgd", "lr": 0.1}`.
         shrink: α, from 0 to 1. perturb: β.
-        generator: seeds the draws of u; None: the global one.
+        generator: seeds the draws of u; None: the global generator.
 
     Example:
         >>> model = nn.Linear(2, 1)
@@ -43,8 +43,8 @@ class ShrinkAndPerturb(Wrapper):
         >>> bool(model.weight.allclose(0.5 * before))
         True
 
-    Reference: Ash & Adams 2020, arXiv:1910.08475, before each new round of training data. (Dohare et al. 2024, Nature
-    632, instead shrink and perturb at every step.)
+    Reference: Ash & Adams 2020, arXiv:1910.08475, who apply it before each new round of training data. (Dohare et al.
+    2024, Nature 632, shrink and perturb at every step instead.)
 
     Raises OptimizerError as `Wrapper`, and if a module with parameters cannot be reinitialised.
     """

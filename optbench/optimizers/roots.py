@@ -31,8 +31,8 @@ def one_by_one(x: Tensor) -> bool:
 def own_memory(x: Tensor) -> Tensor:
     """Return `x` itself if it is contiguous and aligned, otherwise a copy that is.
 
-    Slices of a stack may start anywhere, a separate tensor starts at an aligned address. Products use tensors from
-    here, so that a BLAS sees the same layout for a member alone and in a stack.
+    Slices of a stack may start anywhere, whereas a separate tensor starts at an aligned address. Products use tensors
+    from this function, so that a BLAS sees the same layout for a member alone and in a stack.
     """
     if x.is_contiguous() and x.data_ptr() % ALIGNMENT == 0:
         return x
@@ -125,7 +125,7 @@ def _update_together(
     newton: float | None,
     precision: torch.dtype,
 ) -> Tensor:
-    """`update_inverse_roots` with one call for all members."""
+    """Compute `update_inverse_roots` with one call for all members."""
     if newton is None:
         return _update_batched(roots, factors, order, epsilon, scale, precision)
     return _update_by_newton(roots, factors, order, epsilon, scale, iterations_for(order, newton), precision)
@@ -184,7 +184,7 @@ def _inverse_root(
 
 
 def _finite(x: Tensor) -> bool:
-    """Return whether all numbers are finite, in one pass, by their sum."""
+    """Return whether all numbers are finite, judged by their sum in one pass."""
     return math.isfinite(float(x.sum(dtype=torch.float64)))
 
 
@@ -208,7 +208,7 @@ def _update_by_newton(
 
 
 def _take(new: Tensor, good: Tensor, roots: Tensor) -> Tensor:
-    """Replace the roots of `good` members by new finite ones; return who kept theirs, (M,)."""
+    """Replace the roots of `good` members by new finite ones; return which members kept theirs, (M,)."""
     good = good & new.flatten(1).isfinite().all(1)
     roots.copy_(torch.where(good.view(-1, *[1] * (new.ndim - 1)), new, roots))
     return ~good
@@ -229,7 +229,7 @@ def _update_batched(
         try:
             spectrum, basis = torch.linalg.eigh(matrices.to(precision))
         except LinAlgError:
-            # another routine, which often converges if the batched one did not
+            # uses another routine, which often converges where the batched one does not
             members = range(len(roots))
             return _update_each(roots, factors, order, epsilon, scale, False, [torch.float64] * len(roots), members)
         new = _assemble(basis, inverse_root_of_spectrum(spectrum, order, epsilon, scale), roots.dtype)

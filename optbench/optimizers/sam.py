@@ -22,9 +22,9 @@ class Sam(Wrapper):
     Args:
         params: parameters, or groups of them.
         base: the optimizer that steps: `{"target": "adamw", "lr": 1e-3}`, known by name or `module:Class`.
-        rho: the radius, in the unit of the weights.
-        adaptive: whether it is measured relative to each weight.
-        steps: only the base from this step on, counted over all tasks; None: never.
+        rho: the radius, in units of the weights.
+        adaptive: whether the radius is relative to each weight.
+        steps: number of steps with SAM, counted over all tasks, after which only the base steps; None: all.
 
     Example:
         >>> weights = torch.nn.Parameter(torch.ones(1))
@@ -67,7 +67,7 @@ class Sam(Wrapper):
                 return None
             self.taken += 1
         if closure is None:
-            raise TypeError("Sam.step needs a closure that computes loss and gradients anew")
+            raise TypeError("Sam.step: expected a closure that recomputes loss and gradients, got None")
         moved: list[tuple[Tensor, Tensor]] = []
         squares = [
             ((p.abs() * p.grad) if group["adaptive"] else p.grad).square().sum()
@@ -91,7 +91,7 @@ class Sam(Wrapper):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the base's state, with the clock if SAM ends."""
+        """Return the base's state, with the step count if SAM is limited to some steps."""
         found = super().state_dict()
         return found if self.steps is None else {"base": found, "taken": self.taken}
 

@@ -1,7 +1,7 @@
 """Shampoo: a preconditioner for each side of a weight matrix.
 
-Shapes: M members, m rows, n columns of a parameter seen as a matrix. A parameter of an ordinary model is the case
-M = 1, through a view: there is one code path.
+Shapes: M members, m rows, n columns of a parameter seen as a matrix. A parameter of an ordinary model is the case M =
+1, through a view, so that there is a single code path.
 """
 
 from __future__ import annotations
@@ -49,38 +49,41 @@ class Shampoo(Optimizer):
         W ← (1 − η λ) W − η U
 
     - Parameters with one dimension get the full-matrix form L̂^(−1/2) M; a number counts as one element. Tensors with
-    more than two dimensions are treated as matrices: a convolution (o, i, h, w) as (o, i·h·w).
+      more than two dimensions are treated as matrices: a convolution (o, i, h, w) as (o, i·h·w).
     - Before a root is computed, eigenvalues are lifted to ε times the largest. Factors are sums in float64; their
-    growth between two refreshes, and their decomposition, may be in float32, see `root_precision`. Roots are stored in
-    the parameter's dtype (at least float32). A direction without gradients has root 0 only if ε = 0 or there were no
-    gradients at all.
-    - Sides of at most `small_side` refresh their root at every step; longer ones every `precondition_frequency` steps,
-      that is at steps k, 2k, ... counted from 1, and at the very first. After `begin_task()` the clock restarts:
-      refresh at the first step of the task, then 1, 2, 4, 8, ... steps later until k, then every k steps.
-    - `precondition_frequency="auto"` refreshes a root when it is needed: when its factor, seen through it, has grown in
-      some direction or decayed to more than 1 + `refresh_share` times, or less than 1 / (1 + `refresh_share`) of, what
-      it was (see `factors.outgrown`), at the first step of a task and at least every 500 steps. So no step is more than
-      about (1 + `refresh_share`)^(1/2) times too long, whatever the gradients do, as far as a power iteration can tell.
-      Sides up to 128, or to the longest output of a layer, are checked in every step; longer ones, n, every n / 128
-      steps and 0, 1, 2, 4, ... steps into a task. Each member has its own clock. With ε = 0 every check refreshes.
-      This applies to a CPU. An accelerator, which would have to synchronise, uses a schedule with k = 50.
-    - On a fixed schedule a stale root can overshoot: until the next refresh, a direction absent at the last one is
-      scaled by up to ε^(−1/4) more than the strongest for each stale side of a matrix, and by up to ε^(−1/2) in a
-      vector, whose one root is −1/2. The inputs of a network change little from step to step, unlike its hidden layers.
-      So by default only roots of a matrix's side that is longer than every layer's output become stale, and a
-      `small_side` for which others do raises a warning. Call `begin_task()` before the first step on new data.
-    - A root that cannot be computed (factor not finite, `eigh` does not converge) keeps its last value (initially
-    zero) and is counted, see `fallbacks`.
-    - `root="newton"` computes roots by matrix products only (a coupled Newton iteration), which an accelerator does
-    for all members at once without synchronisation. ε times the largest eigenvalue, which is known to a few
-    percent, is then added to every eigenvalue (as by Anil et al.) instead of lifting smaller ones: nearly the same
-    method, and identical on every device.
-    - `block_size=b` splits every matrix into blocks of at most b × b, starting at its first row and column, and vectors
-    likewise; each block is preconditioned as a separate matrix (Anil et al. 2020). Memory and the cost of roots then
-    grow with the number of weights, not with the square of a side. Sides longer than `max_side` are not split: they
-    keep only the diagonal, so that an embedding of 30,522 × 768 has 30,522 numbers on one side and factors of b² on
-    the other. Grafting takes norms over the whole parameter.
-    - `structure="diagonal-factor"` keeps only the diagonals of L and R: a control with everything else the same.
+      growth between two refreshes, and their decomposition, may be in float32 (see `root_precision`). Roots are stored
+      in the parameter's dtype (at least float32). A direction without gradients has root 0 only if ε = 0 or there were
+      no gradients at all.
+    - Roots of sides up to `small_side` are refreshed at every step, those of longer sides every
+      `precondition_frequency` = k steps: at steps k, 2k, ... counted from 1, and at the very first. `begin_task()`
+      restarts the clock: roots are refreshed at the first step of the task, then 1, 2, 4, 8, ... steps later until k,
+      then every k steps.
+    - `precondition_frequency="auto"` refreshes a root when needed: when its factor, seen through the root, has grown in
+      some direction to more than 1 + `refresh_share` times its earlier value or decayed to less than 1 / (1 +
+      `refresh_share`) of it (see `factors.outgrown`), at the first step of a task, and at least every 500 steps. So, as
+      far as a power iteration can tell, no step is more than about (1 + `refresh_share`)^(1/2) times too long, whatever
+      the gradients do. Sides up to 128, or to the longest output of a layer, are checked at every step; a longer side n
+      is checked every n / 128 steps, and 0, 1, 2, 4, ... steps into a task. Each member has its own clock. With ε = 0
+      every check refreshes. This applies to CPUs. An accelerator, which would have to synchronise, uses a schedule with
+      k = 50.
+    - On a fixed schedule a stale root can overshoot: until the next refresh, a direction that was absent at the last
+      one is scaled by up to ε^(−1/4) more than the strongest direction for each stale side of a matrix, and by up to
+      ε^(−1/2) in a vector, whose only root has the exponent −1/2. The inputs of a network change little from step to
+      step, unlike its hidden layers. By default, therefore, only roots of matrix sides longer than every layer's output
+      become stale; a `small_side` with which other roots become stale raises a warning. Call `begin_task()` before the
+      first step on new data.
+    - A root that cannot be computed (factor not finite, `eigh` does not converge) keeps its last value (initially zero)
+      and is counted (see `fallbacks`).
+    - `root="newton"` computes roots by matrix products only (a coupled Newton iteration), which an accelerator does for
+      all members at the same time without synchronisation. Smaller eigenvalues are then not lifted; instead, ε times
+      the largest eigenvalue, which is known to a few percent, is added to every eigenvalue (as in Anil et al.). This is
+      nearly the same method, and identical on every device.
+    - `block_size=b` splits every matrix into blocks of at most b × b, starting at its first row and column, and every
+      vector into blocks of at most b; each block is preconditioned as a separate matrix (Anil et al. 2020). Memory and
+      the cost of roots then grow with the number of weights, not with the square of a side. Sides longer than
+      `max_side` are not split: they keep only the diagonal, so that an embedding of 30,522 × 768 has 30,522 numbers on
+      one side and factors of b² on the other. Grafting takes norms over the whole parameter.
+    - `structure="diagonal-factor"` keeps only the diagonals of L and R: a control with everything else unchanged.
     - With β₂ = 1 the grafted step is Adagrad's (A = M / (√Σg² + ε_A)), and with β₂ < 1 Adam's.
 
     Presets (any explicit argument overrides them):
@@ -93,25 +96,26 @@ class Shampoo(Optimizer):
     ================  ====  ======  =======  =====  =============  ========
 
     Lock-step (`stacked=True`): every parameter has shape (M, \*shape), one slice per member, and each of the arguments
-    marked (M,) may be a tensor of that shape (float64, lest 0.999 be rounded before 1 − β₂ is formed). On the CPU with
-    one intra-op thread a member's slice is bit-identical to that member alone. Every tensor in `state` has the leading
-    axis M, so that members are dropped by `index_select` on axis 0 of the parameters, their state and the (M,)
-    settings.
+    marked (M,) may be a tensor of that shape (in float64, so that 0.999 is not rounded before 1 − β₂ is computed). On
+    the CPU with one intra-op thread a member's slice is bit-identical to that member alone. Every tensor in `state` has
+    the leading axis M, so that members are dropped by `index_select` on axis 0 of the parameters, their state and the
+    (M,) settings.
 
     Args:
         params: parameters or parameter groups; real and floating.
         lr: η ≥ 0, (M,).
         preset: `"gupta"` or `"adam-grafted"`.
         momentum: β₁ in [0, 1), (M,).
-        beta2: β₂ in [0, 1], (M,); 1 sums over all of training.
+        beta2: β₂ in [0, 1], (M,); 1: the factors are sums over all of training.
         epsilon: ε in [0, 1], (M,): eigenvalues are lifted to this fraction of the largest.
-        initial_epsilon: ε₀ ≥ 0, (M,): the factors' start; the ε of Gupta et al., Algorithm 1.
+        initial_epsilon: ε₀ ≥ 0, (M,): the factors start at this multiple of the identity; the ε of Gupta et al.,
+            Algorithm 1.
         weight_decay: λ ≥ 0, (M,), decoupled.
         precondition_frequency: k ≥ 1, steps between two refreshes of a root, or `"auto"`.
-        refresh_share: ≥ 0, for `"auto"`: the change of a factor that triggers a refresh; 1 for a doubling.
-        small_side: sides up to this refresh at every step; 0 for none. None: none with `"auto"`, else 128, or the
-            longest output of a layer (the rows of a matrix, the length of a vector) among those up to `max_side`, if
-            that is longer.
+        refresh_share: ≥ 0, for `"auto"`: the relative change of a factor that triggers a refresh; 1 for a doubling.
+        small_side: roots of sides up to this length are refreshed at every step; 0: none. None: no roots with `"auto"`,
+            otherwise those of sides up to 128 or, if longer, up to the longest output of a layer (the rows of a matrix,
+            the length of a vector) among those up to `max_side`.
         max_side: longer sides keep only the diagonal of their factor, because n² numbers would not fit into memory.
         block_size: ≥ 1, the longest side of a block; None: parameters are not split.
         structure: `"kronecker"` or `"diagonal-factor"`.
@@ -119,8 +123,8 @@ class Shampoo(Optimizer):
         grafting: `"none"` or `"adam"`.
         graft_epsilon: ε_A ≥ 0 of the grafted Adam step.
         root: `"eigh"` or `"newton"`, which needs ε > 0.
-        root_precision: of the decomposition or the products, and on a CPU of a factor's growth between two refreshes.
-        `"auto"` uses `"float32"` on a CPU for a side n with ε ≥ n 2⁻²³ and parameters in float32 (see
+        root_precision: the precision of the decomposition or the products, and on a CPU of a factor's growth between
+        two refreshes. `"auto"` uses `"float32"` on a CPU for a side n with ε ≥ n 2⁻²³ and parameters in float32 (see
         `factors.single_fits`), and `"float64"` otherwise.
         stacked: parameters carry a leading member axis.
 
@@ -237,8 +241,8 @@ class Shampoo(Optimizer):
             smallest = float(numbers_of(group["epsilon"]).min())
             times = f"up to {smallest**-power:.3g} times too long" if smallest > 0 else "too long without bound"
             warnings.warn(
-                f"Shampoo: small_side={group['small_side']} leaves roots of a layer's side of {size} stale for up to "
-                f"{every} steps, and a step {times}; small_side={longest} refreshes them at every step",
+                f"Shampoo: small_side={group['small_side']} leaves roots of a layer's side of length {size} stale for "
+                f"up to {every} steps, which makes steps {times}; small_side={longest} refreshes them at every step",
                 UserWarning,
                 stacklevel=3,
             )
@@ -249,7 +253,7 @@ class Shampoo(Optimizer):
             group["clock"], group["task_begun"] = 0, True
 
     def fallbacks(self) -> Tensor:
-        """Return how often a root was kept because of a failure, over sides and parameters: (M,), int64, on the CPU."""
+        """Return how often a root was kept after a failure, over all sides and parameters: (M,), int64, on the CPU."""
         counts = [state["fallbacks"].cpu() for state in self.state.values() if state]
         if counts:
             return torch.stack(counts).sum(0)
@@ -309,7 +313,7 @@ class Shampoo(Optimizer):
 
     @torch.no_grad()
     def work(self) -> None:
-        """Take a step with the current gradients, without the clock. Raises RuntimeError as `step`."""
+        """Take a step with the current gradients without advancing the clock. Raises RuntimeError as `step`."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None or parameter.numel() == 0:
@@ -319,9 +323,10 @@ class Shampoo(Optimizer):
                 self._update(parameter, group)
 
     def upcoming(self) -> tuple[object, ...] | None:
-        """Return the roots refreshed in the next step, which is the same work whenever they are equal.
+        """Return the roots that the next step refreshes; steps with equal results do the same work.
 
-        None for a first step, and if the device must be synchronised: to check `eigh`, or what is due."""
+        None for a first step, and if the device would have to be synchronised to check `eigh` or which roots are due.
+        """
         found: list[object] = []
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -403,7 +408,7 @@ class Shampoo(Optimizer):
 
 
 def _any(value: PerMember) -> bool:
-    """Return whether it is non-zero for any member; always True on accelerators, which avoids a sync."""
+    """Return whether a setting is non-zero for any member; always True on accelerators, which avoids a sync."""
     if isinstance(value, Tensor) and not one_by_one(value):
         return True
     return bool(torch.as_tensor(value).any())

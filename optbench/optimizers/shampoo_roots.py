@@ -46,7 +46,7 @@ def roots_of(
 ) -> list[Tensor]:
     """Add gradients g (M·B, h, w) of a part's blocks to their factors; return the roots, renewed if due.
 
-    numbers: per member.
+    numbers: one per member.
     """
     epsilon, beta2, new, correction = map(part.spread, numbers)
     largest = g.abs().amax((1, 2)).tolist() if one_by_one(g) else []
@@ -76,7 +76,7 @@ def roots_of(
 
 
 def block_sides(parameter: Tensor, group: dict[str, Any]) -> tuple[int, ...]:
-    """Return the lengths of the sides with a factor: those of its largest block."""
+    """Return the lengths of the sides with a factor: those of the parameter's largest block."""
     return tuple(block_side(side, group["block_size"], group["max_side"]) for side in sides_of(parameter, group))
 
 
@@ -93,16 +93,17 @@ def parts_of(parameter: Tensor, group: dict[str, Any]) -> tuple[Part, ...]:
 
 
 def renewed_by_need(size: int, group: dict[str, Any]) -> bool:
-    """Return whether the factor of a side of this length decides when to refresh; roots of diagonals are cheap."""
+    """Return whether the factor of a side of this length determines when its root is refreshed."""
     diagonal = size > group["max_side"] or group["structure"] == "diagonal-factor"
     small = group["small_side"] is not None and size <= group["small_side"]
     return group["precondition_frequency"] == AUTO and not diagonal and not small
 
 
 def is_due(size: int, sides: int, group: dict[str, Any], asked: bool) -> bool | None:
-    """Return whether the root of a side is refreshed at this step; None if its factor decides.
+    """Return whether the root of a side is refreshed at this step; None if that depends on its factor.
 
-    Depends on the length of the side and the number of sides of the parameter."""
+    size: length of the side. sides: number of sides of the parameter. asked: whether the factor can be checked.
+    """
     clock, frequency, begun = group["clock"], group["precondition_frequency"], group["task_begun"]
     if frequency == AUTO and asked:
         if not renewed_by_need(size, group) or (begun and clock == 0):
@@ -117,7 +118,7 @@ def is_due(size: int, sides: int, group: dict[str, Any], asked: bool) -> bool | 
 
 
 def _falls_due(every: int, clock: int, begun: bool) -> bool:
-    """Return whether this is a multiple of `every`, or 0, 1, 2, 4, 8, ... steps into a task."""
+    """Return whether this step is a multiple of `every`, or 0, 1, 2, 4, 8, ... steps into a task."""
     if not begun:
         return (clock + 1) % every == 0
     return clock % every == 0 or (clock < every and clock & (clock - 1) == 0)

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from optbench.errors import hint
 
 Lane = Literal["elementwise", "batched", "per-member", "its base's"]
-"""The lane of a wrapper that adds to the loss or acts between tasks, and leaves steps and state to its base."""
+"""`its base's`: the lane of a wrapper that adds to the loss or acts between tasks; its base takes the steps."""
 Origin = Literal["torch", "pytorch-optimizer", "optbench", "yours"]
 Need = Literal[
     "closure",
@@ -31,14 +31,15 @@ Need = Literal[
 
 `closure`: `step(closure)`, which recomputes loss and gradients on every call; gradients exist before the first call.
 `loss`: a closure that returns the differentiable loss and leaves the backward pass to the optimizer; for a `step` with
-an argument `loss` but no `closure`, the loss under this name after a backward pass.
+an argument `loss` but no `closure`, the loss is passed by this name after a backward pass.
 `create_graph`: gradients that can be differentiated again. `modes`: `train()` before steps and `eval()` before
 measuring; `no-modes`: neither, although it has methods of these names. `no-schedule`: `protocol.schedule` does not
-change its rate. `random`: it draws from the global generators, which are seeded for each step from the trial's stream.
+change its learning rate. `random`: it draws from the global generators, which are seeded for each step from the trial's
+stream.
 
 Arguments of the constructor, by name: `generator`, the trial's `torch.Generator`; `model`, the trial's network, whose
-hooks see every forward and backward pass in training; `named_parameters`, pairs of name and parameter; `total_steps`,
-the number of steps without early stopping. If the first argument is `named_parameters` or the model (see
+hooks are called in every forward and backward pass in training; `named_parameters`, pairs of name and parameter;
+`total_steps`, the number of steps without early stopping. If the first argument is `named_parameters` or the model (see
 `needs.first_given`), it replaces the parameters.
 
 `examples`, the number of training examples of the task at construction, is only available as a value.
@@ -66,11 +67,12 @@ class Hyper:
     above: bool = False
     """The number must be greater than `low`, not equal to it."""
     choices: tuple[str, ...] = ()
-    """Words that are valid values, for numbers in addition to these."""
+    """Words that are valid values; for numbers, in addition to numbers."""
     optional: bool = False
-    """Whether null is valid."""
+    """True if null is valid."""
     added: bool = False
-    """Whether runs of earlier versions lack it: left out of suites unless given, so that hashes do not change."""
+    """True if runs of earlier versions lack it. It is then left out of suites unless given, so that hashes do not
+    change."""
 
     def problem(self, value: Any) -> str | None:
         """Return the problem with `value` ("expected a number above 0, got 'fast'"), or None."""
@@ -129,10 +131,9 @@ class OptimizerSpec:
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Values of hyper-parameters without a default, by the value of `preset`."""
     arguments_on: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Arguments set by optbench instead of the user (which implementation of the same update to use), by kind of
-    device."""
+    """Arguments that optbench sets, not the user, to choose an implementation of the same update, by kind of device."""
     recordable: bool = False
-    """Whether, after the first steps, every step on an accelerator is the same work on the same tensors, without
+    """True if, after the first steps, every step on an accelerator does the same work on the same tensors, without
     counters or decisions in Python, so that it can be recorded and replayed."""
     conflict: Callable[[Mapping[str, Any]], str | None] | None = None
     """Returns the problem with a combination of individually valid values, if any."""
@@ -141,15 +142,16 @@ class OptimizerSpec:
     needs: frozenset[Need] = frozenset()
     """Its needs beyond gradients and `step()`."""
     takes_schedule: bool = True
-    """Whether `protocol.schedule` scales its `lr`: False if it determines step lengths itself, or averages weights
-    instead of a schedule."""
+    """True if `protocol.schedule` scales its `lr`; False for optimizers that determine step lengths themselves, or
+    average weights instead of using a schedule."""
     only_matrices: bool = False
-    """Whether it takes only weights of two axes: all others, and the ends, use `fallback`, with its own settings."""
+    """True if it trains only weights with two axes; all other parameters, and the ends, are trained by `fallback`, with
+    its own settings."""
     fallback: str = "adamw"
     interval: str = ""
     """The hyper-parameter with the number of steps between refreshes of its roots, inverses or bases."""
     at_the_ends: Mapping[str, Any] = field(default_factory=dict)
-    """Settings that differ for a network's ends, see `optimizers.ends`, in a separate parameter group."""
+    """Settings that differ for a network's ends (`optimizers.ends`), which form a separate parameter group."""
     step_cost: float = 1.0
     """Approximate number of SGD steps that take as long as one of its own, excluding its base's, on MNIST with 100
-    hidden units on a CPU (benchmarks/RESULTS.md): only for scheduling and the remaining time."""
+    hidden units on a CPU (benchmarks/RESULTS.md). Used only for scheduling and for estimating the remaining time."""

@@ -22,9 +22,9 @@ class Switch(torch.optim.Optimizer):
         first, then: the two optimizers, as in `{"target": "adam", "lr": 1e-3}`.
         at: number of steps of `first`; 0 is pure `then`.
         state: `reset`: `then` starts without state; `keep`: if both are the same optimizer, with the same inner ones,
-        `then` continues from the state of `first` with its own settings and its class's defaults.
+            `then` continues from the state of `first` with its own settings and its class's defaults.
 
-        Steps are counted over the whole training, across tasks. Raises OptimizerError as `Wrapper`.
+    Steps are counted over the whole training, across tasks. Raises OptimizerError as `Wrapper`.
 
     Reference: Pascanu et al. 2025, arXiv:2507.12224, section 1: the early phase of training decides the basin.
 
@@ -50,7 +50,7 @@ class Switch(torch.optim.Optimizer):
         parameters = [p for group in self.param_groups for p in group["params"]]
         self.first, self.then = (base_optimizer("switch", base, parameters) for base in (first, then))
         self.at, self.taken = at, 0
-        # whether `then` has not yet received the state of `first`
+        # `then` has yet to receive the state of `first`
         self._pending = (
             state == "keep" and at > 0 and first["target"] == then["target"] and same_kind(self.first, self.then)
         )
@@ -78,7 +78,7 @@ class Switch(torch.optim.Optimizer):
 
     def rate_groups(self, stepping: bool) -> list[Group]:
         """Return the groups of the active optimizer, for `rates.rate_groups`."""
-        if stepping:  # settings are handed over unscaled
+        if stepping:  # settings must be handed over before they are scaled
             self._hand_over()
         return rate_groups(self._active, stepping=stepping)
 
@@ -95,7 +95,7 @@ class Switch(torch.optim.Optimizer):
             self.state = getattr(self._active, "state", self.state)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return both states and the clock."""
+        """Return both states and the step count."""
         clock = {"taken": self.taken, "pending": self._pending}
         return {"first": self.first.state_dict(), "then": self.then.state_dict(), **clock}
 

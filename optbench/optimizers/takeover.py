@@ -40,7 +40,7 @@ def held(optimizer: torch.optim.Optimizer) -> dict[Path, Any]:
 def same_kind(a: torch.optim.Optimizer, b: torch.optim.Optimizer) -> bool:
     """Return whether two optimizers and all their inner ones have equal classes, so that states are compatible.
 
-    `sam` with `adam` and `sam` with `sgd` do not.
+    `sam` with `adam` and `sam` with `sgd` differ.
     """
     return _classes_inside(a) == _classes_inside(b)
 
@@ -53,7 +53,7 @@ def take_settings(
     kept: an optimizer that has taken steps. at_start: its `held` values at construction. fresh: one of the same
     kind without steps. named: the names of settings given by the user to either.
 
-    Values that were equal at construction are unchanged in `kept`, whether a clock or a setting that it changes itself.
+    Values that were equal at construction are unchanged in `kept`, be they clocks or settings that it changes itself.
     Values that differed are taken from `fresh`, except those that are not settings by name (neither in `named` nor an
     argument of a constructor) and have changed since: they are state, such as an estimate that starts from a setting
     (Prodigy's `d` from `d0`).
@@ -69,7 +69,7 @@ def take_settings(
 
 
 def _walk(value: Any, path: Path, seen: set[int]) -> Iterator[tuple[Path, Any]]:
-    """Yield a value and everything in it by path; an object with several paths by the first."""
+    """Yield a value and everything in it by path; an object with several paths is yielded with the first."""
     if _is_plain(value) or isinstance(value, Tensor):
         yield path, value
     elif id(value) not in seen:

@@ -16,7 +16,7 @@ class Wrapper(torch.optim.Optimizer):
     """Wraps a base optimizer, and acts before or after its step.
 
     Args:
-    name: of the wrapper, for error messages.
+        name: the wrapper's name, for error messages.
         params: parameters, or groups of them. defaults: the wrapper's own settings.
         base: the optimizer that steps: `{"target": "adamw", "lr": 1e-3}`, known by name or `module:Class`.
 

@@ -58,8 +58,10 @@ def dump_suite(suite: Suite) -> str:
 
 
 def dump(value: Mapping[str, Any], *, short: bool = True) -> str:
-    """Write plain values as YAML that versions 1.1 and 1.2 read the same way. short: put the innermost mappings on one
-    line."""
+    """Write plain values as YAML that versions 1.1 and 1.2 read the same way.
+
+    short: put the innermost mappings on one line.
+    """
     inside = any(isinstance(item, dict | list) for item in value.values())
     return yaml.dump(
         value,

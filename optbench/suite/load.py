@@ -330,8 +330,10 @@ def _named_metrics(suite: Suite) -> Iterator[tuple[KeyPath, str, Callable[[str],
 def _taken(
     where: ExperimentSettings | None, listed: Iterable[tuple[KeyPath, str]]
 ) -> Iterator[tuple[KeyPath, str, Callable[[str], object]]]:
-    """Yield, like `_named_metrics`, references to metrics that an experiment must measure. where: None if there is no
-    such experiment."""
+    """Yield references to metrics that an experiment must measure, like `_named_metrics`.
+
+    where: None if there is no such experiment.
+    """
     checks = [check_metric]
     if where is not None:
         taken = None if where.metrics is None else [entry.kind for entry in where.metrics if entry.in_catalog]

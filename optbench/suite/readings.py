@@ -83,8 +83,7 @@ class Readings(Settings):
         return self
 
     def _found(self, names: list[str]) -> PrimaryReading:
-        """Return the primary reading with its metric and layer as written in the lists, where a recorded suite finds
-        it."""
+        """Return the primary reading as written in `metrics` and `layers`, so that a recorded suite finds it there."""
         said = self.primary
         if said.metric not in self.metrics:
             _not_among("metrics", [entry.name for entry in self.metrics], "metric", said.metric.name)

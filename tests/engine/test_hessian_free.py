@@ -111,7 +111,7 @@ def test_the_loss_of_the_mini_batch_never_increases() -> None:
 def test_a_step_without_a_closure_is_refused() -> None:
     model = network()
     closure_of(model)()
-    with pytest.raises(TypeError, match="needs a closure"):
+    with pytest.raises(TypeError, match="expected a closure"):
         HessianFree(model).step()
 
 
