@@ -29,7 +29,7 @@ class DatasetInfo:
 
     @property
     def embedded(self) -> bool:
-        """Whether it is included in the package."""
+        """True if the data are included in the package."""
         return not self.files
 
 
@@ -38,8 +38,8 @@ class TextInfo:
     """The facts about a dataset of text.
 
     Attributes:
-        domains: their names, in the fixed order.
-        size: bytes of each domain.
+        domains: the names of the domains, in the fixed order.
+        size: number of bytes of each domain.
         classes: the vocabulary if tokens are bytes.
     """
 
@@ -125,4 +125,4 @@ TEXT_DOMAINS = TextInfo(
     licence="public domain; WordNet 3.0; PSF version 2 (TEXT-LICENSE.md)",
 )
 TEXT_FILES = "text-files"
-"""The kind of dataset for a user's texts."""
+"""The kind of a dataset of a user's texts."""

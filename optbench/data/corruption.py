@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 Corruption = Literal[
     "noise-0.1", "noise-0.2", "noise-0.4", "shift-1", "shift-2", "shift-3", "contrast-0.5", "contrast-0.25", "blur-1"
 ]
-"""`noise`: Gaussian, with a standard deviation of this share of the pixel range, clipped. `shift`: by this number of
-pixels up, down, left or right, drawn for each image, filling the border with the lowest value. `contrast`: each
-channel's distance from its mean times this. `blur`: Gaussian, with a standard deviation of this number of pixels."""
+"""Each name ends with a severity s. `noise`: Gaussian noise with a standard deviation of s times the pixel range,
+clipped. `shift`: a shift by s pixels up, down, left or right, drawn for each image; the border gets the lowest value.
+`contrast`: each channel's distance from its mean is multiplied by s. `blur`: a Gaussian blur with a standard deviation
+of s pixels."""
 CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
 _CHUNK = 2500  # images at a time: limits memory, and fixes the random numbers of each image
 

@@ -22,7 +22,7 @@ class InputSpec:
     """The form of one input of a model.
 
     Attributes:
-        shape: of one input, such as (C, H, W), (D,) or (T,).
+        shape: the shape of one input, such as (C, H, W), (D,) or (T,).
         dtype: float32, or int64 for tokens.
         vocabulary: number of tokens; None for other inputs.
     """
@@ -61,15 +61,15 @@ class Dataset:
         train, test: the two halves.
         classes: the number of classes, the width of a model's output; for text, its vocabulary.
         mean, std: for `normalisation: standard`; one number, or one per index of the inputs' first axis. Bytes are
-            scaled to [0, 1] first. By default those of the training inputs: per channel for images (C, H, W), else over
-            everything. Tokens have none.
-        vocabulary: number of tokens; by default that of classes.
+            scaled to [0, 1] first. By default, they are those of the training inputs, per channel for images (C, H, W)
+            and over everything for other inputs. Tokens have none.
+        vocabulary: number of tokens; by default the number of classes.
         token_bytes: int64, (classes,): the number of bytes of text per token, all ones if tokens are bytes.
             Next-token predictions are then scored in bits per byte, Σ −log₂ p(target) / Σ token_bytes[target]. None if
             tokens are not text.
         texts: complete texts by domain, from which task sequences of domains draw windows; see `of_texts`.
 
-        Raises:
+    Raises:
         DataError: the parts are inconsistent, or violate the above.
 
     Example:
@@ -95,10 +95,10 @@ class Dataset:
     ) -> Dataset:
         """Build a dataset of one or more domains of text, with windows of `context` tokens and next-token targets.
 
-        Its two halves are the consecutive windows of the training and test sections, domain by domain.
+        The two halves are the consecutive windows of the training and test sections, domain by domain.
 
         Raises:
-        DataError: a section is shorter than one window, or holds tokens outside 0..vocabulary-1.
+            DataError: a section is shorter than one window, or holds tokens outside 0..vocabulary-1.
         """
         if (fault := fault_of_texts(texts, vocabulary, context)) is not None:
             raise DataError(f"dataset {name}: texts{fault}")
@@ -120,7 +120,7 @@ class Dataset:
             if (found := fault_of(split, self.classes, self.vocabulary)) is not None:
                 raise DataError(f"dataset {self.name}: {half}{found}")
         if (a := form_of(self.train)) != (b := form_of(self.test)):
-            raise DataError(f"dataset {self.name}: expected test examples like those of train, {a}, got {b}")
+            raise DataError(f"dataset {self.name}: expected test examples of the same form as train, {a}, got {b}")
         tokens = self.train.inputs.dtype == torch.int64
         object.__setattr__(self, "vocabulary", (self.vocabulary or self.classes) if tokens else None)
         mean, std = ((0.0,), (1.0,)) if tokens else (self.mean, self.std)
@@ -147,7 +147,7 @@ class Dataset:
 
     def _fault_of_token_bytes(self, found: Tensor) -> str | None:
         if self.vocabulary is None or self.train.targets.ndim == 1:
-            return f"expected None, since examples are {form_of(self.train)} and no text"
+            return f"expected None, since examples are {form_of(self.train)}, not text"
         if not isinstance(found, Tensor):
             return f"expected a tensor, got {type(found).__name__}"
         if found.dtype != torch.int64 or found.shape != (self.classes,):
@@ -156,7 +156,7 @@ class Dataset:
             return f"expected numbers of bytes, 0 or more, got {int(found.min())}"
         for half in ("train", "test"):
             if not bool(found[getattr(self, half).targets].any()):
-                return f"expected {half} targets that stand for text, got only tokens of 0 bytes"
+                return f"expected {half} targets that represent text, got only tokens of 0 bytes"
         return None
 
     @property
@@ -231,7 +231,7 @@ def _fault_of_tokens(tokens: object, vocabulary: int, context: int) -> str | Non
         found = _described(tokens) if isinstance(tokens, Tensor) else type(tokens).__name__
         return f"expected integers of shape (n,), got {found}"
     if len(tokens) <= context:
-        return f"expected at least {context + 1} tokens, as one window of context {context} takes, got {len(tokens)}"
+        return f"expected at least {context + 1} tokens, one window of context {context}, got {len(tokens)}"
     low, high = int(tokens.min()), int(tokens.max())
     return f"expected tokens in 0..{vocabulary - 1}, got {low}..{high}" if low < 0 or high >= vocabulary else None
 

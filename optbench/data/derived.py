@@ -1,7 +1,7 @@
 """Datasets derived from another one, named by `of`: with fewer classes or examples, or corrupted.
 
 Each is the same for every trial of a suite; its random draws depend only on its `seed`. Validation data are held out of
-the training half, so they are changed likewise.
+the training half and are therefore changed in the same way.
 
 Legend: N examples, C classes, H rows and W columns of an image.
 """
@@ -49,8 +49,8 @@ def classes(*, of: DatasetSettings, keep: Annotated[tuple[Label, ...], Field(min
 def imbalanced(*, of: DatasetSettings, ratio: Annotated[float, Field(ge=1)] = 100.0, seed: Seed = 0) -> Dataset:
     """Another dataset with a decreasing number of training examples per class, `ratio` : 1 from first to last
 
-    Class c of C keeps n · ratio^(-c / (C-1)) training examples, drawn at random, n the size of the smallest class: a
-    geometric sequence (Cui et al. 2019, arXiv:1901.05555). The test half is unchanged.
+    Class c of C keeps n · ratio^(-c / (C-1)) training examples, drawn at random, where n is the size of the smallest
+    class. The sizes form a geometric sequence (Cui et al. 2019, arXiv:1901.05555). The test half is unchanged.
     """
     base = _labelled("imbalanced", of)
     counts = torch.bincount(base.train.targets, minlength=base.classes)
@@ -66,7 +66,7 @@ def imbalanced(*, of: DatasetSettings, ratio: Annotated[float, Field(ge=1)] = 10
 
 
 def noisy_labels(*, of: DatasetSettings, share: Share = 0.2, seed: Seed = 0) -> Dataset:
-    """Another dataset with a share of its training labels wrong
+    """Another dataset with a share of wrong training labels
 
     Exactly round(share · N) training labels are replaced by another class, drawn uniformly (symmetric noise). The test
     half is unchanged.
@@ -91,9 +91,9 @@ def spurious_patch(
     """Images with a bright patch whose position correlates with the label in the training half only
 
     Each class has a position at the upper or lower edge (or in a grid, if there are too many classes for two edges).
-    The patch of a training image is at the position of its label with this probability, else at that of another class.
-    In the test half it is `moved` to the position of another class, or `independent` of the label. The class that the
-    patch indicates is in `Split.cues`, used by the metric `cue_following`.
+    The patch of a training image is at the position of its label with this probability, and otherwise at that of
+    another class. In the test half it is `moved` to the position of another class, or `independent` of the label. The
+    class that the patch indicates is in `Split.cues`, used by the metric `cue_following`.
     """
     base, stream = _labelled("spurious-patch", of), generator(seed, None, "spurious-patch")
     _check_images("spurious-patch", base)
@@ -153,7 +153,7 @@ def _places(classes: int, height: int, width: int, size: int) -> Tensor:
     """Return the upper left corner, row and column, of each class's patch, (C, 2), without overlaps.
 
     Raises:
-    DataError: there is not enough space.
+        DataError: there is not enough space.
     """
     most_columns, most_rows = width // size, height // size
     columns = min(-(-classes // 2), most_columns)

@@ -28,12 +28,12 @@ def load(
         kind: a registered name, or a suite's dataset.
         data_dir: the folder of the published files; None: see `data_folder`. The embedded `mnist` needs none.
         download: fetch missing files into that folder; False never accesses the network.
-        notify: called with a line of text before a download or unpacking.
+        notify: called with a line of text before files are downloaded or unpacked.
 
-        Raises:
+    Raises:
         DataError: files are missing and cannot be obtained (the message names them and their folder), or their
             content is invalid.
-        KindError: unknown name, or a user's function does not return a dataset.
+        KindError: the name is unknown, or a user's function does not return a dataset.
         Exception: any exception of a user's function.
     """
     token = ACCESS.set(Access(data_dir, download, notify))
@@ -44,7 +44,7 @@ def load(
 
 
 def loaded(kind: Kind | str) -> Dataset:
-    """Load as `load` in the current `Access` to published files, for derived datasets."""
+    """Load a dataset like `load`, with the current `Access` to published files; for derived datasets."""
     from optbench.data.dataset import Dataset  # late, because it imports torch
 
     name = kind.kind if isinstance(kind, Kind) else kind

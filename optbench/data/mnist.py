@@ -1,7 +1,7 @@
 """The embedded MNIST: one Parquet file with the published bytes, in the published order.
 
 The file has a row per image, training images first: `image` (784 bytes, rows from top to bottom), `label` and
-`split` (`train` or `test`). `benchmarks/embed_mnist.py` made it; its licence is in MNIST-LICENSE.md.
+`split` (`train` or `test`). It was made by `benchmarks/embed_mnist.py`; its licence is in MNIST-LICENSE.md.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def embedded_mnist() -> Dataset:
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"the embedded MNIST cannot be read; reinstall optbench ({type(error).__name__})") from error
     if len(table) != info.train_size + info.test_size:
-        raise DataError(f"the embedded MNIST has {len(table)} rows, expected 70000; reinstall optbench")
+        raise DataError(f"the embedded MNIST: expected 70000 rows, got {len(table)}; reinstall optbench")
     images = _bytes(table["image"].chunk(0)).reshape(-1, *info.shape)
     labels = _bytes(table["label"].chunk(0)).astype(np.int64)
-    # copies, because Arrow's buffers are read-only, of which torch warns
+    # copied, because torch warns about read-only buffers such as Arrow's
     pixels, classes = torch.from_numpy(images.copy()), torch.from_numpy(labels)
     first = info.train_size
     return Dataset(

@@ -1,4 +1,4 @@
-"""Addition modulo a number, with a part of the table for training (Power et al. 2022, arXiv:2201.02177).
+"""Addition modulo a number, with part of the table used for training (Power et al. 2022, arXiv:2201.02177).
 
 Legend: p the modulus, N = p² pairs.
 """
@@ -25,7 +25,8 @@ def modular_addition_dataset(modulus: int, train_share: float, seed: int) -> Dat
     """Return all pairs (a, b) with the target (a + b) mod p, split at random; see `sizes`.
 
     Inputs are one-hot: float32 (N, 2p), with a 1 at index a and at index p + b, so that the first layer of an MLP is an
-    embedding table for each operand. Mean 0 and deviation 1 are declared, so that `normalisation` does not change them.
+    embedding table for each operand. A mean of 0 and a standard deviation of 1 are declared, so that `normalisation`
+    does not change them.
     """
     from optbench.data.dataset import Dataset, Split
 

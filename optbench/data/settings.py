@@ -27,7 +27,7 @@ class Known:
 
 
 class DatasetSettings(Kind):
-    """A dataset, built in or a user's; a bare name is one without settings."""
+    """A dataset, built in or user-defined; a bare name is a dataset without settings."""
 
     registry = DATASETS
     short = True
@@ -47,7 +47,7 @@ class DatasetSettings(Kind):
             return {name: value for name, value in kept.items() if name != "resize"}
         if (whole := info.shape[-1]) % side:
             fitting = ", ".join(str(size) for size in range(1, whole + 1) if whole % size == 0)
-            raise KindError(f"resize: expected a divisor of {whole}, the side of its images: {fitting}; got {side}")
+            raise KindError(f"resize: expected a divisor of {whole}, the side of the images ({fitting}), got {side}")
         return kept
 
     @staticmethod
@@ -64,14 +64,16 @@ class DatasetSettings(Kind):
         """Raise KindError if a kind cannot be derived from the dataset named by `of`."""
         base = cls.as_written(settings["of"])
         if base.domains:
-            raise KindError(f"of: expected a dataset of examples with one label each, got text, as {base.kind} is")
+            raise KindError(f"of: expected a dataset of examples with one label each, got the text of {base.kind}")
         if (known := base.known) is None:
             return
         if kind in ("spurious-patch", "corrupted") and len(known.shape) != 3:
-            raise KindError(f"of: expected a dataset of images, got inputs of shape {known.shape}, as {base.kind} has")
+            raise KindError(f"of: expected a dataset of images, got {base.kind} with inputs of shape {known.shape}")
         wrong = [label for label in settings.get("keep", ()) if label >= known.classes]
         if wrong:
-            raise KindError(f"keep: expected classes below {known.classes}, as many as {base.kind} has, got {wrong[0]}")
+            raise KindError(
+                f"keep: expected classes below {known.classes}, the number of classes of {base.kind}, got {wrong[0]}"
+            )
 
     @classmethod
     def as_written(cls, value: object) -> DatasetSettings:
@@ -80,14 +82,14 @@ class DatasetSettings(Kind):
 
     @property
     def of_dataset(self) -> DatasetSettings | None:
-        """The dataset from which it is derived; None if it is not derived, or unchecked and without a name."""
+        """The dataset from which this one is derived; None if it is not derived, or not checked and without a name."""
         of = self.settings.get("of") if self.kind in DERIVED else None
         named = of.get("kind") if isinstance(of, dict) else of
         return self.as_written(of) if isinstance(named, str) and named else None
 
     @property
     def chain(self) -> Iterator[DatasetSettings]:
-        """Yield this dataset, the one from which it is derived, and so on."""
+        """Yield this dataset, the dataset from which it is derived, and so on."""
         yield self
         if (of := self.of_dataset) is not None:
             yield from of.chain
@@ -100,12 +102,12 @@ class DatasetSettings(Kind):
 
     @property
     def domains(self) -> tuple[str, ...]:
-        """Its domains of text, as far as known without loading it."""
+        """The domains of text that are known without loading the dataset."""
         return TEXT_DOMAINS.domains if self.kind == TEXT_DOMAINS.name else tuple(self.texts)
 
     @property
     def known(self) -> Known | None:
-        """Facts known without loading it; None for text and users' datasets."""
+        """Facts that are known without loading the dataset; None for text and users' datasets."""
         if (info := FACTS.get(self.kind)) is not None:
             side = self.settings.get("resize")
             shape = (info.shape[0], side, side) if side else info.shape

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 Side = Annotated[Whole, Field(ge=1)]
-"""Size to which images are average-pooled first, `resize` × `resize`; see `optbench.data.pooling`."""
+"""Number of pixels per side to which images are average-pooled first; see `optbench.data.pooling`."""
 
 Vocabulary = Annotated[Whole, Field(gt=ASCII, le=MOST)]
-"""Vocabulary for `tokens: bpe`."""
+"""Size of the vocabulary for `tokens: bpe`."""
 Context = Annotated[Whole, Field(ge=1, le=65_536)]
 """Number of tokens of one example."""
 DomainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")]
@@ -49,7 +49,7 @@ def data_folder(data_dir: Path | None = None) -> Path:
     """Return the folder of datasets: `data_dir`, else $OPTBENCH_DATA, else ~/.cache/optbench/data.
 
     Raises:
-    UsageError: a path begins with a home directory that does not exist.
+        UsageError: a path begins with a home directory that does not exist.
         DataError: the user has no home directory, and no other folder is given.
     """
     if data_dir is not None:
@@ -126,7 +126,7 @@ def modular_addition(
     train_share: Annotated[float, Field(gt=0, lt=1)] = 0.5,
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0,
 ) -> Dataset:
-    """All sums a + b modulo a number, a share of them for training"""
+    """All sums a + b modulo a number, with a share of them for training"""
     from optbench.data.modular import modular_addition_dataset
 
     return modular_addition_dataset(modulus, train_share, seed)

@@ -1,4 +1,4 @@
-"""From the bytes of texts to a dataset: sections, and tokens that are bytes or a byte-pair encoding."""
+"""Build a dataset from the bytes of texts: their sections, and tokens that are bytes or a byte-pair encoding."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Encoding = Literal["bytes", "bpe"]
 SHARE = 20
 """The last 1/20 of each text is for testing, the preceding 1/20 for validation, rounded down to whole bytes."""
 VOCABULARY = 512
-"""Default vocabulary of `tokens: bpe`."""
+"""Default size of the vocabulary for `tokens: bpe`."""
 MOST = 2048
 ASCII = 128
-NO_LIMIT = "expected none with text, of which the task sequence says how much is read (tokens_per_task)"
+NO_LIMIT = "expected none for text, because the task sequence limits the training text (tokens_per_task)"
 
 
 def stretches(content: bytes) -> tuple[bytes, bytes, bytes]:
@@ -37,7 +37,7 @@ def fault_of_text(content: bytes, context: int) -> str | None:
         return f"expected UTF-8, got the byte 0x{content[error.start]:02x} at position {error.start}"
     if len(content) < (least := SHARE * (context + 1)):
         return (
-            f"expected at least {least} bytes, so that its last {100 // SHARE}% hold a window of context {context}, "
+            f"expected at least {least} bytes, so that the last {100 // SHARE}% hold a window of context {context}, "
             f"got {len(content)}"
         )
     return None
@@ -87,10 +87,12 @@ def _encoded(name: str, contents: Mapping[str, bytes], vocabulary: int, alphabet
     key = b"".join([vocabulary.to_bytes(8, "big"), *sums])
     if key not in _KNOWN:
         if vocabulary <= alphabet:
-            raise DataError(f"dataset {name}: vocabulary: expected more than the {alphabet} bytes, got {vocabulary}")
+            raise DataError(
+                f"dataset {name}: vocabulary: expected more than {alphabet}, the number of bytes, got {vocabulary}"
+            )
         bpe = Bpe.trained([train for train, _, _ in texts], vocabulary, alphabet)
         if (most := len(bpe.pieces)) < vocabulary:
-            what = f"expected at most {most}, since its texts have no more pairs, got {vocabulary}"
+            what = f"expected at most {most}, since the texts have no more pairs to merge, got {vocabulary}"
             raise DataError(f"dataset {name}: vocabulary: {what}")
         parts = [torch.from_numpy(found) for found in bpe.encode([part for text in texts for part in text])]
         _KNOWN[key] = [parts[i : i + 3] for i in range(0, len(parts), 3)], torch.from_numpy(bpe.token_bytes)

@@ -1,7 +1,7 @@
 """The embedded text: four domains in one Parquet file, with the bytes as collected.
 
-The file has a row per domain: `domain`, its name, and `text`, its bytes, which are ASCII. `benchmarks/embed_text.py`
-made it; the terms of each domain are in TEXT-LICENSE.md.
+The file has a row per domain: `domain`, its name, and `text`, its bytes, which are ASCII. It was made by
+`benchmarks/embed_text.py`; the terms of each domain are in TEXT-LICENSE.md.
 """
 
 from __future__ import annotations

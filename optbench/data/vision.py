@@ -27,7 +27,7 @@ _TIMEOUT = 30.0  # seconds without data after which a download fails
 
 @dataclass(frozen=True)
 class _Source:
-    """torchvision's access to a dataset."""
+    """The access to a dataset through torchvision."""
 
     type_name: str
     checksums: Callable[[Any], list[str]]
@@ -35,7 +35,7 @@ class _Source:
     arrays: Callable[[Any], tuple[Any, Any]]
     """Returns images (N, C, H, W) and labels (N,) of an instance, as NumPy arrays or lists."""
     unpacked: tuple[str, ...] = ()
-    """The path in the data folder to which torchvision unpacks the files."""
+    """The paths in the data folder to which torchvision unpacks the files."""
     train: Mapping[str, Any] = field(default_factory=lambda: {"train": True})
     test: Mapping[str, Any] = field(default_factory=lambda: {"train": False})
 
@@ -92,24 +92,24 @@ def load_published(
 ) -> Dataset:
     """Load a catalogued dataset from its published files in `folder`.
 
-    Published archives found there are unpacked even without `download`. Progress of a download is shown on standard
-    error if `notify` is given and it is a terminal.
+    Published archives found there are unpacked even without `download`. The progress of a download is shown on
+    standard error if `notify` is given and standard error is a terminal.
 
     Raises:
-    DataError: files are missing and cannot be obtained, or are damaged. The message names the required files and
-        their folder.
+        DataError: files are missing and cannot be obtained, or are damaged. The message names the required files and
+            their folder.
     """
     source = _SOURCES[info.name]
     datasets = torchvision_datasets()
     # Parsers of third-party files raise nearly anything (RuntimeError, AssertionError, UnpicklingError, ...), which
-    # # here always means that files are missing or damaged; the cause stays attached.
+    # here always means that files are missing or damaged; the cause stays attached.
     try:
         return _read(info, source, datasets, folder, fetch=False)
     except Exception as error:
         if not download and not _archives_complete(info, source, datasets, folder):
             raise _not_available(info, source, folder, error, tried=False) from error
     if notify is not None:
-        notify(f"{info.name}: not complete in {folder}; fetching and unpacking what is missing")
+        notify(f"{info.name}: incomplete in {folder}; downloading and unpacking the missing files")
     try:
         with _progress(visible=notify is not None):
             return _read(info, source, datasets, folder, fetch=True)
@@ -145,7 +145,7 @@ def _read(info: DatasetInfo, source: _Source, datasets: ModuleType, folder: Path
     splits = []
     for arguments, size in ((source.train, info.train_size), (source.test, info.test_size)):
         with warnings.catch_warnings():
-            # CIFAR's pickles encode a dtype's flag as 0, of which NumPy 2.4.0 to 2.4.4 warn (numpy/numpy#31177)
+            # CIFAR's pickles encode a dtype's flag as 0, about which NumPy 2.4.0 to 2.4.4 warn (numpy/numpy#31177)
             warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
             instance = kind(root=str(folder), download=fetch, **arguments)
         splits.append(_split(*source.arrays(instance), info, size))
@@ -182,11 +182,11 @@ def _not_available(info: DatasetInfo, source: _Source, folder: Path, error: Exce
     wanted = ", ".join(PurePath(file).name for file in info.files)
     found = any((folder / file).exists() for file in (*info.files, *source.unpacked))
     if found:
-        problem = f"its files in {place} are incomplete or damaged ({_line(error)}); delete them and put there"
+        problem = f"the files in {place} are incomplete or damaged ({_line(error)}); replace them with"
     elif tried:
-        problem = f"it is not in {place} and cannot be downloaded ({_line(error)}); put there"
+        problem = f"not found in {place}, and cannot be downloaded ({_line(error)}); put these files there:"
     else:
-        problem = f"it is not in {place}; put there"
+        problem = f"not found in {place}; put these files there:"
     return DataError(f"dataset {info.name}: {problem} {wanted}")
 
 

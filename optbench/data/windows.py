@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 
-# compared by identity, as `Split`
+# compared by identity, like `Split`
 @dataclass(frozen=True, eq=False)
 class Text:
     """The tokens of one text, (n,) integers of any dtype, on the CPU, in three disjoint sections.
 
     Attributes:
-    train: the section for random windows.
-    validation, test: the sections for consecutive windows.
+        train: the section for random windows.
+        validation, test: the sections for consecutive windows.
     """
 
     train: Tensor

@@ -1,4 +1,4 @@
-"""From a model's settings to a module, and from a generator to its initial weights."""
+"""Construct a module from a model's settings, and its initial weights from a generator."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def build(settings: ModelSettings, inputs: InputSpec, outputs: int, seed: int = 
     A user's module draws its initial weights itself, on the CPU from the global generators, seeded with `seed`.
 
     Raises:
-    ValueError: the settings do not fit such inputs.
-    Exception: any exception of a user's code.
+        ValueError: the settings do not fit the inputs.
+        Exception: any exception of a user's code.
     """
     with contextlib.nullcontext() if settings.is_users else torch.device("meta"):
         network: nn.Module = settings.make(inputs, outputs, seed=seed)
@@ -32,9 +32,9 @@ def initialise(model: nn.Module, generator: torch.Generator) -> dict[str, torch.
     """Draw initial parameters and buffers on the CPU, by name, from `generator` in module order.
 
     Linear and convolution layers are initialised by the model's settings (`optbench.models.network.Initialisation`), by
-    default as in PyTorch: U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases alike (LeCun-style uniform, as
+    default as in PyTorch: U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases (LeCun-style uniform, as
     `nn.Linear.reset_parameters` does). Normalisations start at one and zero, running statistics at mean 0 and variance
-    1. A network may draw its weights itself, see `Network.draw`.
+    1. A network may draw its weights itself (`Network.draw`).
     Draws are on the CPU for every device, so that all devices start with the same bits.
     """
     assert isinstance(model, Network), "a user's module draws its own"

@@ -43,7 +43,10 @@ class Cnn(Network):
         first, height, width = inputs.shape
         shrink = 2 ** len(channels)
         if min(height, width) < shrink:
-            raise ValueError(f"{len(channels)} poolings need images of {shrink} pixels a side, got {height}x{width}")
+            raise ValueError(
+                f"expected images of at least {shrink} pixels per side for {len(channels)} poolings, got "
+                f"{height}x{width}"
+            )
         counts = [first, *channels]
         self.layers = nn.ModuleList([nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(counts)])
         self.project = nn.Linear(counts[-1] * (height // shrink) * (width // shrink), hidden)

@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 STD = 0.02
 """Standard deviation of the initial weights (Radford et al. 2019)."""
 RESIDUAL = ("attended", "contract")
-"""Layers whose output is added to the residual stream, with initial weights smaller by √(2L)."""
+"""Layers whose output is added to the residual stream, with initial weights smaller by a factor of √(2L)."""
 
 
 class Gpt(Transformer):
-    """Causal transformer over tokens: pre-norm, GELU, learned positions, the next token's logits at each position.
+    """Causal transformer over tokens, with pre-norm blocks, GELU, learned positions, and logits of the next token.
 
     Features are the output of the final norm, `width` numbers per position. Initial weights are those of GPT-2: N(0,
-    .02²), biases 0, projections into the residual stream smaller by √(2 · layers) (Radford et al. 2019). Queries, keys
-    and values have separate matrices, which optimizers for matrices treat separately.
+    .02²), biases 0, projections into the residual stream smaller by a factor of √(2 · layers) (Radford et al. 2019).
+    Queries, keys and values have separate matrices, which optimizers for matrices treat separately.
     """
 
     reads_tokens: ClassVar[bool] = True
@@ -49,10 +49,11 @@ class Gpt(Transformer):
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         tied: bool = False,
     ) -> None:
-        """Build the network for sequences of at most `context` tokens; null: the length of the dataset's.
+        """Build the network.
 
-        dropout: of the embedding, of attention and of residual branches; above 0 members are trained one by one. tied:
-        the head shares the embedding's matrix.
+        context: maximum number of tokens of a sequence; null: the length of the dataset's sequences.
+        dropout: of the embedding, of attention and of residual branches; if above 0, members are trained one by one.
+        tied: the head shares the embedding's matrix.
 
         Raises ValueError if the inputs are not sequences of tokens, or `context` or `heads` does not fit.
         """
@@ -62,7 +63,7 @@ class Gpt(Transformer):
         (length,) = inputs.shape
         context = length if context is None else context
         if context < length:
-            raise ValueError(f"context: expected at least {length}, the tokens of a sequence, got {context}")
+            raise ValueError(f"context: expected at least {length}, the length of sequences, got {context}")
         if tied and inputs.vocabulary != outputs:
             raise ValueError(f"tied: expected as many outputs as tokens, got {outputs} and {inputs.vocabulary}")
         self.tokens = None if tied else table(inputs.vocabulary, width)

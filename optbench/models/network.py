@@ -17,8 +17,9 @@ else:
 
 Activation = Literal["relu", "tanh", "gelu"]
 Initialisation = Literal["uniform", "truncated-normal"]
-"""`uniform`: PyTorch's default, weights and biases in ±1/√fan_in. `truncated-normal`: weights of standard deviation
-1/√fan_in, cut at two of the untruncated ones, biases 0 (as in the reference implementation of Powerpropagation)."""
+"""`uniform`: PyTorch's default, weights and biases in ±1/√fan_in. `truncated-normal`: weights with a standard deviation
+of 1/√fan_in, truncated at two standard deviations of the untruncated distribution, and biases 0 (as in the reference
+implementation of Powerpropagation)."""
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
@@ -27,11 +28,11 @@ def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> T
 
 
 def materialised(network: nn.Module, device: torch.device) -> nn.Module:
-    """Return a copy on the device; weights of a network on the meta device become undefined."""
+    """Return a copy on the device; weights of a network on the meta device are left uninitialised."""
     copied = copy.deepcopy(network)
     if not next(copied.parameters()).is_meta:
         return copied.to(device)
-    # like `to_empty`, which imports sympy for meta tensors in half a second
+    # like `to_empty`, which for meta tensors imports sympy and so takes half a second
     copied._apply(lambda meta: torch.empty(meta.shape, dtype=meta.dtype, device=device))  # type: ignore[no-untyped-call]
     return copied
 
@@ -47,9 +48,9 @@ class Network(Module):
     """
 
     reads_tokens: ClassVar[bool] = False
-    """Whether its inputs are sequences of tokens (B, T), with logits (B, T, V), instead of images or vectors."""
+    """True if its inputs are sequences of tokens (B, T), with logits (B, T, V), instead of images or vectors."""
     deep: ClassVar[bool] = False
-    """Whether its size is not obvious from the settings, or it may be trained member by member; a dry run reports
+    """True if its size is not obvious from the settings, or members may be trained one by one; a dry run reports
     both."""
 
     head: nn.Linear
@@ -61,17 +62,17 @@ class Network(Module):
     @property
     def depth(self) -> int:
         """The number of hidden layers."""
-        raise NotImplementedError  # abstract, as `hidden`
+        raise NotImplementedError  # abstract, like `hidden`
 
     @property
     def alone(self) -> str | None:
-        """Why members are trained one by one: dropout or batch norm. None for functions of weights and inputs."""
+        """The reason for training members one by one, `dropout` or `batch norm`; None if there is none."""
         return None
 
     def draw(self, name: str, weights: Tensor, generator: torch.Generator) -> bool:
         """Fill a parameter's zero `weights` with its initial weights.
 
-        Returns False to use the initialisation of settings and layer, see `optbench.models.initialise`.
+        Return False to use the initialisation given by the settings and the layer (`optbench.models.initialise`).
         """
         return False
 

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from optbench.data import InputSpec
 
 GROUPS = 8
-"""Default number of groups of group normalisation; fewer if it does not divide the width."""
+"""Default number of groups of group normalisation; fewer if this does not divide the width."""
 SMALLEST = 5
-"""Minimum pixels a side, which leave at least two in the last stage for batch norm to average over."""
+"""Minimum number of pixels per side, so that batch norm averages over at least two pixels in the last stage."""
 
 
 class ResNet(Network):
@@ -36,7 +36,7 @@ class ResNet(Network):
     them and after the sum with the shortcut. Shortcuts have no parameters: if the shape changes, they take every second
     pixel and add zero channels (option A). ResNet-20 of width 16 has 269,722 weights for CIFAR-10.
 
-    Initial weights are N(0, 2/fan_in) (He et al. 2015), biases 0. Its hidden layers are the first convolution and the
+    Initial weights are N(0, 2/fan_in) (He et al. 2015), biases 0. The hidden layers are the first convolution and the
     blocks; features are the mean over pixels of the last block's output.
 
     Source: He et al. 2016, arXiv:1512.03385, section 4.2.
@@ -56,18 +56,18 @@ class ResNet(Network):
     ) -> None:
         """Build the network for images.
 
-        norm: `batch`: members are trained one by one. `group`: over groups of channels and all pixels of an image (Wu &
-        He 2018); `layer`: the same with a single group. groups: their number; null: 8, or the largest divisor of the
-        width below it.
+        norm: `batch`, with which members are trained one by one; `group`, over groups of channels and all pixels of an
+        image (Wu & He 2018); or `layer`, the same with a single group. groups: number of groups; null: 8, or the next
+        smaller divisor of the width.
 
-        Raises ValueError if the inputs are not images or too small, or the depth or the groups do not fit.
+        Raises ValueError if the inputs are not images or too small, or `depth` or `groups` does not fit.
         """
         super().__init__()
         if len(inputs.shape) != 3:
             raise ValueError(f"expected images (channels, rows, columns), got inputs of shape {inputs.shape}")
         channels, *sides = inputs.shape
         if min(sides) < SMALLEST:
-            raise ValueError(f"expected images of at least {SMALLEST} pixels a side, got {sides[0]}x{sides[1]}")
+            raise ValueError(f"expected images of at least {SMALLEST} pixels per side, got {sides[0]}x{sides[1]}")
         if (depth - 2) % 6 or depth < 8:
             below = max(8, depth - (depth - 2) % 6)
             raise ValueError(f"depth: expected 6n + 2, such as {below} or {below + 6}, got {depth}")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def block(width: int) -> nn.ModuleDict:
-    """Build the layers of one block. Queries, keys and values have separate matrices, for optimizers of matrices."""
+    """Build the layers of one block, with separate matrices for queries, keys and values, as optimizers may need."""
     parts: dict[str, Callable[[], nn.Module]] = {
         "attention_norm": lambda: nn.LayerNorm(width),
         "query": lambda: nn.Linear(width, width),
@@ -91,10 +91,10 @@ class Transformer(Network):
 
 
 def dropped(x: Tensor, dropout: float) -> Tensor:
-    """Apply dropout to `x`; draws only if it is above 0."""
+    """Apply dropout to `x`; random numbers are only drawn if `dropout` is above 0."""
     return nn.functional.dropout(x, dropout) if dropout else x
 
 
 def table(count: int, width: int) -> nn.Embedding:
-    """Build an embedding without drawing weights, which on the meta device would import torch._dynamo, in seconds."""
+    """Build an embedding without drawing weights, for which the meta device would import torch._dynamo in seconds."""
     return nn.Embedding(count, width, _weight=torch.empty(count, width))

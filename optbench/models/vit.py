@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 STD = 0.02
 """Standard deviation of the initial positions (Dosovitskiy et al. 2021)."""
 GRID = 8
-"""Maximum patches a side with the default patch."""
+"""Maximum number of patches per side with the default patch size."""
 
 
 class Vit(Transformer):
-    """Vision transformer: patches, learned positions, pre-norm blocks with GELU, the mean over patches, a linear layer.
+    """Vision transformer with learned positions, pre-norm blocks with GELU, and a linear head on the mean over patches.
 
-    Images are split into squares of `patch` pixels a side, each mapped linearly to a token. Instead of a class token,
+    Images are split into squares of `patch` pixels per side, each mapped linearly to a token. Instead of a class token,
     features are the mean over patches of the last norm's output (Beyer et al. 2022). Queries, keys and values have
     separate matrices, which optimizers for matrices treat separately.
 
@@ -53,9 +53,9 @@ class Vit(Transformer):
     ) -> None:
         """Build the network for images.
 
-        patch: pixels a side; null: the smallest with at most 8 patches a side, so 4 for 28x28 and 32x32 pixels
-        and 2 for 14x14. dropout: of the embedding, of attention and of residual branches; above 0 members are trained
-        one by one.
+        patch: pixels per side of a patch; null: the smallest size with at most 8 patches per side, which is 4 for 28x28
+        and 32x32 pixels and 2 for 14x14. dropout: of the embedding, of attention and of residual branches; if above 0,
+        members are trained one by one.
 
         Raises ValueError if the inputs are not images, or `patch` or `heads` does not fit.
         """

@@ -22,8 +22,8 @@ class ClassIncremental:
     """Groups of classes, one after the other; all tasks share one head.
 
     Task i holds the examples of the i-th group of classes; targets are those of the dataset. In fixed order the groups
-    are 0..k−1, k..2k−1, and so on. Shuffled, each trial seed shuffles the classes before they are grouped, so that both
-    the groups and their order differ between seeds.
+    are 0..k−1, k..2k−1, and so on. In shuffled order, each trial seed shuffles the classes before they are grouped, so
+    that both the groups and their order differ between seeds.
     """
 
     def __init__(
@@ -96,8 +96,8 @@ class ClassIncremental:
                 empty = next((group for group in self._fixed if absent.issuperset(group)), None)
             if empty is not None:
                 raise UsageError(
-                    f"protocol.{part}_examples: no {part} example among {int(counts.sum())} has one of the "
-                    f"classes {_listing(empty)}, so a task would be empty; increase it"
+                    f"protocol.{part}_examples: none of the {int(counts.sum())} {part} examples belongs to the classes "
+                    f"{_listing(empty)}, so a task would be empty; increase it"
                 )
 
 

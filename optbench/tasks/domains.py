@@ -68,7 +68,8 @@ class Domains:
         domain = self.domains(trial_seed)[task]
         if part == "train":
             return self._windows.examples(self._windows.of(domain, trial_seed, task, part))
-        # kept because they are few and the same for all trial seeds, so that members on one domain are scored together
+        # kept because they are few and the same for all trial seeds, so that members on the same domain are scored
+        # together
         place = domain, part
         if place not in self._held_out:
             self._held_out[place] = self._windows.examples(self._windows.of(domain, trial_seed, task, part))

@@ -31,11 +31,12 @@ class Examples:
     """Inputs and their targets on one device; read-only, because trials share them.
 
     Attributes:
-    inputs: (N, ...) as in the dataset: uint8 in 0..255, float32, or int64 tokens.
-    targets: int64, (N,) classes, or (N, T) with one per position.
-    places: int64, (H W,): the original position of each pixel; None if unchanged.
-    mirrored: as `inputs`, made from mirror images of the originals; None for `inputs` mirrored.
-    cues: as in `Split`.
+        inputs: (N, ...) as in the dataset: uint8 in 0..255, float32, or int64 tokens.
+        targets: int64, (N,) classes, or (N, T) with one per position.
+        places: int64, (H W,): the original position of each pixel; None if unchanged.
+        mirrored: like `inputs`, but made from mirror images of the originals; None if that is the same as mirroring
+            `inputs`.
+        cues: as in `Split`.
     """
 
     inputs: Tensor
@@ -53,7 +54,7 @@ class Examples:
         return self.targets[0].numel() if len(self.targets) else 1
 
     def few(self, most: int) -> int:
-        """Return at most `most` examples, fewer for long sequences, with at most 8 `most` targets."""
+        """Return a number of examples: `most`, or fewer for long sequences, with at most 8 · `most` targets."""
         return min(most, max(1, 8 * most // self.positions))
 
     def select(self, index: Tensor) -> Examples:
@@ -63,7 +64,7 @@ class Examples:
         return Examples(inputs, targets, self.places, mirrored, cues)
 
     def drawn(self, most: int, stream: Generator) -> Examples:
-        """Draw at most `most` of the examples, in their order; at random, because a user's may be sorted by class."""
+        """Draw at most `most` examples at random, because a user's may be sorted by class; their order is kept."""
         return self if len(self) <= most else self.select(_places(len(self), most, stream).to(self.targets.device))
 
 
@@ -92,7 +93,7 @@ class Parts:
 
 
 def check_enough(examples_per_task: int, examples: int) -> None:
-    """Raise UsageError if a task needs more than all training examples."""
+    """Raise UsageError if a task needs more training examples than there are."""
     if examples_per_task > examples:
         raise UsageError(
             f"tasks.examples_per_task: expected at most {examples}, the number of training examples after the "
@@ -116,11 +117,11 @@ def split_dataset(dataset: Dataset, protocol: Protocol, suite_seed: int, device:
     A smaller `train_examples` or `test_examples` selects a subset of what a larger one selects, and neither affects
     the validation examples. Within a part the examples keep their published order.
 
-    The parts of text are consecutive windows of each domain's sections, with up to the first `validation_examples` and
-    `test_examples` per domain of held-out text.
+    The parts of text are consecutive windows of each domain's sections, of held-out text at most the first
+    `validation_examples` and `test_examples` windows per domain.
 
     Raises:
-    UsageError: the protocol requests more examples than exist, or leaves none for training.
+        UsageError: the protocol requests more examples than exist, or leaves none for training.
     """
     check_dataset(protocol, dataset)
     if dataset.texts is not None:
@@ -166,7 +167,8 @@ def check_dataset(protocol: Protocol, dataset: Dataset) -> None:
     """Check a protocol against the examples of a dataset.
 
     Raises:
-    UsageError: it requests more than exist, leaves none for training, or limits training on text.
+        UsageError: the protocol requests more examples than exist, leaves none for training, or limits training on
+            text.
     """
     if dataset.texts is None:
         check_sizes(protocol, len(dataset.train), len(dataset.test), dataset.name)
@@ -178,7 +180,7 @@ def check_augment(augment: Augment | None, dataset: Dataset) -> None:
     """Check that images of a dataset can be augmented in this way.
 
     Raises:
-    UsageError: they are not images, or too small for the crop.
+        UsageError: the inputs are not images, or are too small for the crop.
     """
     if augment is None:
         return
@@ -194,29 +196,31 @@ def check_sizes(protocol: Protocol, train: int, test: int, name: str) -> None:
     """Check a protocol against the sizes of a dataset called `name`, without its data or torch.
 
     Raises:
-    UsageError: the protocol requests more examples than exist, or leaves none for training.
+        UsageError: the protocol requests more examples than exist, or leaves none for training.
     """
     held_out = protocol.validation_examples
     if held_out >= train:
-        default = "" if "validation_examples" in protocol.model_fields_set else ", the default,"
+        default = "" if "validation_examples" in protocol.model_fields_set else " (the default)"
         raise UsageError(
-            f"protocol.validation_examples: {held_out}{default} leaves none of the {train} training examples of "
-            f"{name} to train on; at most {train - 1}"
+            f"protocol.validation_examples: expected at most {train - 1}, so that some of the {train} training "
+            f"examples of {name} remain, got {held_out}{default}"
         )
     for part, wanted, available in (
         ("train", protocol.train_examples, train - held_out),
         ("test", protocol.test_examples, test),
     ):
         if wanted is not None and wanted > available:
-            left = f"{part} examples that {name} has" + (" after the validation split" if part == "train" else "")
-            raise UsageError(f"protocol.{part}_examples: {wanted} is more than the {available} {left}")
+            left = f"the number of {part} examples of {name}" + (
+                " after the validation split" if part == "train" else ""
+            )
+            raise UsageError(f"protocol.{part}_examples: expected at most {available}, {left}, got {wanted}")
 
 
 def check_task_size(protocol: Protocol, examples_per_task: int, train: int) -> None:
     """Check the number of examples that each task draws from `train`, without data or torch.
 
     Raises:
-    UsageError: it is more than remains after the validation split, or less than a batch.
+        UsageError: the number is more than remains after the validation split, or less than a batch.
     """
     check_enough(examples_per_task, protocol.train_examples or train - protocol.validation_examples)
     if (batch := protocol.batch_size) > examples_per_task:

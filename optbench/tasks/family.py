@@ -22,8 +22,8 @@ class TaskFamily(Tasks):
     """The task sequences of all trials of one experiment, with one copy of the data on the device.
 
     Attributes:
-    classes: the number of classes, which is the width of the single head.
-    inputs: the form of one input of a model.
+        classes: the number of classes, which is the width of the single head.
+        inputs: the form of one input of a model.
     """
 
     def __init__(
@@ -37,8 +37,9 @@ class TaskFamily(Tasks):
         """Split the data, move it to the device and plan the tasks.
 
         Raises:
-        UsageError: the protocol requests more examples than exist, or a task would have none.
-        KindError: a user's kind violates the contract.
+            UsageError: the protocol requests more examples than exist, or a task would have none.
+            KindError: a user's kind violates the contract.
+
         Exception: any exception of a user's kind.
         """
         super().__init__(settings, split_dataset(dataset, protocol, suite_seed, device), suite_seed)
@@ -81,7 +82,7 @@ class TaskFamily(Tasks):
 
 @dataclass(frozen=True)
 class TaskSequence:
-    """The tasks of one trial seed; tasks count from 0.
+    """The tasks of one trial seed; tasks are numbered from 0.
 
     While the arrays of a task are referenced, every sequence of the family with an equal `key(task)` returns the same
     objects; otherwise they are generated again with equal content.
@@ -91,7 +92,7 @@ class TaskSequence:
     trial_seed: int
 
     def key(self, task: int) -> Hashable:
-        """Return the identity of the task's arrays within the family: equal keys, equal arrays."""
+        """Return the identity of the task's arrays within the family; tasks with equal keys have equal arrays."""
         return self.family.key(self.trial_seed, task)
 
     def train(self, task: int) -> Examples:

@@ -7,12 +7,13 @@ A kind is a class `(data: Parts, seed: int, **settings)` with
 
     and optionally
 
-    outline(classes, **settings), a static method: the Outline. Or disjoint_classes: whether no two tasks share a class.
-    key(trial_seed, task): hashable; equal keys, equal arrays. By default the arguments.
-    keeps(key): whether the arrays are kept for the whole run; by default only while they are in use.
-    mirrored(trial_seed, task): the training inputs made from mirror images, for `protocol.augment`, if that differs
-    from mirroring the result of examples(), as for rotations. By default None.
-    train_sizes(trial_seeds): yields trial seed, task and number of training examples, one of each distinct number.
+    outline(classes, **settings): a static method that returns the Outline; or instead the attribute disjoint_classes:
+        whether no two tasks share a class.
+    key(trial_seed, task): a hashable value; tasks with equal keys have equal arrays. By default, the arguments.
+    keeps(key): whether the arrays are kept for the whole run; by default, they are kept only while in use.
+    mirrored(trial_seed, task): the training inputs made from mirror images, for `protocol.augment`, if they differ from
+        the mirrored result of examples(), as for rotations. By default, None.
+    train_sizes(trial_seeds): yields trial seed, task and number of training examples, once for each distinct number.
 
     Random draws use streams of `seed` (the suite's), the trial seed and a purpose, as in `optbench.streams`.
 """
@@ -45,11 +46,11 @@ class Outline:
     """The description of a task sequence for tables and figures.
 
     Attributes:
-    names: (T,) one per task; empty if unknown.
-    classes: number of classes in one task.
-    disjoint: whether no two tasks share a class.
-    ticks: (T,) names on an axis; empty for task numbers.
-    axis: the name of the axis.
+        names: (T,) one per task; empty if unknown.
+        classes: number of classes in one task.
+        disjoint: whether no two tasks share a class.
+        ticks: (T,) names on an axis; empty for task numbers.
+        axis: the name of the axis.
     """
 
     names: tuple[str, ...] = ()
@@ -72,7 +73,8 @@ class Outline:
 def outline_of(settings: TaskSettings, classes: int, domains: Sequence[str] = ()) -> Outline:
     """Return the outline as far as known without data; empty if the kind does not provide one.
 
-    classes: of the dataset; 0 if unknown, although built-in kinds need it. domains: those of a dataset of text.
+    classes: number of classes of the dataset; 0 if unknown, but built-in kinds need it. domains: those of a dataset of
+        text.
     """
     find = getattr(settings.registry.load(settings.kind), "outline", None)
     if find is None or not (classes or settings.is_users):
@@ -94,7 +96,7 @@ class Tasks:
 
     Attributes:
         parts: the unmodified examples.
-        outline: of the tasks.
+        outline: the outline of the tasks.
     """
 
     def __init__(self, settings: TaskSettings, parts: Parts, suite_seed: int) -> None:
@@ -132,7 +134,7 @@ class Tasks:
             return _checked(found, self.parts, where) if self._settings.is_users else found
 
     def mirrored(self, trial_seed: int, task: int, examples: Examples) -> torch.Tensor | None:
-        """Return training inputs made from mirror images, as in `Examples`. examples: those of the task.
+        """Return the training inputs made from mirror images, as in `Examples`. examples: those of the task.
 
         Raises KindError if a user's kind returns something else.
         """
@@ -147,13 +149,15 @@ class Tasks:
         """Generate the first task of a trial seed twice.
 
         Raises:
-        KindError: the results differ, so that a trial would depend on earlier calls.
+            KindError: the results differ, so that a trial would depend on earlier calls.
         """
         for part in PARTS:
             one, again = (self.examples(trial_seed, 0, part) for _ in range(2))
             if not (torch.equal(one.inputs, again.inputs) and torch.equal(one.targets, again.targets)):
                 call = f"{self._settings.kind}: examples({trial_seed}, 0, '{part}')"
-                raise KindError(f"{call}: expected the same examples at every call, got others at the second; {DRAW}")
+                raise KindError(
+                    f"{call}: expected the same examples at every call, got different ones at the second; {DRAW}"
+                )
 
     def _versions(self) -> list[int]:
         """Return PyTorch's counts of in-place changes of the examples, which all trials share."""
@@ -161,7 +165,7 @@ class Tasks:
         return [tensor._version for part in parts for tensor in (part.inputs, part.targets)]
 
     def train_sizes(self, trial_seeds: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-        """Yield trial seed, task and number of training examples, by default of the first task."""
+        """Yield trial seeds, tasks and numbers of training examples; by default, only those of the first task."""
         found = self._call("train_sizes", None, trial_seeds)
         yield from found or [(trial_seeds[0], 0, len(self.examples(trial_seeds[0], 0, "train")))]
 
@@ -175,7 +179,7 @@ def _checked(found: Any, parts: Parts, where: str) -> Examples:
     """Convert the result of a user's kind to examples on the device of the data.
 
     Raises:
-    KindError: it is invalid, or does not fit the dataset.
+        KindError: the result is invalid, or does not fit the dataset.
     """
     from optbench.data.dataset import Split, fault_of, form_of  # late, because it imports torch
 

@@ -99,7 +99,7 @@ def _names(count: int, first: str) -> tuple[str, ...]:
 def permute_pixels(images: Tensor, permutation: Tensor) -> Tensor:
     """Return images (N, C, H, W) with pixel j (of H·W, row-major) taken from `permutation[j]` in every channel.
 
-    Likewise for other inputs (N, ...), with as many numbers as the permutation.
+    Other inputs (N, ...), with as many numbers as the permutation, are permuted in the same way.
     """
     rows = images.reshape(-1, len(permutation))
     if images.device.type == "cpu":

@@ -26,7 +26,7 @@ class PermutedVocabulary:
     byte-pair encoding is exchanged only with tokens of the same number of bytes, so that bits per byte are comparable
     between tasks; bytes are exchanged with any other byte.
 
-    `domain`: null for the dataset's first. Windows are drawn and held out as in `domains`.
+    `domain`: null for the dataset's first domain. Windows are drawn and held out as in the task sequence `domains`.
     """
 
     def __init__(

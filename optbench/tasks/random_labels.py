@@ -1,4 +1,4 @@
-"""Random labels: each task is to memorise labels that are independent of the images (Lyle et al. 2023)."""
+"""Random labels: in each task, the network memorises labels that are independent of the images (Lyle et al. 2023)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from optbench.tasks.kind import Outline
 
 
 class RandomLabels:
-    """Images with random labels: each task draws them anew, uniformly over the classes.
+    """Images with random labels, which are redrawn for each task, uniformly over the classes.
 
     `images: once` uses the same images for all tasks, so that only labels change (Kumar et al. 2023); `per-task` also
-    redraws images. Images and labels are drawn for each trial seed from the training examples. Because such labels do
-    not generalise, validation and test data of a task are its training examples, and its accuracy measures
+    redraws the images. Images and labels are drawn for each trial seed from the training examples. Because such labels
+    do not generalise, validation and test data of a task are its training examples, and its accuracy measures
     memorisation. Early stopping on validation data therefore uses the training loss.
     """
 

@@ -29,7 +29,9 @@ class Windows:
     def __init__(self, data: Parts, seed: int, tokens_per_task: int) -> None:
         """Raise UsageError if the data are not domains of text, or a task would have no window."""
         if data.texts is None:
-            raise UsageError("tasks.kind: expected a dataset with domains of text, as text-domains, got one without")
+            raise UsageError(
+                "tasks.kind: expected a dataset with domains of text, such as text-domains, got one without"
+            )
         self.texts: Mapping[str, Text] = data.texts
         (self._context,) = data.train.inputs.shape[1:]
         self.count = tokens_per_task // self._context

@@ -296,7 +296,7 @@ def test_missing_files_are_named_with_their_folder_in_one_line(
         load(name, tmp_path, download=download)
     message = str(caught.value)
     assert "\n" not in message
-    assert message.startswith(f"dataset {name}: it is not in {(tmp_path / FACTS[name].files[0]).parent}")
+    assert message.startswith(f"dataset {name}: not found in {(tmp_path / FACTS[name].files[0]).parent}")
     assert all(file.rpartition("/")[2] in message for file in FACTS[name].files)
     assert ("Temporary failure in name resolution" in message) == download
     assert bool(offline) == download
@@ -314,7 +314,7 @@ def test_a_download_is_announced_and_prints_nothing_to_standard_output(
     )
     told: list[str] = []
     assert_holds(load(name, tmp_path / "new" / "folder", notify=told.append), name)
-    assert told == [f"{name}: not complete in {tmp_path / 'new' / 'folder'}; fetching and unpacking what is missing"]
+    assert told == [f"{name}: incomplete in {tmp_path / 'new' / 'folder'}; downloading and unpacking the missing files"]
     # Neither stream is a terminal here, so there is no progress bar.
     assert capfd.readouterr() == ("", "")
     told.clear()
@@ -354,7 +354,7 @@ def test_damaged_files_are_reported_in_one_line(
 ) -> None:
     put({place: content[:-9] for place, content in publication(name, monkeypatch).items()}, tmp_path)
     for download in (True, False):
-        with pytest.raises(DataError, match=r"incomplete or damaged \(.+\); delete them and put there ") as caught:
+        with pytest.raises(DataError, match=r"incomplete or damaged \(.+\); replace them with ") as caught:
             load(name, tmp_path, download=download)
         assert "\n" not in str(caught.value)
     assert capfd.readouterr().out == ""
@@ -440,5 +440,5 @@ def test_without_resize_a_dataset_is_written_as_its_name() -> None:
 
 @pytest.mark.parametrize("side", [13, 56])
 def test_a_side_that_does_not_divide_the_image_is_refused_with_valid_sides(side: int) -> None:
-    with pytest.raises(ValidationError, match=r"resize: expected a divisor of 28, .*7, 14, 28; got"):
+    with pytest.raises(ValidationError, match=r"resize: expected a divisor of 28, .*7, 14, 28\), got"):
         DatasetSettings.of("mnist", resize=side)

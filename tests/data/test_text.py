@@ -215,7 +215,7 @@ def test_non_ascii_bytes_give_a_vocabulary_of_256(tmp_path: Path) -> None:
     ("content", "more", "message"),
     [
         (b"caf\xe9 " * 99, {}, "mine: expected UTF-8, got the byte 0xe9 at position 3"),
-        (b"short", {}, "mine: expected at least 180 bytes, so that its last 5% hold a window of context 8, got 5"),
+        (b"short", {}, "mine: expected at least 180 bytes, so that the last 5% hold a window of context 8, got 5"),
         (CONTENT, {"tokens": "bpe", "vocabulary": 1000}, "vocabulary: expected at most "),
         (
             "é".encode() * 99,
@@ -251,7 +251,7 @@ def text(length: int = 9, high: int = 3) -> Text:
         ({"a": text(high=4)}, ": a.train: expected tokens in 0..2, got 0..3"),
         (
             {"a": text(), "b": text(3)},
-            ": b.train: expected at least 4 tokens, as one window of context 3 takes, got 3",
+            ": b.train: expected at least 4 tokens, one window of context 3, got 3",
         ),
         ({"a": Text(*[torch.zeros(9)] * 3)}, ": a.train: expected integers of shape (n,), got float32 of shape (9,)"),
         ({"a": "words"}, ": a.train: expected integers of shape (n,), got NoneType"),

@@ -162,7 +162,7 @@ OTHER = "    transfer: {kind: classes, of: {kind: mnist, resize: 14}, keep: [3, 
     ("instead", "message"),
     [
         ("", "transfer_accuracy: expected the key 'transfer'"),
-        (OTHER.replace("3, 5, 8", "13"), "keep: expected classes below 10, as many as mnist has, got 13"),
+        (OTHER.replace("3, 5, 8", "13"), "keep: expected classes below 10, the number of classes of mnist, got 13"),
         ("    transfer: mnist\n", "transfer: expected inputs like those of spurious-patch mnist, uint8 (1, 14, 14)"),
     ],
 )

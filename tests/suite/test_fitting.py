@@ -63,7 +63,7 @@ def written(folder: Path, dataset: str, tasks: str, model: str = OWN, protocol: 
         (
             (TEXT, "{kind: domains}", OWN, "{train_examples: 100}"),
             "10:32",
-            "protocol.train_examples: expected none with text, of which the task sequence says how much is read "
+            "protocol.train_examples: expected none for text, because the task sequence limits the training text "
             "(tokens_per_task)",
         ),
         (
@@ -90,7 +90,7 @@ def written(folder: Path, dataset: str, tasks: str, model: str = OWN, protocol: 
         (
             ("{kind: text-files, files: {a: suite.yaml}}", "{kind: domains}"),
             "7:44",
-            "dataset.files.a: expected at least 2580 bytes, so that its last 5% hold a window of context 128, got ",
+            "dataset.files.a: expected at least 2580 bytes, so that the last 5% hold a window of context 128, got ",
         ),
         (("{kind: text-files, files: {}}", "{kind: domains}"), None, "dataset.files: "),
     ],

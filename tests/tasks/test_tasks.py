@@ -239,10 +239,19 @@ def test_subsets_are_nested_and_do_not_change_the_validation_examples() -> None:
 @pytest.mark.parametrize(
     ("protocol", "message"),
     [
-        (Protocol(validation_examples=90), "validation_examples: 90 leaves none of the 90 .* at most 89"),
-        (Protocol(validation_examples=5000), "validation_examples: 5000 leaves none of the 90"),
-        (Protocol(validation_examples=30, train_examples=61), "train_examples: 61 is more than the 60 train .* after"),
-        (Protocol(validation_examples=30, test_examples=43), "test_examples: 43 is more than the 42 test"),
+        (
+            Protocol(validation_examples=90),
+            "validation_examples: expected at most 89, .* the 90 training .* remain, got 90",
+        ),
+        (Protocol(validation_examples=5000), "validation_examples: expected at most 89, .* got 5000"),
+        (
+            Protocol(validation_examples=30, train_examples=61),
+            "train_examples: expected at most 60, .* train .* after .*, got 61",
+        ),
+        (
+            Protocol(validation_examples=30, test_examples=43),
+            "test_examples: expected at most 42, the number of test examples .* got 43",
+        ),
     ],
 )
 def test_more_examples_than_available_are_a_usage_error(protocol: Protocol, message: str) -> None:
@@ -371,7 +380,7 @@ def test_a_task_without_examples_is_a_usage_error_before_training(order: str) ->
         ("train", Protocol(validation_examples=30, train_examples=2)),
         ("test", Protocol(validation_examples=30, test_examples=1)),
     ):
-        with pytest.raises(UsageError, match=rf"^protocol\.{part}_examples: no {part} example .* would be empty"):
+        with pytest.raises(UsageError, match=rf"^protocol\.{part}_examples: none of the .* {part} examples .* empty"):
             family(tasks, protocol=protocol)
 
 

@@ -158,7 +158,7 @@ def test_tasks_that_do_not_fit_the_texts_are_refused(settings: dict[str, object]
 
 
 def test_a_limit_on_training_examples_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"^protocol\.train_examples: expected none with text"):
+    with pytest.raises(UsageError, match=r"^protocol\.train_examples: expected none for text"):
         family(KINDS["fixed"], Protocol(validation_examples=5, train_examples=10))
 
 
