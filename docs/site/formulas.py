@@ -68,13 +68,15 @@ PIECES = {
     "‖w - w₀‖₂,": r"\lVert w - w_0 \rVert_2,",
     "L(w), the": r"L(w), \text{ the}",
     "λ of ∇²L(w)": r"\lambda \text{ of } \nabla^2 L(w)",
-    "‖Hv - λv‖ / |λ| of that λ": r"\lVert Hv - \lambda v \rVert / |\lambda| \text{ of that } \lambda",
+    "‖Hv - λv‖ / |λ| for that λ": r"\lVert Hv - \lambda v \rVert / |\lambda| \text{ for that } \lambda",
     "tr ∇²L(w), mean of vᵀHv, v": r"\operatorname{tr} \nabla^2 L(w), \text{ mean of } v^\top H v, \; v",
     "L(w + ρ g/‖g‖) - L(w), g = ∇L(w), ρ": r"L(w + \rho\, g / \lVert g \rVert) - L(w), \; g = \nabla L(w), \; \rho",
     "L(w + ρ w² g / ‖|w| g‖) - L(w), ρ": r"L\left(w + \rho \frac{w^2 g}{\lVert |w| g \rVert}\right) - L(w), \; \rho",
     # Overlap and pairs
     "mean_{j<T} linear CKA": r"\operatorname{mean}_{j<T} \text{ linear CKA}",
-    "‖UᵀV‖²_F / k, k": r"\lVert U^\top V \rVert_F^2 / k, \; k",
+    "mean_{j<T} ‖UᵀV‖²_F / k, U and V the k": (
+        r"\operatorname{mean}_{j<T} \lVert U^\top V \rVert_F^2 / k, \; U \text{ and } V \text{ the } k"
+    ),
     "‖UᵀV‖²_F / k, U and V the k": r"\lVert U^\top V \rVert_F^2 / k, \; U \text{ and } V \text{ the } k",
     "mean_{a<b} ⟨C_a, C_b⟩ / (‖C_a‖ ‖C_b‖), C_a": r"\operatorname{mean}_{a<b} \frac{\langle C_a, C_b \rangle}{\lVert C_a \rVert \lVert C_b \rVert}, \; C_a",
     "mean_{a<b} subspace": r"\operatorname{mean}_{a<b} \text{ subspace}",
@@ -82,7 +84,9 @@ PIECES = {
     "max_α L(w_α) - (1-α) L(w₀) - α L(w₁), w_α = (1-α) w₀ + α w₁": (
         r"\max_\alpha L(w_\alpha) - (1-\alpha) L(w_0) - \alpha L(w_1), \; w_\alpha = (1-\alpha) w_0 + \alpha w_1"
     ),
-    "max_α (1-α) A(w₀) + α A(w₁) - A(w_α)": r"\max_\alpha (1-\alpha) A(w_0) + \alpha A(w_1) - A(w_\alpha)",
+    "max_α (1-α) A(w₀) + α A(w₁) - A(w_α), w_α": (
+        r"\max_\alpha (1-\alpha) A(w_0) + \alpha A(w_1) - A(w_\alpha), \; w_\alpha"
+    ),
     "2 ‖a - b‖₂ / (‖a - w₀‖₂ + ‖b - w₀‖₂), w₀": (
         r"\frac{2 \lVert a - b \rVert_2}{\lVert a - w_0 \rVert_2 + \lVert b - w_0 \rVert_2}, \; w_0"
     ),
