@@ -129,7 +129,7 @@ _TABLE = (
     _online("slope")("plasticity_slope", "median_{k<l} (a_l - a_k) / (l - k), per 100 tasks", "Sen 1968"),
     _online("level", fresh=True)("against_fresh", "mean of the last w a_k minus that of fresh networks", _DOHARE),
     _centred("effective_rank", "exp(-Σ p ln p), p = λ/Σλ, centred", _ROY, margin=0.5),
-    _centred("effective_rank_ratio", "effective_rank / d", _ROY, margin=0.005),
+    _centred("effective_rank_ratio", "effective_rank divided by d", _ROY, margin=0.005),
     _rank("effective_rank_uncentred", "exp(-Σ p ln p), p = σ²/Σσ², uncentred", _ROY, margin=0.5, default=False),
     _correlation("effective_rank_correlation", "exp(-Σ p ln p), p = ρ/Σρ, ρ of the correlations", _ROY, margin=0.5),
     _rank("effective_rank_sv", "exp(-Σ p ln p), p = σ/Σσ, uncentred", _ROY, margin=0.5),
