@@ -1,7 +1,7 @@
 """Byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909), over bytes as in GPT-2.
 
 Text is first split into words, runs of digits, of other characters and of white space, each with its preceding space;
-no token crosses such a boundary. Every byte has a token, so that decoding restores any text exactly.
+no token crosses these boundaries. Every byte has a token, so that decoding restores any text exactly.
 
 Legend: L tokens of all distinct words, concatenated, V vocabulary.
 """

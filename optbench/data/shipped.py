@@ -34,7 +34,8 @@ DomainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")]
 
 @dataclass(frozen=True)
 class Access:
-    """Where published files are searched for, and whether missing ones are downloaded; see `optbench.data.load`."""
+    """The access to published files: their folder, and whether missing ones are downloaded; see
+    `optbench.data.load`."""
 
     data_dir: Path | None = None
     download: bool = True

@@ -49,7 +49,7 @@ def unigram_entropy(tokens: Tensor, token_bytes: Tensor) -> float:
     """Return the bits per byte of text predicted from its token frequencies alone.
 
     −Σ_v p_v log₂ p_v / Σ_v p_v b_v, where p_v is the frequency of token v in `tokens` and b_v its number of bytes: the
-    score of a network that knows the frequencies but ignores context. 0 to log₂ V per token (Shannon 1948).
+    score of predicting from these frequencies without context. 0 to log₂ V per token (Shannon 1948).
 
     Args:
         tokens: (n,) integers in 0..V-1, n ≥ 1.

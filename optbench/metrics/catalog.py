@@ -326,7 +326,7 @@ def select(names: Iterable[str] | None, *kinds: Kind) -> tuple[Metric, ...]:
     """Return the metrics with these names (None: the default set), each once, of the given kinds (default: all).
 
     Raises:
-        UsageError: a name is not in the catalog, whatever the kinds.
+        UsageError: a name is not in the catalog, regardless of the kinds.
     """
     chosen = []
     for name in dict.fromkeys(DEFAULT_METRICS if names is None else names):

@@ -77,8 +77,8 @@ def barrier(losses: Tensor) -> Tensor:
     """Return max_α [L((1-α) w₀ + α w₁) - (1-α) L(w₀) - α L(w₁)], the rise of the loss above the straight line.
 
     losses: (..., K) at K evenly spaced α from 0 to 1 -> (...), at least 0. Frankle et al. 2020, arXiv:1912.05671; the
-    straight line in place of the mean of the ends follows Entezari et al. 2022, arXiv:2110.06296. NaN if a value is not
-    finite. Raises ValueError for fewer than 11 points.
+    straight line, instead of the mean of the ends, follows Entezari et al. 2022, arXiv:2110.06296. NaN if a value is
+    not finite. Raises ValueError for fewer than 11 points.
 
     Example:
         >>> w = torch.linspace(-1, 1, 11)
@@ -197,7 +197,7 @@ def hessian_top_eigenvalue(
     size = weights.numel()
     most = min(iterations, size)
     basis = hessian.point.new_empty(most, size)
-    tridiagonal = torch.zeros(most, most, dtype=torch.float64)  # on the CPU, which is faster for such a small matrix
+    tridiagonal = torch.zeros(most, most, dtype=torch.float64)  # on the CPU, which is faster for a matrix of this size
     vector = torch.randn(size, generator=generator, dtype=torch.float64).to(basis)
     coupling = torch.linalg.vector_norm(vector).item()
     for k in range(most):

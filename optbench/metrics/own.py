@@ -253,7 +253,7 @@ def from_record(record: Mapping[str, Any]) -> Metric:
     """Return the metric that `metric_record` describes.
 
     Raises:
-        ValueError: the record is not such a description.
+        ValueError: the record is not a valid description.
     """
     name, target, source, settings = (record.get(key) for key in ("name", "target", "source_hash", "settings"))
     if not (isinstance(name, str) and isinstance(target, str) and isinstance(source, str | None)):

@@ -1,4 +1,4 @@
-"""Where in a network features are read: settings of every metric of rank. Imports no torch."""
+"""The place in a network where features are read, which every metric of rank has as settings. Imports no torch."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class L2Init(Wrapper):
     rescales it like the rest of the gradient.
 
     In optbench's engine the term is added to the gradients (`engine.anchors`), and the base steps in its own lane,
-    whatever it needs. This class does the same in a plain loop, for bases that need only gradients.
+    regardless of its needs. This class does the same in a plain loop, for bases that need only gradients.
 
     Args:
         params: parameters, or groups of them, at their initial values w₀.

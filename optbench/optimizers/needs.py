@@ -68,7 +68,7 @@ def declared_needs(hyperparameters: Mapping[str, Any]) -> frozenset[Need]:
 
 
 def given_name(value: Any) -> Need | None:
-    """Return `total_steps` for `{given: total_steps}`, a value that only the trial knows; None for other values."""
+    """Return `total_steps` for `{given: total_steps}`, a value known only in the trial; None for other values."""
     if isinstance(value, Mapping) and set(value) == {_GIVEN_KEY}:
         return next((name for name in GIVEN_VALUES if name == value[_GIVEN_KEY]), None)
     return None

@@ -77,7 +77,7 @@ class Powerpropagation(torch.optim.Optimizer):
         return loss
 
     def begin_task(self) -> None:
-        """Tell the base that a new task begins."""
+        """Notify the base that a new task begins."""
         begin_task(self.base)
 
     def rate_groups(self, stepping: bool) -> list[Group]:

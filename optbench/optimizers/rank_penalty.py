@@ -32,8 +32,8 @@ class RankPenalty(Wrapper):
     Qᵀ with its mean would shrink or grow them until their rank changed more than under ∂H/∂h itself.
 
     In optbench's engine the penalty is part of the gradients (`engine.penalties`), and the base steps in its own lane,
-    whatever it needs. This class does the same in a plain loop, except that it penalises the features of every call of
-    the head in a forward pass, whereas the engine penalises only those of the last call.
+    regardless of its needs. This class does the same in a plain loop, except that it penalises the features of every
+    call of the head in a forward pass, whereas the engine penalises only those of the last call.
 
     Args:
         model: the network; the inputs of its last `nn.Linear` in module order, which gets hooks, are the features.

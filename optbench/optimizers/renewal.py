@@ -25,8 +25,9 @@ class ShrinkAndPerturb(Wrapper):
     example, would return to them.
 
     In optbench's engine u is drawn by the model's initialisation from a stream of the trial seed and the task, the same
-    for every optimizer (`engine.controls`), and the base steps in its own lane, whatever it needs. This class does
-    the same in a plain loop, for bases that need only gradients: it draws u by `reset_parameters()` of each module.
+    for every optimizer (`engine.controls`), and the base steps in its own lane, regardless of its needs. This class
+    does the same in a plain loop, for bases that need only gradients: it draws u by `reset_parameters()` of each
+    module.
 
     Args:
         model: the network, whose modules with parameters have `reset_parameters()`, as PyTorch's layers do.
@@ -68,7 +69,7 @@ class ShrinkAndPerturb(Wrapper):
 
     @torch.no_grad()
     def begin_task(self) -> None:
-        """Renew the network unless this is the first task, then tell the base."""
+        """Renew the network unless this is the first task, then notify the base."""
         self.tasks += 1
         if self.tasks > 1:
             group = self.param_groups[0]
@@ -108,7 +109,7 @@ class FreshNetwork(ShrinkAndPerturb):
     """Trains a new network on each task: the control for learning without earlier tasks.
 
     At the start of each task except the first, weights, buffers and optimizer state are those of a new network. Used
-    like `ShrinkAndPerturb`; in optbench's engine the base is reconstructed, whatever it needs.
+    like `ShrinkAndPerturb`; in optbench's engine the base is reconstructed, regardless of its needs.
 
     Args:
         model, base, generator: as for `ShrinkAndPerturb`.

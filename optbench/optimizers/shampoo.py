@@ -1,6 +1,6 @@
 """Shampoo: a preconditioner for each side of a weight matrix.
 
-Shapes: M members, m rows, n columns of a parameter seen as a matrix. A parameter of an ordinary model is the case M =
+Shapes: M members, m rows, n columns of a parameter viewed as a matrix. A parameter of an ordinary model is the case M =
 1, through a view, so that there is a single code path.
 """
 

@@ -153,5 +153,5 @@ class OptimizerSpec:
     at_the_ends: Mapping[str, Any] = field(default_factory=dict)
     """Settings that differ for a network's ends (`optimizers.ends`), which form a separate parameter group."""
     step_cost: float = 1.0
-    """Approximate number of SGD steps that take as long as one of its own, excluding its base's, on MNIST with 100
+    """Approximate number of SGD steps that take as long as one step, excluding that of its base, on MNIST with 100
     hidden units on a CPU (benchmarks/RESULTS.md). Used only for scheduling and for estimating the remaining time."""

@@ -20,7 +20,7 @@ class Switch(torch.optim.Optimizer):
     Args:
         params: parameters, or groups of them.
         first, then: the two optimizers, as in `{"target": "adam", "lr": 1e-3}`.
-        at: number of steps of `first`; 0 is pure `then`.
+        at: number of steps of `first`; with 0, `then` takes all steps.
         state: `reset`: `then` starts without state; `keep`: if both are the same optimizer, with the same inner ones,
             `then` continues from the state of `first` with its own settings and its class's defaults.
 
@@ -72,7 +72,7 @@ class Switch(torch.optim.Optimizer):
         return loss
 
     def begin_task(self) -> None:
-        """Tell the active optimizer that a new task begins."""
+        """Notify the active optimizer that a new task begins."""
         self._hand_over()
         begin_task(self._active)
 

@@ -1,4 +1,4 @@
-"""Faults of a suite's claims that show only next to the experiments they are about."""
+"""Faults in a suite's claims that can only be found by comparing them with their experiments."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def claim_faults(suite: Suite, document: Document) -> Iterator[Fault]:
     for name, claim in suite.claims.items():
         metric = METRICS.get(base_name(claim.primary.name))
         if claim.expect == "equivalent" and claim.margin is None and metric is not None and not metric.margin:
-            what = f"expect: equivalent: expected a 'margin', got none, and {metric.name} has none of its own"
+            what = f"expect: equivalent: expected a 'margin', got none, and {metric.name} has no default margin"
             yield Fault(document.value_place(("claims", name, "expect")), f"{shown_path(('claims', name))}: {what}")
         if _same_sides(claim) and _is_one_variant(suite, claim):
-            what = f"right: expected another optimizer or variant than on the left, got {side_text(claim.right)}"
+            what = f"right: expected a different optimizer or variant from the left, got {side_text(claim.right)}"
             yield Fault(document.value_place(("claims", name, "right")), f"{shown_path(('claims', name))}: {what}")
         experiment = suite.experiments.get(claim.experiment)
         chosen = suite.taking_part(experiment) if experiment is not None else {}
@@ -45,7 +45,7 @@ def claim_faults(suite: Suite, document: Document) -> Iterator[Fault]:
 
 
 def named_arms(claim: Claim) -> Iterator[tuple[KeyPath, str]]:
-    """Yield each arm that a side of a claim names, with its path in the claim."""
+    """Yield each arm named on a side of a claim, with its path in the claim."""
     for key, side in (("left", claim.left), ("right", claim.right)):
         for i, arm in enumerate(arms_of(side)):
             yield ((key, i) if isinstance(side, list) else (key,)), arm
@@ -54,7 +54,7 @@ def named_arms(claim: Claim) -> Iterator[tuple[KeyPath, str]]:
 def check_of_trials(name: str) -> None:
     """Raise UsageError if `name` is a metric of two solutions."""
     if name in PAIR_METRICS:
-        what = "expected two optimizers on the left, as in [adam, sgd], whose solutions it compares"
+        what = "expected two optimizers on the left, as in [adam, sgd]"
         raise UsageError(f"'{name}' is a metric of two solutions: {what}")
 
 
@@ -63,7 +63,7 @@ def check_compared(name: str, experiment: ExperimentSettings | None) -> None:
     check_pair_metric(name)
     listed = experiment.pairs.metrics if experiment is not None and experiment.pairs is not None else None
     if listed is not None and name not in listed:
-        raise UsageError(f"expected a metric that the experiment's 'pairs' measure ({', '.join(listed)}), got '{name}'")
+        raise UsageError(f"expected a metric listed in the experiment's 'pairs' ({', '.join(listed)}), got '{name}'")
 
 
 def _same_sides(claim: Claim) -> bool:
@@ -92,7 +92,7 @@ def _not_compared(
     pairs = experiment.pairs
     if pairs is None:
         path: KeyPath = ("claims", name, "experiment")
-        what = f"expected an experiment with 'pairs', whose solutions are compared, got {claim.experiment}"
+        what = f"expected an experiment that compares solutions ('pairs'), got {claim.experiment}"
         yield Fault(document.value_place(path), f"{shown_path(path[:2])}: {what}")
         return
     against = optimizers if pairs.against is None else pairs.against

@@ -46,12 +46,13 @@ class Claim(Settings):
     metric: MetricName | None = None
     """The metric of the verdict; null: the primary reading."""
     readings: Readings | None = None
-    """Instead of a metric: every reading of the claim, one of which gives the verdict; null: the metric alone."""
+    """Several readings instead of a single metric; the primary one gives the verdict. null: the metric alone."""
     left: Side
-    """An optimizer, or one of its variants: `adam lr=0.001`. For a metric of the experiment's `pairs`, the two whose
-    solutions are compared: `[adam, sgd]`; `[adam, adam]` stands for its null, the same start in another data order."""
+    """An optimizer, or one of its variants: `adam lr=0.001`. For a metric of the experiment's `pairs`, the two
+    optimizers whose solutions are compared: `[adam, sgd]`; `[adam, adam]` stands for the null, the same start with
+    another data order."""
     right: SideOrNumber
-    """As `left`, or a number."""
+    """Like `left`, or a number."""
     expect: Literal["higher", "lower", "equivalent"]
     """`higher`, `lower`, or `equivalent` (any difference is smaller than the margin)."""
     margin: Annotated[float, Field(ge=0)] | None = None
@@ -101,17 +102,17 @@ class Claim(Settings):
 
     @property
     def about_pairs(self) -> bool:
-        """Whether it is about pairs of solutions, with a metric of two solutions, rather than about trials."""
+        """True if it is about pairs of solutions, with a metric of two solutions, rather than about trials."""
         return isinstance(self.left, list)
 
     @property
     def arms(self) -> tuple[str, ...]:
-        """The optimizers, or variants of them, named by its sides."""
+        """The optimizers, or variants of them, named on its two sides."""
         return (*arms_of(self.left), *arms_of(self.right))
 
     @property
     def optimizers(self) -> tuple[str, ...]:
-        """The optimizers named by its sides."""
+        """The optimizers named on its two sides."""
         return tuple(split_arm(arm)[0] for arm in self.arms)
 
     @property

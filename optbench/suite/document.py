@@ -13,7 +13,7 @@ from optbench.errors import SuiteError, escaped
 from optbench.suite.scalars import TAG, add_scalar_rules, read_scalar
 
 MAX_BYTES = 1 << 20
-# Far above any real suite; they stop files that would exhaust memory through aliases or the stack through nesting.
+# Far above any real suite: these limits reject files that would exhaust memory (aliases) or the stack (nesting).
 MAX_VALUES = 250_000
 MAX_DEPTH = 40
 
@@ -271,7 +271,7 @@ class _Reading:
     def key(self, node: yaml.Node) -> str:
         if not isinstance(node, yaml.ScalarNode):
             self.fail(node, "expected text as a key, got a list or a mapping")
-        # Read as written, whatever its tag: `10:`, `on:` and `null:` are names like any other.
+        # Read as written, regardless of its tag: `10:`, `on:` and `null:` are names like any other.
         return str(self.scalar(node, "str", plain=False))
 
     def scalar(self, node: yaml.ScalarNode, kind: str, plain: bool) -> bool | int | float | str | None:

@@ -73,7 +73,7 @@ def difference(raw: Mapping[str, Any], base: Suite, meant: Suite) -> dict[str, A
 
     Removed keys are None; null values, where None would remove the key, are `ExplicitNull`.
 
-    raw: the value of the base's document. base: the same, resolved.
+    raw: the value of the base's document. base: that suite, resolved.
     """
     set_only, every = meant.model_dump(exclude_unset=True), meant.model_dump()
     return _difference(raw, base.model_dump(exclude_unset=True), set_only, every, ())

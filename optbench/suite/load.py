@@ -1,4 +1,4 @@
-"""From a suite file to a validated `Suite`: read, parse, override, validate and cross-check."""
+"""Load a suite file as a validated `Suite`: read, parse, override, validate and cross-check."""
 
 from __future__ import annotations
 

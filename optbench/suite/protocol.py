@@ -67,7 +67,7 @@ class WeightAveraging(Settings):
 
 
 class Augment(Settings):
-    """Augmentation of training images, drawn anew for each image and epoch; evaluations use the original images.
+    """Augmentation of training images, drawn separately for each image and epoch; evaluations use the original images.
 
     A permuted task permutes the pixels of the augmented image; rotated images are mirrored before the rotation and
     cropped after it. A user's task sequence is applied before the augmentation.

@@ -46,7 +46,7 @@ def resolve_suite_path(name_or_path: str, folder: Path = Path()) -> Path:
     shadow it; everything else is a path.
 
     Raises:
-        UsageError: there is neither a shipped suite of that name nor such a file.
+        UsageError: neither a shipped suite nor a file has this name.
     """
     if not name_or_path:
         raise UsageError("expected a suite's name or path, got an empty text; see `optbench list suites`")

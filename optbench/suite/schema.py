@@ -162,9 +162,9 @@ class Tune(Settings):
     seeds: Seeds | None = None
     """Tuning seeds, none of which is among the suite's own; null: 1000 and 1001."""
     metric: MetricSettings = MetricSettings(kind="average_accuracy")
-    """The metric to optimize: one of the accuracy matrix, measured on validation data; `steps_to_accuracy`, on the
-    evaluations during training; or of the kind `online`, such as `online_accuracy`, measured on each training batch
-    before its update."""
+    """The metric to optimize: one derived from the accuracy matrix, measured on validation data; `steps_to_accuracy`,
+    measured by the evaluations during training; or one of the kind `online`, such as `online_accuracy`, measured on
+    each training batch before its update."""
     learning_margin: Annotated[float, Field(ge=0)] | None = 0.03
     """Only settings whose learning accuracy is within this of the optimizer's best are eligible, so that a learning
     rate too small to learn with cannot win by not forgetting. null: all settings are eligible. With a metric of the

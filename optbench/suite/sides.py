@@ -1,4 +1,4 @@
-"""The sides of a claim: an optimizer, the solutions of two optimizers, or a number; and which of them are compared."""
+"""The sides of a claim (an optimizer, the solutions of two optimizers, or a number), and how they are compared."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import PlainValidator
 from optbench.suite.fields import METRIC_PATTERN
 
 Named: TypeAlias = tuple[str, str]
-"""An arm by name: an optimizer and one of its variants."""
+"""The name of an arm: an optimizer and one of its variants."""
 Arms: TypeAlias = tuple[Named, ...]
 """One side of one part of a claim: an arm, or the two arms whose solutions are compared with each other."""
 
@@ -37,7 +37,7 @@ def _side_or_number(value: Any) -> str | list[str] | float:
         raise ValueError(f"{what}, got {value!r}") from None
 
 
-# Not validated as unions, for which pydantic would report one fault per type.
+# Not validated as unions, because pydantic would then report one fault per type.
 Side = Annotated[str | list[str], PlainValidator(_side)]
 """An optimizer, or one of its variants; or two of them, for a metric of two solutions."""
 SideOrNumber = Annotated[str | list[str] | float, PlainValidator(_side_or_number)]
@@ -50,7 +50,7 @@ def split_arm(arm: str) -> tuple[str, str | None]:
 
 
 def arms_of(side: str | list[str] | float) -> list[str]:
-    """Return the arms that a side names: one, two, or none for a number."""
+    """Return the arms named on a side: one, two, or none for a number."""
     if isinstance(side, float):
         return []
     return [side] if isinstance(side, str) else side
@@ -59,7 +59,8 @@ def arms_of(side: str | list[str] | float) -> list[str]:
 def side_text(side: str | list[str] | float) -> str:
     """Return a side in words: `adam`, `adam with sgd`, `adam with itself`, `0.1`.
 
-    An optimizer is paired with itself as the trial of each seed with its control, trained in another data order.
+    An optimizer paired with itself means the trial of each seed paired with its control, trained with another data
+    order.
     """
     if isinstance(side, list):
         return " with ".join(side if side[0] != side[1] else [side[0], "itself"])
@@ -76,7 +77,7 @@ def crossed(
 ) -> list[tuple[Arms, Arms | float]]:
     """Return both sides of each part of a claim on one model: every variant of the left against every one of the right.
 
-    arms: those of the model. Between two pairs of solutions, an optimizer that is in both has the same variant in both.
+    arms: those of the model. If an optimizer occurs in two pairs of solutions, it has the same variant in both.
     """
     rights: Sequence[Arms | float] = [right] if isinstance(right, float) else _variants(right, arms)
     found = [(a, b) for a in _variants(left, arms) for b in rights if a != b]

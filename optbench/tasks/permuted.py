@@ -54,7 +54,7 @@ class Permuted:
         return Outline(_names(count, first), classes)
 
     def key(self, trial_seed: int, task: int) -> Hashable:
-        if self._size is not None:  # examples differ between seeds, whatever the permutation
+        if self._size is not None:  # examples differ between seeds, regardless of the permutation
             return "drawn", trial_seed, task
         if self._is_identity(task):
             return "identity"

@@ -89,7 +89,7 @@ def rotate(images: Tensor, degrees: float) -> Tensor:
     height, width = images.shape[-2:]
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     # `theta` maps positions in the result to the source: the inverse rotation, in coordinates from -1 to 1 along each
-    # axis (hence the aspect ratios), y downwards.
+    # axis (therefore the aspect ratios), y downwards.
     theta = torch.tensor([[cos, -sin * height / width, 0.0], [sin * width / height, cos, 0.0]])
     grid = nn.functional.affine_grid(theta[None], [1, 1, height, width], align_corners=False)
     turned = torch.empty(images.shape, dtype=torch.uint8)

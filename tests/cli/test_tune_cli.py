@@ -196,7 +196,10 @@ def test_resuming_a_finished_tuning_writes_the_same_file_without_training(
         ),
         (["planted.yaml", "--set", "tune.metric=plasticity_kept"], r"a metric of accuracies .*, got plasticity_kept"),
         (["planted.yaml", "--set", "tune.metric=./planted.py:width"], r"tune.metric: expected a metric of accuracies"),
-        (["planted.yaml", "--set", "tune.metric=./planted.py:last"], r"tune.metric: expected a metric with a preferred direction"),
+        (
+            ["planted.yaml", "--set", "tune.metric=./planted.py:last"],
+            r"tune.metric: expected a metric with a preferred",
+        ),
         (["planted.yaml", "--set", "tune.metric=./planted.py:lst"], r"tune.metric: .*no 'lst'; did you mean 'last'\?"),
         (["planted.yaml", "--set", "tune.optimizers.sgd.lr=[1, 2]"], r"tune.optimizers: unknown optimizer 'sgd'"),
         (["planted.yaml", "--resume", "x"], r"no run 'x'"),

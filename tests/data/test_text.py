@@ -220,7 +220,7 @@ def test_non_ascii_bytes_give_a_vocabulary_of_256(tmp_path: Path) -> None:
         (
             "é".encode() * 99,
             {"tokens": "bpe", "vocabulary": 200},
-            "vocabulary: expected more than the 256 bytes, got 200",
+            "vocabulary: expected more than 256, the number of bytes, got 200",
         ),
         (CONTENT[:200], {"tokens": "bpe", "vocabulary": 140}, "texts: mine.validation: expected at least 9 tokens"),
     ],
@@ -289,7 +289,7 @@ def test_a_dataset_gives_the_number_of_bytes_of_its_tokens() -> None:
         (torch.ones(3), "expected int64 of shape (3,), one for each class, got float32 of shape (3,)"),
         (torch.tensor([1, 1]), "expected int64 of shape (3,), one for each class, got int64 of shape (2,)"),
         (torch.tensor([1, 1, -1]), "expected numbers of bytes, 0 or more, got -1"),
-        (torch.tensor([0, 0, 0]), "expected train targets that stand for text, got only tokens of 0 bytes"),
+        (torch.tensor([0, 0, 0]), "expected train targets that represent text, got only tokens of 0 bytes"),
     ],
 )
 def test_wrong_token_bytes_are_refused(token_bytes: Any, message: str) -> None:

@@ -138,7 +138,7 @@ def test_reports_name_both_sides(path: Path, tmp_path: Path, capsys: pytest.Capt
         ),
         (
             "left: [sgd, adam], right: [adam, sgd], expect: higher",
-            "right: expected another optimizer or variant than on",
+            "right: expected a different optimizer or variant from",
         ),
         (
             "left: [wild, wild], right: 0, expect: higher",
@@ -167,7 +167,11 @@ def test_sides_that_cannot_be_compared_are_rejected(
 @pytest.mark.parametrize(
     ("pairs", "claim", "message"),
     [
-        ("", "metric: weight_distance, left: [sgd, adam], right: 0", "expected an experiment with 'pairs'"),
+        (
+            "",
+            "metric: weight_distance, left: [sgd, adam], right: 0",
+            "expected an experiment that compares solutions ('pairs')",
+        ),
         (
             "pairs: {against: [wild]}",
             "metric: weight_distance, left: [sgd, adam], right: 0",
