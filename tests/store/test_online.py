@@ -162,7 +162,7 @@ def test_tuning_by_online_accuracy_ignores_learning_accuracy(
     assert main(["report", str(path)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "the chosen settings, on training batches before their update" in shown
-    assert "highest online accuracy; means over 2 tuning seeds" in shown
+    assert "highest online accuracy; values are means over 2 tuning seeds" in shown
     assert "each training batch before its update" in shown
     assert "Undefined: average accuracy, forgetting: some accuracies that the metric needs were not scored" in shown
 
