@@ -12,7 +12,7 @@ from optbench.engine.recording import Recorded, Recordings
 
 
 class Clip:
-    """Scales each member's gradient to a norm of at most `bound`, as `torch.nn.utils.clip_grad_norm_`.
+    """Scales each member's gradient to a norm of at most `bound`, like `torch.nn.utils.clip_grad_norm_`.
 
         g ← g · min(1, bound / (‖g‖ + 1e-6))
 

@@ -66,6 +66,6 @@ def unscheduled(schedule: RateSchedule | None, trial: Trial, rows: Iterable[Row]
     if schedule is None or schedule.is_flat:
         return None
     if (name := trial.without_schedule) is not None:
-        return f"{UNSCHEDULED}: {name} takes none"
+        return f"{UNSCHEDULED}: {name} does not support one"
     rates = [row.lr for row in rows if isinstance(row, CurveRow)]
     return f"{UNSCHEDULED}: no parameter group has an lr" if rates and not any(rates) else None

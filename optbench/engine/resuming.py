@@ -97,7 +97,7 @@ def obstacle(
     except Exception as error:  # from the optimizer's code
         if of_the_machine(error):
             raise
-        return f"in a test of resuming it raised {type(error).__name__}: {spoken(error)}"
+        return f"a test of resuming it raised {type(error).__name__}: {spoken(error)}"
     return None
 
 

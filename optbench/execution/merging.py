@@ -101,7 +101,7 @@ def _check(runs: Sequence[RunDirectory], suites: Sequence[Suite], *, force: bool
         if not force and (what := differs(latest_provenance(first.record), latest_provenance(run.record))):
             raise UsageError(
                 f"{where}: expected {what[0]} {what[1]}, as for {first.path}, got {what[0]} {what[2]}; "
-                "one run could not give these results together; --force merges them anyway"
+                "a single run could not have given these results; --force merges them anyway"
             )
 
 
@@ -113,7 +113,7 @@ def _check_code(first: RunDirectory, run: RunDirectory) -> None:
 
 
 def _part(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the record of how a run was made that is kept in the merged run."""
+    """Return the fields of a run's record that are kept in the merged run."""
     return {key: record[key] for key in ("run", "seeds", "command", "created", "finished") if key in record} | {
         "provenance": latest_provenance(record)
     }

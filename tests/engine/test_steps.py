@@ -184,7 +184,7 @@ def test_every_group_of_a_users_optimizer_is_scaled_unless_declared_otherwise(mn
     for key, weight in weights(apart).items():
         torch.testing.assert_close(weights(stacked)[key], weight, rtol=1e-3, atol=1e-5)
     assert not equal(groups, constant[0])
-    for result, notes in ((rateless, "no parameter group has an lr"), (declared, "plain_sgd takes none")):
+    for result, notes in ((rateless, "no parameter group has an lr"), (declared, "plain_sgd does not support one")):
         assert f"trained without the schedule: {notes}" in str(trial_row(result).note).replace(f"{__name__}:", "")
     assert not any("schedule" in str(trial_row(result).note) for result in (groups, stepwise, *constant))
     assert equal(rateless, constant[2])
@@ -206,7 +206,7 @@ def test_an_optimizer_that_takes_no_schedule_trains_without_it_and_has_a_note(na
     optimizers = {"it": {"target": name}, "noisy": wrapped}
     suite, plain = suite_of(optimizers, COSINE), suite_of(optimizers, None)
     for scheduled, constant in zip(train_suite(suite, mnist), train_suite(plain, mnist), strict=True):
-        assert f"trained without the schedule: {name} takes none" in str(trial_row(scheduled).note)
+        assert f"trained without the schedule: {name} does not support one" in str(trial_row(scheduled).note)
         assert equal(scheduled, constant)
         assert list(map(timeless, curves(scheduled))) == list(map(timeless, curves(constant)))
 

@@ -17,7 +17,7 @@ from optbench.models import cross_entropy
 
 
 class Vmap:
-    """A `Way` by `torch.func`: one forward and backward pass with an added member axis."""
+    """A `Way` that uses `torch.func`: one forward and backward pass with an added member axis."""
 
     name = "torch.func"
 

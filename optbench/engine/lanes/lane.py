@@ -77,7 +77,7 @@ class Lane(ABC):
 
     @abstractmethod
     def export(self, index: int) -> MemberState:
-        """Return the state of a member, in separate tensors."""
+        """Return the optimizer state of a member, in tensors that are not shared with other members."""
 
     @abstractmethod
     def state_bytes(self, index: int) -> int:
