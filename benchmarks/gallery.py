@@ -67,14 +67,14 @@ def index(found: list[Fingerprint], others: dict[str, list[Neighbour]], panel: P
     lines = [
         "# Gallery",
         "",
-        f"The {len(found)} optimizers of the panel, each at its own best learning rates, over {len(panel.seeds)} "
-        "seeds: pseudo-medians of the 16 strips of `optbench fingerprint`. On the site, a click on a column sorts by "
-        "it; a name leads to the optimizer's page.",
+        f"The table shows the 16 strips of `optbench fingerprint` for the {len(found)} optimizers of the panel, each at "
+        f"its best learning rates, as pseudo-medians over {len(panel.seeds)} seeds. On the site, click on a column "
+        "title to sort by that column, and on a name to open the page of that optimizer.",
         "",
         "![Map of the panel](map.svg)",
         "",
-        "The map has the first two principal components of the standardised strips; each axis is named by the strips "
-        "that load on it most.",
+        "The map shows the first two principal components of the standardised strips. The label of each axis lists the "
+        "strips with the largest loadings.",
         "",
         '<div class="sortable" markdown>',
         "",
@@ -106,7 +106,7 @@ def page(found: Fingerprint, others: list[Neighbour]) -> str:
         "|---|---|---:|" + "---|" * len(found.references),
         *_strips(found),
         "",
-        "| nearest | distance [95% interval] | nearest in |",
+        "| nearest | distance [95% interval] | nearest in resamples |",
         "|---|---|---:|",
         *(
             f"| [{one.name}]({one.name}.md) | {one.distance:.2f} {interval(one.interval, 2)} "
@@ -203,7 +203,7 @@ def _plain(text: str) -> str:
 
 def _made(panel: Panel) -> list[str]:
     made = ", ".join(f"{key} {value}" for key, value in panel.made.items())
-    return [f"Made with {made} by `python benchmarks/panel.py`, and written by `python benchmarks/gallery.py`."]
+    return [f"The panel was made by `python benchmarks/panel.py` with {made}."]
 
 
 def _text(path: Path) -> str | None:
