@@ -141,13 +141,13 @@ def test_version_and_usage_are_printed(capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["run"], "needs a SUITE"),
+        (["run"], "expected a SUITE"),
         (["run", "nowhere.yaml"], "nowhere.yaml"),
         (["run", "SUITE", "--seeds", "0"], "at least 1 seed"),
-        (["run", "SUITE", "--seeds=-3"], "of at least 1"),
+        (["run", "SUITE", "--seeds=-3"], "(at least 1)"),
         (["run", "SUITE", "--seeds", ""], "got nothing"),
         (["run", "SUITE", "--seeds", "1,1"], "listed twice"),
-        (["run", "SUITE", "--seeds", "one"], "of at least 1"),
+        (["run", "SUITE", "--seeds", "one"], "(at least 1)"),
         (["run", "SUITE", "--experiment", "permute"], "did you mean 'permuted'?"),
         (["run", "SUITE", "--optimizer", "adam"], "did you mean 'adamw'?"),
         (["run", "SUITE", "--optimizer", "sgd=torch.optim:SGD"], "choose another name"),
