@@ -40,7 +40,7 @@ def latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_examples_are_where_users_look() -> None:
+def test_main_modules_have_examples() -> None:
     for part in ("interface.run", "interface.results", "metrics.own", "metrics.rank", "optimizers.shampoo"):
         assert f"optbench.{part}" in MODULES
 

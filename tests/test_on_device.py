@@ -102,7 +102,7 @@ def test_a_hanging_step_is_killed_with_its_child_and_the_next_one_runs(tmp_path:
     assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")], "no partial file is left"
 
 
-def test_results_survive_the_death_of_the_script_and_its_children_do_not(tmp_path: Path) -> None:
+def test_results_are_kept_and_children_end_when_the_script_is_killed(tmp_path: Path) -> None:
     process, pids = hanging(tmp_path)
     process.kill()
     process.communicate()

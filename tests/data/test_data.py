@@ -100,7 +100,7 @@ def test_an_unknown_name_is_refused_with_the_nearest() -> None:
         load("mnits")
 
 
-def test_the_folder_is_the_argument_then_the_environment_then_the_cache(
+def test_the_data_folder_is_the_argument_or_the_environment_variable_or_the_cache(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))

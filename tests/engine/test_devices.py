@@ -86,7 +86,7 @@ def accuracies(result: TrialResult) -> list[float]:
 
 
 @pytest.mark.parametrize(("device", "name"), on_both(lambda name: 2 if name in TYPICAL else 5))
-def test_an_optimizer_agrees_with_the_cpu_and_with_itself(device: str, name: str, mnist: Dataset) -> None:
+def test_an_optimizer_agrees_with_the_cpu_and_is_reproducible(device: str, name: str, mnist: Dataset) -> None:
     """Initial weights have equal bits, accuracies are nearly equal, and training twice on a device gives the same."""
     suite = suite_of(name)
     here, there, again = (trained(suite, mnist, where) for where in ("cpu", device, device))

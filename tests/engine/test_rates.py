@@ -1,4 +1,4 @@
-"""`protocol.schedule` scales learning rates like PyTorch's schedulers, in every lane and for every optimizer."""
+"""`protocol.schedule` scales learning rates like PyTorch's schedulers, in every lane, for optimizers that take one."""
 
 from __future__ import annotations
 

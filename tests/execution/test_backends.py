@@ -244,7 +244,7 @@ def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_installed")
-def test_values_of_on_are_parsed() -> None:
+def test_values_of_the_on_option_are_parsed() -> None:
     assert Place.parse("ray:10.0.0.1:6379") == Place("ray", "10.0.0.1:6379")
     assert Place.parse("ray") == Place("ray")
     assert Place.parse("local").is_local

@@ -68,7 +68,7 @@ def test_an_error_in_the_last_experiment_is_found_before_the_first_is_trained(
 
 
 @pytest.mark.parametrize("name", ["more than there are", "all held out"])
-def test_a_dry_run_knows_the_sizes_of_shipped_datasets(
+def test_a_dry_run_checks_sizes_of_shipped_datasets(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tasks, protocol, words = CASES[name]

@@ -290,8 +290,8 @@ def test_overlap_is_nan_where_the_directions_are_undetermined() -> None:
     e = torch.eye(3, dtype=torch.float64)
     x = normal(8, 3)
     assert subspace_overlap(e, x, 2).isnan(), "σ₂ = σ₃"
-    assert subspace_overlap(x, e[:1], 2).isnan(), "one example"
-    assert subspace_overlap(x[:, :1] * e[0] + 0 * x, x, 2).isnan(), "rank 1"
+    assert subspace_overlap(x, e[:1], 2).isnan(), "there is one example"
+    assert subspace_overlap(x[:, :1] * e[0] + 0 * x, x, 2).isnan(), "features have rank 1"
     broken = torch.stack([x, x])
     broken[0, 0, 0] = math.nan
     values = subspace_overlap(broken, x, 1)

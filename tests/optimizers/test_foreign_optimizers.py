@@ -353,7 +353,7 @@ def test_with_only_matrices_the_other_parameters_go_to_adamw(file: str, mnist: D
     assert trial_row(whole).status == "failed"
 
 
-def test_a_file_is_executed_once_for_each_of_its_states(tmp_path: Path) -> None:
+def test_a_file_is_executed_once_per_version(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("")
     file = tmp_path / "mine.py"
     code = f"""import pathlib, torch

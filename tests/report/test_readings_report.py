@@ -234,7 +234,7 @@ def test_a_wide_interval_is_clipped_and_a_large_effect_bends_the_axis(tmp_path: 
 
 
 @pytest.mark.parametrize(("low", "high"), [(-0.5, 1.5), (-0.01, 0.02), (-1.0, 40.0), (-3.0, 0.5)])
-def test_the_axis_is_increasing_and_has_round_ticks_with_room(low: float, high: float) -> None:
+def test_the_axis_is_increasing_with_round_well_spaced_ticks(low: float, high: float) -> None:
     scale = Scale(low, high)
     assert scale.bent == (max(-low, high) > FAR)
     ticks = scale.ticks()

@@ -98,7 +98,7 @@ def test_a_report_says_when_a_premise_does_not_hold(tmp_path: Path) -> None:
     assert "supported; given claim 1, which is contradicted" in report.read_text(encoding="utf-8")
 
 
-def test_equivalence_in_every_part_needs_no_more_seeds(tmp_path: Path) -> None:
+def test_claims_of_equivalence_do_not_raise_the_required_seeds(tmp_path: Path) -> None:
     claim = judged(tmp_path, f"{ABOUT}, left: adam, right: 0.2, expect: equivalent", [0.2] * 6, [0.2] * 6)
     assert [part.verdict for part in claim.parts] == [ClaimVerdict.SUPPORTED] * 4
     results = claim.parts[0].left.results

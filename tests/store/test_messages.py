@@ -15,6 +15,6 @@ experiments: {one: {tasks: {kind: permuted, count: 2}, models: {m: {kind: mlp, h
 """
 
 
-def test_control_characters_of_a_message_are_written_as_escapes(tmp_path: Path) -> None:
+def test_control_characters_in_a_message_are_stored_as_escapes(tmp_path: Path) -> None:
     path = write_run(tmp_path, SUITE, lambda trial: [trial_row("failed", "a \x1b[31mred\u202e é\nline", "0")])
     assert read_run(path).table("trials")["error_message"].to_pylist() == ["a \\x1b[31mred\\u202e é\nline"]

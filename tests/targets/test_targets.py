@@ -102,7 +102,7 @@ def test_the_executed_code_is_the_code_that_was_read(tmp_path: Path) -> None:
         load("./mine.py:value")
 
 
-def test_a_file_is_executed_once_for_each_state(tmp_path: Path) -> None:
+def test_a_file_is_executed_once_per_version(tmp_path: Path) -> None:
     write(
         tmp_path,
         mine="import pathlib\nlog = pathlib.Path('log')\nlog.write_text(log.read_text() + 'x')\nclass A: pass\n",
