@@ -67,8 +67,8 @@ def index(found: list[Fingerprint], others: dict[str, list[Neighbour]], panel: P
     lines = [
         "# Gallery",
         "",
-        f"The table shows the 16 strips of `optbench fingerprint` for the {len(found)} optimizers of the panel, each at "
-        f"its best learning rates, as pseudo-medians over {len(panel.seeds)} seeds. On the site, click on a column "
+        f"The table shows the 16 strips of `optbench fingerprint` for the {len(found)} optimizers of the panel, each "
+        f"at its best learning rates, as pseudo-medians over {len(panel.seeds)} seeds. On the site, click on a column "
         "title to sort by that column, and on a name to open the page of that optimizer.",
         "",
         "![Map of the panel](map.svg)",
