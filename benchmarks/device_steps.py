@@ -35,7 +35,7 @@ class Finding:
     file: Path
     device: str
     tiny: bool
-    """True in a rehearsal, with sizes that only show that everything runs."""
+    """True in a rehearsal, whose sizes only test that everything runs."""
     limit: float
     """Seconds after which the step is killed."""
     values: dict[str, Any] = field(default_factory=dict)
