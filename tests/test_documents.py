@@ -87,3 +87,10 @@ def test_formulas_of_the_catalog_are_rendered(monkeypatch: pytest.MonkeyPatch) -
     assert metrics.page(formulas.rendered).count("<math") > 60
     assert formulas.rendered("k / d, a < b").endswith("</math>, a &lt; b")
     assert len(formulas.unlisted()) <= 3  # new formulas without LaTeX so far
+
+
+def test_sections_of_docstrings_are_indented() -> None:
+    section = re.compile(r"^( *)(?:Args|Attributes|Raises|Returns|Yields):\n\1(?! |\n|\"\"\")", re.MULTILINE)
+    sources = sorted((ROOT / "optbench").rglob("*.py"))
+    assert len(sources) > 300
+    assert [str(path) for path in sources if section.search(path.read_text(encoding="utf-8"))] == []

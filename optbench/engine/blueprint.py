@@ -126,7 +126,7 @@ class Blueprint:
         """Build the blueprint of the model `name`. place: the location of its settings in the suite, for messages.
 
         Raises:
-        UsageError: the model does not fit the data, or violates the contract of models.
+            UsageError: the model does not fit the data, or violates the contract of models.
         """
 
         def make(seed: int = 0) -> nn.Module:

@@ -20,7 +20,7 @@ def resolve(text: str) -> torch.device:
     """Resolve `auto`, `cpu`, `cuda`, `cuda:N` or `mps` to a device; `auto` is the best available.
 
     Raises:
-    DeviceError: the kind of device is unknown, or not available on this machine or in this build of PyTorch.
+        DeviceError: the kind of device is unknown, or not available on this machine or in this build of PyTorch.
     """
     kind, _, index = text.partition(":")
     if kind not in KINDS or (index and (kind != "cuda" or not index.isdigit())):

@@ -95,7 +95,7 @@ class Interim:
         """Restore this state to a new member.
 
         Raises:
-        CannotResume: the state belongs to another network, or was not stored.
+            CannotResume: the state belongs to another network, or was not stored.
         """
         if self.refused is not None:
             raise CannotResume(self.refused)

@@ -103,7 +103,7 @@ class LockStep:
         some of the updates, or None. Sequences have one element per member; those with a default may be empty.
 
         Raises:
-        RefusedError: the shared optimizer rejects the settings of some members.
+            RefusedError: the shared optimizer rejects the settings of some members.
         """
         self._machinery = machinery
         self._streams = streams

@@ -73,7 +73,7 @@ def try_metrics(metrics: Sequence[Metric], experiment: ExperimentSettings, datas
     """Call each user's metric once on random numbers and untrained networks, to find most faults before training.
 
     Raises:
-    UsageError: a metric raises an exception or does not return a number.
+        UsageError: a metric raises an exception or does not return a number.
     """
     own = [metric for metric in metrics if metric.is_users]
     draws, cpu = torch.Generator().manual_seed(0), torch.device("cpu")

@@ -81,8 +81,8 @@ class Penalties:
         its gradient is treated as a constant in second derivatives.
 
         Raises:
-        ValueError: the model has a method `features` that its forward pass does not call, or the features do not depend
-            on weights.
+            ValueError: the model has a method `features` that its forward pass does not call, or the features do not
+                depend on weights.
         """
         own = self._penalties[i]
         if own.strength == 0:

@@ -113,7 +113,7 @@ def record_cuda(device: torch.device, work: Callable[[], object]) -> Callable[[]
     """Record work as a CUDA graph, without executing it.
 
     Raises:
-    RuntimeError: it contains something that cannot be recorded, such as a synchronisation.
+        RuntimeError: it contains something that cannot be recorded, such as a synchronisation.
     """
     graph = torch.cuda.CUDAGraph()
     here, side, pool = torch.cuda.current_stream(device), _side_stream(device), _pool(device).id

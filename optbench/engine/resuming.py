@@ -32,7 +32,7 @@ def proven_state(machinery: Machinery, member: LaneMember, row: Tensor) -> Membe
     """Return the state of a member's instance, after verifying that a restored instance holds the same data.
 
     Raises:
-    CannotResume: the verification failed.
+        CannotResume: the verification failed.
     """
     instance: Instance = member.state
     name = type(instance.optimizer).__name__

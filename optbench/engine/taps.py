@@ -69,9 +69,9 @@ class Modules:
     """Modules of a user's model, observed in a forward pass.
 
     Attributes:
-    unreadable: for each module, the reason why its output cannot be read; None if it can.
-    activations: the modules that are activation functions.
-    last: the activation whose output is the features; None if there is none.
+        unreadable: for each module, the reason why its output cannot be read; None if it can.
+        activations: the modules that are activation functions.
+        last: the activation whose output is the features; None if there is none.
     """
 
     unreadable: Mapping[str, str | None]
@@ -82,7 +82,7 @@ class Modules:
         """Return the tap at a place; None for the features.
 
         Raises:
-        ValueError: there is no such module, or the input of the activation cannot be determined.
+            ValueError: there is no such module, or the input of the activation cannot be determined.
         """
         name, before = place.layer, place.activation == "before"
         if name is None:

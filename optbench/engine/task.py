@@ -199,8 +199,8 @@ class TaskTraining:
         are re-estimated on training examples of the task.
 
         Raises:
-        ModelError: the user's model raised an exception.
-        Exception: a user's optimizer raised it when its mode was switched.
+            ModelError: the user's model raised an exception.
+            Exception: a user's optimizer raised it when its mode was switched.
         """
         row, layout, evaluator = stack.measured(i), self.cohort.layout, self.cohort.evaluator
         if not running(evaluator.network) or torch.equal(layout.weights(row), layout.weights(stack.row(i))):

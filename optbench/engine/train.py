@@ -225,7 +225,7 @@ class CohortTraining:
         """Check the verifications of members. at_end: True at the end of the task, where verifications end.
 
         Raises:
-        NotElementwise: the optimizer is wrongly declared elementwise.
+            NotElementwise: the optimizer is wrongly declared elementwise.
         """
         for member in self.members:
             if member.follower is not None and member.follower.difference:
@@ -261,7 +261,7 @@ class CohortTraining:
         """Return the state of a member's optimizer in containers, tensors and numbers.
 
         Raises:
-        CannotResume: the optimizer cannot be resumed from such a state.
+            CannotResume: the optimizer cannot be resumed from such a state.
         """
         if not member.running or member.state is None or not self._keeps_state(member):
             return None

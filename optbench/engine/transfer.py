@@ -67,7 +67,7 @@ def check_transfer(dataset: Dataset, other: Dataset) -> None:
     """Check that networks for a dataset accept the inputs of another, which must have classes.
 
     Raises:
-    UsageError: the inputs differ, or the other dataset has no classes or fewer than two training examples.
+        UsageError: the inputs differ, or the other dataset has no classes or fewer than two training examples.
     """
     ours, theirs = dataset.inputs, other.inputs
     if ours != theirs or dataset.train.inputs.dtype != other.train.inputs.dtype:

@@ -66,7 +66,7 @@ class UserCode:
         The global generators are not restored; `LockStep` restores them after many steps.
 
         Raises:
-        ProgramEndError: in place of a BaseException other than Ctrl-C.
+            ProgramEndError: in place of a BaseException other than Ctrl-C.
         """
         if self._random and generator:
             seed_all(draw_seed(generator), self._device)

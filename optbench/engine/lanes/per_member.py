@@ -76,8 +76,8 @@ class PerMemberLane(Lane):
         """Return the instance of a member, new or existing; if it changes the weights, they are copied to `views`.
 
         Raises:
-        CannotResume: a saved state does not fit.
-        Exception: the optimizer raised it.
+            CannotResume: a saved state does not fit.
+            Exception: the optimizer raised it.
         """
         if member.state is None:
             return self._new(spec, member, network, views)
@@ -117,7 +117,7 @@ class PerMemberLane(Lane):
         """Construct an instance with a state returned by `Instance.saved`.
 
         Raises:
-        CannotResume: the state belongs to another optimizer, or restoring it raises an exception.
+            CannotResume: the state belongs to another optimizer, or restoring it raises an exception.
         """
         draws = member.generator.get_state()
         try:
