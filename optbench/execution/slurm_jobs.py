@@ -75,7 +75,7 @@ class SlurmJobs:
         self._job: tuple[Job, Parcel] | None = None
         self._data: dict[str, Parcel] = {}
         self._none_since: float | None = None
-        self._reasons: set[str] = set()  # why jobs wait, as the user has been told
+        self._reasons: set[str] = set()  # why jobs wait or do not start, as the user has been told
         self._asked_at = time.monotonic()
         self._names = itertools.count()
         self._queue: Queue = LocalQueue() if settings.get("cluster") == "local" else SlurmQueue()
@@ -199,11 +199,17 @@ class SlurmJobs:
             self._none_since = time.monotonic()
         elif time.monotonic() - self._none_since > STALLED:
             waiting = [worker for worker in workers if worker.job is not None and not worker.inbox]
-            state = next((states[one.job.job_id] for one in waiting if one.job.job_id in states), None)
-            reason = "" if state is None else f": {state.name.lower()}{state.reason and f' ({state.reason})'}"
-            if waiting and reason not in self._reasons:
-                self._reasons.add(reason)
-                waiting[0].inbox.append(Said(f"waiting for SLURM to start job {waiting[0].job.job_id}{reason}"))
+            for worker in waiting:
+                state = states.get(worker.job.job_id)
+                if state is not None and state.waits:
+                    self.say_once(worker, f"waiting for SLURM to start job {worker.job.job_id}", state.describe_wait())
+                    return
+
+    def say_once(self, worker: _SlurmWorker, what: str, reason: str) -> None:
+        """Have a worker tell the user something, unless the same reason has been given before, of whichever job."""
+        if reason not in self._reasons:
+            self._reasons.add(reason)
+            worker.inbox.append(Said(f"{what}: {reason}"))
 
     def parcel(self, job: Job) -> Parcel:
         assert self._job is not None, "begin comes first"
@@ -321,7 +327,9 @@ class _SlurmWorker:
     def hear(self, state: State | None) -> None:
         """Take what SLURM says of the job; None if there is no answer."""
         if state is not None and state.has_ended:
-            self.inbox.append(Lost(state.describe(self.job)))
+            if not self.is_ready:  # else it is said what is trained again
+                self._cluster.say_once(self, f"{self._name} did not start a worker", state.describe(self.job))
+            self.inbox.append(Lost(f"{self._name} {state.describe(self.job)}"))
         elif self._ending_since is not None and time.monotonic() - self._ending_since > PATIENCE:
             self.inbox.append(Lost(f"{self._name} was told to end by SLURM"))
         elif self.is_ready and self._silence > SILENT:

@@ -30,6 +30,7 @@ ENDED = {
     "TIMEOUT": "reached its time limit (timeout_min)",
 }
 """States of jobs that run no more, and how they are said; others are of jobs that wait, run or are about to end."""
+WAITING = ("PENDING", "CONFIGURING", "SUSPENDED", "STOPPED")
 ANSWER = 60.0
 """Seconds that SLURM has to answer a question."""
 TOLD = 3.0
@@ -51,9 +52,18 @@ class State:
     def has_ended(self) -> bool:
         return self.name in ENDED
 
+    @property
+    def waits(self) -> bool:
+        """True if the job has not begun, or has been stopped for now."""
+        return self.name in WAITING
+
+    def describe_wait(self) -> str:
+        """`pending (Resources)`."""
+        return f"{self.name.lower()} ({self.reason})" if self.reason else self.name.lower()
+
     def describe(self, job: Any) -> str:
-        """`job 12_3 was cancelled`; or, where its program failed, with the last line of its log."""
-        said = f"job {job.job_id} {ENDED.get(self.name, self.name.lower())}"
+        """`was cancelled`; or, where its program failed, with the last line of its log."""
+        said = ENDED.get(self.name, self.name.lower())
         log = last_line_of_log(job.paths.stderr) if self.name == "FAILED" else ""
         return f"{said}: {log}" if log else said
 

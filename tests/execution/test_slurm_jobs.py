@@ -124,12 +124,23 @@ def test_a_silent_job_is_lost_even_if_slurm_does_not_answer(backend: SlurmJobs, 
 def test_each_reason_why_jobs_wait_is_reported_once(backend: SlurmJobs, slurm: Path, clock: list[float]) -> None:
     worker = backend.start(0)
     said: list[str] = []
-    for reason in ("Priority", "Priority", "Priority", "Resources"):
-        (slurm / "states").write_text(f"1|PENDING|{reason}\n")
+    for state in ("PENDING|Priority", "PENDING|Priority", "PENDING|Resources", "RUNNING|None"):
+        (slurm / "states").write_text(f"1|{state}\n")
         for _ in range(5):
             clock[0] += slurm_jobs.ASKED + 1
             said += [one.receive().text for one in backend.wait([worker])]
     assert said == [f"waiting for SLURM to start job 1: pending ({reason})" for reason in ("Priority", "Resources")]
+
+
+def test_a_job_that_ends_before_its_worker_is_ready_is_reported_once(
+    backend: SlurmJobs, slurm: Path, clock: list[float]
+) -> None:
+    (slurm / "states").write_text("1|CANCELLED|None\n2|CANCELLED|None\n")
+    workers: list[Any] = [backend.start(0), backend.start(1)]
+    clock[0] += slurm_jobs.ASKED + 1
+    assert backend.wait(workers) == workers
+    assert workers[0].receive() == Said("job 1 did not start a worker: was cancelled")
+    assert [worker.receive() for worker in workers] == [Lost("job 1 was cancelled"), Lost("job 2 was cancelled")]
 
 
 def test_a_refused_replacement_is_submitted_again_later(backend: SlurmJobs, slurm: Path, clock: list[float]) -> None:
@@ -253,12 +264,12 @@ def test_squeue_answers_are_read_by_job(slurm: Path) -> None:
 def test_a_failed_job_is_reported_with_the_last_line_of_its_program(tmp_path: Path) -> None:
     log = tmp_path / "log"
     job = SimpleNamespace(job_id="3", paths=SimpleNamespace(stderr=log))
-    assert State("FAILED").describe(job) == "job 3 failed"
+    assert State("FAILED").describe(job) == "failed"
     log.write_text("Traceback\nModuleNotFoundError: No module named 'optbench'\nsrun: error: vm: task 0: Exited\n")
-    assert State("FAILED").describe(job) == "job 3 failed: ModuleNotFoundError: No module named 'optbench'"
+    assert State("FAILED").describe(job) == "failed: ModuleNotFoundError: No module named 'optbench'"
     log.write_text("slurmstepd: error: execve(): python: No such file or directory\n")
     assert last_line_of_log(log).endswith("No such file or directory")
-    assert State("TIMEOUT").describe(job) == "job 3 reached its time limit (timeout_min)"
+    assert State("TIMEOUT").describe(job) == "reached its time limit (timeout_min)"
 
 
 def test_messages_of_slurm_are_shortened_to_their_reason() -> None:
