@@ -47,15 +47,16 @@ def run_job(folder: str, device: str) -> None:
     """Main function of a job.
 
     SLURM sends SIGTERM to all processes of a job that is cancelled or preempted, or has reached its time limit, and
-    SIGKILL some time later. Submitit's handlers are replaced, because they would ignore SIGTERM and, at SIGUSR2, which
-    arrives before the time limit, put a preempted job back into the queue under the same id.
+    SIGKILL some time later. submitit also requests SIGUSR2 before the time limit. Its handlers are replaced, because
+    they would ignore SIGTERM and, at SIGUSR2, put a preempted job back into the queue under the same id.
     """
     signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: signals.append(number))
     preempts = getattr(signal, f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}")
     if preempts not in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(preempts, lambda number, frame: None)
+        # Not a handler: worker processes, which receive the signal as well, inherit only that it is ignored.
+        signal.signal(preempts, signal.SIG_IGN)
     serve(folder, device, lambda: bool(signals))
     sys.stdout.flush()
     sys.stderr.flush()

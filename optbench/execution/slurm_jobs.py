@@ -1,6 +1,6 @@
 """Workers in jobs of a SLURM cluster, submitted by submitit: a job serves one worker, which takes many cohorts.
 
-A job and the run's own process write messages to one another in a folder that both see: below the runs' folder, unless
+A job and the main process exchange messages in a folder that both see: below the runs' folder, unless
 `--set-on folder=DIR` names another. submitit is imported when jobs are submitted.
 """
 
@@ -38,21 +38,23 @@ from optbench.execution.slurm_queue import LocalQueue, Queue, SlurmQueue, State,
 from optbench.execution.slurm_settings import MAX_JOBS, executor, whole
 
 PREFIX = ".slurm-"
-"""How the folder that is shared with jobs is called; then follow letters of its own."""
+"""Start of the name of the folder that is shared with jobs; random letters follow."""
 ASKED = 20.0
-"""Seconds between two questions to SLURM about jobs that show no sign of life."""
+"""Seconds between two queries of SLURM about jobs that show no sign of life."""
+ASKED_AT_START = 5.0
+"""The same if a job was submitted less than `STALLED` seconds ago: one that cannot start a worker fails soon."""
 ASKED_AT_END = 1.0
-"""Likewise about jobs that have said that they end, until SLURM says why."""
+"""The same if a job has reported that it ends, until SLURM states why."""
 STALLED = 60.0
-"""Seconds without any worker after which the user is told why jobs wait."""
+"""Seconds without any ready worker after which the user is told why jobs wait."""
 PATIENCE = 10.0
-"""Seconds that jobs have to end by themselves."""
+"""Seconds in which jobs can end by themselves before they are cancelled."""
 AGAIN = 30.0
-"""Seconds between two tries to submit a job in the place of one that was lost."""
+"""Seconds between two attempts to submit a job that replaces a lost one."""
 TRIES = 10
-"""Number of tries after which a run ends that has no job left."""
+"""Number of attempts after which a run without any other job ends."""
 LEFT = 600.0
-"""Seconds of silence after which the folder of another run's process is that of a process that was killed."""
+"""Seconds of silence after which another run's main process counts as killed, and its folder is removed."""
 
 
 class SlurmJobs:
@@ -61,11 +63,11 @@ class SlurmJobs:
     def __init__(
         self, settings: Mapping[str, str], runs_dir: Path, device: str, jobs: int | None, *, force: bool = False
     ) -> None:
-        """settings: of submitit's `AutoExecutor`, and those of `slurm_settings.OWN`, as texts.
+        """settings: the settings of submitit's `AutoExecutor` and those in `slurm_settings.OWN`, as texts.
 
         Raises:
-            UsageError: there is no such setting or partition, or it has another kind of value.
-            WorkerError: there is no SLURM here, or it does not answer.
+            UsageError: a setting or partition is unknown, or a value has the wrong type.
+            WorkerError: SLURM is not installed or does not answer.
         """
         self.device = "cuda" if device == "cuda" else "cpu"
         self.jobs = whole("max_jobs", settings.get("max_jobs", MAX_JOBS)) if jobs is None else jobs
@@ -75,7 +77,7 @@ class SlurmJobs:
         self._job: tuple[Job, Parcel] | None = None
         self._data: dict[str, Parcel] = {}
         self._none_since: float | None = None
-        self._reasons: set[str] = set()  # why jobs wait or do not start, as the user has been told
+        self._reasons: set[str] = set()  # reasons that have been reported
         self._asked_at = time.monotonic()
         self._names = itertools.count()
         self._queue: Queue = LocalQueue() if settings.get("cluster") == "local" else SlurmQueue()
@@ -95,10 +97,10 @@ class SlurmJobs:
             raise
 
     def begin(self, job: Job, units: Sequence[Unit]) -> None:
-        """Write what jobs need, and submit as many as there is work for: as one array.
+        """Write the files that jobs need, and submit as many jobs as there is work for, as one array.
 
         Raises:
-            WorkerError: SLURM refuses them.
+            WorkerError: SLURM refuses the jobs.
         """
         parcel = Parcel.of(pickled(job_for_elsewhere(job, units, force=self._force)))
         self._job = job, self._stored(f"job-{parcel.sum[:16]}", parcel)
@@ -110,7 +112,7 @@ class SlurmJobs:
         if not self._workers and (count := min(self.jobs, len(units))):
             workers = [_SlurmWorker(self, self._made_folder()) for _ in range(count)]
             for worker, submitted in zip(workers, self.submit([worker.folder for worker in workers]), strict=True):
-                worker.job = submitted
+                worker.job, worker.tried_at = submitted, time.monotonic()
             self._submitted += workers
 
     def _stored(self, name: str, parcel: Parcel) -> Parcel:
@@ -131,7 +133,7 @@ class SlurmJobs:
         process = "cuda:0" if self.device == "cuda" else "cpu"
         names = [str(folder) for folder in folders]
         try:
-            # submitit prints all that sbatch says, the reason last.
+            # submitit prints all output of sbatch, whose last line is the reason.
             with contextlib.redirect_stderr(io.StringIO()), _outside_of_jobs():
                 jobs: list[Any] = self._executor.map_array(run_job, names, [process] * len(names))
         except Exception as error:
@@ -142,14 +144,14 @@ class SlurmJobs:
     def start(self, place: int) -> Worker:
         if self._submitted:
             worker = self._submitted.pop(0)
-        else:  # in the place of one that was lost
+        else:  # replaces a lost job
             worker = _SlurmWorker(self, self._made_folder())
             worker.try_to_submit()
         self._workers.append(worker)
         return worker
 
     def wait(self, workers: Sequence[Worker]) -> Sequence[Worker]:
-        """As of `Backend`. Raises WorkerError if there is no job, and SLURM refuses new ones."""
+        """See `Backend`. Raises WorkerError if no job is left and SLURM refuses new ones."""
         ours = [worker for worker in workers if isinstance(worker, _SlurmWorker)]
         with contextlib.suppress(OSError):
             self._pulse.beat()
@@ -163,10 +165,10 @@ class SlurmJobs:
         return found
 
     def _submit_again(self) -> None:
-        """Submit jobs that SLURM has refused before, from time to time.
+        """Submit jobs again that SLURM has refused, every `AGAIN` seconds.
 
         Raises:
-            WorkerError: it still does, and there is no other job.
+            WorkerError: SLURM still refuses them, and there is no other job.
         """
         for worker in self._workers:
             if worker.job is None and time.monotonic() - worker.tried_at > AGAIN:
@@ -176,13 +178,12 @@ class SlurmJobs:
                     raise worker.refusal
 
     def _ask(self, workers: Sequence[_SlurmWorker]) -> None:
-        """Ask SLURM about jobs that show no sign of life or are about to end, all at once; tell the user why they wait.
+        """Query SLURM about all jobs that show no sign of life or are about to end; tell the user why jobs wait.
 
-        They are not asked about while they are at work, which spares the cluster questions.
+        Jobs that show signs of life are left out, which spares the cluster queries.
         """
         quiet = [worker for worker in workers if worker.job is not None and not worker.inbox and worker.is_quiet]
-        ending = any(worker.is_ending for worker in quiet)
-        if not quiet or time.monotonic() - self._asked_at < (ASKED_AT_END if ending else ASKED):
+        if not quiet or time.monotonic() - self._asked_at < min(worker.asked_every for worker in quiet):
             self._none_since = None if any(worker.is_ready for worker in self._workers) else self._none_since
             return
         states = self._queue.states([worker.job for worker in quiet])
@@ -192,7 +193,7 @@ class SlurmJobs:
         self._notice_stall(workers, states)
 
     def _notice_stall(self, workers: Sequence[_SlurmWorker], states: Mapping[str, State]) -> None:
-        """Have a worker that has not started say why, if none has for a while."""
+        """Report why a job waits if there has been no ready worker for `STALLED` seconds."""
         if any(worker.is_ready for worker in self._workers):
             self._none_since = None
         elif self._none_since is None:
@@ -206,7 +207,7 @@ class SlurmJobs:
                     return
 
     def say_once(self, worker: _SlurmWorker, what: str, reason: str) -> None:
-        """Have a worker tell the user something, unless the same reason has been given before, of whichever job."""
+        """Report something about a worker, unless the same reason has been reported before for any job."""
         if reason not in self._reasons:
             self._reasons.add(reason)
             worker.inbox.append(Said(f"{what}: {reason}"))
@@ -221,7 +222,7 @@ class SlurmJobs:
         return {key: self._data[key] for key in datasets(job.suite.experiments[experiment])}
 
     def verdict(self, hello: Hello) -> Ready | Refused:
-        """Whether a job's process may train for this run."""
+        """Return `Ready` if the job may train for this run, else `Refused`."""
         reason = refusal(hello.versions, hello.host)
         return Ready() if reason is None or self._force else Refused(reason)
 
@@ -254,13 +255,14 @@ class SlurmJobs:
 
 
 class _SlurmWorker:
-    """A job, and what it has said.
+    """A job and the messages received from it.
 
     Attributes:
-        job: submitit's; None if it is not submitted.
-        refusal: why SLURM refused it last.
-        is_ending: it has said that it ends, for a reason that SLURM knows.
-        has_ended: it has said that it ends because it was told to.
+        job: submitit's job; None if it is not submitted.
+        tries: number of times that it was submitted.
+        tried_at: time of the last submission, on the monotonic clock.
+        refusal: the error of the last submission that SLURM refused.
+        has_ended: True once it has reported that it ends because the main process told it to.
     """
 
     def __init__(self, cluster: SlurmJobs, folder: Path) -> None:
@@ -278,7 +280,7 @@ class _SlurmWorker:
         self.inbox: deque[Message | Arrived | Said] = deque()
 
     def try_to_submit(self) -> None:
-        """Submit the job; if SLURM refuses it, say so once."""
+        """Submit the job; report the first refusal."""
         self.tried_at = time.monotonic()
         self.tries += 1
         try:
@@ -289,12 +291,12 @@ class _SlurmWorker:
             self.refusal = error
 
     def tell(self, name: str, *arguments: object) -> None:
-        """Have the agent do something."""
-        with contextlib.suppress(OSError):  # reading says that it is gone
+        """Call a method of the agent."""
+        with contextlib.suppress(OSError):  # the next `look` reports that the folder is gone
             self._outbox.put((name, arguments))
 
     def look(self) -> None:
-        """Take what the job has said."""
+        """Read the messages of the job."""
         try:
             found = self._answers.take()
             self._silence = self._pulse.silence()
@@ -317,17 +319,25 @@ class _SlurmWorker:
 
     @property
     def is_ending(self) -> bool:
+        """True if the job has reported that it ends, for a reason that SLURM knows."""
         return self._ending_since is not None and not self.has_ended
 
     @property
     def is_quiet(self) -> bool:
-        """True if it has not started, is about to end, or has shown no sign of life for a while."""
+        """True if the job has not started, is about to end, or has shown no sign of life for `ASKED` seconds."""
         return not self.is_ready or self.is_ending or self._silence > ASKED
 
+    @property
+    def asked_every(self) -> float:
+        """Seconds between two queries of SLURM about the job while it is quiet."""
+        if self.is_ending:
+            return ASKED_AT_END
+        return ASKED if self.is_ready or time.monotonic() - self.tried_at > STALLED else ASKED_AT_START
+
     def hear(self, state: State | None) -> None:
-        """Take what SLURM says of the job; None if there is no answer."""
+        """Process the state of the job in SLURM; None if SLURM did not answer."""
         if state is not None and state.has_ended:
-            if not self.is_ready:  # else it is said what is trained again
+            if not self.is_ready:  # otherwise the pool reports which trials are trained again
                 self._cluster.say_once(self, f"{self._name} did not start a worker", state.describe(self.job))
             self.inbox.append(Lost(f"{self._name} {state.describe(self.job)}"))
         elif self._ending_since is not None and time.monotonic() - self._ending_since > PATIENCE:
@@ -351,9 +361,9 @@ class _SlurmWorker:
 
 @contextlib.contextmanager
 def _outside_of_jobs() -> Iterator[None]:
-    """Hide what SLURM says of the job that this process runs in, if any: jobs that it submits would take it over.
+    """Hide SLURM's variables of the job that this process runs in, if any, from the jobs that it submits.
 
-    Where SLURM's configuration lies stays known.
+    `SLURM_CONF`, the path of SLURM's configuration, is kept.
     """
     if "SLURM_JOB_ID" not in os.environ:
         yield
@@ -370,9 +380,9 @@ def _outside_of_jobs() -> Iterator[None]:
 
 
 def _sweep(base: Path, own: Path) -> None:
-    """Remove the folders of runs whose own process was killed, with which their jobs end.
+    """Remove the folders of runs whose main process was killed; jobs that still use them end.
 
-    Times are those of the file system, whose clock may differ from this machine's.
+    Both times come from the file system, whose clock may differ from this machine's.
     """
     now = (own / PULSE).stat().st_mtime
     for folder in base.glob(f"{PREFIX}*"):
@@ -382,7 +392,7 @@ def _sweep(base: Path, own: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder that jobs may still write into: in one step, as they see it."""
+    """Remove a folder that jobs may still write into. It is renamed first, so that it disappears in one step."""
     with contextlib.suppress(OSError):
         gone = folder.with_name(f"{folder.name}-gone")
         folder.rename(gone)

@@ -1,6 +1,6 @@
-"""What SLURM knows of a run's jobs, and how they are cancelled.
+"""The state of a run's jobs in SLURM's queue, and their cancellation.
 
-`squeue` is asked, since `sacct`, which submitit asks, has no answer on clusters without an accounting database.
+States are read with `squeue`: `sacct`, which submitit uses, fails on clusters without an accounting database.
 """
 
 from __future__ import annotations
@@ -29,21 +29,22 @@ ENDED = {
     "REVOKED": "was revoked",
     "TIMEOUT": "reached its time limit (timeout_min)",
 }
-"""States of jobs that run no more, and how they are said; others are of jobs that wait, run or are about to end."""
+"""Final states of jobs, and their wording in messages; jobs in other states wait, run or are about to end."""
 WAITING = ("PENDING", "CONFIGURING", "SUSPENDED", "STOPPED")
+"""States of jobs that do not run yet, or are stopped."""
 ANSWER = 60.0
-"""Seconds that SLURM has to answer a question."""
+"""Timeout of queries, in seconds."""
 TOLD = 3.0
-"""Seconds that SLURM has to take a command; if they do not suffice, it continues on its own."""
+"""Seconds to wait for `scancel`, which continues in the background if it takes longer."""
 BEGINNINGS = re.compile(r"^(s\w+: )?((error|fatal): )?(Batch job submission failed: )?")
-"""How a line on standard error begins: with the command's name, and what went wrong in general."""
+"""Start of a line on standard error: the command's name and the kind of error, which precede the reason."""
 OF_SLURM = ("srun:", "slurmstepd:")
-"""How lines in a job's log begin that say less than the program's own."""
+"""Starts of lines that SLURM adds to a job's log after those of the program."""
 
 
 @dataclass(frozen=True)
 class State:
-    """The state of a job in SLURM's words. reason: why it waits, say."""
+    """The state of a job, in the words of squeue. reason: why it waits, for example."""
 
     name: str
     reason: str = ""
@@ -54,42 +55,42 @@ class State:
 
     @property
     def waits(self) -> bool:
-        """True if the job has not begun, or has been stopped for now."""
+        """True if the job does not run yet, or is stopped."""
         return self.name in WAITING
 
     def describe_wait(self) -> str:
-        """`pending (Resources)`."""
+        """Return `pending (Resources)`, for example."""
         return f"{self.name.lower()} ({self.reason})" if self.reason else self.name.lower()
 
     def describe(self, job: Any) -> str:
-        """`was cancelled`; or, where its program failed, with the last line of its log."""
+        """Return `was cancelled`, for example; if the program failed, with the last line of its log."""
         said = ENDED.get(self.name, self.name.lower())
         log = last_line_of_log(job.paths.stderr) if self.name == "FAILED" else ""
         return f"{said}: {log}" if log else said
 
 
 class Queue(Protocol):
-    """Where jobs are. They are those of submitit."""
+    """A queue of submitit's jobs."""
 
     def states(self, jobs: Sequence[Any]) -> dict[str, State]:
-        """Return the state of each job by its id; empty if there is no answer."""
+        """Return the state of each job by its id; empty if the queue does not answer."""
 
     def cancel(self, jobs: Sequence[Any]) -> None:
         """Cancel jobs, without waiting for them to end."""
 
 
 class SlurmQueue:
-    """A `Queue`: that of SLURM."""
+    """The `Queue` of SLURM."""
 
     def states(self, jobs: Sequence[Any]) -> dict[str, State]:
-        """As of `Queue`. A job that ended so long ago that SLURM does not know it is `COMPLETED`."""
+        """See `Queue`. Jobs that SLURM has forgotten, minutes after their end, are `COMPLETED`."""
         wanted = {job.job_id for job in jobs}
         arrays = sorted({job.partition("_")[0] for job in wanted}, key=int)
         words = ("--noheader", "--array", "--states=all", "--format=%i|%T|%r", f"--jobs={','.join(arrays)}")
         try:
             text = ask("squeue", *words)
         except WorkerError as error:
-            if "Invalid job id" not in str(error):  # which it says where all of them are unknown
+            if "Invalid job id" not in str(error):  # the error if SLURM has forgotten all of them
                 return {}
             text = ""
         return {job: State("COMPLETED") for job in wanted} | {
@@ -97,7 +98,7 @@ class SlurmQueue:
         }
 
     def cancel(self, jobs: Sequence[Any]) -> None:
-        """As of `Queue`. A Ctrl-C that ends this process does not reach the command."""
+        """See `Queue`. The command runs in its own session, so Ctrl-C does not interrupt it."""
         if jobs:
             null = subprocess.DEVNULL
             command = ["scancel", *(job.job_id for job in jobs)]
@@ -107,7 +108,7 @@ class SlurmQueue:
 
 
 class LocalQueue:
-    """A `Queue`: processes of this machine, started by submitit for a rehearsal."""
+    """The `Queue` of processes that submitit starts on this machine, for a rehearsal without SLURM."""
 
     def states(self, jobs: Sequence[Any]) -> dict[str, State]:
         names = {"RUNNING": "RUNNING", "INTERRUPTED": "CANCELLED"}
@@ -120,7 +121,7 @@ class LocalQueue:
 
 
 def parsed(text: str) -> dict[str, State]:
-    """Return the states in an answer of squeue: a line `ID|STATE|REASON` for each job."""
+    """Return the states in the output of squeue: a line `ID|STATE|REASON` for each job."""
     rows = (line.strip().split("|", 2) for line in text.splitlines() if line.count("|") >= 2)
     return {job: State(name, "" if reason == "None" else reason) for job, name, reason in rows}
 
@@ -131,10 +132,10 @@ def partitions() -> list[str]:
 
 
 def ask(*command: str) -> str:
-    """Return what a command of SLURM prints.
+    """Return the standard output of a SLURM command.
 
     Raises:
-        WorkerError: it fails, or has no answer in time.
+        WorkerError: the command fails or times out.
     """
     try:
         found = subprocess.run(
@@ -153,13 +154,13 @@ def missing() -> str | None:
 
 
 def last_line(text: str) -> str:
-    """Return the last line of what a command of SLURM wrote to standard error, without what such lines begin with."""
+    """Return the last line of a SLURM command's standard error, without `BEGINNINGS`."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return BEGINNINGS.sub("", lines[-1]) if lines else ""
 
 
 def last_line_of_log(path: Path) -> str:
-    """Return the last line of a job's log that its program wrote, or else SLURM; empty if there is none."""
+    """Return the last line that a job's program wrote to its log, else the last line; empty if there is no log."""
     try:
         lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
     except OSError:

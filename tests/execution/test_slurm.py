@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,9 +17,10 @@ import pytest
 
 from optbench.cli import main
 from optbench.execution import mailbox, slurm_job
+from optbench.execution.agent import Hello
 from optbench.execution.backend import Died
 from optbench.execution.mailbox import Mailbox, Pulse
-from optbench.execution.slurm_job import IN, OUT, PULSE, Ending, serve
+from optbench.execution.slurm_job import IN, OUT, POLL, PULSE, SETTLE, Ending, serve
 from optbench.suite import dump_suite
 from tests.conftest import PoolHere, assert_same_tables, small_suite
 
@@ -165,6 +168,34 @@ def test_a_worker_killed_by_the_signal_to_its_job_is_not_reported_as_died(
     serve(str(place), "cpu", lambda: next(looks))
     died = [] if signalled else [Died("SIGTERM")]
     assert Mailbox(place / OUT).take() == ["progress", *died, Ending(told=False)]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_signals_to_a_whole_job_are_not_reported_as_the_death_of_its_worker(tmp_path: Path) -> None:
+    place = tmp_path / "run" / "worker"
+    for name in (IN, OUT):
+        (place / name).mkdir(parents=True)
+    parent = Pulse(place.parent / PULSE)
+    parent.beat()
+    answers = Mailbox(place / OUT)
+    code = f"from optbench.execution.slurm_job import run_job; run_job({str(place)!r}, 'cpu')"
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    found: list[Any] = []
+    until = time.monotonic() + 120
+    try:
+        while not (found or process.poll() is not None) and time.monotonic() < until:
+            time.sleep(0.05)
+            found += answers.take()
+        os.killpg(process.pid, signal.SIGUSR2)
+        time.sleep(SETTLE + 4 * POLL)  # a worker that died of it would be reported by then
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait(120) == 0
+    finally:
+        process.kill()
+        process.wait()
+    found += answers.take()
+    assert [type(message) for message in found] == [Hello, Ending]
+    assert found[1] == Ending(told=False)
 
 
 def test_silence_is_measured_by_the_watchers_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
