@@ -1,7 +1,7 @@
-"""Workers in jobs of a SLURM cluster, submitted by submitit: a job serves one worker, which takes many cohorts.
+"""Workers in SLURM jobs, which are submitted by submitit: each job serves one worker, which trains many cohorts.
 
-A job and the main process exchange messages in a folder that both see: below the runs' folder, unless
-`--set-on folder=DIR` names another. submitit is imported when jobs are submitted.
+Jobs and the main process exchange messages in a shared folder, below the runs directory unless `--set-on folder=DIR`
+names another. submitit is imported when jobs are submitted.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ PREFIX = ".slurm-"
 ASKED = 20.0
 """Seconds between two queries of SLURM about jobs that show no sign of life."""
 ASKED_AT_START = 5.0
-"""The same if a job was submitted less than `STALLED` seconds ago: one that cannot start a worker fails soon."""
+"""The same while a job was submitted less than `STALLED` seconds ago, because a job that cannot start a worker fails
+soon."""
 ASKED_AT_END = 1.0
-"""The same if a job has reported that it ends, until SLURM states why."""
+"""The same after a job has reported that it ends, until SLURM gives the reason."""
 STALLED = 60.0
 """Seconds without any ready worker after which the user is told why jobs wait."""
 PATIENCE = 10.0
@@ -54,11 +55,11 @@ AGAIN = 30.0
 TRIES = 10
 """Number of attempts after which a run without any other job ends."""
 LEFT = 600.0
-"""Seconds of silence after which another run's main process counts as killed, and its folder is removed."""
+"""Seconds of silence after which another run's main process is considered killed and its folder is removed."""
 
 
 class SlurmJobs:
-    """A `Backend`: jobs of a cluster that share a folder with this process."""
+    """A `Backend` of SLURM jobs, which share a folder with this process."""
 
     def __init__(
         self, settings: Mapping[str, str], runs_dir: Path, device: str, jobs: int | None, *, force: bool = False
@@ -73,7 +74,7 @@ class SlurmJobs:
         self.jobs = whole("max_jobs", settings.get("max_jobs", MAX_JOBS)) if jobs is None else jobs
         self._force = force
         self._workers: list[_SlurmWorker] = []
-        self._submitted: list[_SlurmWorker] = []  # not started by the pool yet
+        self._submitted: list[_SlurmWorker] = []  # submitted, but not requested by the pool yet
         self._job: tuple[Job, Parcel] | None = None
         self._data: dict[str, Parcel] = {}
         self._none_since: float | None = None
@@ -100,7 +101,7 @@ class SlurmJobs:
         """Write the files that jobs need, and submit as many jobs as there is work for, as one array.
 
         Raises:
-            WorkerError: SLURM refuses the jobs.
+            WorkerError: SLURM rejects the jobs.
         """
         parcel = Parcel.of(pickled(job_for_elsewhere(job, units, force=self._force)))
         self._job = job, self._stored(f"job-{parcel.sum[:16]}", parcel)
@@ -129,7 +130,7 @@ class SlurmJobs:
         return folder
 
     def submit(self, folders: Sequence[Path]) -> list[Any]:
-        """Submit a job for each folder, together. Raises WorkerError if SLURM refuses them."""
+        """Submit a job for each folder, all together. Raises WorkerError if SLURM rejects them."""
         process = "cuda:0" if self.device == "cuda" else "cpu"
         names = [str(folder) for folder in folders]
         try:
@@ -151,7 +152,7 @@ class SlurmJobs:
         return worker
 
     def wait(self, workers: Sequence[Worker]) -> Sequence[Worker]:
-        """See `Backend`. Raises WorkerError if no job is left and SLURM refuses new ones."""
+        """See `Backend`. Raises WorkerError if no job is left and SLURM rejects new ones."""
         ours = [worker for worker in workers if isinstance(worker, _SlurmWorker)]
         with contextlib.suppress(OSError):
             self._pulse.beat()
@@ -165,10 +166,10 @@ class SlurmJobs:
         return found
 
     def _submit_again(self) -> None:
-        """Submit jobs again that SLURM has refused, every `AGAIN` seconds.
+        """Resubmit jobs that SLURM has rejected, every `AGAIN` seconds.
 
         Raises:
-            WorkerError: SLURM still refuses them, and there is no other job.
+            WorkerError: SLURM still rejects them, and there is no other job.
         """
         for worker in self._workers:
             if worker.job is None and time.monotonic() - worker.tried_at > AGAIN:
@@ -180,7 +181,7 @@ class SlurmJobs:
     def _ask(self, workers: Sequence[_SlurmWorker]) -> None:
         """Query SLURM about all jobs that show no sign of life or are about to end; tell the user why jobs wait.
 
-        Jobs that show signs of life are left out, which spares the cluster queries.
+        Jobs that show signs of life are left out, to spare the cluster unnecessary queries.
         """
         quiet = [worker for worker in workers if worker.job is not None and not worker.inbox and worker.is_quiet]
         if not quiet or time.monotonic() - self._asked_at < min(worker.asked_every for worker in quiet):
@@ -218,7 +219,7 @@ class SlurmJobs:
         return self._job[1]
 
     def data(self, job: Job, experiment: str) -> dict[str, Parcel]:
-        """The datasets of an experiment."""
+        """Return the datasets of an experiment, by key."""
         return {key: self._data[key] for key in datasets(job.suite.experiments[experiment])}
 
     def verdict(self, hello: Hello) -> Ready | Refused:
@@ -287,7 +288,7 @@ class _SlurmWorker:
             [self.job] = self._cluster.submit([self.folder])
         except WorkerError as error:
             if self.refusal is None:
-                self.inbox.append(Said(f"{error}; it is tried again every {AGAIN:.0f} seconds"))
+                self.inbox.append(Said(f"{error}; retrying every {AGAIN:.0f} seconds"))
             self.refusal = error
 
     def tell(self, name: str, *arguments: object) -> None:
@@ -341,7 +342,7 @@ class _SlurmWorker:
                 self._cluster.say_once(self, f"{self._name} did not start a worker", state.describe(self.job))
             self.inbox.append(Lost(f"{self._name} {state.describe(self.job)}"))
         elif self._ending_since is not None and time.monotonic() - self._ending_since > PATIENCE:
-            self.inbox.append(Lost(f"{self._name} was told to end by SLURM"))
+            self.inbox.append(Lost(f"{self._name} was ended by SLURM"))
         elif self.is_ready and self._silence > SILENT:
             self.inbox.append(Lost(f"{self._name} shows no sign of life"))
 

@@ -31,7 +31,7 @@ ENDED = {
 }
 """Final states of jobs, and their wording in messages; jobs in other states wait, run or are about to end."""
 WAITING = ("PENDING", "CONFIGURING", "SUSPENDED", "STOPPED")
-"""States of jobs that do not run yet, or are stopped."""
+"""States of jobs that are not running yet, or are suspended."""
 ANSWER = 60.0
 """Timeout of queries, in seconds."""
 TOLD = 3.0
@@ -55,7 +55,7 @@ class State:
 
     @property
     def waits(self) -> bool:
-        """True if the job does not run yet, or is stopped."""
+        """True if the job is not running yet, or is suspended."""
         return self.name in WAITING
 
     def describe_wait(self) -> str:
@@ -142,7 +142,7 @@ def ask(*command: str) -> str:
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=ANSWER, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise WorkerError(f"--on slurm: {command[0]} has no answer: {error}") from error
+        raise WorkerError(f"--on slurm: {command[0]} does not answer: {error}") from error
     if found.returncode:
         raise WorkerError(f"--on slurm: SLURM does not answer: {last_line(found.stderr) or command[0]}")
     return found.stdout

@@ -149,7 +149,7 @@ def test_a_refused_replacement_is_submitted_again_later(backend: SlurmJobs, slur
     other: Any = backend.start(1)
     (slurm / "states").write_text("")
     assert other.receive() == Said(
-        "--on slurm: cannot submit jobs: Job violates accounting policy; it is tried again every 30 seconds"
+        "--on slurm: cannot submit jobs: Job violates accounting policy; retrying every 30 seconds"
     )
     for _ in range(slurm_jobs.TRIES + 1):  # while another job is running
         clock[0] += slurm_jobs.AGAIN + 1
