@@ -63,7 +63,7 @@ class Averages:
         self._fresh = []
 
     def begun(self, i: int) -> bool:
-        """Return whether the average of member `i` includes any step."""
+        """Return whether the average of member `i` includes at least one step."""
         return i not in self._fresh
 
     def of(self, i: int) -> Tensor:

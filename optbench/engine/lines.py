@@ -91,7 +91,7 @@ class Lines:
 
     @torch.no_grad()
     def end(self, weights: Tensor, row: Tensor) -> End:
-        """Return the line end of a solution. weights: (P,) float64. row: (P + Q,), the same weights, and buffers."""
+        """Evaluate a solution as the end of lines. weights: (P,) float64. row: (P + Q,), with the same weights."""
         row = self._estimated(row)
         parameters = self._layout.parts(weights) | self._layout.buffer_views(row)
         opened = None

@@ -94,7 +94,7 @@ def obstacle(
         _compare(original.state(0), noise, copy.state(0), draws)
     except CannotResume as error:
         return str(error)
-    except Exception as error:  # from the optimizer's code
+    except Exception as error:  # raised by the optimizer's code
         if of_the_machine(error):
             raise
         return f"a test of resuming it raised {type(error).__name__}: {spoken(error)}"

@@ -75,7 +75,7 @@ def compare(
 
 @dataclass(frozen=True)
 class _Read:
-    """A solution and its line end."""
+    """A solution, with the values that lines ending at it need."""
 
     solution: Solution
     end: End

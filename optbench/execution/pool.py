@@ -40,8 +40,8 @@ Passed: TypeAlias = "Progress | Finished | Compared | Failed | Arrived | Said"
 """Messages that the pool passes on."""
 
 PIECES = 8
-"""Maximum number of pieces into which a cohort is cut after its process died, so that the member that caused it affects
-few others."""
+"""Maximum number of pieces into which a cohort is cut after its process died, so that the member that caused the death
+shares a piece with few others."""
 TRIES_ELSEWHERE = 2
 """How often a unit whose worker was lost is retried as a whole, because it did not cause the loss."""
 LOST_AT_START = 3

@@ -216,7 +216,7 @@ class _RayWorker:
 
 
 def _fault(error: Exception) -> Lost | Refused:
-    """Return the message for the pool that corresponds to an error of Ray on reading from a worker."""
+    """Convert an error that Ray raised on reading from a worker to a message for the pool."""
     import ray
 
     lines = [line.strip() for line in CONTROL.sub("\n", str(error)).splitlines() if line.strip()]

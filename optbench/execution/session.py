@@ -112,7 +112,7 @@ def run(suite: Suite, options: Options, view: View | None = None) -> Outcome:
 class Session:
     """A run in progress, whose directory is written only by this process.
 
-    At the end of the `with` block, the final status is written to `run.json`, and an interrupt is not raised further.
+    At the end of the `with` block, the final status is written to `run.json`, and an interrupt is suppressed.
     """
 
     def __init__(self, options: Options, view: View) -> None:

@@ -31,7 +31,7 @@ class Feed:
             offsets[id(part)] = rows
             rows += len(part)
         self._offsets = [offsets[id(stream.examples)] for stream in streams]
-        # An additional copy while the stack exists; none if all streams have the same examples.
+        # This holds a second copy while the stack exists, unless all streams have the same examples.
         self._inputs = parts[0].inputs if len(parts) == 1 else torch.cat([part.inputs for part in parts])
         self._targets = parts[0].targets if len(parts) == 1 else torch.cat([part.targets for part in parts])
         device = self._targets.device
