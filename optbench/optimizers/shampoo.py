@@ -239,7 +239,9 @@ class Shampoo(Optimizer):
             size = max(length for length, _ in stale)
             power = 1 / 2 if any(count == 1 for _, count in stale) else 1 / 4  # a vector has the worst bound
             smallest = float(numbers_of(group["epsilon"]).min())
-            times = f"up to {smallest**-power:.3g} times too long" if smallest > 0 else "too long without bound"
+            times = (
+                f"up to {smallest**-power:.3g} times too long" if smallest > 0 else "too long by an unbounded factor"
+            )
             warnings.warn(
                 f"Shampoo: small_side={group['small_side']} leaves roots of a layer's side of length {size} stale for "
                 f"up to {every} steps, which makes steps {times}; small_side={longest} refreshes them at every step",

@@ -123,8 +123,10 @@ def _read(path: Path, place: Place | None, most: int) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
         raise SuiteError(f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if len(data) > most:
-        what = "more than any suite" if place is None else "all files together"
-        raise SuiteError(f"{where if place else f'{path}:1:1'}: larger than {MAX_BYTES // 1024} KiB, {what}")
+        what = "a suite" if place is None else "all files together"
+        raise SuiteError(
+            f"{where if place else f'{path}:1:1'}: larger than {MAX_BYTES // 1024} KiB, the limit for {what}"
+        )
     return data
 
 

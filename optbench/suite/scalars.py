@@ -57,7 +57,7 @@ def read_scalar(kind: str, text: str, plain: bool) -> bool | int | float | str |
         case "float":
             return _number(text)
     if any("\ud800" <= char <= "\udfff" for char in text):
-        raise ValueError("half of a surrogate pair is not text")
+        raise ValueError("expected text, got half of a surrogate pair")
     if plain and _WORD_FOR_BOOL.fullmatch(text):
         raise ValueError(
             f"'{text}' is text in YAML 1.2 and a bool in 1.1: write true or false (or null for none), or quote it"

@@ -115,7 +115,7 @@ def test_a_hundred_megabytes_are_refused_without_reading_them(
     finally:
         tracemalloc.stop()
         path.unlink()
-    assert said == f"{path}:1:1: larger than 1024 KiB, more than any suite"
+    assert said == f"{path}:1:1: larger than 1024 KiB, the limit for a suite"
     assert seconds < 2
     assert peak < 16 << 20, f"{peak >> 20} MiB"
 

@@ -159,7 +159,7 @@ def test_the_longest_layer_is_taken_over_all_parameter_groups(monkeypatch: pytes
         (
             [(3, 200), (200, 4)],
             {"small_side": 0, "precondition_frequency": 10, "epsilon": 0.0},
-            "steps too long without bound; small_side=200",
+            "steps too long by an unbounded factor; small_side=200",
         ),
     ],
 )

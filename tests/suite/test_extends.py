@@ -211,7 +211,7 @@ BASES = [
     ("own.yaml", "own.yaml:1:10: extends: expected a chain of suites that ends, got own.yaml -> own.yaml"),
     ("list.yaml", "list.yaml:1:1: expected a suite, a mapping"),
     ("bytes.yaml", "bytes.yaml:1:4: not UTF-8 text (byte 0xff)"),
-    ("large.yaml", "own.yaml:1:10: extends: large.yaml: larger than 1024 KiB, all files together"),
+    ("large.yaml", "own.yaml:1:10: extends: large.yaml: larger than 1024 KiB, the limit for all files together"),
     pytest.param(
         "many.yaml",
         f"own.yaml:1:10: extends: too large: more than {MAX_VALUES} values in all files",

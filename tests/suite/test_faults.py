@@ -298,4 +298,4 @@ def test_files_that_cannot_be_suites_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SuiteError, match=r": cannot be read: "):
         load_suite(tmp_path / "a\0b")
     path = tmp_path / "large.yaml"
-    assert failure(path, GOOD + "#" * (1 << 20)) == f"{path}:1:1: larger than 1024 KiB, more than any suite"
+    assert failure(path, GOOD + "#" * (1 << 20)) == f"{path}:1:1: larger than 1024 KiB, the limit for a suite"
