@@ -91,7 +91,7 @@ class Bpe:
 
 @dataclass
 class _Row:
-    """Concatenated words: tokens (L,), whether the next token belongs to the same word (L,), and the word's count."""
+    """Concatenated words: their tokens, flags for a next token in the same word, and the word's count, each (L,)."""
 
     tokens: Tokens
     inside: Flags

@@ -249,7 +249,7 @@ _TABLE = (
     _collapse("nc2_norm", "sd_c‖m_c‖ / mean_c‖m_c‖, m_c = μ_c - μ_G the centred class means", _PAPYAN),
     _collapse("nc2_angle", "mean_{c≠c'} |cos(m_c, m_c') + 1/(C-1)|", _PAPYAN),
     _collapse("nc3", "‖W/‖W‖ - M/‖M‖‖²_F, M the rows m_c", _PAPYAN),
-    _collapse("nc4", "share of examples where argmax of the logits is not the nearest class mean", _PAPYAN),
+    _collapse("nc4", "share of examples whose nearest class mean is not that of the largest logit", _PAPYAN),
     _collapse(
         "class_margin",
         "mean_i min_{c≠y} (z_y - z_c) / ‖w_y - w_c‖ / √tr Σ, z logits, w rows of the last layer, Σ of the features",

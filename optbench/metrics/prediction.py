@@ -51,13 +51,13 @@ def pooled_hits(parts: list[ClassHits]) -> ClassHits:
 
 
 def worst_class_accuracy(class_hits: ClassHits) -> Tensor:
-    """Return the smallest accuracy of a class that has examples; NaN without any."""
+    """Return the smallest accuracy of a class that has examples; NaN if there are none."""
     shares = class_hits.shares
     return shares.min() if len(shares) else shares.new_tensor(math.nan)
 
 
 def balanced_accuracy(class_hits: ClassHits) -> Tensor:
-    """Return the mean accuracy over classes that have examples; NaN without any."""
+    """Return the mean accuracy over classes that have examples; NaN if there are none."""
     return class_hits.shares.mean()
 
 

@@ -55,7 +55,8 @@ def in_words(error: BaseException, target: str, hyperparameters: Mapping[str, An
 
 
 def raised_at(error: BaseException) -> str | None:
-    """Return the last line of user code: `by Mine.step in mine.py:12: assert p.grad is not None`; None without any.
+    """Return the last line of user code: `by Mine.step in mine.py:12: assert p.grad is not None`; None if there is
+    none.
 
     If every frame is in a library, the last one is used.
     """

@@ -14,7 +14,7 @@ _SUFFIXES = (".yaml", ".yml")
 
 
 def shipped_suites() -> dict[str, Path]:
-    """Return the shipped suites, sorted: names and files."""
+    """Return the files of the shipped suites by name, sorted."""
     return dict(sorted(_installed().items() or _in_checkout().items()))
 
 

@@ -1,4 +1,4 @@
-"""Ranges of seeds, which neither suites nor `--seeds` accept: suggest the valid form."""
+"""Suggestions of the valid form for ranges of seeds, which neither suites nor `--seeds` accept."""
 
 from __future__ import annotations
 

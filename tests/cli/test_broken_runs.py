@@ -156,7 +156,7 @@ SUITES: dict[str, tuple[Damage, str]] = {
     ),
     "too many trials": (
         lambda run: swap(run / "suite.yaml", "seeds: [0, 1]", "seeds: 100000"),
-        "more than 200000",
+        "at most 200000 trials",
     ),
     "more tasks than were trained": (lambda run: swap(run / "suite.yaml", "count: 2", "count: 3"), "expected 12 rows"),
 }

@@ -80,7 +80,7 @@ UNKNOWN: dict[str, tuple[str, str, str, str]] = {
         "lr: {log: [1, 9], points: 999}, momentum: {log: [0.1, 0.9], points: 10}, dampening: 0}\n"
         "  sgd2: {target: sgd, lr: {log: [1, 9], points: 999}, momentum: {log: [0.1, 0.9], points: 10}",
         "",
-        "more than 200000",
+        "at most 200000 trials",
     ),
 }
 
