@@ -96,7 +96,7 @@ def _remove_older(folder: Path, new: str) -> None:
 
 
 def find_holding(folder: Path, trials: Iterable[str]) -> list[Path]:
-    """Return the parts that contain any of these trials, which are given by id."""
+    """Return the parts that contain any of these trials. trials: their ids."""
     wanted = set(trials)
     return [
         part for part in find_parts(folder) if any(wanted & set(member.trials) for member in _members_or_none(part))

@@ -28,7 +28,7 @@ BESIDE = 1.25
 """Space for the names of lines."""
 PARTS = {"dead": "dead units", "dormant": "dormant units", "effective_rank": "effective rank"}
 BAND, MUTED = 0.14, 0.5
-"""Opacity of a spread, and of controls."""
+"""Opacity of a spread, and of muted lines."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class _Line:
 
     @property
     def muted(self) -> bool:
-        """Whether it is a control, drawn in grey in every panel."""
+        """Whether it is a wrapper, such as a remedy or fresh networks, drawn in grey in every panel."""
         return self.learnt.is_control
 
     def smooth(self, column: str) -> Array:
@@ -69,7 +69,7 @@ def _figure(group: Group, lines: Sequence[_Line]) -> Figure:
     longest = max((line.learnt for line in lines), key=lambda learnt: learnt.window)
     muted = [line for line in lines if line.muted]
     by_label = {line.series.label: line for line in lines}
-    # controls are in every panel
+    # muted lines are in every panel
     parts = [[by_label[s.label] for s in part] for part in chunks([line.series for line in lines if not line.muted])]
     smoothed = f"means of {longest.in_window} in a row, " if longest.window > 1 else ""
     what = (
@@ -79,7 +79,7 @@ def _figure(group: Group, lines: Sequence[_Line]) -> Figure:
     if fresh := [line.series.label for line in muted if line.learnt.is_fresh]:
         what += f" Dashed ({', '.join(fresh)}): fresh networks for every task, which have not learnt earlier tasks."
     if others := [line.series.label for line in muted if not line.learnt.is_fresh]:
-        what += f" Dotted, controls: {', '.join(others)}."
+        what += f" Dotted: {', '.join(others)}, wrappers around an optimizer."
     drawn = [title for column, title in PARTS.items() if _shows(lines, column)]
     if drawn:
         what += f" Below, measured before the first update on each task: {', '.join(drawn)}."
@@ -139,7 +139,7 @@ def _drawing(
 
 
 def _look(line: _Line) -> tuple[str, style.Line, float]:
-    """Return colour, line and opacity: controls in the text colour, fresh networks dashed."""
+    """Return colour, line and opacity: muted lines in the text colour, fresh networks dashed."""
     look = style.look(line.series)
     if not line.muted:
         return look.colour, look.line, 1.0

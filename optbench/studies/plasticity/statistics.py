@@ -54,7 +54,7 @@ class LearntOnline:
 
     @property
     def is_control(self) -> bool:
-        """Whether it is a control: a wrapper whose base takes the steps."""
+        """Whether it is a wrapper whose base takes the steps, such as a remedy or fresh networks."""
         return bool(self._trial.around)
 
     @functools.cached_property
