@@ -64,7 +64,7 @@ def write_text(path: Path, text: str) -> None:
 def json_text(value: Any) -> str:
     """Return `value` as indented JSON that can be written as UTF-8."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    # The name of a folder may contain undecodable bytes, for whose surrogates JSON has escapes.
+    # A folder's name may contain undecodable bytes; their surrogates are written as JSON escapes.
     return text.encode(errors="backslashreplace").decode()
 
 

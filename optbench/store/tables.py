@@ -159,7 +159,7 @@ class SimilarityRow:
 
 @dataclass(frozen=True)
 class PruningRow:
-    """Accuracy on all tasks if only the fraction `keep` of largest weights is kept, without further training."""
+    """Accuracy on all tasks with only the largest fraction `keep` of the weights, without further training."""
 
     table: ClassVar[str] = "pruning"
 
