@@ -1,4 +1,4 @@
-"""The claims of two runs side by side, paired by name, each judged by its own run's data."""
+"""The claims of two runs side by side, paired by name, each judged on its own run's data."""
 
 from __future__ import annotations
 

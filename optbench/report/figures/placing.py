@@ -27,7 +27,7 @@ DIRECTIONS = ((0.0, 1.0), (0.0, -1.0), (1.0, 0.0), (-1.0, 0.0), (0.8, 0.9), (-0.
 INDENT = 10.0
 """Gap between the axes and the names of lines, for leader lines."""
 MARGINS = 30.0
-"""Height of a panel above and below its axes, together."""
+"""Total height of a panel's margins above and below its axes."""
 
 LEADER = {"arrowstyle": "-", "linewidth": 0.6, "color": INK, "shrinkA": 0, "shrinkB": 3}
 LABEL: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8}
