@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 4.2, 3.1
 SEEDS_READ = 5
-"""Maximum per series: checkpoints of a large run take long to read, and seeds hardly differ."""
+"""Maximum number of seeds read per series: checkpoints of a large run take long to read, and seeds hardly differ."""
 LOW, HIGH, PER_DECADE = -10, 2, 10
 EDGES: NDArray[np.float64] = np.linspace(LOW, HIGH, (HIGH - LOW) * PER_DECADE + 1)
 """Edges of the bins of log10|w|. Magnitudes below the lowest edge are counted with zeros and not drawn."""
