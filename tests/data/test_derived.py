@@ -238,7 +238,11 @@ def test_derived_datasets_are_as_announced_and_satisfy_the_contract(
         ),
         ("{kind: corrupted, of: mnist, corruption: noise}", "7:55", "corruption: unknown choice 'noise'"),
         ("{kind: imbalanced, of: text-domains}", "7:21", "of: expected a dataset of examples with one label each"),
-        ("{kind: spurious-patch, of: modular-addition}", "7:21", "of: expected a dataset of images, got modular-addition"),
+        (
+            "{kind: spurious-patch, of: modular-addition}",
+            "7:21",
+            "of: expected a dataset of images, got modular-addition",
+        ),
         ("{kind: imbalanced, of: ./gone.py:faces}", "7:37", "./gone.py"),
         ("{kind: corrupted, of: ./mine.py:points, corruption: blur-1}", "", "of: expected images of shape (C, H, W)"),
     ],
