@@ -1,4 +1,7 @@
-"""`optbench run --dry-run`: show the plan. Imports torch only to try users' optimizers and models."""
+"""`optbench run --dry-run`: show the plan.
+
+Imports torch only to try users' optimizers and models, deep models, and metrics at chosen layers.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,21 @@ from optbench.data.catalog import FACTS
 from optbench.data.settings import DatasetSettings
 from optbench.errors import DataError, escaped
 from optbench.execution.backends import Place
-from optbench.execution.preflight import check_optimizers, check_penalties, find_code, placed
+from optbench.execution.preflight import (
+    check_optimizers,
+    check_penalties,
+    check_places,
+    check_tasks,
+    find_code,
+    placed,
+)
 from optbench.execution.schedule import Plan
 from optbench.execution.session import Options
+from optbench.metrics.own import resolve
 from optbench.plan import Cohort
 from optbench.report.recipe import recipe
 from optbench.stats.power import shortage_text, suite_shortages
+from optbench.suite.measured import unlisted, with_readings
 from optbench.suite.readings import Readings
 from optbench.suite.schema import ExperimentSettings, ModelSettings
 from optbench.suite.scoring import scoring
@@ -202,16 +214,18 @@ def _models(plan: Plan, options: Options) -> list[str]:
 
 def _tried(plan: Plan, options: Options) -> list[str]:
     lines = []
-    for name, experiment in plan.suite.experiments.items():
+    for name, experiment in with_readings(plan.suite).experiments.items():
         shown = [model for model, settings in experiment.models.items() if settings.is_users or _deep(settings)]
-        if not shown:
+        somewhere = any(metric.placed and metric.settings for metric in resolve(experiment.metrics))
+        if not shown and not somewhere:
             continue
         from optbench.data import load
         from optbench.engine.blueprint import Blueprint
-        from optbench.engine.device import resolve
+        from optbench.engine.device import resolve as resolve_device
 
         # This machine may have none of a cluster's devices.
-        device = resolve(options.device).type if Place.parse(options.on, options.set_on).is_local else options.device
+        is_local = Place.parse(options.on, options.set_on).is_local
+        device = resolve_device(options.device).type if is_local else options.device
         lock_step = LOCK_STEP["cpu" if device in ("cpu", "auto") else "accelerator"]
 
         try:
@@ -222,8 +236,13 @@ def _tried(plan: Plan, options: Options) -> list[str]:
         with placed(f"experiments.{name}"):
             check_dataset(experiment.protocol, dataset)
             check_augment(experiment.protocol.augment, dataset)
-        for model in shown:
+        if not experiment.tasks.is_users:
+            check_tasks(name, experiment, dataset, plan.suite)
+        for model in experiment.models if somewhere else shown:
             blueprint = Blueprint.of(experiment, model, dataset, f"experiments.{name}.models.{model}")
+            check_places(name, experiment, model, blueprint, unlisted(plan.suite, name))
+            if model not in shown:
+                continue
             how = f"trained member by member: {blueprint.alone}" if blueprint.alone else lock_step
             lines.append(f"{name}, {model}: {blueprint.layout.parameters:,} parameters; {how}")
     return lines

@@ -135,8 +135,8 @@ def check(plan: Plan, data_dir: Path | None, notify: Callable[[str], None]) -> d
                 check_transfer(dataset, load(other, data_dir, notify=notify))
         for model in experiment.models:
             blueprint = Blueprint.of(experiment, model, dataset, f"experiments.{name}.models.{model}")
-            _check_places(name, experiment, model, blueprint, unlisted(plan.suite, name))
-        outlines[name] = _check_tasks(name, experiment, dataset, plan.suite)
+            check_places(name, experiment, model, blueprint, unlisted(plan.suite, name))
+        outlines[name] = check_tasks(name, experiment, dataset, plan.suite)
         _check_metrics(name, experiment, dataset, outlines[name].count)
     return outlines
 
@@ -204,7 +204,7 @@ def _reported(place: str, kind: Kind) -> Iterator[None]:
         raise KindError(f"{place}: {kind.kind} raised {said(error)}") from error
 
 
-def _check_tasks(name: str, experiment: ExperimentSettings, dataset: Dataset, suite: Suite) -> Outline:
+def check_tasks(name: str, experiment: ExperimentSettings, dataset: Dataset, suite: Suite) -> Outline:
     """Check that every task has a full batch; for built-in task sequences, only the targets are needed."""
     import torch
 
@@ -229,7 +229,7 @@ def _check_tasks(name: str, experiment: ExperimentSettings, dataset: Dataset, su
     return family.outline
 
 
-def _check_places(
+def check_places(
     name: str, experiment: ExperimentSettings, model: str, blueprint: Blueprint, of_claims: Iterable[MetricSettings]
 ) -> None:
     """Check that a model has every place at which a metric is read. of_claims: metrics used only for claims."""

@@ -34,6 +34,7 @@ from optbench.selection import Addition, Choice, choose, parse_optimizers, parse
 from optbench.store import RunWriter
 from optbench.store.tables import TrialRow
 from optbench.suite import dump_suite, load_suite, suite_hash
+from tests.refusals import refusal
 
 SUITE = """
 name: tiny
@@ -294,6 +295,19 @@ def test_a_dry_run_of_a_resumption_lists_finished_trials(
     assert "other settings" in capsys.readouterr().err
     assert main(["run", "--resume", str(path), "--dry-run", "--set", "claims.c.expect=lower"]) == 2
     assert "a resumed run keeps the claims that it was started with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("suite", "setting", "message"),
+    [
+        ("smoke", "experiments.permuted-mnist.metrics=[{kind: srank, layer: 3}]", "expected a hidden layer 1"),
+        ("text", "experiments.domains.tasks.tokens_per_task=20", "expected at least 128, the context"),
+    ],
+)
+def test_a_dry_run_rejects_metrics_and_tasks_that_do_not_fit(
+    suite: str, setting: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refusal(capsys, tmp_path, "run", suite, "--dry-run", "--set", setting)
 
 
 def test_a_dry_run_survives_user_code_that_exits(suite_path: Path, tmp_path: Path) -> None:
