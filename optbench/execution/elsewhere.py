@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from optbench.errors import DeviceError
 from optbench.execution.messages import Job
 from optbench.targets import TargetError, is_file, is_object, is_text, read_source
 
@@ -72,6 +73,17 @@ def unlike(job: Job) -> str | None:
             return str(error)
         if found is None or found.hash != expected:
             return f"{target}: expected source {expected}, got {'none' if found is None else found.hash}"
+    return None
+
+
+def unavailable(device: str) -> str | None:
+    """Return why PyTorch cannot use a device in this process; None if it can. Imports torch."""
+    from optbench.engine.device import resolve
+
+    try:
+        resolve(device)
+    except DeviceError as error:
+        return str(error)
     return None
 
 

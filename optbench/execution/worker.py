@@ -70,7 +70,7 @@ def work(connection: multiprocessing.connection.Connection, device: str) -> None
     prepare()
     from optbench.errors import KindError, OptbenchError
     from optbench.execution.backend import Refused
-    from optbench.execution.elsewhere import unlike
+    from optbench.execution.elsewhere import unavailable, unlike
     from optbench.execution.messages import Data, Job
     from optbench.execution.work import do, failed
     from optbench.targets import use
@@ -88,6 +88,8 @@ def work(connection: multiprocessing.connection.Connection, device: str) -> None
                     connection.send(Refused(f"{difference} on {socket.gethostname()}"))
                 noted = dataclasses.replace(received.elsewhere, notes=(f"trained with different code: {difference}",))
                 received = dataclasses.replace(received, elsewhere=noted)
+            if received.elsewhere is not None and (reason := unavailable(device)) is not None:
+                connection.send(Refused(f"{reason} on {socket.gethostname()}"))
             desk = _Desk(received, device)
             continue
         assert desk is not None

@@ -6,8 +6,10 @@ The agents run in this process; their worker processes are real and start in a s
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import pickle
+import socket
 import subprocess
 import sys
 import tempfile
@@ -26,11 +28,13 @@ import optbench
 from optbench.data import load
 from optbench.engine import Workspace
 from optbench.execution.agent import PREFIX, Agent, Hello
-from optbench.execution.backend import Lost, Message, Ready
+from optbench.execution.backend import Lost, Message, Ready, Refused
 from optbench.execution.messages import Arrived, Elsewhere, Finished, Job, Said, Saved, Train, Unit
+from optbench.execution.nursery import spawn
 from optbench.execution.parcels import Parcel, datasets, job_for_elsewhere, pack, packed_dataset, unpack
 from optbench.execution.schedule import make_plan, spread
 from optbench.execution.work import do
+from optbench.execution.worker import work
 from optbench.plan.progress import Progress
 from optbench.store.interim import find_begun, write_arrived
 from optbench.store.parts import MANIFEST
@@ -210,6 +214,25 @@ sys.exit(", ".join({"torch", "ray", "scipy", "pandas"} & sys.modules.keys()) or 
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_a_remote_worker_without_its_device_is_refused(tmp_path: Path) -> None:
+    ours, theirs = multiprocessing.Pipe()
+    with theirs:
+        process = spawn(work, theirs, "cuda:0")
+    try:
+        job = Job(small_suite({"sgd": {"target": "sgd"}}), None, tmp_path)
+        ours.send(job_for_elsewhere(job, [], force=True))
+        assert ours.poll(120)
+        refused = ours.recv()
+    finally:
+        ours.close()
+        process.kill()
+        process.join()
+    assert isinstance(refused, Refused)
+    assert refused.reason.startswith("--device cuda:0: ")
+    assert refused.reason.endswith(f" on {socket.gethostname()}")
 
 
 @pytest.mark.usefixtures("_temporary")
