@@ -1,45 +1,72 @@
-"""Measure what a trial costs the main process of a run, with workers that answer immediately without training.
+"""Measure what a run costs its main process, and how busy it keeps many workers. Nothing is trained.
 
-    python benchmarks/scale.py [--trials 10000] [--jobs 16] [--out DIR]
+    python benchmarks/scale.py [--trials 10000] [--jobs 16] [--out DIR]    # workers answer immediately
+    python benchmarks/scale.py --trials 10000 --jobs 500 --seconds 360     # simulated workers
+    python benchmarks/scale.py --trials 240 --jobs 4 --seconds 3 --asleep  # processes that sleep
 
-The script prints processor and wall-clock milliseconds per trial for each thousand trials, from the first cohort that
-is handed out until the last one is on the disk, and the peak memory. Cohorts, pool, session and store are those of any
-run; preparing a worker's answer is part of the measured time.
+Without `--seconds`, workers answer immediately. The script prints processor and wall-clock milliseconds per trial for
+each thousand trials, from the first cohort that is handed out until the last one is on disk, and the peak memory.
+Preparing a worker's answer is part of the measured time.
 
-On two busy cores, 10,000 trials in cohorts of eight: 2.8 ms of the processor per trial in the first thousand and 7.8 ms
-in the ninth, since `RunWriter.add` looks at all trials for each cohort; 620 MiB.
+With `--seconds`, a trial takes a worker this long on average. There are three optimizers, one of them four times as
+slow as the others, and two models, one of them twice as slow; durations vary by a third (log-normal), as they do with
+early stopping, and a training alone takes a fifth longer than its share of a large cohort. The scheduler knows none of
+this in advance, apart from its own estimate of an optimizer's cost. Efficiency is the time of all trainings in large
+cohorts divided by workers × elapsed time. Simulated workers skip the time in which all of them are busy: their clock is
+the processor time of the main process, which counts in full, plus the skipped time; time spent waiting for the disk is
+left out. With `--asleep`, each worker is a process that sleeps instead of computing, so that it needs no core of its
+own, and the clock is the wall clock.
+
+Cohorts, pool, session and store are those of any run. Results: benchmarks/RESULTS.md, "Scale".
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
+import math
+import multiprocessing
+import multiprocessing.connection
+import pickle
 import resource
 import shutil
+import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from optbench.execution.backend import Message, Worker
+from optbench.execution.backend import Backend, Message, Worker
 from optbench.execution.messages import Finished, Job, Train, Unit
 from optbench.execution.session import Options, Session
 from optbench.execution.view import View
-from optbench.plan import Trial
+from optbench.plan import Cohort, Trial
 from optbench.store.tables import AccuracyRow, MetricRow, Row, TrialRow
 from optbench.suite import Suite
 
 TASKS = 2
+ALONE = 0.2
+"""Relative extra time of a training alone, compared with its share of a large cohort; 0.17 to 0.55 were measured."""
+VARIATION = 0.33
+"""Standard deviation of the logarithm of a training's length."""
+LENGTHS = {"sgd": 1.0, "adam": 1.0, "shampoo": 4.0, "small": 1.0, "large": 2.0}
+"""Relative length by optimizer and by model."""
 
 
-def suite(trials: int) -> Suite:
-    """Return a suite of at least this many trials: up to a hundred settings on as many seeds as needed."""
-    settings = min(100, trials)
+def suite(trials: int, *, varied: bool) -> Suite:
+    """Return a suite of at least this many trials, on as many seeds as needed. varied: of several kinds."""
+    optimizers = ("sgd", "adam", "shampoo") if varied else ("sgd",)
+    models = ("small", "large") if varied else ("net",)
+    settings = min(10 if varied else 100, trials)
+    rates = [0.1 * 0.99**i for i in range(settings)]
     experiment: dict[str, Any] = {
         "tasks": {"kind": "permuted", "count": TASKS},
-        "models": {"net": {"kind": "mlp", "hidden": [4]}},
+        "models": {name: {"kind": "mlp", "hidden": [4]} for name in models},
         "protocol": {
             "max_steps": 1,
             "batch_size": 32,
@@ -48,61 +75,99 @@ def suite(trials: int) -> Suite:
             "test_examples": 32,
         },
     }
-    rates = [0.1 * 0.99**i for i in range(settings)]
     return Suite.model_validate(
         {
             "name": "scale",
-            "seeds": -(-trials // settings),
-            "optimizers": {"sgd": {"target": "sgd", "lr": rates}},
+            "seeds": math.ceil(trials / (settings * len(optimizers) * len(models))),
+            "optimizers": {name: {"target": name, "lr": rates} for name in optimizers},
             "experiments": {"one": experiment},
         }
     )
 
 
-def rows(trial: Trial) -> list[Row]:
+def rows(trial: Trial, seconds: float) -> list[Row]:
     """Return as many rows as a short trial has."""
     matrix = [(after, task) for after in range(TASKS + 1) for task in range(1, TASKS + 1)]
     return [
-        TrialRow("ok", None, None, 1, 1, 100, "cpu", "{}", "0" * 16, 0.1, 0.1, 0, None, 0, None),
+        TrialRow("ok", None, None, 1, 1, 100, "cpu", "{}", "0" * 16, seconds, 0.1, 0, None, 0, None),
         *(AccuracyRow(after, task, 0.5, 1.0, 32, 0.5, 1.0) for after, task in matrix),
         *(MetricRow(TASKS, None, None, name, 0.5, None) for name in ("effective_rank", "hoyer")),
     ]
 
 
-class Instant:
-    """A worker that finishes a unit as soon as it receives it."""
+class Lengths:
+    """Durations of trainings. mean: in seconds, over a suite with equal numbers of trials of each kind."""
+
+    def __init__(self, mean: float) -> None:
+        kinds = [LENGTHS[a] * LENGTHS[b] for a in ("sgd", "adam", "shampoo") for b in ("small", "large")]
+        self._unit = mean / statistics.fmean(kinds)
+
+    def of_trial(self, trial: Trial) -> float:
+        """Return the seconds of a training in a large cohort, which depend only on the trial."""
+        if not self._unit:
+            return 0.0
+        draw = int.from_bytes(hashlib.sha256(trial.id.encode()).digest()[:6], "big") / 2**48
+        variation = math.exp(VARIATION * statistics.NormalDist(-VARIATION / 2).inv_cdf(min(max(draw, 1e-9), 1 - 1e-9)))
+        return self._unit * LENGTHS[trial.optimizer] * LENGTHS[trial.model] * variation
+
+    def of_cohort(self, cohort: Cohort) -> float:
+        """Return the seconds of a cohort in lock-step."""
+        return sum(map(self.of_trial, cohort.trials)) * (1 + ALONE / len(cohort.trainings))
+
+    def answer(self, cohort: Cohort) -> Finished:
+        """Return what a worker sends after training a cohort."""
+        share = self.of_cohort(cohort) / len(cohort.trials)
+        return Finished(cohort, tuple((trial, row) for trial in cohort.trials for row in rows(trial, share)), ())
+
+
+class SimulatedWorker:
+    """A worker of `SimulatedWorkers`. until: the time at which it finishes its unit."""
 
     is_ready = True
 
-    def __init__(self) -> None:
+    def __init__(self, workers: SimulatedWorkers) -> None:
+        self._workers = workers
         self.unit: Unit | None = None
+        self.until = 0.0
 
     def give(self, unit: Unit, job: Job) -> None:
+        assert isinstance(unit, Train)
         self.unit = unit
+        seconds = self._workers.lengths.of_cohort(unit.cohort)
+        self._workers.lengths_given.append(seconds)
+        self.until = self._workers.now() + seconds
 
     def receive(self) -> Message:
         assert isinstance(self.unit, Train)
-        cohort = self.unit.cohort
-        return Finished(cohort, tuple((trial, row) for trial in cohort.trials for row in rows(trial)), ())
+        return self._workers.lengths.answer(self.unit.cohort)
 
     def renew(self) -> None: ...
 
 
-class InstantWorkers:
-    """A `Backend` of such workers."""
+class SimulatedWorkers:
+    """A `Backend` whose workers do nothing; the time in which all of them are busy is skipped."""
 
     device = "cpu"
 
-    def __init__(self, jobs: int) -> None:
-        self.jobs = jobs
+    def __init__(self, jobs: int, lengths: Lengths) -> None:
+        self.jobs, self.lengths = jobs, lengths
+        self.lengths_given: list[float] = []
+        self._skipped = 0.0
+
+    def now(self) -> float:
+        """Return the processor time of this process plus the skipped time, in seconds."""
+        return time.process_time() + self._skipped
 
     def begin(self, job: Job, units: Sequence[Unit]) -> None: ...
 
     def start(self, place: int) -> Worker:
-        return Instant()
+        return SimulatedWorker(self)
 
     def wait(self, workers: Sequence[Worker]) -> Sequence[Worker]:
-        return workers
+        ours = [worker for worker in workers if isinstance(worker, SimulatedWorker)]
+        self._skipped += max(0.0, min(worker.until for worker in ours) - self.now())
+        now = self.now()
+        return sorted((worker for worker in ours if worker.until <= now), key=lambda worker: worker.until)
 
     def discard(self, worker: Worker) -> None: ...
 
@@ -111,8 +176,79 @@ class InstantWorkers:
     def kill(self) -> None: ...
 
 
+class SleepingWorker:
+    """A worker of `SleepingWorkers`: a process that sleeps, and our end of its connection."""
+
+    is_ready = True
+
+    def __init__(self, workers: SleepingWorkers) -> None:
+        self._workers = workers
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=sleep, args=(theirs, workers.mean), daemon=True)
+        self.process.start()
+        self.connection.recv()  # the start of processes is not measured
+
+    def give(self, unit: Unit, job: Job) -> None:
+        assert isinstance(unit, Train)
+        self._workers.lengths_given.append(self._workers.lengths.of_cohort(unit.cohort))
+        self.connection.send(unit)
+
+    def receive(self) -> Message:
+        answer: Message = self.connection.recv()
+        return answer
+
+    def renew(self) -> None: ...
+
+
+class SleepingWorkers:
+    """A `Backend` of processes that sleep for as long as training would take."""
+
+    device = "cpu"
+
+    def __init__(self, jobs: int, lengths: Lengths, mean: float) -> None:
+        self.jobs, self.lengths, self.mean = jobs, lengths, mean
+        self.lengths_given: list[float] = []
+        self._workers = [SleepingWorker(self) for _ in range(jobs)]
+
+    def now(self) -> float:
+        """Return the wall-clock time in seconds."""
+        return time.perf_counter()
+
+    def begin(self, job: Job, units: Sequence[Unit]) -> None: ...
+
+    def start(self, place: int) -> Worker:
+        return self._workers[place]
+
+    def wait(self, workers: Sequence[Worker]) -> Sequence[Worker]:
+        by_connection = {worker.connection: worker for worker in workers if isinstance(worker, SleepingWorker)}
+        ready = multiprocessing.connection.wait(list(by_connection))
+        return [worker for connection, worker in by_connection.items() if connection in ready]
+
+    def discard(self, worker: Worker) -> None: ...
+
+    def close(self) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        for worker in self._workers:
+            worker.process.kill()
+
+
+def sleep(connection: Connection, mean: float) -> None:
+    """Main function of a sleeping worker."""
+    lengths = Lengths(mean)
+    connection.send("ready")
+    while True:
+        unit: Train = connection.recv()
+        began = time.perf_counter()
+        answer = pickle.dumps(lengths.answer(unit.cohort))
+        time.sleep(max(0.0, lengths.of_cohort(unit.cohort) - (time.perf_counter() - began)))
+        connection.send_bytes(answer)
+
+
 class Clock(View):
-    """Record the time when each thousand trials was on the disk."""
+    """Records when each thousand of trials was on disk."""
 
     def __init__(self) -> None:
         self.done = 0
@@ -124,29 +260,56 @@ class Clock(View):
             self.marks.append((self.done, time.process_time(), time.perf_counter()))
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=10_000)
-    parser.add_argument("--jobs", type=int, default=16)
+    parser.add_argument("--jobs", type=int, default=16, help="workers")
+    parser.add_argument("--seconds", type=float, default=0.0, help="of a worker for a trial, on average")
+    parser.add_argument("--asleep", action="store_true", help="workers are processes that sleep")
     parser.add_argument("--out", type=Path, help="keep the run in this folder")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     folder = given.out or Path(tempfile.mkdtemp())
-    clock = Clock()
+    clock, lengths = Clock(), Lengths(given.seconds)
+    workers: SimulatedWorkers | SleepingWorkers = (
+        SleepingWorkers(given.jobs, lengths, given.seconds) if given.asleep else SimulatedWorkers(given.jobs, lengths)
+    )
     options = Options("cpu", folder, "scale", jobs=given.jobs)
+
+    def opened(*arguments: object, **more: object) -> Backend:
+        return workers
+
     try:
-        workers = InstantWorkers(given.jobs)
-        with mock.patch("optbench.execution.session.open_backend", return_value=workers):
+        with mock.patch("optbench.execution.session.open_backend", opened):
             started = time.perf_counter()
             with Session(options, clock) as session:
-                plan = session.begin(suite(given.trials))
+                plan = session.begin(suite(given.trials, varied=given.seconds > 0))
                 begun = (0, time.process_time(), time.perf_counter())
+                began = workers.now()
                 session.train(plan)
-            trained = clock.marks[-1][2]
+                taken = workers.now() - began
+                trained, processor = time.perf_counter(), time.process_time() - begun[1]
             ended = time.perf_counter()
     finally:
         if given.out is None:
             shutil.rmtree(folder, ignore_errors=True)
-    marks = [begun, *clock.marks[1:]]
+    trials = len(plan.trials)
+    if given.seconds:
+        useful = sum(map(lengths.of_trial, plan.trials))
+        how = "that sleep" if given.asleep else "simulated, without waiting for the disk"
+        pieces = sorted(workers.lengths_given)
+        print(f"{trials} trials of {useful / trials:.1f} s on {given.jobs} workers ({how}): {taken:.1f} s")
+        print(f"efficiency: {useful / (given.jobs * taken):.1%}; busy: {sum(pieces) / (given.jobs * taken):.1%}")
+        print(f"{len(pieces)} cohorts; seconds: median {statistics.median(pieces):.1f}, longest {pieces[-1]:.1f}")
+    else:
+        _print_costs([begun, *clock.marks[1:]])
+    print(f"processor time of the main process: {processor:.1f} s, {1000 * processor / trials:.2f} ms/trial")
+    print(f"plan and checks: {begun[2] - started:.1f} s; last tables: {ended - trained:.1f} s")
+    # Bytes on macOS, KiB elsewhere.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    print(f"peak memory: {peak:.0f} MiB")
+
+
+def _print_costs(marks: Sequence[tuple[int, float, float]]) -> None:
     costs = []
     print("trials  processor ms/trial  clock ms/trial")
     for (a, cpu_a, at_a), (b, cpu_b, at_b) in itertools.pairwise(marks):
@@ -154,8 +317,6 @@ def main() -> None:
         print(f"{b:6}  {1000 * costs[-1]:18.2f}  {1000 * (at_b - at_a) / (b - a):14.2f}")
     if len(costs) > 1:
         print(f"last / first thousand: {costs[-1] / costs[0]:.2f}")
-    print(f"plan and checks: {begun[2] - started:.1f} s; last tables: {ended - trained:.1f} s")
-    print(f"peak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 
 
 if __name__ == "__main__":

@@ -83,11 +83,12 @@ class PoolHere:
         more: Callable[[], Sequence[Compare]] = tuple,
         places: Callable[[Cohort], Mapping[str, Begun]] = lambda cohort: {},
         held: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
+        take: Callable[[list[Unit], int], Unit] = list.pop,
     ) -> Iterator[Finished | Compared | Failed]:
         workspaces: dict[str, Workspace] = {}
         waiting: list[Unit] = [*reversed(more()), *reversed(units)]
         while waiting:
-            unit = waiting.pop()
+            unit = take(waiting, len(waiting) - 1)
             if unit.experiment not in workspaces:
                 experiment = job.suite.experiments[unit.experiment]
                 dataset, other = load(experiment.dataset), load_transfer(experiment, None)

@@ -136,3 +136,10 @@ def test_a_sweep_is_compared_with_single_trials() -> None:
 def test_the_cost_of_readings_is_given_relative_to_a_trial() -> None:
     out = printed("ranks.py", "--rounds", "1", "--model", "mlp-50")
     assert re.search(r"^extra cost of the readings: -?\d+\.\d\d \[.*\]% of a trial$", out, re.MULTILINE), out
+
+
+def test_simulated_workers_are_kept_busy() -> None:
+    text = printed("scale.py", "--trials", "120", "--jobs", "2", "--seconds", "5")
+    assert text.startswith("120 trials of ")
+    assert float(re.search(r"efficiency: ([\d.]+)%", text)[1]) > 90  # type: ignore[index]
+    assert re.search(r"^peak memory: \d+ MiB$", text, re.MULTILINE)

@@ -88,6 +88,7 @@ class Pool:
         self._said: set[str] = set()
         self._lost: Counter[str] = Counter()  # number of workers lost, by unit
         self._lost_at_start = 0
+        self._take: Callable[[list[Unit], int], Unit] = list.pop
 
     def train(
         self,
@@ -96,13 +97,15 @@ class Pool:
         more: Callable[[], Sequence[Compare]] = tuple,
         places: Callable[[Cohort], Mapping[str, Begun]] = lambda cohort: {},
         held: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
+        take: Callable[[list[Unit], int], Unit] = list.pop,
     ) -> Iterator[Passed]:
         """Process the units, starting them in order, and yield events as they occur.
 
         more: returns comparisons that have become ready; called at the start and after every unit. They are started
         after all training units. places: returns the current states from which the trials of a piece resume. held:
         returns a context that delays interrupts, entered before an event is read from a worker and left after the
-        caller has processed it, so that no event is lost.
+        caller has processed it, so that no event is lost. take: removes a unit, by its place, from those that wait, the
+        next one last, and returns it; may divide the trainings of waiting units differently.
 
         Units that are too large for memory are halved. If a worker's process dies (is killed, or exhausts memory), its
         unit is retried in smaller pieces, and a member fails if the process dies again while training it alone; a
@@ -114,6 +117,7 @@ class Pool:
         waiting: list[Unit] = [*reversed(more()), *reversed(units)]
         died_before: set[str] = set()
         self._lost.clear()
+        self._take = take
         self._backend.begin(job, waiting)
         self._hand_out(waiting, job)
         while waiting or any(slot.unit for slot in self._slots):
@@ -165,15 +169,14 @@ class Pool:
                 waiting[:0] = reversed(more())
                 self._hand_out(waiting, job)
 
-    @staticmethod
-    def _hand_on(slot: _Slot, waiting: list[Unit], job: Job) -> None:
+    def _hand_on(self, slot: _Slot, waiting: list[Unit], job: Job) -> None:
         """Give an idle worker the next unit that its process serves, so that it is busy while results are written.
 
         The worker's last results are not written yet, so this must be fast and must not fail; no process is stopped or
         started.
         """
         if (served := slot.next_of(waiting)) is not None:
-            slot.give(waiting.pop(served), job)
+            slot.give(self._take(waiting, served), job)
 
     def _hand_out(self, waiting: list[Unit], job: Job) -> None:
         """Give waiting units, last first, to idle workers, and start workers if there are more units than idle workers.
@@ -193,7 +196,7 @@ class Pool:
             if not waiting:
                 return
             served = slot.next_of(waiting)
-            unit = waiting.pop(-1 if served is None else served)
+            unit = self._take(waiting, len(waiting) - 1 if served is None else served)
             (slot if served is not None else slot.renew()).give(unit, job)
 
     def _let_go(self, slot: _Slot, event: Lost) -> None:

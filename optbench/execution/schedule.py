@@ -94,7 +94,8 @@ work would be lost if the process is killed, and the last process would finish l
 def spread(plan: Plan, jobs: int, most: int | None = None) -> list[Cohort]:
     """Cut the remaining part of every cohort so that all processes have work; the longest pieces come first.
 
-    The trials of a piece begin, or resume, after the same task. most: the approximate maximum number of members in a
+    Pieces of a cohort follow one another; `sizes` joins or cuts them once their duration can be estimated. The trials
+    of a piece begin, or resume, after the same task. most: the approximate maximum number of members in a
     piece. None for no maximum, because larger pieces use an accelerator better; cohorts are then cut only if there are
     fewer cohorts than processes.
     """
@@ -102,16 +103,20 @@ def spread(plan: Plan, jobs: int, most: int | None = None) -> list[Cohort]:
     for cohort in plan.cohorts:
         left = dataclasses.replace(cohort, trials=tuple(t for t in cohort.trials if t.id not in plan.done))
         wholes += _by_task(left, plan.begun).items()
-    units: list[tuple[float, Cohort]] = []
+    units: list[tuple[float, list[Cohort]]] = []
     for finished, whole in wholes:
         experiment = plan.suite.experiments[whole.experiment]
         tasks = plan.outlines[whole.experiment]
         share = 1 - finished / tasks.count if tasks.count else 1.0
         rounds = math.ceil(len(whole.trainings) / (jobs * most)) if most else 0
-        for piece in whole.split(jobs * rounds or math.ceil(jobs / len(wholes))):
-            cost = share * sum(expected_cost(equal[0], experiment, tasks) for equal in piece.trainings)
-            units.append((cost, piece))
-    return [unit for _, unit in sorted(units, key=lambda pair: -pair[0])]
+        costs = [
+            (share * sum(expected_cost(equal[0], experiment, tasks) for equal in piece.trainings), piece)
+            for piece in whole.split(jobs * rounds or math.ceil(jobs / len(wholes)))
+        ]
+        if costs:
+            costs.sort(key=lambda pair: -pair[0])
+            units.append((costs[0][0], [piece for _, piece in costs]))
+    return [piece for _, pieces in sorted(units, key=lambda pair: -pair[0]) for piece in pieces]
 
 
 def goes_on(cohort: Cohort, begun: Mapping[str, Begun]) -> dict[str, Begun]:

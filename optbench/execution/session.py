@@ -25,11 +25,12 @@ from optbench.execution.backends import Place, open_backend
 from optbench.execution.comparisons import Comparisons, compared, unknown_pairs
 from optbench.execution.directory import check_provenance, places
 from optbench.execution.interrupts import Interrupts
-from optbench.execution.messages import Arrived, Compare, Compared, Failed, Finished, Job, Said, Train
+from optbench.execution.messages import Arrived, Compare, Compared, Failed, Finished, Job, Said, Train, Unit
 from optbench.execution.nursery import early
 from optbench.execution.pool import Pool
 from optbench.execution.preflight import Code, check, find_code, left_of
 from optbench.execution.schedule import MOST_ON_CPU, Plan, goes_on, make_plan, spread
+from optbench.execution.sizes import Pace, Sizes
 from optbench.execution.view import View
 from optbench.metrics import METRICS_VERSION
 from optbench.metrics.own import KEY as METRICS
@@ -131,6 +132,7 @@ class Session:
         self._writer: RunWriter | None = None
         self._interrupted = False
         self._code = Code()
+        self._pace = Pace()
         self._exits = contextlib.ExitStack()
         backend = open_backend(self._place, options.device, options.jobs, options.runs_dir, force=options.force)
         try:
@@ -253,6 +255,7 @@ class Session:
         """Train the remaining trials of the plan and compare solutions; all results are on disk at the end."""
         pieces = spread(plan, self._jobs, MOST_ON_CPU if self._device.type == "cpu" else None)
         units = [Train(piece, goes_on(piece, plan.begun)) for piece in pieces]
+        sizes = Sizes(plan, units, self._jobs, self._pace)
         left = Comparisons(plan, self.writer)
         job = Job(with_readings(plan.suite), self._options.data_dir, self.writer.path / INTERIM, self._code.sources)
         self._view.started(plan, self.writer.path, str(self._device), self._jobs)
@@ -261,7 +264,11 @@ class Session:
         def begun(piece: Cohort) -> Mapping[str, Begun]:
             return goes_on(piece, find_begun(job.interim))
 
-        for event in self._pool.train(units, job, left.ready, begun, held):
+        # An accelerator has as much as it can hold from the start.
+        take = sizes.take if self._device.type == "cpu" else list[Unit].pop
+        for event in self._pool.train(units, job, left.ready, begun, held, take):
+            if isinstance(event, Finished):
+                sizes.finished(event)
             with held():
                 self._take(event, plan, left)
 

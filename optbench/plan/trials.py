@@ -128,10 +128,18 @@ class Cohort:
 
         Trials of one training stay together, as do, if possible, trials that see the same batches.
         """
+        total = len(self.trainings)
+        count = min(parts, total)
+        return self._cut([total * i // count for i in range(count + 1)])
+
+    def cut(self, count: int) -> list[Cohort]:
+        """Split into `count` trainings and the rest, if there is any; otherwise as `split`."""
+        total = len(self.trainings)
+        return self._cut([0, count, total] if count < total else [0, total])
+
+    def _cut(self, bounds: Sequence[int]) -> list[Cohort]:
         places = {trial.id: i for i, trial in enumerate(self.trials)}
         distinct = sorted(self.trainings, key=lambda equal: (equal[0].seed, equal[0].order))
-        count = min(parts, len(distinct))
-        bounds = [len(distinct) * i // count for i in range(count + 1)]
         found = []
         for a, b in itertools.pairwise(bounds):
             piece = sorted(itertools.chain(*distinct[a:b]), key=lambda trial: places[trial.id])

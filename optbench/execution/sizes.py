@@ -1,0 +1,148 @@
+"""Choose how many trainings a worker is given at once, when it is given them, from the duration of finished ones.
+
+Until a training of the same kind has finished, pieces are those of `schedule.spread`. From then on, a piece on a CPU is
+an even share of the remaining work (guided self-scheduling: Polychronopoulos & Kuck, IEEE Transactions on Computers
+C-36, 1987), within bounds: short trainings are combined to about a minute of work, long ones only up to the number
+that lock-step makes faster, and no piece is cut below about a minute. Large pieces come first and small ones last, so
+that workers finish at about the same time. Results do not depend on it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from optbench.execution.messages import Finished, Train, Unit
+from optbench.execution.schedule import MOST_ON_CPU, Plan
+from optbench.plan import Cohort, Trial, expected_cost
+from optbench.store.tables import TrialRow
+
+MINUTE = 60.0
+"""Seconds of work in a piece, next to which handing it out and writing its results costs little."""
+MOST_SHORT = 64
+"""Maximum number of trainings in a piece, however short they are."""
+MOST_PARAMETERS = 16_000_000
+"""Maximum number of parameters in a piece of more than `MOST_ON_CPU` trainings: about 500 MB with gradients, optimizer
+states and the best weights."""
+
+
+class Pace:
+    """What is known from finished trainings: their seconds per unit of `plan.expected_cost`, and their parameters."""
+
+    def __init__(self) -> None:
+        self._seconds: defaultdict[tuple[str, ...], float] = defaultdict(float)
+        self._cost: defaultdict[tuple[str, ...], float] = defaultdict(float)
+        self._parameters: dict[tuple[str, ...], int] = {}
+
+    def add(self, trial: Trial, cost: float, row: TrialRow) -> None:
+        """Record a finished trial of this cost."""
+        own = _kinds(trial)[0]
+        self._parameters[own] = row.parameters
+        for kind in _kinds(trial):
+            self._seconds[kind] += row.train_seconds + (row.evaluation_seconds or 0.0)
+            self._cost[kind] += cost
+
+    def parameters(self, trial: Trial) -> int | None:
+        """Return the parameters of a trial's model; None if no trial of its model and optimizer has finished."""
+        return self._parameters.get(_kinds(trial)[0])
+
+    def seconds(self, trial: Trial, cost: float) -> float | None:
+        """Estimate the seconds of a trial of this cost from trials of its optimizer, else of its model, else from all.
+
+        None if nothing has finished.
+        """
+        for kind in _kinds(trial):
+            if kind in self._cost:
+                return cost * self._seconds[kind] / self._cost[kind]
+        return None
+
+
+class Sizes:
+    """Chooses the trainings of a piece.
+
+    Legend: a whole is the rest of one cohort of the plan, whose trainings differ in seed and settings and are expected
+    to take the same time.
+    """
+
+    def __init__(self, plan: Plan, units: Sequence[Train], jobs: int, pace: Pace) -> None:
+        """units: the pieces as they are handed out until something has been measured. pace: of earlier plans."""
+        self._plan, self._jobs, self._pace = plan, jobs, pace
+        self._order = {trial.id: i for i, trial in enumerate(plan.trials)}
+        self._whole = {trial.id: i for i, cohort in enumerate(plan.cohorts) for trial in cohort.trials}
+        self._new = {unit.id for unit in units}  # others are tried again, as they are
+        self._left: Counter[int] = Counter()
+        for unit in units:
+            self._left[self._whole_of(unit)] += len(unit.cohort.trainings)
+        self._first = {i: plan.cohorts[i].trials[0] for i in self._left}
+        self._costs = {i: self._cost(trial) for i, trial in self._first.items()}
+
+    def finished(self, event: Finished) -> None:
+        """Record the seconds of a cohort's trials, except diverged and failed ones, which end early."""
+        for trial, row in event.rows:
+            if isinstance(row, TrialRow) and row.status == "ok":
+                self._pace.add(trial, self._cost(trial), row)
+
+    def take(self, waiting: list[Unit], place: int) -> Unit:
+        """Remove the unit at `place` and return it, extended by trainings of the same whole or cut.
+
+        waiting: units, the next one last, with those of one whole next to one another. What is cut off stays there.
+        """
+        unit = waiting.pop(place)
+        if not isinstance(unit, Train) or unit.id not in self._new:
+            return unit
+        whole = self._whole_of(unit)
+        self._new.remove(unit.id)
+        cohort = unit.cohort
+        if not unit.begun and (wanted := self._wanted(whole, len(cohort.trainings))) is not None:
+            while len(cohort.trainings) < wanted and place > 0 and self._extends(waiting[place - 1], whole):
+                place -= 1
+                cohort = self._joined(cohort, waiting.pop(place))
+            cohort, *rest = cohort.cut(wanted)
+            waiting[place:place] = [Train(piece, {}) for piece in rest]
+            self._new.update(piece.id for piece in rest)
+            unit = Train(cohort, {})
+        self._left[whole] -= len(cohort.trainings)
+        return unit
+
+    def _wanted(self, whole: int, count: int) -> int | None:
+        """Return the number of trainings for a piece that has `count`; None: it stays as it is."""
+        seconds = {other: self._pace.seconds(self._first[other], cost) for other, cost in self._costs.items()}
+        each, parameters = seconds[whole], self._pace.parameters(self._first[whole])
+        # Other optimizers and models only say how much work is left: the expected costs may be far off.
+        if not (each and parameters):
+            return None
+        enough = max(1, int(MINUTE / each))
+        fitting = MOST_PARAMETERS // parameters
+        most = max(MOST_ON_CPU, min(enough, MOST_SHORT, fitting))
+        least = min(enough, MOST_ON_CPU, count)
+        left = sum(self._left[other] * (its or 0.0) for other, its in seconds.items())
+        wanted = min(max(round(left / (self._jobs * each)), least), most)
+        # In pieces of equal size, so that no small one is left over.
+        return math.ceil(self._left[whole] / math.ceil(self._left[whole] / wanted))
+
+    def _cost(self, trial: Trial) -> float:
+        return expected_cost(
+            trial, self._plan.suite.experiments[trial.experiment], self._plan.outlines[trial.experiment]
+        )
+
+    def _whole_of(self, unit: Train) -> int:
+        return self._whole[unit.cohort.trials[0].id]
+
+    def _extends(self, unit: Unit, whole: int) -> bool:
+        if not isinstance(unit, Train) or unit.begun or unit.id not in self._new:
+            return False
+        return self._whole_of(unit) == whole
+
+    def _joined(self, cohort: Cohort, unit: Unit) -> Cohort:
+        assert isinstance(unit, Train), "only pieces of cohorts are joined"
+        self._new.remove(unit.id)
+        trials = sorted((*cohort.trials, *unit.cohort.trials), key=lambda trial: self._order[trial.id])
+        return dataclasses.replace(cohort, optimizer=trials[0].optimizer, trials=tuple(trials))
+
+
+def _kinds(trial: Trial) -> tuple[tuple[str, ...], ...]:
+    """Return the kinds of trials that a trial is one of, most specific first."""
+    model = (trial.experiment, trial.model)
+    return (*model, trial.target), model, ()
