@@ -87,7 +87,7 @@ def test_the_resolved_suite_repeats_the_run(finished: Path, tmp_path: Path) -> N
 
 
 def test_an_existing_run_is_not_overwritten(finished: Path) -> None:
-    with pytest.raises(StoreError, match="exists already"):
+    with pytest.raises(StoreError, match="already exists"):
         do(small_suite(RATES), finished.parent, finished.name)
 
 
