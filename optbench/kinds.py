@@ -71,7 +71,7 @@ _BARE = re.compile(r"(?!(?:true|false|null)\Z)[A-Za-z_][A-Za-z0-9_.:/-]*", re.AS
 
 
 def value_name(value: Any) -> str:
-    """Return a value as shown in the name of a variant or metric; floats use `%g` with the fewest exact digits."""
+    """Return a value as shown in the name of a variant or metric; floats use `%g` with the fewest digits needed."""
     if isinstance(value, float):
         exact = (text for digits in range(6, 18) if float(text := f"{value:.{digits}g}") == value)
         return next(exact)
@@ -130,7 +130,7 @@ class Registry:
         """Return the pydantic model of a kind's settings, with fields in the order of the signature.
 
         Raises:
-            KindError: as `load`; or the signature cannot be read, or a setting cannot be passed by name.
+            KindError: as in `load`, or the signature cannot be read, or a setting cannot be passed by name.
         """
         return _own_settings(self, kind) if kind in self.names else self._settings(kind)
 
@@ -321,11 +321,11 @@ class Kind(BaseModel):
     def make(self, *given: Any, seed: int | None = None) -> Any:
         """Call the kind with the program's arguments and its settings.
 
-        seed: as for `calling`.
+        seed: as in `calling`.
 
         Raises:
             KindError: it cannot be loaded, or no longer accepts its settings.
-            Exception: any exception of the user's code.
+            Exception: any exception that the user's code raises.
         """
         found, arguments = self.registry.load(self.kind), self.arguments
         with calling(seed) if self.is_users else contextlib.nullcontext():
@@ -334,7 +334,7 @@ class Kind(BaseModel):
 
 @contextlib.contextmanager
 def calling(seed: int | None) -> Iterator[None]:
-    """Wrap a call of a user's code: silence its standard output and restore process-wide settings afterwards.
+    """Wrap a call to user code: redirect its standard output to standard error and restore process-wide settings.
 
     seed: seed for the global random generators; None leaves them as they are.
 

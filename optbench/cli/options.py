@@ -35,7 +35,7 @@ FormatOption = Annotated[
         "--format",
         metavar="FORMAT",
         autocompletion=completion.one_of(completion.FORMATS),
-        help="terminal, markdown, html, latex, csv or json; by default according to FILE's suffix, or terminal.",
+        help="terminal, markdown, html, latex, csv or json; by default that of FILE's suffix, else terminal.",
     ),
 ]
 OutputOption = Annotated[
@@ -85,7 +85,7 @@ OnlyOptimizers = Annotated[
         metavar="NAME[=TARGET]",
         autocompletion=completion.optimizers,
         help="Only this optimizer of the suite; or, with =, add one: NAME=module:Class or NAME=./file.py:Class. "
-        "Repeatable; combined, only those named are kept.",
+        "Repeatable; if both forms are used, only the optimizers named are kept.",
     ),
 ]
 SetOption = Annotated[

@@ -30,7 +30,7 @@ Make = Callable[[nn.Module], torch.optim.Optimizer]
 
 @dataclass(frozen=True)
 class Estimate:
-    """Estimated bytes. state: of the optimizer, None if unknown. total: at the peak, without the process itself."""
+    """Estimated bytes. state: optimizer state, None if unknown. total: the peak, without the process itself."""
 
     state: int | None
     total: int
@@ -45,7 +45,7 @@ class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known: Any = WeakIdKeyDictionary()
 
     def add(self, tensor: Tensor) -> None:
-        """Count the storage of a tensor, but only once."""
+        """Count the storage of a tensor, unless it has been counted already."""
         storage = tensor.untyped_storage()
         if storage in self._known:
             return
@@ -69,10 +69,10 @@ def estimate(size: Size, make: Make, *, users: bool, planned: bool) -> Estimate:
     """Estimate the memory of two steps of an optimizer on the network of the given size.
 
     Args:
-        make: constructs the optimizer for a network.
-        users: as for `state_bytes`.
-        planned: whether to use the optimizer's own estimate, its method `planned`, which optimizers with data-dependent
-            work provide.
+        make: function that constructs the optimizer for a network.
+        users: True for a user's optimizer; see `state_bytes`.
+        planned: whether to use the estimate that the optimizer's method `planned` returns, if it has one; optimizers
+            with data-dependent work do.
     """
     with Footprint() as footprint:
         model = networks.network(size, "meta")

@@ -264,7 +264,7 @@ class Evaluator:
         return [found for row, own in zip(rows, examples, strict=True) for found in self.try_score([row], [own])]
 
     def _score_each(self, rows: Sequence[Tensor], examples: Sequence[Examples], totals: Tensor) -> None:
-        """Score networks on the same examples chunk by chunk, one after the other."""
+        """Score networks on the same examples chunk by chunk, one after another."""
         for members in sharing(examples):
             singles = {i: self._weights(rows[i]) for i in members}
             for inputs, targets in self._chunks(examples[members[0]]):

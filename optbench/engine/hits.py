@@ -14,7 +14,7 @@ from optbench.engine.batches import BatchStream
 
 
 class Hits:
-    """Predictions and targets of the last batch of each member."""
+    """The predictions and targets of each member's last batch."""
 
     def __init__(self, streams: Sequence[BatchStream]) -> None:
         """streams: one per member, all with the same batch size."""
@@ -32,7 +32,7 @@ class Hits:
         wanted.copy_(targets)
 
     def see_all(self, logits: Tensor, targets: Tensor) -> None:
-        """Record the predictions of all members, as `see`; logits and targets have a leading axis M."""
+        """Record the predictions of all members, as in `see`; logits and targets have a leading axis M."""
         torch.argmax(logits.detach(), -1, out=self._guesses)
         self._targets.copy_(targets)
 

@@ -1,4 +1,4 @@
-"""The engine's record of each trial during training, and its results."""
+"""The engine's records of trials during training, and the results of trials."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Member:
 
 @dataclass
 class Schedule:
-    """The steps of a task at which a member is evaluated and at the latest stops; independent of other members."""
+    """The steps of a task at which a member is evaluated, up to the last step; independent of other members."""
 
     steps_per_epoch: int
     interval: int
@@ -114,7 +114,7 @@ class Schedule:
 class Stopper:
     """Early stopping of one member in one task.
 
-    With patience it keeps the best weights and counts evaluations without progress (Prechelt 1998).
+    With patience, the best weights are kept and evaluations without progress are counted (Prechelt 1998).
 
     With a target, the first loss at or below it ends the task, and the weights of that evaluation are kept. With
     neither, the task ends at its last step with the last weights.

@@ -217,7 +217,7 @@ class CohortTraining:
         return Passes(network, self.layout, member.trained if row is None else row, draws)
 
     def _draws(self, trial_seed: int, tasks: Mapping[str, int], task: int, purpose: str) -> int:
-        """Return the seed of an optimizer's draws outside of steps, from a separate stream per purpose and task."""
+        """Return the seed for an optimizer's random numbers outside of steps; it differs between purposes and tasks."""
         name = f"optimizer/{purpose}/task {tasks.get(purpose, task)}"
         return stream_seed(self.workspace.suite_seed, trial_seed, name) % SEEDS
 

@@ -1,6 +1,7 @@
 """Metrics named in a suite: users' metrics, metrics with settings, and their descriptions in a run.
 
-A run's record describes each, so that reports and comparisons execute no user code. Imports no torch.
+A run's record describes each of them, so that reports and comparisons do not execute user code. This module does not
+import torch.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 KEY = "metrics"
 """The key of `run.json` for descriptions of users' metrics and metrics with settings."""
 RAISED = "raised"
-"""The beginning of the note of a value for which a user's metric raised an exception."""
+"""The beginning of the note on a value for which a user's metric raised an exception."""
 MARK = "__optbench_metric__"
 _READS: Mapping[Of, tuple[str, ...]] = {
     "features": ("features", "targets"),
@@ -42,7 +43,7 @@ _RECORDED = ("direction", "unit", "margin", "formula")
 def metric(
     *, of: Of, direction: Direction = "neutral", unit: str = "", margin: float = 0.0, formula: str = ""
 ) -> Callable[[Function], Function]:
-    """Mark a function as a metric, which maps tensors of one trial to one number, NaN if undefined.
+    """Mark a function as a metric: it maps tensors of one trial to one number, or NaN if undefined.
 
     Args:
         of: the input of the function. Tensors are float64 copies; targets (N,) follow features and logits if the
@@ -53,11 +54,12 @@ def metric(
             - `weights`: a mapping from layer names to weight tensors with two or more axes. The function is called once
               for each layer, and once for all layers together, which gives the trial's value.
             - `accuracy`: the accuracy matrix (T+1, T) as a NumPy array, row 0 before training
-            - `model`: the trained network in eval mode, then the test inputs and targets of one task as the network
-              takes them. The trial's value is the mean over tasks.
+            - `model`: the trained network in eval mode, then the test inputs and targets of one task in the form that
+              the network takes. The trial's value is the mean over tasks.
         direction: which values are better; values of a `neutral` metric are called higher or lower, never better.
         unit: shown next to the name.
-        margin: the smallest relevant difference, in the metric's unit; 0: none, so that no values are equivalent.
+        margin: the smallest relevant difference, in the metric's unit; with 0, there is none, and no values are
+            judged equivalent.
         formula: shown in reports; by default the first line of the docstring.
 
     Raises:
@@ -95,8 +97,8 @@ class _Metrics(Registry):
         """Load the function of a metric.
 
         Raises:
-            KindError: as `Registry.load`; or a user's function is not marked with `metric`, or has the name of a
-                registered metric.
+            KindError: as in `Registry.load`, or a user's function is not marked with `metric`, has an invalid name or
+                has the name of a registered metric.
         """
         found, name = super().load(kind), kind.rpartition(":")[2]
         if not self.is_users(kind):
@@ -111,7 +113,7 @@ class _Metrics(Registry):
         return found
 
     def _settings(self, kind: str) -> type[BaseModel]:
-        """Return the function's settings, then those of the place."""
+        """Return the model of the function's settings, followed by those of the place."""
         own = super()._settings(kind)
         if kind in METRICS and METRICS[kind].placed:
             return create_model("Settings", __base__=own, **SETTINGS)
@@ -181,17 +183,18 @@ class MetricSettings(Kind):
 
     @property
     def in_catalog(self) -> bool:
-        """True if it is in the catalog: a registered metric without settings, or the default set."""
+        """True for a registered metric without settings and for the default set."""
         return not self.is_users and not self.settings
 
 
 def resolve(entries: Iterable[MetricSettings] | None) -> tuple[Metric, ...]:
-    """Return the metrics of a suite's list, each once; None: the default set.
+    """Return the metrics of a suite's list without duplicates; for None, the default set.
 
-    A companion with the same settings follows its metric: it is not in the catalog, so a run must describe it.
+    A metric with settings is followed by its companions with the same settings. These are not in the catalog, so a run
+    must describe them.
 
     Raises:
-        OptbenchError: a metric does not exist; or a user's metric cannot be loaded or no longer accepts its settings.
+        OptbenchError: a metric does not exist, or a user's metric cannot be loaded or no longer accepts its settings.
     """
     found: dict[str, Metric] = {}
     for entry in (MetricSettings(kind=DEFAULT),) if entries is None else entries:
@@ -222,9 +225,9 @@ def _described(entry: MetricSettings) -> Metric:
 
 
 def check_rule(found: Metric) -> None:
-    """Raise UsageError unless a metric can serve to choose settings: it needs no test data and only one trial.
+    """Raise UsageError unless a metric can be used to choose settings, without test data and from a single trial.
 
-    Of the metrics of online accuracies, only levels qualify, because a learning rate too small to learn with preserves
+    Of the metrics of online accuracies, only levels qualify, because a learning rate too small for learning preserves
     plasticity.
     """
     if not _chooses(found):

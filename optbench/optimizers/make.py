@@ -1,4 +1,4 @@
-"""Construct optimizers from spec and settings, with generator, fallback and base, and resolve a user's requirements."""
+"""Construct optimizers from a spec and settings, and resolve the needs of a user's optimizer."""
 
 from __future__ import annotations
 
@@ -140,10 +140,10 @@ def constructor_arguments(spec: OptimizerSpec, hyperparameters: Mapping[str, Any
 
 
 def resolve_spec(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> OptimizerSpec:
-    """Return the spec with the needs of a user's optimizer that follow from its class or function and declarations.
+    """Return the spec; for a user's optimizer, with the needs inferred from its class or function and declarations.
 
     Declarations are given next to the hyper-parameters: `needs: closure create_graph`, `elementwise: true`,
-    `only_matrices: true` (`fallback_lr: 0.001` and similar are then AdamW's, for the remaining parameters).
+    `only_matrices: true` (then `fallback_lr` and similar set AdamW's hyper-parameters for the remaining parameters).
 
     Raises:
         OptimizerError: the optimizer cannot be loaded, is wrongly declared elementwise, or has contradictory
@@ -161,8 +161,8 @@ def resolve_spec(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> Opt
         return spec
     if needs != {"random"} or only_matrices or not _tried(spec, hyperparameters):
         raise OptimizerError(
-            f"{spec.target} is declared elementwise, but is not: its step on two networks together differs from its "
-            "steps on each, or it stores data outside `state`"
+            f"{spec.target} is declared elementwise, but is not: stepping two networks together differs from "
+            "stepping each alone, or it stores data outside `state`"
         )
     return dataclasses.replace(spec, lane="elementwise", needs=frozenset())
 
@@ -170,7 +170,7 @@ def resolve_spec(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> Opt
 def resolve_made(
     spec: OptimizerSpec, optimizer: torch.optim.Optimizer, hyperparameters: Mapping[str, Any]
 ) -> OptimizerSpec:
-    """Return a resolved spec with the needs of an instance's methods."""
+    """Return a resolved spec extended by the needs of an instance's methods."""
     if spec.source != "yours":
         return spec
     return dataclasses.replace(spec, needs=needs_of_methods(optimizer, hyperparameters, spec.needs))
@@ -212,7 +212,7 @@ def _tried(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> bool:
 
 
 def is_elementwise(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> bool:
-    """Return whether steps on stacked weights equal, bit for bit, steps on each row, and `state` is complete.
+    """Return whether steps on stacked weights equal steps on each row bit for bit, and `state` is complete.
 
     Rows are tried as vectors and as matrices. Dependence on other weights that appears only later, or only at a
     network's size, is detected in training (`lanes.verification`).
@@ -302,7 +302,7 @@ class Row(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Take one step of all parameters, which all have gradients; return the loss of `closure`, if given."""
+        """Update all parameters, which must have gradients; return the loss of `closure`, if given."""
         loss = evaluated(closure)
         for p, place in zip(self._parameters, self._places, strict=True):
             assert p.grad is not None
@@ -335,7 +335,7 @@ class Together(torch.optim.Optimizer):
         self.parts = list(parts)
 
     def step(self, closure: Any = None) -> Any:
-        """Take one step of each; return the loss of `closure`, if given, which is evaluated once beforehand."""
+        """Take one step with each; return the loss of `closure`, if given, which is evaluated once beforehand."""
         loss = evaluated(closure)
         for part in self.parts:
             part.step()

@@ -60,7 +60,7 @@ SplitName = Literal["test", "validation"]
 
 @dataclass(frozen=True)
 class TrialValue:
-    """The final value of one metric of one trial; NaN if undefined, as are all metrics of a diverged trial but cost."""
+    """The final value of one metric of one trial; NaN if undefined, as all but cost are for a diverged trial."""
 
     trial: Trial
     status: str
@@ -81,7 +81,7 @@ class Results:
     controls: tuple[Trial, ...] = ()
     """Trials planned with another data order, used only for the null distribution of `pairs`."""
     control_rows: Mapping[str, TrialRow] = field(default_factory=dict)
-    """As `rows`, for controls."""
+    """Like `rows`, but for controls."""
 
     @property
     def split(self) -> SplitName:
@@ -104,7 +104,7 @@ class Results:
 
     @functools.cached_property
     def matrices(self) -> dict[str, Matrix]:
-        """R (T+1, T) on the data of `split`, for every trial that has one; NaN after divergence.
+        """The accuracy matrix R (T+1, T) of every trial that has one, on the data of `split`; NaN after divergence.
 
         The entries are accuracies or, for text, negative bits per byte.
         """
@@ -120,7 +120,7 @@ class Results:
 
     @functools.cached_property
     def in_bits(self) -> frozenset[str]:
-        """The experiments on text, where R holds negative bits per byte."""
+        """The experiments on text, for which R holds negative bits per byte."""
         text = in_bits(self.run.table("accuracy", "trial", "bits_per_byte"))
         return frozenset(trial.experiment for trial in (*self.trials, *self.controls) if trial.id in text)
 
@@ -132,14 +132,14 @@ class Results:
         return judge_claims(self)
 
     def metrics_of(self, experiment: str) -> Mapping[str, Metric]:
-        """Return `metrics` with their units in an experiment."""
+        """Return `metrics`, with the units that they have in an experiment."""
         if experiment not in self.in_bits:
             return self.metrics
         return {name: metric_in_bits(metric) for name, metric in self.metrics.items()}
 
     @functools.cached_property
     def validation(self) -> Values:
-        """The continual metrics of every trial on validation data, whatever the run's split."""
+        """The continual metrics of every trial on validation data, regardless of `split`."""
         table = self.run.table("accuracy", *score_columns("validation_accuracy"))
         return continual_values(score_matrices(table, "validation_accuracy"))
 
@@ -162,7 +162,7 @@ class Results:
         return Online.of(table, tasks, good, planned)
 
     def undefined(self, metric: str, trial: str) -> str | None:
-        """Return why a metric derived from accuracies is undefined for a trial that is ok; None if unknown."""
+        """Return why a metric derived from accuracies is undefined for a trial with status `ok`; None if unknown."""
         return undefined(self.metrics.get(metric), trial, self.matrices, self.online)
 
     @functools.cached_property
@@ -172,7 +172,7 @@ class Results:
 
     @functools.cached_property
     def last_task_values(self) -> Values:
-        """As `values`, but on the last task's data only, for metrics that are measured on each task's test data."""
+        """Like `values`, but on the last task's data only, for metrics that are measured on each task's test data."""
         metrics = self.run.table("metrics", *FINAL_COLUMNS)
         good = {trial for trial, row in self.rows.items() if row.status == "ok"}
         found = final_metrics(metrics, self.matrices, "last")
@@ -180,7 +180,7 @@ class Results:
 
     @functools.cached_property
     def solutions(self) -> dict[str, dict[frozenset[str], PairValue]]:
-        """The values of metrics of two solutions, by metric and the ids of the two trials.
+        """The values of metrics that compare two solutions, by metric and by the ids of the two trials.
 
         For nulls, these are the ids of a trial and its control.
 
@@ -200,7 +200,7 @@ class Results:
 
     @functools.cached_property
     def every_value(self) -> Values:
-        """As `values`, including controls."""
+        """Like `values`, but including controls."""
         metrics = self.run.table("metrics", *FINAL_COLUMNS)
         rows = {**self.rows, **self.control_rows}
         return trial_values(rows, self.matrices, metrics, self.pruning, self.online)
@@ -227,7 +227,7 @@ class Results:
 
     @functools.cached_property
     def not_learnt(self) -> dict[str, NotLearnt]:
-        """The tasks not learnt in trials that are `ok`, by trial id; no entry if every task was learnt."""
+        """The tasks that a trial with status `ok` did not learn, by trial id; trials that learnt all are omitted."""
         right = accuracy_column([self.suite.stage])
         column = {"validation": "validation_loss", "test": "loss"}[self.split]
         table = self.run.table("accuracy", "trial", "after_task", "task", right, column, "majority", "examples")
@@ -253,8 +253,8 @@ class Results:
     def status(self, trial: str) -> str:
         """Return `ok`, `diverged`, `failed`, `above_target`, or `missing` if planned but not finished.
 
-        A trial that ended above the target training loss is `ok` in its table but not here: it must not enter means or
-        pairs of solutions at equal training loss. Reports count such trials, as they count diverged ones.
+        A trial that ended above the target training loss is `ok` in its table but not here, because it must not enter
+        means or pairs of solutions at equal training loss. Reports count such trials, as they count diverged ones.
         """
         row = self.rows.get(trial) or self.control_rows.get(trial)
         if row is None:

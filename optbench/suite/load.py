@@ -34,7 +34,7 @@ FindSource = Callable[[str], Source | None]
 OptimizerCheck = Callable[[str, Mapping[str, Any]], None]
 
 MAX_TRIALS = 200_000
-"""Maximum over seeds, models and settings; the largest shipped suite has less than a hundredth of it."""
+"""Maximum number of trials of a suite; the largest shipped suite has less than a hundredth of it."""
 
 
 def load_suite(
@@ -48,14 +48,14 @@ def load_suite(
     """Load and validate the suite in the file `path`, changed by `overrides` (each `key.path=value`).
 
     `check_optimizer(target, hyperparameters)` is called for every variant of every optimizer, as given in the suite and
-    as overridden by each experiment; it raises OptimizerError if these are invalid. The check is an argument because
+    as overridden by each experiment; it must raise OptimizerError if they are invalid. The check is an argument because
     this layer lies below the optimizer registry; without it, targets and hyper-parameters are not checked.
 
     `find(target)` reads the file of a user's kind or metric; by default, it is looked up next to the suite, then in the
     working directory. as_written: do not load kinds, so that no user code is executed and torch is not imported; meant
     for the suite of an existing run.
 
-    A suite may extend another one (`optbench.suite.extends`); overrides apply to the merged suite.
+    A suite can extend another (`optbench.suite.extends`); overrides apply to the merged suite.
 
     Raises:
         SuiteError: the suite is invalid; at most five faults are reported, one line each: `file:line:column: ...`.
@@ -167,7 +167,7 @@ def _optimizer_faults(suite: Suite, document: Document, check: OptimizerCheck | 
 
 
 def _name_faults(suite: Suite, document: Document) -> Iterator[Fault]:
-    """Yield references to experiments, models and optimizers that do not exist."""
+    """Yield a fault for each reference to an experiment, model or optimizer that does not exist."""
     for path, shown, name, (what, valid) in _references(suite):
         if name not in valid:
             # In a claim, the name is the value; elsewhere, it is a key or an item of a list.
@@ -210,7 +210,7 @@ def _references(suite: Suite) -> Iterator[tuple[KeyPath, int, str, tuple[str, Co
 
 
 def _tune_faults(suite: Suite, document: Document, as_written: bool) -> Iterator[Fault]:
-    """Yield metrics that cannot choose settings or would choose on test data, and tuning seeds used for evaluation."""
+    """Yield a fault for each metric by which settings cannot be chosen, and for tuning seeds used for evaluation."""
     tune = suite.tune
     rules: dict[KeyPath, MetricSettings] = {}
     if tune is not None and not as_written:
@@ -223,7 +223,7 @@ def _tune_faults(suite: Suite, document: Document, as_written: bool) -> Iterator
                 chosen_by = [name for name in suite.experiments if tune and tune.metric_on(name) == rule]
                 on_test = [name for name in chosen_by if _evaluates_test_data(suite.experiments[name])]
                 if metric.kind == "curve" and on_test:
-                    what = f"{metric.name} would choose on test data in {on_test[0]}, whose early stopping is on: test"
+                    what = f"{metric.name} is measured on test data in {on_test[0]}, whose early stopping is on: test"
                     yield Fault(document.value_place(path), f"{shown_path(path)}: {what}")
         except UsageError as error:
             yield Fault(document.value_place(path), f"{shown_path(path)}: {error}")
@@ -231,7 +231,8 @@ def _tune_faults(suite: Suite, document: Document, as_written: bool) -> Iterator
     if both:
         place = document.key_place(("seeds",))
         place = place if place.is_override else document.key_place(("tune", "seeds"))
-        message = f"seed {both[0]} is in 'tune.seeds' and in 'seeds': settings are chosen on seeds that no result uses"
+        what = "results must not use the seeds on which settings are chosen"
+        message = f"seed {both[0]} is in 'tune.seeds' and in 'seeds'; {what}"
         yield Fault(place, message)
 
 
@@ -283,7 +284,7 @@ def _listed_metrics(suite: Suite) -> Iterator[tuple[KeyPath, MetricSettings]]:
 
 
 def _readings_faults(suite: Suite, document: Document, as_written: bool) -> Iterator[Fault]:
-    """Yield readings on the last task of metrics that have no value there."""
+    """Yield a fault for each claim with readings on the last task of a metric that has no value there."""
     for name, claim in suite.claims.items():
         if as_written or claim.readings is None or "last" not in claim.readings.data:
             continue
@@ -330,9 +331,9 @@ def _named_metrics(suite: Suite) -> Iterator[tuple[KeyPath, str, Callable[[str],
 def _taken(
     where: ExperimentSettings | None, listed: Iterable[tuple[KeyPath, str]]
 ) -> Iterator[tuple[KeyPath, str, Callable[[str], object]]]:
-    """Yield references to metrics that an experiment must measure, like `_named_metrics`.
+    """Yield the references in `listed` to metrics that an experiment must measure, in the form of `_named_metrics`.
 
-    where: None if there is no such experiment.
+    where: the experiment, or None if it does not exist.
     """
     checks = [check_metric]
     if where is not None:

@@ -19,7 +19,7 @@ Group = tuple[int, ...]
 
 
 class ClassIncremental:
-    """Groups of classes, one after the other; all tasks share one head.
+    """Groups of classes, one after another; all tasks share one head.
 
     Task i holds the examples of the i-th group of classes; targets are those of the dataset. In fixed order the groups
     are 0..k−1, k..2k−1, and so on. In shuffled order, each trial seed shuffles the classes before they are grouped, so

@@ -1,4 +1,4 @@
-"""Domains of text, one after the other: continual pre-training."""
+"""Domains of text, one after another: continual pre-training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from optbench.tasks.windows import TokensPerTask, Windows
 
 
 def _one_of(order: object) -> object:
-    """Report one fault instead of one per form."""
+    """Validate an order, and report one fault instead of one for each alternative of the union."""
     if isinstance(order, list | tuple) and len(order) and all(isinstance(name, str) for name in order):
         return tuple(order)
     if order in ("fixed", "shuffled"):
@@ -29,19 +29,19 @@ Order = Annotated[Literal["fixed", "shuffled"] | tuple[str, ...], BeforeValidato
 
 
 class Domains:
-    """Domains of text, one after the other: each task is next-token prediction in one domain.
+    """Domains of text, one after another: each task is next-token prediction in one domain.
 
-    Each task trains on `tokens_per_task` tokens, in windows at random positions of the domain's training text, drawn
-    for every trial seed and task. It validates and tests on consecutive windows of held-out text, at most
-    `validation_examples` and `test_examples` of them.
+    The training set of a task has `tokens_per_task` tokens, in windows at random positions in the domain's training
+    text, drawn separately for each trial seed and task. The validation and test sets are consecutive windows of
+    held-out text, at most `validation_examples` and `test_examples` of them.
 
-    `order`: `fixed`, that of the dataset; `shuffled`, drawn for every trial seed; or a list of domains.
+    `order`: `fixed`, the order of the dataset; `shuffled`, a random order for each trial seed; or a list of domains.
     """
 
     def __init__(
         self, data: Parts, seed: int, *, order: Order = "fixed", tokens_per_task: TokensPerTask = 1_024_000
     ) -> None:
-        """Raise UsageError if the data are not domains of text, or lack a named one."""
+        """Raise UsageError if the data are not domains of text, or `order` has an unknown or repeated domain."""
         self._windows, self._seed = Windows(data, seed, tokens_per_task), seed
         if not isinstance(order, str):
             for i, name in enumerate(order):
@@ -55,7 +55,7 @@ class Domains:
 
     @staticmethod
     def outline(classes: int, *, order: str | Sequence[str], domains: Sequence[str] = (), **_others: object) -> Outline:
-        """domains: those of the dataset."""
+        """domains: the domains of the dataset."""
         names = tuple(domains if isinstance(order, str) else order)
         if order == "shuffled":
             return Outline(tuple(f"domain {i + 1}" for i in range(len(names))), classes)

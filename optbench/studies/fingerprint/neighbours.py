@@ -3,10 +3,10 @@
 The panel's mean on the same seed is subtracted from every value, because an effect of the seed on all optimizers (an
 easier permutation, a better start) does not distinguish them. The result is divided by the standard deviation of the
 strip over the panel. The distance between two optimizers is the root mean square of their differences over the strips
-that both have. Each strip is weighted by the information that it has on the identity of an optimizer, ½ ln(1 + v/w),
-where v is the variance between optimizers and w the variance between the seeds of one (the capacity of a Gaussian
-channel, Shannon 1948). With equal weights, a strip on which optimizers differ by less than seeds do would add noise; in
-units of the variation between seeds, a strip that distinguishes optimizers exactly would dominate all others.
+that both have. Each strip is weighted by the information that it carries about an optimizer's identity, ½ ln(1 + v/w),
+where v is the variance between optimizers and w the variance between the seeds of one optimizer (the capacity of a
+Gaussian channel, Shannon 1948). With equal weights, a strip on which optimizers differ by less than seeds do would add
+noise; in units of the variation between seeds, a strip that distinguishes optimizers exactly would dominate all others.
 
 Legend: `P` optimizers of the panel, `S` strips, `n` seeds, `B` bootstrap samples of the seeds.
 """
@@ -31,8 +31,8 @@ class Neighbour:
     """An optimizer of the panel, and its distance from the optimizer in question.
 
     distance: root mean square over strips, in standard deviations of the panel. interval: its 95% interval over
-    seeds; None with fewer than six, whose resamples are too similar. nearest: share of the bootstrap samples in which
-    no other optimizer is nearer. strips: number of strips that both have.
+    seeds; None with fewer than six, because the resamples are too similar. nearest: share of the bootstrap samples in
+    which no other optimizer is nearer. strips: number of strips that both have.
     """
 
     name: str
@@ -43,10 +43,10 @@ class Neighbour:
 
 
 def neighbours(own: Array, panel: Array, names: list[str], apart: str | None = None) -> list[Neighbour]:
-    """Return the optimizers of the panel, nearest first, without those that have too few strips in common.
+    """Return the optimizers of the panel, nearest first, omitting those that share too few strips with `own`.
 
-    own: (S, n). panel: (P, S, n), on the same seeds; NaN where undefined. apart: a name to leave out, because `own` is
-    that optimizer of the panel.
+    own: (S, n). panel: (P, S, n), on the same seeds; NaN where undefined. apart: the name of `own` if it is
+    in the panel, where it is then omitted.
     """
     every = np.concatenate([own[None], panel])  # (1 + P, S, n)
     means = _means(every - _seed_effect(panel))  # (1 + P, S)
@@ -147,7 +147,7 @@ def _variance(values: Array) -> Array:
 
 
 def _distances(means: Array, scale: Array, weights: Array) -> tuple[Array, Array]:
-    """Return the distances from the first to the others, (1 + P, S, B) -> (P, B), and their numbers of strips, (P,)."""
+    """Return the others' distances from the first, (1 + P, S, B) -> (P, B), and the numbers of strips used, (P,)."""
     gaps = (means[1:] - means[:1]) / scale[None, :, None]
     known = np.isfinite(gaps)
     counts = known.sum(axis=1)

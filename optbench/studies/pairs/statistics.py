@@ -35,7 +35,7 @@ ArmPair: TypeAlias = tuple[str, str, ArmName, ArmName]
 
 @dataclass(frozen=True)
 class Measured:
-    """One metric of a pair of arms: between them, and between each and its controls, if any."""
+    """The values of one metric between two arms, and between each arm and its controls, if any."""
 
     values: SeedValues
     null_a: SeedValues | None
@@ -43,14 +43,14 @@ class Measured:
 
     @property
     def null_range(self) -> tuple[float, float] | None:
-        """The smallest and the largest value of both nulls; None without values."""
+        """The smallest and the largest finite value in the two nulls; None if there is none."""
         nulls = [*(self.null_a or {}).values(), *(self.null_b or {}).values()]
         finite = [value for value in nulls if math.isfinite(value)]
         return (min(finite), max(finite)) if finite else None
 
     @property
     def outside(self) -> tuple[int, int] | None:
-        """The number of seeds with a value outside that range, and the number of all seeds; None without values."""
+        """The number of seeds with a value outside `null_range`, and the number with a value; None if undefined."""
         bounds, finite = self.null_range, [value for value in self.values.values() if math.isfinite(value)]
         if bounds is None or not finite:
             return None
@@ -62,7 +62,7 @@ class SolutionPair:
     """Two arms of one experiment and model whose solutions are compared seed by seed.
 
     planned: number of seeds. measures: by metric, in catalog order; values omit seeds not yet compared, and are NaN for
-    seeds on which a side diverged, failed or ended above the target training loss. notes: why values are undefined,
+    seeds on which an arm diverged, failed or ended above the target training loss. notes: why values are undefined,
     each reason once.
     """
 

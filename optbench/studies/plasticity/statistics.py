@@ -1,6 +1,6 @@
 """Online accuracies of each optimizer by task, over its seeds.
 
-Legend: `S` trials that are ok, in seed order; `T` tasks; `w` tasks of a window.
+Legend: `S` trials that are ok, in seed order; `T` tasks; `w` tasks per window.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class LearntOnline:
 
     @property
     def in_window(self) -> str:
-        """The size of a window, for use after "the last": `3 tasks`, or `task`."""
+        """The size of a window in words, for use after "the last": `3 tasks`, or `task`."""
         return f"{self.window} tasks" if self.window > 1 else "task"
 
     @property
