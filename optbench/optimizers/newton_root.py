@@ -77,7 +77,7 @@ def iterations_for(order: int, epsilon: float) -> int:
     half = (order + 1) / 2
     rest = [half * epsilon / (1 + epsilon), half]
     for count in range(MOST):
-        if all(abs(r - 1) < 1e-8 for r in rest):  # squared in the next iteration
+        if all(abs(r - 1) < 1e-8 for r in rest):  # the next iteration squares these errors
             return count + 1
         rest = [r * ((order + 1 - r) / order) ** order for r in rest]
     raise ValueError(f"epsilon: expected a value that needs at most {MOST} iterations, got {epsilon:g}; increase it")

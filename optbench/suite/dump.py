@@ -101,12 +101,12 @@ def content(suite: Suite, *, whole: bool = False) -> dict[str, Any]:
         protocol = experiment["protocol"]
         for added in () if whole else ADDED:
             if protocol[added] == Protocol.model_fields[added].default:
-                del protocol[added]  # likewise
+                del protocol[added]  # for the same reason
         if experiment["tasks"].get("examples_per_task", 0) is None:
-            del experiment["tasks"]["examples_per_task"]  # likewise
+            del experiment["tasks"]["examples_per_task"]  # for the same reason
         for model in experiment["models"].values():
             if model.get("initialisation") == "uniform":
-                del model["initialisation"]  # likewise
+                del model["initialisation"]  # for the same reason
     return plain
 
 
