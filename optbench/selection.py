@@ -286,10 +286,15 @@ def _kept_pairs(pairs: Pairs, kept: Collection[str]) -> Pairs | None:
 def _kept_claim(
     claim: Claim, experiments: Mapping[str, ExperimentSettings], optimizers: Mapping[str, OptimizerSettings]
 ) -> Claim | None:
-    """Restrict a claim to the remaining models; None if one of its sides, or every model, was left out."""
+    """Restrict a claim to the remaining models; None if one of its sides, or every model, was left out.
+
+    Without `against`, an experiment compares no solutions, not even those of an optimizer with its controls.
+    """
     if claim.experiment not in experiments:
         return None
     experiment = experiments[claim.experiment]
+    if claim.about_pairs and experiment.pairs is None:
+        return None
     taking_part = experiment.optimizers or optimizers
     if any(optimizer not in taking_part for optimizer in claim.optimizers):
         return None

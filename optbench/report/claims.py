@@ -22,10 +22,11 @@ from optbench.report.numbers import (
 from optbench.report.readings import arm_label, part_label, reading_lines, reading_name, reading_tables
 from optbench.report.summary import RunSummary
 from optbench.stats.arms import Arm
+from optbench.stats.between import Between
 from optbench.stats.claims import ClaimPart, ClaimVerdict, JudgedClaim
 from optbench.stats.conditions import Unmet
 from optbench.stats.dormant import is_rank
-from optbench.suite.claims import Bounds, Claim
+from optbench.suite.claims import Bounds
 from optbench.suite.sides import side_text
 
 TONES: Mapping[ClaimVerdict, Tone] = {
@@ -112,28 +113,28 @@ def warnings_of(numbered: Numbered) -> list[str]:
     They concern tasks not learnt, trials above the target training loss, and ranks with many dormant units.
     """
 
-    def above_target(arm: Arm) -> str:
-        n = arm.count("above_target")
-        return f"{n} of {count(len(arm.trials), 'trial')} above the target training loss" if n else ""
+    def above_target(side: Arm) -> str:
+        n, what = side.count("above_target"), "pair" if isinstance(side, Between) else "trial"
+        return f"{n} of {count(len(side.trials), what)} above the target training loss" if n else ""
 
-    dormant = list(_of_sides(numbered, lambda arm: arm.many_dormant, lambda claim: is_rank(claim.primary.name)))
+    ranks = {number: claim for number, claim in numbered.items() if is_rank(claim.claim.primary.name)}
+    dormant = list(_of_parts(ranks, lambda arm: arm.many_dormant))
     return [
-        *(f"{NOT_LEARNT} {said}" for said in _of_sides(numbered, lambda arm: arm.learning_warning)),
-        *(f"{said}: their seeds are left out." for said in _of_sides(numbered, above_target)),
+        *(f"{NOT_LEARNT} {said}" for said in _of_parts(numbered, lambda arm: arm.learning_warning)),
+        *(f"{said}: their seeds are left out." for said in _of_parts(numbered, above_target, lambda part: part.sides)),
         *([dormant_line(dormant)] if dormant else []),
     ]
 
 
-def _of_sides(
-    numbered: Numbered, say: Callable[[Arm], object], about: Callable[[Claim], bool] = lambda claim: True
+def _of_parts(
+    numbered: Numbered,
+    say: Callable[[Arm], object],
+    about: Callable[[ClaimPart], Iterable[Arm]] = lambda part: part.arms,
 ) -> Iterable[str]:
-    """Yield remarks on variants of claims, each once, with the numbers of the claims."""
+    """Yield remarks on what parts of claims are about, each once, with the numbers of the claims."""
     found: dict[str, list[int]] = {}
     for number, claim in numbered.items():
-        if not about(claim.claim):
-            continue
-        sides = (side for part in claim.parts for side in (part.left, part.right) if isinstance(side, Arm))
-        for arm, said in ((arm, say(arm)) for side in sides for arm in side.arms):
+        for arm, said in ((arm, say(arm)) for part in claim.parts for arm in about(part)):
             if said:
                 numbers = found.setdefault(f"{arm_label(arm)}: {said}", [])
                 numbers += [number] if number not in numbers else []

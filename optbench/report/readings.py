@@ -90,9 +90,8 @@ def reading_name(cell: ReadingCell, in_bits: bool = False) -> str:
 
 def part_label(part: ClaimPart) -> str:
     """Return a part's distinguishing name: its model, and both sides if one is swept."""
-    sides = [side for side in (part.left, part.right) if isinstance(side, Arm)]
-    swept = any(side.variant != "default" for side in sides)
-    return f"{part.model}, {' | '.join(side.label for side in sides)}" if swept else part.model
+    swept = any(side.variant != "default" for side in part.sides)
+    return f"{part.model}, {' | '.join(side.label for side in part.sides)}" if swept else part.model
 
 
 def arm_label(arm: Arm) -> str:

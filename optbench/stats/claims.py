@@ -63,9 +63,19 @@ class ClaimPart:
     match: Match | None = None
 
     @property
+    def sides(self) -> tuple[Arm, ...]:
+        """Its sides that are not numbers; a pair of solutions is one side."""
+        return tuple(side for side in (self.left, self.right) if isinstance(side, Arm))
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """The arms on its sides, two on a side that is a pair of solutions; an arm may occur twice."""
+        return tuple(arm for side in self.sides for arm in side.arms)
+
+    @property
     def not_learnt(self) -> bool:
         """Whether trials of either side failed to learn a task; a network that learnt nothing forgets nothing."""
-        return any(isinstance(side, Arm) and side.shortcoming is not None for side in (self.left, self.right))
+        return any(arm.shortcoming is not None for arm in self.arms)
 
 
 @dataclass(frozen=True)
@@ -92,8 +102,7 @@ class JudgedClaim:
         """Variants that meet the claim's condition on only some of their trials, because others are not `ok`."""
         if not self.claim.where:
             return ()
-        sides = [side for part in self.parts for side in (part.left, part.right) if isinstance(side, Arm)]
-        every = {(arm.model, arm.optimizer, arm.variant): arm for arm in sides}
+        every = {(arm.model, arm.optimizer, arm.variant): arm for part in self.parts for arm in part.arms}
         return tuple(arm for arm in every.values() if arm.count("ok") < len(arm.trials))
 
 

@@ -77,11 +77,14 @@ def crossed(
 ) -> list[tuple[Arms, Arms | float]]:
     """Return both sides of each part of a claim on one model: every variant of the left against every one of the right.
 
-    arms: those of the model. If an optimizer occurs in two pairs of solutions, it has the same variant in both.
+    arms: those of the model. If an optimizer is named without a variant in both of two pairs of solutions, it has the
+    same variant in both. Sides with the same arms in any order have nothing to compare and are left out.
     """
-    rights: Sequence[Arms | float] = [right] if isinstance(right, float) else _variants(right, arms)
-    found = [(a, b) for a in _variants(left, arms) for b in rights if a != b]
-    return [(a, b) for a, b in found if isinstance(b, float) or len(a) == 1 or _same_variants(a, b)]
+    if isinstance(right, float):
+        return [(a, right) for a in _variants(left, arms)]
+    found = [(a, b) for a in _variants(left, arms) for b in _variants(right, arms) if set(a) != set(b)]
+    of_pairs = isinstance(left, list)
+    return [(a, b) for a, b in found if not of_pairs or _same_variants(arms_of(left), a, arms_of(right), b)]
 
 
 def _variants(side: str | list[str], arms: Sequence[Named]) -> list[Arms]:
@@ -93,7 +96,7 @@ def _variants(side: str | list[str], arms: Sequence[Named]) -> list[Arms]:
     return [(a, b) for a in found[0] for b in found[1] if a != b]
 
 
-def _same_variants(a: Arms, b: Arms) -> bool:
-    both = {optimizer for optimizer, _ in a} & {optimizer for optimizer, _ in b}
-    of_a, of_b = ({arm for arm in side if arm[0] in both} for side in (a, b))
-    return of_a <= of_b or of_b <= of_a
+def _same_variants(left: Sequence[str], a: Arms, right: Sequence[str], b: Arms) -> bool:
+    """Return whether each name that is in `left` and `right` stands for the same arm in `a` and in `b`."""
+    of_left, of_right = dict(zip(left, a, strict=True)), dict(zip(right, b, strict=True))
+    return all(of_left[name] == of_right[name] for name in of_left.keys() & of_right.keys())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -12,11 +14,15 @@ from scipy.stats import wilcoxon
 
 from optbench.cli import main
 from optbench.plan import trials
+from optbench.report.claims import warnings_of
+from optbench.selection import Choice, choose
 from optbench.stats.claims import ClaimVerdict, JudgedClaim, judge_claims
 from optbench.stats.power import suite_shortages
-from optbench.stats.results import read_results
+from optbench.stats.results import Results, read_results
 from optbench.store import read_run
 from optbench.suite import load_suite
+from optbench.suite.claims import Bounds
+from optbench.suite.sides import Arms, crossed
 from tests.conftest import report, run_file
 from tests.refusals import refusal
 
@@ -44,6 +50,8 @@ claims:
   one: {experiment: halves, metric: weight_distance, left: [adam lr=0.03, sgd], right: [sgd, sgd], expect: lower}
   near: {experiment: halves, metric: accuracy_barrier, left: [sgd, sgd], right: 0, expect: equivalent, margin: 1}
   lost: {experiment: halves, metric: weight_distance, left: [sgd, wild], right: [sgd, sgd], expect: higher}
+  rates: {experiment: halves, metric: weight_distance, left: [sgd, adam lr=0.003], right: [sgd, adam lr=0.03],
+          expect: lower}
 """
 
 
@@ -91,6 +99,34 @@ def test_naming_one_variant_of_a_pair_gives_one_part_in_either_order(
     assert part.result.differences == pytest.approx([a - b for a, b in zip(left, right, strict=True)])
 
 
+def test_pairs_with_different_named_variants_are_compared(path: Path, claims: dict[str, JudgedClaim]) -> None:
+    [part] = claims["rates"].parts
+    left, right = (values(path, "weight_distance", ("sgd", "default"), ("adam", f"lr={lr}")) for lr in (0.003, 0.03))
+    assert part.result.differences == pytest.approx([a - b for a, b in zip(left, right, strict=True)])
+    assert claims["rates"].verdict is ClaimVerdict.SUPPORTED
+
+
+SGD, LOW, HIGH = ("sgd", "default"), ("adam", "low"), ("adam", "high")
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "expected"),
+    [
+        (["sgd", "adam"], ["adam", "adam"], [((SGD, LOW), (LOW, LOW)), ((SGD, HIGH), (HIGH, HIGH))]),
+        (["sgd", "adam low"], ["sgd", "adam high"], [((SGD, LOW), (SGD, HIGH))]),
+        (["adam", "adam"], ["adam low", "adam low"], [((HIGH, HIGH), (LOW, LOW))]),
+        # A pair is not compared with itself, in whatever order it is written.
+        (["sgd", "adam"], ["adam low", "sgd"], [((SGD, HIGH), (LOW, SGD))]),
+        (["adam low", "adam"], ["adam", "adam"], [((LOW, HIGH), (HIGH, HIGH))]),
+        (["sgd", "adam"], 0.0, [((SGD, LOW), 0.0), ((SGD, HIGH), 0.0)]),
+    ],
+)
+def test_a_name_on_both_sides_stands_for_the_same_variant(
+    left: list[str], right: list[str] | float, expected: list[tuple[Arms, Arms | float]]
+) -> None:
+    assert crossed(left, right, [SGD, LOW, HIGH]) == expected
+
+
 def test_a_null_is_compared_with_a_number(path: Path, claims: dict[str, JudgedClaim]) -> None:
     [part] = claims["near"].parts
     assert part.result.differences == pytest.approx(values(path, "accuracy_barrier", ("sgd", "default")))
@@ -101,6 +137,42 @@ def test_a_seed_on_which_either_trial_diverged_has_no_value(claims: dict[str, Ju
     [part] = claims["lost"].parts
     assert (part.result.n, part.result.diverged_a) == (0, SEEDS)
     assert claims["lost"].verdict is ClaimVerdict.NOT_COMPARABLE
+
+
+def test_a_selection_without_comparisons_leaves_out_claims_about_pairs(tmp_path: Path) -> None:
+    text = SUITE.replace("pairs: {", "pairs: {against: [sgd], ")
+    null = "{experiment: halves, metric: weight_distance, left: [adam, adam], right: 0, expect: higher}"
+    (tmp_path / "suite.yaml").write_text(f"{text}claims: {{null: {null}}}")
+    assert not choose(tmp_path / "suite.yaml", Choice(optimizers=("adam",))).claims
+    assert choose(tmp_path / "suite.yaml", Choice(optimizers=("adam", "sgd"))).claims
+
+
+def with_row(results: Results, trial: str, **changes: Any) -> Results:
+    """Return the results with changes to the row of a trial or control."""
+    rows, controls = (
+        {one: dataclasses.replace(row, **changes) if one == trial else row for one, row in known.items()}
+        for known in (results.rows, results.control_rows)
+    )
+    return dataclasses.replace(results, rows=rows, control_rows=controls)
+
+
+def test_a_condition_is_judged_on_the_trials_of_each_optimizer(path: Path) -> None:
+    claim = load_suite(path / "suite.yaml").claims["one"].model_copy(update={"where": {"steps": Bounds(above=1)}})
+    results = read_results(read_run(path))
+    suite = results.suite.model_copy(update={"claims": {"one": claim}})
+    results = with_row(dataclasses.replace(results, suite=suite), "halves/net/adam/lr=0.03/seed=3", status="failed")
+    [judged] = judge_claims(results)
+    assert [(arm.label, arm.count("ok"), len(arm.trials)) for arm in judged.partly_judged] == [("adam lr=0.03", 5, 6)]
+
+
+def test_a_control_above_the_target_loss_takes_its_seed_out_of_the_null(path: Path) -> None:
+    results = read_results(read_run(path))
+    results = with_row(results, "halves/net/sgd/default/seed=2/order=1", tasks_above_target=1)
+    claims = {claim.name: claim for claim in judge_claims(results)}
+    [part] = claims["near"].parts
+    assert part.result.n == SEEDS - 1
+    said = "claim 1, net, sgd with itself: 1 of 6 pairs above the target training loss: their seeds are left out."
+    assert warnings_of({1: claims["near"]})[-1] == said
 
 
 def test_parts_are_counted_before_training(path: Path) -> None:
