@@ -176,7 +176,8 @@ def main() -> int:
         find(program)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # The paths of sockets must be short, so TMPDIR, whose path may be long, is not used.
-    with tempfile.TemporaryDirectory(prefix="slurm-node-", dir="/tmp") as folder, node(Path(folder), words.cpus) as env:
+    made = tempfile.TemporaryDirectory(prefix="slurm-node-", dir="/tmp", ignore_cleanup_errors=True)
+    with made as folder, node(Path(folder), words.cpus) as env:
         try:
             if words.command:
                 return subprocess.run(words.command, env=env, check=False).returncode
