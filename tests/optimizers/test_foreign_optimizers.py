@@ -420,7 +420,7 @@ def test_users_optimizers_of_every_kind_run_from_the_command_line(
         (["--optimizer", "x=./mine.py:Plain", "--set", "optimizers.x.elementwise=1"], "expected true or false"),
         (
             ["--optimizer", "x=./mine.py:Normalised", "--set", "optimizers.x.elementwise=true"],
-            "elementwise, and is not",
+            "elementwise, but is not",
         ),
         (
             ["--optimizer", "x=./mine.py:Matrices", "--set", "optimizers.x.only_matrices=1"],
