@@ -68,8 +68,9 @@ class Between(Arm):
         return any(self._found(metric, seed) for seed in self.trials)
 
     def undefined(self, metric: str, seeds: Iterable[int]) -> set[str]:
-        missing = (self._found(metric, s) for s in seeds if self.status(s) == "ok")
-        return {found.note for found in missing if found and found.note and math.isnan(found.value)}
+        known = [self._found(metric, seed) for seed in seeds if self.status(seed) == "ok"]
+        notes = {found.note for found in known if found and found.note and math.isnan(found.value)}
+        return notes | ({"not compared yet"} if None in known else set())
 
     @property
     def shortcoming(self) -> Shortcoming | None:

@@ -175,6 +175,15 @@ def test_a_control_above_the_target_loss_takes_its_seed_out_of_the_null(path: Pa
     assert warnings_of({1: claims["near"]})[-1] == said
 
 
+def test_solutions_not_compared_yet_are_the_reason(path: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(path, tmp_path / "other")
+    (other / "pairs.parquet").unlink()
+    claims = {claim.name: claim for claim in judge_claims(read_results(read_run(other)))}
+    [part] = claims["near"].parts
+    assert part.verdict is ClaimVerdict.NOT_COMPARABLE
+    assert part.reason == "none of 6 pairs has a value on both sides: not compared yet"
+
+
 def test_parts_are_counted_before_training(path: Path) -> None:
     suite = load_suite(path / "suite.yaml", ["seeds=6"])
     [shortage] = [found for found in suite_shortages(suite, trials(suite)) if "claim" in found.about]
