@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from functools import partial
 
 import numpy as np
@@ -310,9 +310,16 @@ def _legend(summary: Summary, statistic: Statistic) -> Iterable[doc.Block]:
     split = splits[0] if len(splits) == 1 else "test (validation in a tuning run)"
     kinds = sorted({section.in_bits for section in summary.sections})  # accuracies first
     texts = [(name, (OF_TEXT if bits else {}).get(name, text)) for bits in kinds for name, text in LEGENDS.items()]
-    lines = [what, *dict.fromkeys(text.format(split=split) for name, text in texts if name in measures)]
+    costs = {name for name, measure in measures.items() if measure.topic == "cost"}
+    lines = [what, *_explained(texts, measures.keys() - costs, split)]
     lines += [named_legend(measure.metric) for measure in measures.values() if measure.name not in TITLES]
     yield doc.Items(tuple(lines), "quiet")
+    if of_costs := _explained(texts, costs, split):  # shown only where the table of costs is
+        yield doc.Part("minor", doc.Items(of_costs, "quiet"))
+
+
+def _explained(texts: Sequence[tuple[str, str]], names: Set[str], split: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(text.format(split=split) for name, text in texts if name in names))
 
 
 def _troubles(summary: Summary) -> Iterable[doc.Block]:

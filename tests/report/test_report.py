@@ -15,6 +15,7 @@ from rich.console import Console
 
 from optbench.plan import Trial, trials
 from optbench.report import Summary, run_report
+from optbench.report.formats import markdown
 from optbench.report.formats.terminal import show
 from optbench.report.numbers import decimals, fixed, interval, p_value, signed
 from optbench.report.spread import Spread, spread_text
@@ -243,6 +244,14 @@ def test_wider_output_has_fewer_tables(run_path: Path) -> None:
     counts = [text_of(summary, width).count("\noptimizer") for width in (50, 80, 120)]
     assert counts == sorted(counts, reverse=True)
     assert counts[-1] == 6, "two topics and a sparkline for each of two experiments"
+
+
+def test_costs_are_explained_only_where_their_table_is_shown(run_path: Path) -> None:
+    summary = summary_of(run_path)
+    assert "a trial's share" not in flat(summary), "a terminal shows no table of costs"
+    written = markdown.render(run_report(summary))
+    assert "ms per step" in written
+    assert "a trial's share of its cohort's training time" in written
 
 
 def test_only_directed_measures_have_an_arrow(run_path: Path) -> None:
