@@ -183,7 +183,7 @@ class Registry:
         """Return the settings as plain values, including every default that can be written and read back unchanged.
 
         Raises:
-            KindError: as `settings`.
+            KindError: as in `settings`.
             ValidationError: the signature does not accept them.
         """
         model = self.settings(kind)
@@ -204,7 +204,7 @@ class Registry:
         """Return the keyword arguments for complete settings.
 
         Raises:
-            KindError, ValidationError: as `complete`.
+            KindError, ValidationError: as in `complete`.
         """
         value = validated(self.settings(kind), settings)
         return {name: getattr(value, name) for name in value.model_fields_set}

@@ -137,7 +137,7 @@ def choose(path: Path, choice: Choice, resume: Path | None = None) -> Suite:
     resume: the run being resumed, if `path` is its suite.
 
     Raises:
-        SuiteError, UsageError: as `load_suite`; or the choice names something that is not in the suite.
+        SuiteError, UsageError: as in `load_suite`; or the choice names something that is not in the suite.
     """
     outline = _outline(path) if choice.additions else {}
     choice = replace(choice, additions=tuple(_from_here(addition, path.parent) for addition in choice.additions))

@@ -34,7 +34,7 @@ class Ending:
 
     @property
     def obstacle(self) -> str | None:
-        """Why training did not finish, in words; None if it did."""
+        """The reason why training did not finish; None if it did."""
         if self.result is None:
             return f"raised in training: {self.raised}"
         row = self.row
@@ -118,7 +118,7 @@ class Evidence:
 
     @cached_property
     def resumed(self) -> tuple[Ending, str | None]:
-        """The trial interrupted after its first task and resumed, and why it cannot be resumed, if so."""
+        """The trial interrupted after its first task and resumed, and the reason if it cannot be resumed."""
         kept: list[Interim] = []
         trials = [self.problem.trial(SEED)]
         self.problem.train(trials, lambda take: kept.extend(take()))

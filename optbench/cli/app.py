@@ -347,8 +347,8 @@ def compare(
 ) -> None:
     """Compare two runs, or two optimizers, seed by seed, with verdicts; A is judged against B.
 
-    Without names, every optimizer that both runs have is compared; with :OPTIMIZER (or :OPTIMIZER/VARIANT), the two
-    that are named, also within one run: optbench compare latest:shampoo latest:adamw
+    By default, every optimizer that both runs have is compared. :OPTIMIZER (or :OPTIMIZER/VARIANT) selects one on each
+    side; both can be in the same run: optbench compare latest:shampoo latest:adamw
     """
     from optbench.cli.comparing import compare_runs
 
@@ -501,7 +501,9 @@ def check(
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Set a hyper-parameter or setting of it. Repeatable."),
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Set a hyper-parameter or another setting of the target. Repeatable."
+        ),
     ] = None,
     debug: options.Debug = False,
 ) -> None:

@@ -101,7 +101,7 @@ def run_and_optimizer(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def fingerprinted(context: typer.Context, incomplete: str) -> list[str]:
-    """Complete the optimizers of which a fingerprint can be drawn: registered ones, and those of runs."""
+    """Complete optimizers whose fingerprint can be drawn: registered ones and those of runs."""
     return [*registered(incomplete), *run_and_optimizer(context, incomplete)]
 
 

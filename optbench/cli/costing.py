@@ -22,7 +22,7 @@ DEFAULT_SIZES = ("tiny", "small")
 
 
 def known_sizes(sizes: Sequence[str]) -> tuple[str, ...]:
-    """Return each size once, by default the default sizes; raise UsageError if one is unknown."""
+    """Return the sizes without duplicates, or else the default sizes; raise UsageError if one is unknown."""
     for size in sizes:
         if size not in SIZES:
             raise UsageError(f"--size: {unknown('size', size, SIZES)}")

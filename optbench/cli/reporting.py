@@ -42,7 +42,7 @@ def report_runs(
         UsageError: the format is unknown, or a run is named twice.
         StoreError: there is no such run, it cannot be read, or the output cannot be written.
         NothingMeasuredError: no run has an `ok` or diverged trial; the report is written first.
-        ComparisonError: as `report_claims_against`.
+        ComparisonError: as in `report_claims_against`.
     """
     chosen = choose_format(format, output)
     if against is not None:

@@ -41,7 +41,7 @@ class Split:
         inputs: uint8 in 0..255, float32, or int64 tokens; (N, ...).
         targets: int64, in 0..classes-1; (N,), or (N, T) with one per position.
         cues: int64, (N,): the class that a spurious cue in each example indicates, used by the metric `cue_following`;
-            None without cues.
+            None if there are none.
     """
 
     inputs: Tensor

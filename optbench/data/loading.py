@@ -34,7 +34,7 @@ def load(
         DataError: files are missing and cannot be obtained (the message names them and their folder), or their
             content is invalid.
         KindError: the name is unknown, or a user's function does not return a dataset.
-        Exception: any exception of a user's function.
+        Exception: any exception raised by a user's function.
     """
     token = ACCESS.set(Access(data_dir, download, notify))
     try:

@@ -1,4 +1,4 @@
-"""A suite's dataset: kind, settings, and facts available before loading it. Imports no torch."""
+"""A suite's dataset: kind, settings, and facts available before loading it. Does not import torch."""
 
 from __future__ import annotations
 

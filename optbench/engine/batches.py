@@ -111,7 +111,7 @@ class BatchStream:
         return torch.randperm(len(self.examples), generator=stream)
 
     def ways(self, epoch: int) -> Tensor:
-        """Return the augmentations (N,), as for `Augmenter`, of the examples in an epoch's order, on the CPU."""
+        """Return the augmentations (N,), as in `Augmenter`, of the examples in an epoch's order, on the CPU."""
         assert self.augment is not None
         stream = generator(*self._seeds, f"augmentation/task {self._task}/epoch {epoch}{self._suffix}")
         return torch.randint(self.augment.ways, (len(self.examples),), generator=stream)

@@ -253,7 +253,7 @@ class Evaluator:
         ]
 
     def try_score(self, rows: Sequence[Tensor], examples: Sequence[Examples]) -> list[Score | Exception]:
-        """Score networks like `score`, but return an exception raised by a user's model in place of its score."""
+        """Score networks like `score`, but return an exception raised by a user's model instead of its score."""
         try:
             return list(self.score(rows, examples))
         except Exception as error:

@@ -101,7 +101,7 @@ class Landscape(Reading):
         self._make_loss, self._draws, self._ours = make_loss, draws, ours
 
     def measure(self, metric: Metric, ask: Ask | None) -> list[Measurement]:
-        """Measure a metric; return NaN with a note if a user's model raises, for lack of second derivatives, say."""
+        """Measure a metric; return NaN with a note if a user's model raises an exception."""
         try:
             return super().measure(metric, ask)
         except Exception as error:

@@ -30,7 +30,7 @@ def not_learnt(rows: Sequence[Row]) -> NotLearnt:
 
 
 def tasks_above_target(rows: Sequence[Row], protocol: Protocol) -> tuple[int, ...] | None:
-    """Return the tasks that ended with a training loss above `early_stopping.target`; None without a target.
+    """Return the tasks that ended with a training loss above `early_stopping.target`; None if there is no target.
 
     rows: all results of a finished trial. A task's last evaluation is at its final weights.
     """

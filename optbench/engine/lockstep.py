@@ -138,7 +138,7 @@ class LockStep:
         self._watch = watch
 
     def run(self, step: int, until: int, of: Collection[int]) -> Stretch:
-        """Take the steps from `step` to `until`, as `take`, and return their results."""
+        """Take the steps from `step` to `until`, as in `take`, and return their results."""
         started = time.perf_counter()
         losses, raised, accuracies = self.take(step, until, of)
         # the only synchronisation with the device in these steps

@@ -61,7 +61,7 @@ class Passes:
         return logits
 
     def again(self, network: nn.Module, inputs: Tensor, given: bool) -> Tensor:
-        """Compute logits with an optimizer's network, for its evaluation of the loss. given: as for `Evaluate`."""
+        """Compute logits with an optimizer's network, for its evaluation of the loss. given: as in `Evaluate`."""
         if self._opening is None:
             own = dict(network.named_parameters())
             repeats = not given or all(torch.equal(own[name], weight) for name, weight in self._weights.items())

@@ -91,7 +91,7 @@ class UserCode:
         seed: the seed of random draws in the call. quiet: True to call it `without_warnings`.
 
         Raises:
-            ProgramEndError: as for `step`.
+            ProgramEndError: as in `step`.
         """
         kept = isolated() if self._settings is not None else _NOTHING
         try:

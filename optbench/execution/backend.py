@@ -38,7 +38,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Refused:
-    """The worker has started, but must not train for this run, nor must any other worker in its place."""
+    """The worker has started, but neither it nor a worker in its place may train for this run."""
 
     reason: str
 

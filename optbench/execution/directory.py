@@ -24,7 +24,7 @@ def places(runs_dir: Path, name: str | None, suite: str) -> Iterator[Path]:
 
 
 def check_provenance(resume: Path, record: Mapping[str, Any]) -> None:
-    """Check that a run is resumed with the version of torch and on the kind of machine with which it was made.
+    """Check that a run is resumed with the same version of torch, and on the same kind of machine, as before.
 
     record: the provenance of this process.
 

@@ -110,7 +110,7 @@ class LocalWorker:
 
 
 def _cause(code: int | None) -> str:
-    """Describe an exit code: -9 is `SIGKILL: the system sends it when memory is short`."""
+    """Describe an exit code; for -9, return `SIGKILL: the system sends it when memory is short`."""
     if code is None or code >= 0:
         return f"exit code {code}"
     try:

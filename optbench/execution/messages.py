@@ -129,7 +129,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Divide:
-    """A cohort must be trained in parts: memory does not suffice, or a user's code raised, perhaps for one member."""
+    """A cohort must be trained in parts: memory is insufficient, or a user's code raised an exception."""
 
     unit: Train
     too_large: bool = True

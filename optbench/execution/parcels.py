@@ -28,7 +28,7 @@ INTERIM, WEIGHTS = "interim", "weights"
 
 
 class DamagedError(Exception):
-    """Data were damaged on the way."""
+    """Data were damaged in transit."""
 
 
 def pickled(value: object) -> bytes:

@@ -71,7 +71,7 @@ class _Slot:
         self.worker.give(unit, job)
 
     def renew(self) -> _Slot:
-        """Replace its process."""
+        """Replace the worker's process."""
         self.unit = None
         self.user_code = frozenset()
         self.worker.renew()
@@ -225,7 +225,7 @@ class Pool:
             raise WorkerError(event.reason)
 
     def _unsaid(self) -> Iterator[Said]:
-        """Yield new reasons why workers were refused, once another is ready; if none ever is, it is an error."""
+        """Yield new reasons for refusing workers once another worker is ready; if none ever is, an error follows."""
         if any(slot.worker.is_ready for slot in self._slots):
             for reason in dict.fromkeys(self._refused.values()):
                 if reason not in self._said:

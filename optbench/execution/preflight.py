@@ -113,7 +113,7 @@ def find_source(target: str, suite_folder: Path | None, resume: Path | None = No
 def check(plan: Plan, data_dir: Path | None, notify: Callable[[str], None]) -> dict[str, Outline]:
     """Check everything that the remaining trials of a plan need; return an outline of each experiment's tasks.
 
-    data_dir: as for `optbench.data.load`. notify: called with one line if a dataset is downloaded.
+    data_dir: as in `optbench.data.load`. notify: called with one line if a dataset is downloaded.
 
     Raises:
         OptbenchError: an optimizer cannot be imported or rejects its settings, data are missing, a model does not fit
@@ -275,7 +275,7 @@ def _changed_file(source: Source, plugin: Plugin | None) -> str:
 
 
 def _first_hashes(resume: Path) -> dict[str, str]:
-    """Return the source hash of each target when the run began, or first had it."""
+    """Return the source hash of each target at the start of the run, or when the run first used it."""
     first: dict[str, str] = {}
     for entry in read_json(resume).get("plugins") or ():
         first.setdefault(entry["target"], entry["source_hash"])

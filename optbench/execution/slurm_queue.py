@@ -59,11 +59,11 @@ class State:
         return self.name in WAITING
 
     def describe_wait(self) -> str:
-        """Return `pending (Resources)`, for example."""
+        """Return text such as `pending (Resources)`."""
         return f"{self.name.lower()} ({self.reason})" if self.reason else self.name.lower()
 
     def describe(self, job: Any) -> str:
-        """Return `was cancelled`, for example; if the program failed, with the last line of its log."""
+        """Return text such as `was cancelled`; if the program failed, it includes the last line of its log."""
         said = ENDED.get(self.name, self.name.lower())
         log = last_line_of_log(job.paths.stderr) if self.name == "FAILED" else ""
         return f"{said}: {log}" if log else said

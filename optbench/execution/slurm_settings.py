@@ -90,7 +90,7 @@ def _value(name: str, text: str, kind: type | None) -> Any:
 
 
 def whole(name: str, text: str | int) -> int:
-    """Convert a setting's value to an integer of at least 1. Raises UsageError if it is none."""
+    """Convert a setting's value to an integer of at least 1. Raises UsageError if this is impossible."""
     try:
         if (value := int(text)) > 0:
             return value

@@ -231,7 +231,7 @@ def _read_begun(unit: Train, keeper: _Keeper) -> dict[str, Interim]:
 
 
 def _read_all(unit: Train, keeper: _Keeper) -> dict[str, Interim] | str:
-    """Return the states as `_read_begun`, or why they cannot be used: the kind of device or the code has changed."""
+    """Return the states as `_read_begun` does, or the reason why they cannot be used: a change of device or code."""
     found: dict[str, Interim] = {}
     notes: list[str] = []
     own: dict[str, str] = {}

@@ -33,7 +33,7 @@ def filled(path: Path) -> Iterator[None]:
     """Create the folder for the block to fill. If the block raises, remove its files and the folders created for it.
 
     Raises:
-        UsageError: as `check_folder`.
+        UsageError: as in `check_folder`.
         StoreError: the folder cannot be written.
     """
     check_folder(path)

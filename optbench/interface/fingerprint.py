@@ -101,7 +101,7 @@ def fingerprint(
         set: hyper-parameters. If they include `lr`, the learning rate is not tuned.
         seeds: the number of the panel's seeds to use, or a list of them. None for all ten, which verdicts require.
         quick: use three seeds and a learning rate tuned on one seed: a first look, without verdicts.
-        device: as the option of `optbench run`.
+        device: see the option of `optbench run`.
         jobs: number of worker processes.
         runs_dir: the folder that holds the runs.
         name: the run's id; the id of the tuning run ends in `-tune`.

@@ -90,7 +90,7 @@ class Run:
     def summary(self, metric: str | None = None) -> pd.DataFrame:
         """Return n, mean, sd, median and quartiles of each setting over its seeds with status `ok`, as in reports.
 
-        metric: only this one.
+        metric: the only metric to include; None for all.
 
         Raises:
             UsageError: the run did not measure this metric.
@@ -177,8 +177,8 @@ def compare(
         a: OPTIMIZER or OPTIMIZER/VARIANT; None for every optimizer that both runs have.
         b: the same for the other side.
         against: the run of `b`; None for the same run.
-        metric: only this metric, or these.
-        experiments: only these; all if empty.
+        metric: the metric or metrics to compare; None for all.
+        experiments: the experiments to compare; all if empty.
         force: compare runs of different suites, seeds or versions of the metrics.
 
     Returns one row per experiment, model, pair of settings and metric; `verdict` is None for exploratory metrics.

@@ -48,14 +48,14 @@ def run(
     Args:
         suite: the name of a shipped suite, a path, a mapping (as in a suite file, with classes and functions allowed
             instead of targets), or a result of `load_suite`. Optional with `resume`.
-        seeds: their number, or a list.
+        seeds: the number of seeds, or a list of seeds.
         optimizers: a list of names selects these. A mapping adds optimizers: name -> class, function, target, or a
             mapping with one of these as `target` and hyper-parameters next to it; the value None selects one of the
             suite's own.
-        experiments: only these; all if empty.
-        models: only these; all if empty.
+        experiments: the experiments to run; all if empty.
+        models: the models to train; all if empty.
         set: settings by path, such as `{"experiments.small.protocol.max_epochs": 3}`.
-        device: as the option of `optbench run`; the same applies to the next six arguments.
+        device: see the option of `optbench run`, and likewise for the next six arguments.
         on: where workers run: `local`, `ray`, `ray:HOST:PORT`, `slurm`.
         set_on: settings of the jobs of `slurm`, such as `{"partition": "gpu"}`.
         jobs: number of worker processes.
@@ -131,7 +131,7 @@ def _moved(suite: Suite, folder: Path, to: Path) -> Suite:
 
 
 def failures(run: Run) -> list[str]:
-    """Return one sentence if trials failed; an empty list if none did."""
+    """Return a list of one sentence if trials failed, else an empty list."""
     trials = run.table("trials", controls=True)
     failed = trials[trials["status"] == "failed"].to_dict("records")
     said = f"{len(failed)} of {count(len(trials), 'trial')} failed"

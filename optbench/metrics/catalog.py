@@ -323,7 +323,7 @@ PAIR_METRICS: tuple[str, ...] = tuple(metric.name for metric in _TABLE if metric
 
 
 def select(names: Iterable[str] | None, *kinds: Kind) -> tuple[Metric, ...]:
-    """Return the metrics with these names (None: the default set), each once, of the given kinds (default: all).
+    """Return the metrics with these names (None: the default set) and kinds (default: all), without duplicates.
 
     Raises:
         UsageError: a name is not in the catalog, regardless of the kinds.

@@ -144,7 +144,7 @@ class _Metrics(Registry):
         """Return the settings that differ from their defaults, as plain values; a metric's name includes them.
 
         Raises:
-            KindError, ValidationError: as `complete`.
+            KindError, ValidationError: as in `complete`.
         """
         if not given and kind in self.names:
             return {}  # nothing is imported

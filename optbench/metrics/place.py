@@ -1,4 +1,4 @@
-"""The place in a network where features are read, which every metric of rank has as settings. Imports no torch."""
+"""The place in a network where features are read, which every metric of rank has as settings. Does not import torch."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def calibration_error(logits: Tensor, targets: Tensor) -> Tensor:
         targets: (N,).
 
     Returns:
-        float64 (); NaN without examples or where a logit is not finite.
+        float64 (); NaN if there are no examples or where a logit is not finite.
 
     Example:
         >>> p = torch.tensor([0.9, 0.58, 0.55, 0.2])
@@ -102,10 +102,10 @@ def cue_following(logits: Tensor, cues: Tensor | None) -> float:
 
     Args:
         logits: (N, C).
-        cues: (N,), as in `optbench.Split`; None without cues.
+        cues: (N,), as in `optbench.Split`; None if there are none.
 
     Returns:
-        NaN without cues or examples.
+        NaN if there are no cues or no examples.
     """
     if cues is None or not len(logits):
         return math.nan
@@ -140,7 +140,7 @@ def corruption_accuracy(corrupted: Corrupted | None, *, corruption: Corruption |
     """Return the accuracy on corrupted test images: with one corruption, or the mean over all of `CORRUPTIONS`.
 
     Returns:
-        NaN if inputs are not images, or without examples.
+        NaN if inputs are not images, or there are no examples.
     """
     if corrupted is None:
         return math.nan
@@ -180,7 +180,7 @@ def quantised_drop(model: nn.Module, inputs: Tensor, targets: Tensor, accuracy: 
         accuracy: the accuracy of the unmodified model on the same data; see `accuracy_of`.
 
     Returns:
-        NaN without examples.
+        NaN if there are no examples.
     """
     rounded = copy.deepcopy(model)
     for parameter in rounded.parameters():
@@ -196,7 +196,7 @@ def drop_note(model: nn.Module, inputs: Tensor, targets: Tensor, accuracy: float
 
 @torch.no_grad()
 def accuracy_of(model: nn.Module, inputs: Tensor, targets: Tensor) -> float:
-    """Return the share of targets (N,) or (N, T) that a network predicts correctly; NaN without examples."""
+    """Return the share of targets (N,) or (N, T) that a network predicts correctly; NaN if there are no examples."""
     if not targets.numel():
         return math.nan
     size = max(1, CHUNK // math.prod(targets.shape[1:]))

@@ -100,7 +100,7 @@ def prune(weights: Mapping[str, Tensor], keep: float, scope: Scope, output: str 
 
     Tensors with fewer than two axes are unchanged.
 
-    keep = 1 preserves all bits. Arguments and errors as for `rank_weights` and `Ranking.mask`.
+    keep = 1 preserves all bits. Arguments and errors as in `rank_weights` and `Ranking.mask`.
     """
     stay = mask(weights, keep, scope, output)
     return {name: w.detach().where(stay[name], 0.0) if name in stay else w for name, w in weights.items()}
@@ -192,7 +192,7 @@ def _curve(sparsity: ArrayLike, accuracy: ArrayLike) -> tuple[Array, Array]:
     if at.ndim != 1 or not len(at) or values.shape[-1:] != at.shape:
         raise ValueError(f"expected sparsity (K,) and accuracy (..., K), got {at.shape} and {values.shape}")
     if not ((at >= 0) & (at <= 1)).all() or len(np.unique(at)) != len(at):
-        raise ValueError("expected sparsities from 0 to 1, each once")
+        raise ValueError("expected distinct sparsities from 0 to 1")
     order = np.argsort(at)
     finite = np.isfinite(values).all(axis=-1, keepdims=True)
     return at[order], np.where(finite, values[..., order], np.nan)

@@ -20,7 +20,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Reached:
-    """Number of steps, NaN without evaluations, and a remark."""
+    """Number of steps, NaN if there are no evaluations, and a remark."""
 
     value: float
     note: str | None

@@ -1,4 +1,4 @@
-"""Similarity: how alike the features of different classes are, and how alike two solutions are.
+"""Similarity of the features of different classes, and of two solutions.
 
 Legend: `N` examples; `d`, `p`, `q` widths of features; `C` classes; `...` any leading axes (members).
 
@@ -80,7 +80,7 @@ def pooled_sums(parts: Sequence[ClassSums]) -> ClassSums:
 def class_cosine(features: Tensor | ClassSums, labels: Tensor | None = None, classes: int | None = None) -> Tensor:
     """Return the cosine between class means of the features: entry (a, b) = ⟨μ_a, μ_b⟩ / (‖μ_a‖ ‖μ_b‖).
 
-    features (..., N, d), labels and classes as for `class_sums`, or precomputed sums
+    features (..., N, d), labels and classes as in `class_sums`, or precomputed sums
     -> (..., C, C), with NaN in the row and column of a class without examples or with a zero mean.
     Raises ValueError as `class_sums`.
     """
@@ -95,7 +95,7 @@ def class_cosine(features: Tensor | ClassSums, labels: Tensor | None = None, cla
 def class_cosine_mean(features: Tensor | ClassSums, labels: Tensor | None = None, classes: int | None = None) -> Tensor:
     """Return the off-diagonal mean of `class_cosine` over the classes that have a direction.
 
-    Arguments as for `class_cosine` -> (...); NaN with fewer than two such classes.
+    Arguments as in `class_cosine` -> (...); NaN with fewer than two such classes.
 
     Example:
         >>> features, labels = torch.tensor([[1.0, 0], [1, 0], [1, 1], [0, 1]]), torch.tensor([0, 0, 1, 1])
@@ -117,7 +117,7 @@ def pairwise_class_cosine(
     with n_c the number of examples of class c and m_c the mean of their unit-normalised features. Pairs of classes
     are weighted by the product of their sizes; with classes of equal size this is the plain mean of ⟨m_c, m_c′⟩.
     Examples of norm zero are excluded.
-    Arguments as for `class_cosine` -> (...); NaN if all examples have the same class.
+    Arguments as in `class_cosine` -> (...); NaN if all examples have the same class.
 
     Example:
         >>> features, labels = torch.tensor([[1.0, 0], [1, 0], [1, 1], [0, 1]]), torch.tensor([0, 0, 1, 1])

@@ -21,7 +21,7 @@ def build(settings: ModelSettings, inputs: InputSpec, outputs: int, seed: int = 
 
     Raises:
         ValueError: the settings do not fit the inputs.
-        Exception: any exception of a user's code.
+        Exception: any exception raised by a user's code.
     """
     with contextlib.nullcontext() if settings.is_users else torch.device("meta"):
         network: nn.Module = settings.make(inputs, outputs, seed=seed)

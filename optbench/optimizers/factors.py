@@ -196,7 +196,7 @@ def refresh(
 
     Args:
         epsilon, correction: ε and c, (M,).
-        newton, precisions: as for `update_inverse_roots`.
+        newton, precisions: as in `update_inverse_roots`.
     """
     _settle(factor, members)
     if factor.age is not None and factor.correction is not None:

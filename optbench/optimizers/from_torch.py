@@ -1,4 +1,4 @@
-"""The optimizers of `torch.optim`. Imports no torch."""
+"""The optimizers of `torch.optim`. Does not import torch."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class GradientNoise(Wrapper):
         eta: variance at the first step. gamma: exponent of the decay; .55 in the paper.
         steps: number of steps with noise; None: all.
 
-    The gradients are not modified. Raises OptimizerError as `Wrapper`.
+    The gradients are not modified. Raises OptimizerError as `Wrapper` does.
 
     Example:
         >>> weights = torch.nn.Parameter(torch.zeros(3))

@@ -27,7 +27,7 @@ class L1(Wrapper):
 
     Reference: arXiv:math/0307152.
 
-    Raises OptimizerError as `Wrapper`, and if the base has no `lr`.
+    Raises OptimizerError as `Wrapper` does, and if the base has no `lr`.
 
     Example:
         >>> weights = torch.nn.Parameter(torch.tensor([[1.0, 0.01]]))

@@ -27,7 +27,7 @@ class L2Init(Wrapper):
         base: the optimizer that steps: `{"target": "adam", "lr": 1e-3}`.
         strength: λ ≥ 0; the paper tunes it over 1e-5, 1e-4, 1e-3 and 1e-2.
 
-    The gradients are not modified. Raises OptimizerError as `Wrapper`.
+    The gradients are not modified. Raises OptimizerError as `Wrapper` does.
 
     Example:
         >>> weights = torch.nn.Parameter(torch.zeros(1))  # w₀ = 0

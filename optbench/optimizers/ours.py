@@ -1,4 +1,4 @@
-"""The optimizers implemented in optbench. Imports no torch."""
+"""The optimizers implemented in optbench. Does not import torch."""
 
 from __future__ import annotations
 

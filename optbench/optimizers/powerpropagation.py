@@ -30,7 +30,7 @@ class Powerpropagation(torch.optim.Optimizer):
 
     Reference: arXiv:2110.00296.
 
-    Raises OptimizerError as `Wrapper`.
+    Raises OptimizerError as `Wrapper` does.
 
     Example:
         >>> weights = torch.nn.Parameter(torch.tensor([[1.0, 0.01]]))

@@ -50,7 +50,7 @@ class RankPenalty(Wrapper):
 
     Reference: the effective rank of Roy & Vetterli 2007 (EUSIPCO), of the features' covariance.
 
-    Raises OptimizerError as `Wrapper`, and if the model has no linear layer.
+    Raises OptimizerError as `Wrapper` does, and if the model has no linear layer.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The registry of optimizers: specs, checks of settings, and defaults. Imports no torch.
+"""The registry of optimizers: specs, checks of settings, and defaults. Does not import torch.
 
 To add one, add a line in `from_torch`, `from_pytorch_optimizer` or `ours`.
 """

@@ -47,7 +47,7 @@ class ShrinkAndPerturb(Wrapper):
     Reference: Ash & Adams 2020, arXiv:1910.08475, who apply it before each new round of training data. (Dohare et al.
     2024, Nature 632, shrink and perturb at every step instead.)
 
-    Raises OptimizerError as `Wrapper`, and if a module with parameters cannot be reinitialised.
+    Raises OptimizerError as `Wrapper` does, and if a module with parameters cannot be reinitialised.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class FreshNetwork(ShrinkAndPerturb):
     like `ShrinkAndPerturb`; in optbench's engine the base is reconstructed, regardless of its needs.
 
     Args:
-        model, base, generator: as for `ShrinkAndPerturb`.
+        model, base, generator: as in `ShrinkAndPerturb`.
     """
 
     def __init__(self, model: nn.Module, base: Mapping[str, Any], generator: torch.Generator | None = None) -> None:

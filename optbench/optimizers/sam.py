@@ -41,7 +41,7 @@ class Sam(Wrapper):
 
     Reference: arXiv:2010.01412.
 
-    Raises OptimizerError as `Wrapper`.
+    Raises OptimizerError as `Wrapper` does.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ class Sgdw(torch.optim.SGD):
     Args:
         params: parameters, or groups of them, whose `weight_decay` may differ.
         weight_decay: λ ≥ 0, multiplied by lr as in PyTorch's AdamW.
-        lr, momentum, dampening, nesterov, fused: as for `torch.optim.SGD`.
+        lr, momentum, dampening, nesterov, fused: as in `torch.optim.SGD`.
 
     Example:
         >>> weights = torch.nn.Parameter(torch.ones(1))

@@ -265,7 +265,7 @@ class Shampoo(Optimizer):
     def planned(self, rows: int = 0) -> tuple[int, int]:
         """Return the bytes of the state on a CPU, and of a step's temporaries, from the shapes of the parameters.
 
-        Parameters may be on the device `meta`. rows: as for `Kfac.planned`; ignored.
+        Parameters may be on the device `meta`. rows: as in `Kfac.planned`; ignored.
         """
         state = work = 0
         for group in self.param_groups:

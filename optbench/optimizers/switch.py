@@ -24,7 +24,7 @@ class Switch(torch.optim.Optimizer):
         state: `reset`: `then` starts without state; `keep`: if both are the same optimizer, with the same inner ones,
             `then` continues from the state of `first` with its own settings and its class's defaults.
 
-    Steps are counted over the whole training, across tasks. Raises OptimizerError as `Wrapper`.
+    Steps are counted over the whole training, across tasks. Raises OptimizerError as `Wrapper` does.
 
     Reference: Pascanu et al. 2025, arXiv:2507.12224, section 1: the early phase of training decides the basin.
 

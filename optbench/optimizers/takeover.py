@@ -53,10 +53,10 @@ def take_settings(
     kept: an optimizer that has taken steps. at_start: its `held` values at construction. fresh: one of the same
     kind without steps. named: the names of settings given by the user to either.
 
-    Values that were equal at construction are unchanged in `kept`, be they clocks or settings that it changes itself.
-    Values that differed are taken from `fresh`, except those that are not settings by name (neither in `named` nor an
-    argument of a constructor) and have changed since: they are state, such as an estimate that starts from a setting
-    (Prodigy's `d` from `d0`).
+    Values that were equal at construction are unchanged in `kept`, including counters and settings that the optimizer
+    itself changes. Values that differed are taken from `fresh`, except those that are not settings by name (neither in
+    `named` nor an argument of a constructor) and have changed since: they are state, such as an estimate that starts
+    from a setting (Prodigy's `d` from `d0`).
     """
     now, new = held(kept), held(fresh)
     names = {*named}.union(*map(parameters_of, _classes_inside(kept).values()))

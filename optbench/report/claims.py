@@ -108,7 +108,7 @@ def verdict_cell(claim: JudgedClaim, numbered: Numbered) -> Cell:
 
 
 def warnings_of(numbered: Numbered) -> list[str]:
-    """Return warnings about the networks of claims, each once, with the numbers of the claims.
+    """Return warnings about the networks of claims, without duplicates, with the numbers of the claims.
 
     They concern tasks not learnt, trials above the target training loss, and ranks with many dormant units.
     """
@@ -143,7 +143,7 @@ def _of_parts(
 
 
 def _reasons(run: RunSummary) -> Iterable[str]:
-    """Yield why parts have no stronger verdict, once per reason, except for too few seeds.
+    """Yield each reason why parts have no stronger verdict, except too few seeds.
 
     The beginning of the report has a warning about too few seeds.
     """

@@ -30,7 +30,7 @@ def code_lines(text: str) -> list[str]:
 def pack(widths: Sequence[int], room: int) -> list[range]:
     """Distribute columns in order over as few pieces of width `room` as possible, evenly if that fits.
 
-    A column wider than `room` gets its own piece. No columns give one empty piece.
+    A column wider than `room` gets its own piece. Without columns, there is one empty piece.
     """
     greedy: list[range] = [range(0)]
     free = room

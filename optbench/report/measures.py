@@ -115,11 +115,11 @@ def named_measure(metric: Metric) -> Measure:
 
 
 def score_measure(measure: Measure, metric: Metric) -> Measure:
-    """Return the column of a continual metric for text; others unchanged."""
+    """Return the column of a continual metric for text; other columns are returned unchanged."""
     return replace(measure, title=measure.title.replace("accuracy", "score"), own=metric) if metric.said else measure
 
 
 def named_legend(metric: Metric) -> str:
-    """Return the description of such a metric: `margin: mean distance to the boundary (./mine.py:margin)`."""
+    """Return the description of such a column's metric: `margin: mean distance to the boundary (./mine.py:margin)`."""
     about = ": ".join(part for part in (words(metric.name), metric.formula) if part)
     return f"{about} ({metric.target})" if metric.target else about

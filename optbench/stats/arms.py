@@ -90,7 +90,7 @@ class Arm:
         return values.get(metric, {}).get(self.trials[seed].id, math.nan)
 
     def validated(self, metric: str, seed: int) -> float:
-        """Return a metric of the accuracy matrix on validation data, whatever the run's split; NaN if undefined."""
+        """Return a metric of the accuracy matrix on validation data, whichever split the run uses; NaN if undefined."""
         return self.results.validation.get(metric, {}).get(self.trials[seed].id, math.nan)
 
     def values(self, metric: str) -> list[float]:

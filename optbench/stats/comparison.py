@@ -175,7 +175,7 @@ def ask(
 
 
 def same_start(a: Arm, b: Arm, seeds: Sequence[int]) -> bool | None:
-    """Return whether both sides had the same initial weights on each of the seeds; None without seeds."""
+    """Return whether both sides had the same initial weights on each of the seeds; None if there are no seeds."""
     starts = [[arm.results.rows[arm.trials[seed].id].init_hash for seed in seeds] for arm in (a, b)]
     return starts[0] == starts[1] if seeds else None
 
@@ -201,7 +201,7 @@ def obstacles(a: Results, b: Results) -> list[str]:
 
 
 def other_metrics(a: Results, b: Results) -> list[str]:
-    """Return why metrics of two runs differ in definition, whatever their suites; empty if they do not differ."""
+    """Return why the definitions of metrics in two runs differ, regardless of their suites; empty if they agree."""
     versions = [results.run.record.get("metrics_version", 1) for results in (a, b)]
     if versions[0] == versions[1]:
         return []

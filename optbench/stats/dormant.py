@@ -1,4 +1,4 @@
-"""Networks with many dormant units: inactive units lower a rank, whatever the active ones represent."""
+"""Networks with many dormant units: inactive units lower a rank regardless of what the active ones represent."""
 
 from __future__ import annotations
 

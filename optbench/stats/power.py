@@ -1,4 +1,4 @@
-"""The number of seeds that a verdict needs, and the tests that cannot show any difference, whatever the data.
+"""The number of seeds that a verdict needs, and the tests that cannot show a difference on any data.
 
 Legend: `n` paired seeds, `m` tests in the family of Holm's correction. The smallest two-sided p of the exact
 signed-rank test is 2/2ⁿ, and Holm's first step multiplies it by m; if that exceeds .05, no difference is significant.

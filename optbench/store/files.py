@@ -27,7 +27,7 @@ def reported(path: Path) -> Iterator[None]:
 
 
 def reason(error: OSError | SafetensorError) -> str:
-    """Return the operating system's message, such as `No space left on device`, without the text libraries add.
+    """Return the operating system's message, such as `No space left on device`, without the text that libraries add.
 
     Arrow and safetensors, which write files themselves, embed it in their own messages.
     """

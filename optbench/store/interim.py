@@ -150,7 +150,7 @@ def drop_begun(folder: Path, is_done: Callable[[str], bool]) -> None:
 
 
 class StoredMember(NamedTuple):
-    """One training in a part: trial ids, number of finished tasks, status, and why it cannot be resumed, if so."""
+    """One training in a part: trial ids, number of finished tasks, status, and the reason if it cannot be resumed."""
 
     trials: tuple[str, ...]
     task: int

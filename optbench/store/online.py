@@ -38,7 +38,7 @@ class Online:
 
     @staticmethod
     def of(table: pa.Table, tasks: Mapping[str, int], good: Set[str], planned: Iterable[Trial]) -> Online:
-        """Read the table `online`. tasks: as for `sequences`. planned: all planned trials."""
+        """Read the table `online`. tasks: as in `sequences`. planned: all planned trials."""
         if not table.num_rows:
             return Online()
         return Online(sequences(table, tasks), fresh_networks(planned), good)

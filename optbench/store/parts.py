@@ -58,7 +58,7 @@ def table_files(tables: Mapping[str, pa.Table]) -> dict[str, Callable[[Path], ob
 
 
 def remove(folder: Path) -> None:
-    """Remove a part, or a folder of parts, after renaming it so that a kill does not leave a partial one.
+    """Remove a part, or a folder of parts, after renaming it, so that a killed process leaves no partial part.
 
     Raises:
         StoreError: the folder cannot be moved.

@@ -111,7 +111,7 @@ def read_runs(paths: Sequence[Path]) -> list[RunDirectory]:
     """Read runs to be shown side by side, distinguishing equal ids by their parent folders.
 
     Raises:
-        StoreError: as `read_run`.
+        StoreError: as in `read_run`.
     """
     return [dataclasses.replace(read_run(path), label=label) for path, label in zip(paths, _labels(paths), strict=True)]
 

@@ -17,7 +17,7 @@ from optbench.suite.variants import count_variants, variants
 
 
 def claim_faults(suite: Suite, document: Document) -> Iterator[Fault]:
-    """Yield sides that cannot be compared or do not exist, and equivalence in a metric without a margin."""
+    """Yield faults: sides that cannot be compared or do not exist, and equivalence in a metric without a margin."""
     for name, claim in suite.claims.items():
         metric = METRICS.get(base_name(claim.primary.name))
         if claim.expect == "equivalent" and claim.margin is None and metric is not None and not metric.margin:

@@ -22,7 +22,7 @@ MODELS = {"images": ("mlp", "cnn", "resnet", "vit"), "text": ("gpt",)}
 
 
 def fitting_faults(suite: Suite, document: Document) -> Iterator[Fault]:
-    """Yield text combined with tasks or models for images, and vice versa, and domains that a dataset lacks."""
+    """Yield faults: text combined with tasks or models for images, or vice versa, and domains that a dataset lacks."""
     for name, experiment in suite.experiments.items():
         for path, what in _faults(experiment):
             where: KeyPath = ("experiments", name, *path)
@@ -59,7 +59,7 @@ def _faults(experiment: ExperimentSettings) -> Iterator[tuple[KeyPath, str]]:
 
 
 def text_faults(suite: Suite, document: Document, find: Callable[[str], Source | None]) -> Iterator[Fault]:
-    """Yield the user's texts that are missing or cannot be read as text. find: as for `load_suite`."""
+    """Yield a fault for each user's text that is missing or cannot be read as text. find: as in `load_suite`."""
     for name, experiment in suite.experiments.items():
         for domain, path in experiment.dataset.texts.items():
             try:

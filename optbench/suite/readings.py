@@ -153,6 +153,6 @@ def _not_among(what: str, choices: Iterable[str], key: str, given: str) -> NoRet
 
 
 def _refuse(place: tuple[str | int, ...], message: str, value: Any = None) -> NoReturn:
-    """Raise an error located at the key of `value` with which the message begins."""
+    """Raise an error located at the key of `value` that begins the message."""
     detail = InitErrorDetails(type="value_error", loc=place, input=value, ctx={"error": ValueError(message)})
     raise ValidationError.from_exception_data("readings", [detail])

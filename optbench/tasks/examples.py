@@ -64,7 +64,7 @@ class Examples:
         return Examples(inputs, targets, self.places, mirrored, cues)
 
     def drawn(self, most: int, stream: Generator) -> Examples:
-        """Draw at most `most` examples at random, because a user's may be sorted by class; their order is kept."""
+        """Draw at most `most` examples at random, because they may be sorted by class; their order is kept."""
         return self if len(self) <= most else self.select(_places(len(self), most, stream).to(self.targets.device))
 
 

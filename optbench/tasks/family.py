@@ -40,7 +40,7 @@ class TaskFamily(Tasks):
             UsageError: the protocol requests more examples than exist, or a task would have none.
             KindError: a user's kind violates the contract.
 
-        Exception: any exception of a user's kind.
+        Exception: any exception raised by a user's kind.
         """
         super().__init__(settings, split_dataset(dataset, protocol, suite_seed, device), suite_seed)
         self._mirrors = protocol.augment is not None and protocol.augment.flip

@@ -1,4 +1,4 @@
-"""Permuted inputs: each task shuffles the pixels by one fixed random permutation (Goodfellow et al. 2013)."""
+"""Permuted inputs: each task shuffles the pixels with one fixed random permutation (Goodfellow et al. 2013)."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class Windows:
     """Windows of the domains of a dataset.
 
     A task trains on `tokens_per_task` tokens, in whole windows of the dataset's context (rounded down), at random
-    positions of a domain's training text, which depend only on the suite seed, the trial seed and the task.
+    positions in a domain's training text, which depend only on the suite seed, the trial seed and the task.
     """
 
     def __init__(self, data: Parts, seed: int, tokens_per_task: int) -> None:

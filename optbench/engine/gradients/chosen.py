@@ -68,7 +68,7 @@ class ChosenGradients:
         return Vmap.name if self._choice.possible and self._taken > TRIED else LoopGradients.way
 
     def __call__(self, step: int, losses: Tensor) -> Mapping[int, Exception] | None:
-        """Compute gradients, as `Gradients`.
+        """Compute gradients, as in `Gradients`.
 
         Raises:
             OtherBitsError: the two ways differ after `torch.func` was chosen.

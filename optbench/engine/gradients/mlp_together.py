@@ -32,7 +32,7 @@ class MlpTogether:
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, labels: Tensor, losses: Tensor) -> Tensor:
-        """Compute gradients, as `Way`, with labels (M, B)."""
+        """Compute gradients, as in `Way`, with labels (M, B)."""
         hs = [inputs.flatten(2)]
         for k, (weight, bias) in enumerate(self._layers):
             z = torch.baddbmm(bias.unsqueeze(1), hs[-1], weight.mT)

@@ -47,7 +47,7 @@ class Vmap:
         self._found = vmap(grad_and_value(loss, has_aux=True), randomness=draws)
 
     def __call__(self, inputs: Tensor, targets: Tensor, losses: Tensor) -> Tensor:
-        """Compute gradients, as `Way`, and return the logits, (M, B, C) or (M, B, T, C)."""
+        """Compute gradients, as in `Way`, and return the logits, (M, B, C) or (M, B, T, C)."""
         with unfused():
             found, (_, (values, logits)) = self._found(self._weights, self._buffers, inputs, targets, self._members)
         for name, target in self._grads.items():

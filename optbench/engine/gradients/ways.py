@@ -22,7 +22,7 @@ from optbench.tasks import Examples
 class Ways:
     """The ways to compute gradients of one model, for all cohorts that train it on the same data and device.
 
-    On first use, a test finds out whether `torch.func` works, and whether it gives the same bits as each member alone.
+    On first use, a test determines whether `torch.func` works, and whether it gives the same bits as each member alone.
     """
 
     def __init__(

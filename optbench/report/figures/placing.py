@@ -42,7 +42,7 @@ def name_points(
     others: Sequence[Point] = (),
     colours: Sequence[str] = (),
 ) -> None:
-    """Write a text next to each point, with a line to it; arguments as for `place_labels`.
+    """Write a text next to each point, with a line to it; arguments as in `place_labels`.
 
     colours: the colours of the texts, if several series have texts.
     """

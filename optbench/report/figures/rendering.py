@@ -64,7 +64,7 @@ def save(figure: Figure, folder: Path, formats: Sequence[FileFormat] = FILE_FORM
 
 @contextlib.contextmanager
 def styled(options: dict[str, Any]) -> Iterator[None]:
-    """Return a context in which matplotlib draws in the style of all figures, whatever the user's matplotlibrc."""
+    """Return a context in which matplotlib draws in the style of all figures, ignoring the user's matplotlibrc."""
     import matplotlib.style
 
     # "default" comes first, so that a user's matplotlibrc does not change the look of a report.

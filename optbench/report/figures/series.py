@@ -118,7 +118,7 @@ def split(items: Sequence[Item], count: int) -> list[Sequence[Item]]:
 
 
 def mean(values: Sequence[float]) -> float:
-    """Return the mean; NaN without values."""
+    """Return the mean; NaN if there are no values."""
     return math.fsum(values) / len(values) if values else math.nan
 
 

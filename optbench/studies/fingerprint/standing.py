@@ -46,7 +46,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Judged:
-    """One strip against one optimizer of the panel. identical: whether values agree bit for bit on every seed."""
+    """The comparison with one optimizer on a strip. identical: whether values agree bit for bit on every seed."""
 
     strip: Strip
     other: str

@@ -52,7 +52,7 @@ ALPHA = 0.05
 class Estimate:
     """ρ or a difference; `value` is None if undefined, with the reason in `reason`.
 
-    interval: 95%, percentile bootstrap over seeds; None without a value, and for a single seed.
+    interval: 95%, percentile bootstrap over seeds; None if there is no value, or only a single seed.
     n: the number of seeds that all of its arms have.
     """
 
@@ -140,7 +140,7 @@ class Switching:
     def barrier(self, point: SwitchPoint, to: Side) -> Estimate | None:
         """Return the mean loss barrier to pure A (`first`) or pure B (`then`), over seeds with a measurement.
 
-        None if it was not measured, and from an arm to itself.
+        None if it was not measured, or between an arm and itself.
         """
         pure = self.pure_first if to == "first" else self.pure_then
         if pure is None or pure is point.arm:

@@ -108,7 +108,7 @@ class TunedOptimizer:
 
     @property
     def least_learning(self) -> float | None:
-        """The learning accuracy below which a setting cannot be chosen; None without such a bound."""
+        """The learning accuracy below which a setting cannot be chosen; None if there is no such bound."""
         best = best_learning(self.settings)
         return None if self.margin is None or math.isnan(best) else best - self.margin
 
@@ -162,7 +162,7 @@ def gated(settings: Sequence[TriedSetting], margin: float | None) -> list[TriedS
 
 
 def best_learning(settings: Sequence[TriedSetting]) -> float:
-    """Return the highest learning accuracy of an eligible setting; NaN without any."""
+    """Return the highest learning accuracy of an eligible setting; NaN if there is none."""
     return max((s.learning for s in settings if s.eligible and math.isfinite(s.learning)), default=math.nan)
 
 

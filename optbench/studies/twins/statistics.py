@@ -45,7 +45,7 @@ class Twins:
 
     a, b: their names. sides: their arms; None unless each has exactly one.
     distances: by seed, for every seed on which both trials are ok and share a place after the start.
-    size: K; 0 without distances. reason: why there are none, else empty.
+    size: K; 0 if there are no distances. reason: why there are none, else empty.
     """
 
     results: Results
