@@ -1,4 +1,4 @@
-"""Measure task overlap in one trial, from the features of each task's test data in the networks after each task.
+"""Measure task overlap in a trial, from features of each task's test data right after its training and at the end.
 
 Legend: P padded parameter count, Q padded size of the buffers in floats.
 """

@@ -23,7 +23,7 @@ class Interrupts:
     """
 
     def __init__(self, further: Callable[[], object]) -> None:
-        """further: called at every later interrupt except an echo; it must not raise, because the first is pending."""
+        """further: called on later interrupts except echoes; it must not raise, because the first is pending."""
         self._further = further
         self._requested = self._held = False
         self._since = math.inf  # time of the first interrupt, on the monotonic clock
@@ -48,7 +48,9 @@ class Interrupts:
 
     @contextlib.contextmanager
     def held(self, *, again: bool = True) -> Iterator[None]:
-        """Delay an interrupt until the end of the block. again: True to raise it there, unless the block raises.
+        """Delay an interrupt until the end of the block.
+
+        again: True to raise it there, unless the block raises an exception.
 
         Blocks do not nest: the end of an inner block raises interrupts even within an outer one.
         """

@@ -106,11 +106,11 @@ class Tasks:
         with _around(settings, 0):
             names = getattr(self._kind, "names", None)
             if isinstance(names, str) or not isinstance(names, Iterable):
-                raise KindError(f"{settings.kind}: expected 'names', one text per task, got {type(names).__name__}")
+                raise KindError(f"{settings.kind}: expected 'names', a name for each task, got {type(names).__name__}")
             names = tuple(names)
             disjoint = bool(getattr(self._kind, "disjoint_classes", False))
         if not names or not all(isinstance(name, str) for name in names):
-            raise KindError(f"{settings.kind}: expected 'names', one text per task, got {list(names)!r}")
+            raise KindError(f"{settings.kind}: expected 'names', a name for each task, got {list(names)!r}")
         if not callable(getattr(self._kind, "examples", None)):
             raise KindError(f"{settings.kind}: expected a method 'examples(trial_seed, task, part)', got none")
         known = outline_of(settings, parts.classes, tuple(parts.texts or ()))

@@ -228,7 +228,7 @@ BROKEN = {
     "Draws": ("order of calls", "train of task 1, trial seed 0, depends on which tasks were requested before"),
     "Writes": ("data", "examples() changes the dataset's train examples; work on a clone()"),
     "OneKey": ("keys", "task 2 of trial seed 0 has the same key as different examples"),
-    "Nameless": ("builds", "expected 'names', one text per task, got NoneType"),
+    "Nameless": ("builds", "expected 'names', a name for each task, got NoneType"),
     "counted": ("reproducible", "two calls return"),
     "rows": ("one number", "expected one number, got Tensor of shape (512,)"),
 }
