@@ -35,7 +35,7 @@ def no_better_than_guessing(accuracy: ArrayLike, guess: ArrayLike, examples: Arr
     """
     matrix, share, n = (np.asarray(value, np.float64) for value in (accuracy, guess, examples))
     reached = np.diagonal(matrix[..., 1:, :], axis1=-2, axis2=-1)
-    error = np.sqrt(share * (1 - share) / np.maximum(n, 1))
+    error = np.sqrt(np.maximum(share * (1 - share), 0) / np.maximum(n, 1))
     flags: Flags = reached <= share + STANDARD_ERRORS * error
     return flags
 

@@ -336,7 +336,7 @@ def test_five_agreeing_seeds_give_a_rho_and_one_seed_does_not(tmp_path: Path) ->
     one = made(tmp_path, suite=SUITE.replace("seeds: 6", "seeds: 1"), name="one")
     found = estimates(by_optimizer(one)["to-adam"], "forgetting")[4]
     assert (found.value, found.interval, found.n) == (None, None, 1)
-    assert "1 seed cannot tell" in terminal(one)
+    assert "1 seed cannot show" in terminal(one)
     assert "+0.004\n" in "\n".join(line.rstrip() for line in re.sub(r" +", "\n", terminal(one)).splitlines()) + "\n"
 
 
