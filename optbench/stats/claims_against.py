@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from optbench.stats.arms import Arm
 from optbench.stats.claims import ClaimPart, ClaimVerdict, JudgedClaim
 from optbench.suite.claims import Claim
+from optbench.suite.sides import side_text
 
 OPPOSITE = {ClaimVerdict.SUPPORTED, ClaimVerdict.CONTRADICTED}
 
@@ -98,7 +99,9 @@ def _both(name: str, a: JudgedClaim | None, b: JudgedClaim | None) -> ClaimOfBot
 
 def _stated(claim: Claim) -> dict[str, object]:
     """Return the content of a claim, without its wording and context."""
-    return claim.model_dump(exclude={"text", "source", "given", "beside", "margin"})
+    stated = claim.model_dump(exclude={"text", "source", "given", "beside", "margin"})
+    pairs = {key: side_text(side) for key in ("left", "right") if isinstance(side := stated[key], list)}
+    return stated | pairs
 
 
 def _place(part: ClaimPart) -> tuple[object, ...]:

@@ -199,6 +199,11 @@ def test_reports_name_both_sides(path: Path, tmp_path: Path, capsys: pytest.Capt
     other = shutil.copytree(path, tmp_path / "other")
     assert main(["report", str(path), "--against", str(other), "--format", "csv"]) == 0
     assert "sgd with adam,adam with itself" in capsys.readouterr().out
+    text = (other / "suite.yaml").read_text(encoding="utf-8")
+    (other / "suite.yaml").write_text(text.replace("[adam lr=0.03, sgd]", "[sgd, adam]"), encoding="utf-8")
+    assert main(["report", str(path), "--against", str(other)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "left adam lr=0.03 with sgd in A, sgd with adam in B" in shown
 
 
 @pytest.mark.parametrize(
