@@ -23,6 +23,7 @@ from optbench.report.numbers import (
     losses,
     marked,
     name_with_arrow,
+    words,
 )
 from optbench.report.primary import primary_blocks
 from optbench.report.records import report_records, result_columns
@@ -156,6 +157,10 @@ def _results(section: Section, several: bool, statistic: Statistic) -> Iterable[
         undefined = [one_line(measure.title) for measure in section.measures if _undefined_somewhere(row, measure)]
         if undefined:
             warnings.append(f"{row.label}: {', '.join(undefined)} undefined in some of its trials.")
+        ok = row.arm.count("ok")
+        warnings += [
+            f"{row.label}, {n} of {count(ok, 'trial')}: {words(name)}: {of}." for (name, of), n in row.bounds.items()
+        ]
         if row.fallbacks:
             failed = count(row.fallbacks, "matrix factorisation")
             verb = "was" if row.fallbacks == 1 else "were"

@@ -46,6 +46,8 @@ class SummaryRow:
     """Number of matrix factorisations that failed and were replaced, over all trials."""
     notes: Mapping[str, int]
     """Other notes on its trials, and the number of trials with each."""
+    bounds: Mapping[tuple[str, str], int]
+    """(metric, remark) -> number of trials that are ok and whose value is only a lower bound."""
 
     @property
     def run(self) -> str:
@@ -246,6 +248,9 @@ def _row(arm: Arm, metrics: Iterable[str]) -> SummaryRow:
         matrix=np.mean(matrices, axis=0) if matrices else None,
         fallbacks=sum(row.fallbacks for row in rows),
         notes=Counter(note for row in rows if not row.fallbacks and (note := without_learning(row.note or ""))),
+        bounds=Counter(
+            (name, of[trial]) for name, of in arm.results.lower_bounds.items() for trial in good if trial in of
+        ),
     )
 
 

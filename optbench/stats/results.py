@@ -40,6 +40,7 @@ from optbench.store.values import (
     continual_values,
     final_metrics,
     in_bits,
+    lower_bounds,
     pruning_curves,
     score_columns,
     score_matrices,
@@ -160,6 +161,11 @@ class Results:
         good = {trial for trial, row in {**self.rows, **self.control_rows}.items() if row.status == "ok"}
         check_online(self.run.path / "online.parquet", table, tasks, good)
         return Online.of(table, tasks, good, planned)
+
+    @functools.cached_property
+    def lower_bounds(self) -> dict[str, dict[str, str]]:
+        """metric -> trial -> remark, for lower bounds, such as the steps to an accuracy not reached."""
+        return lower_bounds(self.run.table("metrics", "trial", "metric", "value", "note"))
 
     def undefined(self, metric: str, trial: str) -> str | None:
         """Return why a metric derived from accuracies is undefined for a trial with status `ok`; None if unknown."""

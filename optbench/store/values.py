@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from optbench.metrics import METRICS, Metric, continual, select
@@ -176,6 +177,21 @@ def final_metrics(metrics: pa.Table, matrices: Mapping[str, Matrix], data: Data 
     for t, m, value in zip(trial[wanted].tolist(), metric[wanted].tolist(), values, strict=True):
         found[names[m]][ids[t]] = value
     return {name: by_trial for name, by_trial in found.items() if by_trial}
+
+
+def lower_bounds(metrics: pa.Table) -> dict[str, dict[str, str]]:
+    """Return metric -> trial -> remark, for values of the training curve that are only a lower bound.
+
+    metrics: the columns trial, metric, value and note of the table `metrics`.
+    """
+    names = [name for name in codes(metrics["metric"])[1] if (m := METRICS.get(base_name(name))) and m.kind == "curve"]
+    of_curve = pc.is_in(metrics["metric"], value_set=pa.array(names, pa.string()))
+    remarked = pc.and_(pc.is_valid(metrics["value"]), pc.is_valid(metrics["note"]))
+    chosen = metrics.filter(pc.and_(of_curve, remarked))
+    found: dict[str, dict[str, str]] = {}
+    for row in chosen.to_pylist():
+        found.setdefault(row["metric"], {})[row["trial"]] = row["note"]
+    return found
 
 
 def pruning_curves(pruning: pa.Table, matrices: Mapping[str, Matrix]) -> dict[tuple[str, str], Matrix]:

@@ -19,7 +19,7 @@ from optbench.report.formats import markdown
 from optbench.report.formats.terminal import show
 from optbench.report.numbers import decimals, fixed, interval, p_value, signed
 from optbench.report.spread import Spread, spread_text
-from optbench.store.tables import Row
+from optbench.store.tables import MetricRow, Row
 from optbench.suite import load_suite
 from tests.reports import report_csv, report_json, summarise
 from tests.written_runs import EXAMPLE, METRICS, results_of, rows_of, shifted, write_run
@@ -157,6 +157,18 @@ def test_missing_measures_have_no_column_and_undefined_ones_are_noted(tmp_path: 
     spread = summary.sections[0].rows[0].values["effective_rank"]
     assert spread == Spread(20.0, None, 1, 20.0, (20.0, 20.0), (20.0, 20.0))
     assert "sgd: effective rank undefined in some of its trials." in flat(summary)
+
+
+def test_values_that_are_only_a_lower_bound_are_noted(tmp_path: Path) -> None:
+    remark = "an accuracy of 0.95 was not reached; this is a lower bound"
+
+    def results(trial: Trial) -> list[Row]:
+        note = remark if trial.experiment == "permuted-mnist" and trial.seed != 1 else None
+        return [*rows_of(), MetricRow(len(EXAMPLE[0]), len(EXAMPLE[0]), None, "steps_to_accuracy", 15.0, note)]
+
+    shown = flat(summary_of(write_run(tmp_path, SUITE.format(seeds=3, stopping="null"), results)))
+    assert f"! sgd, 2 of 3 trials: steps to accuracy: {remark}." in shown
+    assert shown.count(remark) == 1
 
 
 def test_an_interrupted_run_shows_what_is_missing(tmp_path: Path) -> None:
