@@ -28,7 +28,7 @@ NAME_WIDTH = 19
 KINDS = {"model": MODELS, "tasks": TASKS, "dataset": DATASETS, "metric": METRIC_KINDS}
 
 OF_VMAP = "There is a performance drop because we have not yet implemented the batching rule"
-"""Start of a warning about optbench's attempt to train members together, which users cannot avoid."""
+"""Start of a warning caused by optbench's attempt to train members together; users cannot prevent it."""
 
 
 def check_target(target: str, settings: Sequence[str] = (), kind: str | None = None) -> int:
@@ -91,7 +91,7 @@ def _show(seen: list[Finding], finding: Finding) -> None:
 
 
 def _said(error: ValidationError, settings: Iterable[str]) -> str:
-    """Return the first fault in a kind's settings: `depth: expected a valid integer, got 'deep'`."""
+    """Describe the first invalid setting in a validation error: `depth: expected a valid integer, got 'deep'`."""
     first = error.errors(include_url=False)[0]
     where, words = ".".join(map(str, first["loc"])), first["msg"].lower().replace("input should be", "expected")
     if first["type"] == "extra_forbidden":

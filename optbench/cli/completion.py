@@ -24,7 +24,7 @@ SIZES = ("tiny", "small", "bert-base")
 FORMATS = ("terminal", "markdown", "html", "latex", "csv", "json")
 TRACKERS = ("tensorboard", "wandb")
 KINDS = ("optimizers", "datasets", "tasks", "models", "metrics", "suites", "runs")
-"""Repeated here because importing the definitions is too slow for completion."""
+"""The kinds that `list` accepts. This and the constants above repeat definitions that are too slow to import here."""
 
 _SEPARATORS = re.compile(r"[=:]+")
 
@@ -84,7 +84,7 @@ def runs(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def reported(context: typer.Context, incomplete: str) -> list[str]:
-    """Complete runs and results of `cost`, for `report`."""
+    """Complete what `report` accepts: `latest`, ids of runs, and names of files with results of `cost`."""
 
     def found() -> Iterable[str]:
         return "latest", *_ids(context), *(file.name for file in sorted(_runs_dir(context).glob("cost-*.json")))
@@ -93,7 +93,7 @@ def reported(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def run_and_optimizer(context: typer.Context, incomplete: str) -> list[str]:
-    """Complete a run, or after a colon one of its optimizers."""
+    """Complete a run or, after a colon, one of its optimizers."""
     run, colon, _ = incomplete.rpartition(":")
     if not colon:
         return runs(context, incomplete)
@@ -106,7 +106,7 @@ def fingerprinted(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def _known(module: str, table: str) -> Callable[[str], list[str]]:
-    """Return the completion of registered names."""
+    """Return a function that completes the names in the dictionary `table` of `module`, imported when it is called."""
 
     def offered(incomplete: str) -> list[str]:
         return _starting(incomplete, lambda: getattr(importlib.import_module(module), table))
@@ -131,7 +131,7 @@ def known_targets(incomplete: str) -> list[str]:
 
 
 def optimizers(context: typer.Context, incomplete: str) -> list[str]:
-    """Complete optimizers of the suite, or after `NAME=` registered ones."""
+    """Complete optimizers of the suite or, after `NAME=`, registered ones."""
     name, equals, target = incomplete.partition("=")
     if equals:
         return [f"{name}={found}" for found in registered(target)]
@@ -161,7 +161,7 @@ def models(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def one_of(names: Iterable[str]) -> Callable[[str], list[str]]:
-    """Return the completion of an option with fixed values."""
+    """Return a function that completes the values of an option from a fixed list."""
 
     def offered(incomplete: str) -> list[str]:
         return _starting(incomplete, lambda: names)
@@ -170,7 +170,7 @@ def one_of(names: Iterable[str]) -> Callable[[str], list[str]]:
 
 
 def _starting(incomplete: str, find: Callable[[], Iterable[object]]) -> list[str]:
-    """Return the names that start with `incomplete`; none on any error, since a completion cannot show messages."""
+    """Return the names that start with `incomplete`, or none after any error: a completion cannot show messages."""
     try:
         return [str(name) for name in find() if str(name).startswith(incomplete)]
     except Exception:
@@ -178,7 +178,7 @@ def _starting(incomplete: str, find: Callable[[], Iterable[object]]) -> list[str
 
 
 def _given(context: typer.Context, *names: str) -> list[Any]:
-    """Return the values of parameters already on the command line."""
+    """Return the values given so far on the command line for the named parameters."""
     arguments = [param.name for param in context.command.params if param.param_type_name == "argument"]
     # arguments are not parsed if the option being completed has no value yet
     unread = dict(zip(arguments, context.args, strict=False))
@@ -197,20 +197,20 @@ def _runs_dir(context: typer.Context) -> Path:
 
 
 def _ids(context: typer.Context) -> list[str]:
-    """Return run ids, newest first."""
+    """Return the ids of the runs in `--runs-dir`, newest first."""
     found = list(_runs_dir(context).glob("[!.]*/run.json"))
     return [file.parent.name for file in sorted(found, key=lambda file: file.stat().st_mtime, reverse=True)]
 
 
 def _run(context: typer.Context, run: str) -> Path | None:
-    """Return the suite of a run."""
+    """Return the path of a run's suite file; None if there is no such run."""
     names = [*_ids(context)[:1]] if run == "latest" else [run]
     places = [place for name in names for place in (Path(name).expanduser(), _runs_dir(context) / name)]
     return next((place / "suite.yaml" for place in places if (place / "run.json").is_file()), None)
 
 
 def _outline(file: Path | None, key: str) -> Mapping[str, Any]:
-    """Return a mapping of a suite file, which need not be valid."""
+    """Return the mapping under `key` in a suite file, which need not be a valid suite; empty if there is none."""
     if file is None:
         return {}
     from optbench.suite.extends import read_document

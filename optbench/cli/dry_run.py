@@ -249,7 +249,7 @@ def _tried(plan: Plan, options: Options) -> list[str]:
 
 
 def _deep(settings: ModelSettings) -> bool:
-    """Return `Network.deep` of a built-in model."""
+    """Return the attribute `deep` of the network class of a built-in model; False if it has none."""
     return getattr(settings.registry.load(settings.kind), "deep", False)
 
 

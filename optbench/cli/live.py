@@ -151,7 +151,7 @@ class LiveView(QuietView):
 
 
 def heading(plan: Plan, path: Path, device: str, jobs: int) -> str:
-    """Return what will be trained, on which device, and where the results go."""
+    """Return a line that states what will be trained, on which device, and where the results go."""
     known = len(plan.done & {trial.id for trial in plan.trials})
     already = f" ({known} of them done already)" if known else ""
     processes = count(jobs, "process")
@@ -159,7 +159,7 @@ def heading(plan: Plan, path: Path, device: str, jobs: int) -> str:
 
 
 def cohort_line(rows: Sequence[tuple[Trial, TrialRow]], tracker: Tracker) -> str:
-    """Return `permuted-mnist mlp-100 sgd, momentum: 5 trials done (1 diverged), 17/90, about 3 min left`."""
+    """Format a line: `permuted-mnist mlp-100 sgd, momentum: 5 trials done (1 diverged), 17/90, about 3 min left`."""
     first = rows[0][0]
     finished = f"{count(len(rows), 'trial')} done"
     bad = Counter(row.status for _, row in rows if row.status != "ok")
@@ -171,7 +171,7 @@ def cohort_line(rows: Sequence[tuple[Trial, TrialRow]], tracker: Tracker) -> str
 
 
 def failures(rows: Sequence[tuple[Trial, TrialRow]]) -> list[str]:
-    """Return a line for every distinct error in a cohort, with the first trial that has it."""
+    """Return a line for every distinct error in a cohort, naming the first trial in which it occurred."""
     seen: dict[tuple[str | None, str | None], tuple[Trial, int]] = {}
     for trial, row in rows:
         if row.status == "failed":

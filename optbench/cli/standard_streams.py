@@ -12,9 +12,10 @@ from typing import TextIO
 
 
 def open_missing() -> None:
-    """Open the standard streams that were closed at the start of the process.
+    """Replace standard output and standard error if they were closed at the start of the process.
 
-    Writing to such a standard output raises OSError, because results would be lost. Messages may be lost.
+    Writing to the replacement of standard output raises OSError, because results would be lost; messages written to
+    that of standard error are discarded.
     """
     # Each occupies its descriptor, so that no other file receives output meant for the stream.
     if sys.stdout is None:

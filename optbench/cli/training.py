@@ -106,7 +106,7 @@ def options_of(request: Request, resume: Path | None) -> Options:
 
 @contextlib.contextmanager
 def watched(request: Request) -> Iterator[QuietView]:
-    """Yield a view on standard error during training; an error that ends it also says how many trials are kept."""
+    """Yield a view on standard error during training; an OptbenchError also says how many trials are kept, if any."""
     with view_for(sys.stderr, quiet=request.quiet, debug=request.debug) as view:
         try:
             yield view

@@ -34,7 +34,7 @@ def _setter(set_: Callable[..., object]) -> Callable[[Any], object]:
 
 
 def _precisions() -> list[ProcessSetting]:
-    """Return the float32 precision of every back end, after the older settings, which change several of them."""
+    """Return the settings of float32 precision; the older ones come first, since each changes several of the others."""
     get, set_ = (getattr(torch._C, f"_{verb}_fp32_precision_{verb}ter", None) for verb in ("get", "set"))
     matmul = (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision)
     found = [_older("float32_matmul_precision", *matmul)]
@@ -56,7 +56,7 @@ def _precisions() -> list[ProcessSetting]:
 
 
 def _older(name: str, get: Callable[[], Any], set_: Callable[[Any], object]) -> ProcessSetting:
-    """Return a setting that combines several; PyTorch raises an error on reading it if those were set individually."""
+    """Return a setting that combines several others; its value is None where PyTorch refuses to read it."""
 
     def read() -> Any:
         try:
@@ -74,10 +74,10 @@ def _older(name: str, get: Callable[[], Any], set_: Callable[[Any], object]) -> 
 
 
 _REDUCED = "cublas_allow_{}_reduced_precision_reduction"
-"""Whether matrix products of a type may use reduced-precision sums: a pair of flags, set with two arguments."""
+"""Names a pair of flags: whether matrix products of a type may use reduced-precision sums. They are set together."""
 _KERNELS_OF_ATTENTION = {"reads": "_get_{}_sdp_enabled", "writes": "_set_sdp_use_{}"}
 _SMALLEST = 5e-324
-"""A denormal: times 1 it gives 0 in a thread that flushes denormals, a setting for which PyTorch has no getter."""
+"""A denormal number. In a thread that flushes denormals, its product with 1 is 0; PyTorch has no getter for this."""
 
 
 def _default_type() -> tuple[torch.dtype, str]:
@@ -99,7 +99,7 @@ def _default_device() -> torch.device | None:
 
 
 _kept_modes: list[Any] = []
-"""Inference modes entered to undo another: leaving one, even by garbage collection, would change the mode."""
+"""Inference modes entered by `_set_inference_mode`, kept because their garbage collection would change the mode."""
 
 
 def _set_inference_mode(value: bool) -> None:
@@ -111,9 +111,9 @@ def _set_inference_mode(value: bool) -> None:
 def _stack(
     name: str, read: Callable[[], tuple[Any, ...]], pop: Callable[[], object], push: Callable[[Any], object]
 ) -> ProcessSetting:
-    """Return a stack of modes, bottom first, restored by popping and pushing until it is the same again.
+    """Return a setting for a stack of modes, bottom first, which popping and pushing restore to its earlier content.
 
-    Pushing is needed because a closure runs without the surrounding modes, which their `with` blocks leave afterwards.
+    Pushing is needed because a closure runs outside the modes of the surrounding `with` blocks, which pop them later.
     """
 
     def put(value: tuple[Any, ...]) -> None:
@@ -141,7 +141,9 @@ def _pop_dispatch_mode() -> None:
 
 
 def _saved_tensor_hooks() -> tuple[Any, ...]:
-    """Return the stack of pairs of hooks; PyTorch shows only the top one, so the others are popped temporarily."""
+    """Return the stack of pairs of hooks, bottom first.
+
+    PyTorch shows only the top pair, so all pairs are popped and then pushed again."""
     found = []
     while (top := torch._C._autograd._top_saved_tensors_default_hooks(False)) is not None:
         found.append(top)
@@ -172,7 +174,7 @@ def _autocast(device: str) -> list[ProcessSetting]:
 
 
 def _entries(name: str, holder: dict[Any, Any]) -> ProcessSetting:
-    """Return a setting for a dictionary of global hooks, restored in place."""
+    """Return a setting for the entries of a dictionary of global hooks, which is restored in place."""
 
     def put(value: tuple[tuple[Any, Any], ...]) -> None:
         holder.clear()

@@ -28,7 +28,7 @@ class Snapshot:
         self._values = [get() for get in self._getters]
 
     def changed(self) -> list[str]:
-        """Return the names of the settings that have changed since then."""
+        """Return the names of the settings that have changed since the snapshot was taken."""
         return [s.name for s, value in zip(self._settings, self._values, strict=True) if s.get() != value]
 
     def put_back(self) -> None:
