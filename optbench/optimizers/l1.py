@@ -22,7 +22,7 @@ class L1(Wrapper):
 
     Args:
         params: parameters, or groups of them.
-        base: the optimizer that steps: `{"target": "sgd", "lr": 0.1}`; its current learning rate is the lr above.
+        base: the optimizer that takes the steps: `{"target": "sgd", "lr": 0.1}`; lr above is its current learning rate.
         strength: λ.
 
     Reference: arXiv:math/0307152.

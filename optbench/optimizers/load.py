@@ -92,7 +92,7 @@ def check_arguments(target: str, hyperparameters: Mapping[str, Any]) -> None:
 
 
 def _check_types(factory: Callable[..., Any], target: str, hyperparameters: Mapping[str, Any]) -> None:
-    """Check values against the annotations of a signature, as far as YAML can express their types.
+    """Check values against the annotations of a signature, except annotations whose types YAML cannot express.
 
     Raises:
         OptimizerError: a value has the wrong type.
@@ -117,7 +117,7 @@ def _check_types(factory: Callable[..., Any], target: str, hyperparameters: Mapp
 
 
 def default_of(target: str, argument: str) -> Any:
-    """Return a plug-in's default for an argument; None if there is none.
+    """Return the default of an argument of a plug-in; None if it has no default or the argument does not exist.
 
     Raises:
         OptimizerError: the plug-in cannot be loaded, or its signature cannot be read.
@@ -127,7 +127,7 @@ def default_of(target: str, argument: str) -> Any:
 
 
 def _parameters(factory: Callable[..., Any], target: str) -> list[inspect.Parameter]:
-    """Return the parameters of a class or function in order.
+    """Return the parameters of a class or function, in the order of its signature.
 
     Raises:
         OptimizerError: its signature cannot be read.

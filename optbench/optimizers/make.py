@@ -34,7 +34,7 @@ from optbench.targets import said
 
 Maker = Callable[[Sequence[Tensor]], torch.optim.Optimizer]
 SCALES = (1.0, 0.1, 0.0, 1e-3, 1e-8, 1e-20) * 8 + (1e3, 1e8, 1e15)
-"""Scales of the gradients on which an elementwise optimizer is tried: ordinary, zero, tiny and huge."""
+"""Factors that scale the gradients in `is_elementwise`, one per step: ordinary, zero, tiny and huge."""
 
 
 def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> Maker:
@@ -90,7 +90,7 @@ def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], given: Mappin
 
 
 def _grouped(parameters: Sequence[Tensor], at_the_ends: Mapping[str, Any]) -> list[Any]:
-    """Return the parameters, or separate groups for the ends and the rest if the ends have their own settings."""
+    """Return the parameters; if the ends have their own settings, as one group for the ends and one for the rest."""
     ends = [p for p in parameters if is_end(p)] if at_the_ends else []
     if not ends:
         return list(parameters)
@@ -113,7 +113,9 @@ def _of_trial(name: Need, given: Mapping[str, Any], parameters: Sequence[Tensor]
 
 
 def checked(made: Any, target: str) -> torch.optim.Optimizer:
-    """Validate the result of a target's class or function, possibly duck-typed, and combine several optimizers.
+    """Validate the optimizer that a target's class or function returned; combine a list of optimizers into one.
+
+    Any object with the methods `step` and `zero_grad` is accepted.
 
     Raises:
         OptimizerError: the result is not an optimizer, or is a list in which one optimizer needs more than gradients.
@@ -134,13 +136,13 @@ def checked(made: Any, target: str) -> torch.optim.Optimizer:
 
 
 def constructor_arguments(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the hyper-parameters without declarations about a user's optimizer."""
+    """Return the hyper-parameters that the constructor receives: all except declarations about a user's optimizer."""
     declared = DECLARATIONS if spec.source == "yours" else ()
     return {k: v for k, v in hyperparameters.items() if k not in declared}
 
 
 def resolve_spec(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> OptimizerSpec:
-    """Return the spec; for a user's optimizer, with the needs inferred from its class or function and declarations.
+    """Return the spec; for a user's optimizer, complete it from its signature, its methods and its declarations.
 
     Declarations are given next to the hyper-parameters: `needs: closure create_graph`, `elementwise: true`,
     `only_matrices: true` (then `fallback_lr` and similar set AdamW's hyper-parameters for the remaining parameters).
@@ -170,7 +172,7 @@ def resolve_spec(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> Opt
 def resolve_made(
     spec: OptimizerSpec, optimizer: torch.optim.Optimizer, hyperparameters: Mapping[str, Any]
 ) -> OptimizerSpec:
-    """Return a resolved spec extended by the needs of an instance's methods."""
+    """Return the resolved spec; for a user's optimizer, add the needs of the methods of the instance `optimizer`."""
     if spec.source != "yours":
         return spec
     return dataclasses.replace(spec, needs=needs_of_methods(optimizer, hyperparameters, spec.needs))
@@ -179,9 +181,9 @@ def resolve_made(
 def resolve_shared(
     spec: OptimizerSpec, settings: Sequence[Mapping[str, Any]], *, believed: bool = True
 ) -> OptimizerSpec:
-    """Return the resolved spec of trials with these settings, whose declarations are equal.
+    """Return the resolved spec that trials with these settings share; all settings contain the same declarations.
 
-    Resolving may need an instance; settings rejected by the constructor do not affect the others.
+    Resolving may have to try the optimizer; settings with which it raises are skipped.
 
     believed: False for an optimizer that was found not to be elementwise despite its declaration, which gets an
     instance per trial.
@@ -197,7 +199,7 @@ def resolve_shared(
 
 
 class UntriedError(OptimizerError):
-    """An optimizer that raises when its declarations are tried, possibly because of its settings."""
+    """An optimizer that raises while its declarations are tested, possibly because of its settings."""
 
 
 def _tried(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> bool:
@@ -212,10 +214,10 @@ def _tried(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> bool:
 
 
 def is_elementwise(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> bool:
-    """Return whether steps on stacked weights equal steps on each row bit for bit, and `state` is complete.
+    """Return whether steps on stacked rows equal steps on each row alone, bit for bit, with all state in `state`.
 
-    Rows are tried as vectors and as matrices. Dependence on other weights that appears only later, or only at a
-    network's size, is detected in training (`lanes.verification`).
+    Each row is tried as a vector and as a matrix. If an update depends on other weights only after more steps, or only
+    in larger tensors, this is detected in training (`lanes.verification`).
     """
     make = maker(spec, hyperparameters)
     random = torch.Generator().manual_seed(0)
@@ -227,7 +229,7 @@ def is_elementwise(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> b
     grads[torch.rand(grads.shape, generator=random) < 0.1] = 0.0
 
     def path(weights: Tensor, along: Tensor, renewed: Sequence[int] = ()) -> Tensor:
-        """Return the bits of the weights after each step, which are constant once they are NaN."""
+        """Return the bit patterns of the weights after each step; unlike NaN, equal patterns compare equal."""
         parameter = torch.nn.Parameter(weights.clone())
         optimizer = make([parameter])
         bits = []
@@ -274,7 +276,7 @@ def begin_task(optimizer: torch.optim.Optimizer) -> None:
 
 
 ROW_ALIGNMENT = 16
-"""Alignment of parameters in a row, the same as in the engine's stack."""
+"""Alignment of parameters in a row, in elements; the engine's stack uses the same alignment."""
 
 
 class Row(torch.optim.Optimizer):
@@ -315,7 +317,7 @@ class Row(torch.optim.Optimizer):
         return loss
 
     def rate_groups(self, stepping: bool) -> list[Group]:
-        """Return the groups for `rates.rate_groups`: its own, which defines `lr`, and the inner optimizer's."""
+        """Return the groups with an `lr` for `rates.rate_groups`: this optimizer's own, then the inner optimizer's."""
         return [group for group in (*self.param_groups, *self.inner.param_groups) if "lr" in group]
 
     def state_dict(self) -> dict[str, Any]:
@@ -327,7 +329,7 @@ class Row(torch.optim.Optimizer):
 
 
 class Together(torch.optim.Optimizer):
-    """Several optimizers, each with its own parameters, as one."""
+    """Combines several optimizers, each with its own parameters, into one."""
 
     def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
         groups = [group for part in parts for group in getattr(part, "param_groups", ())]
@@ -335,7 +337,7 @@ class Together(torch.optim.Optimizer):
         self.parts = list(parts)
 
     def step(self, closure: Any = None) -> Any:
-        """Take one step with each; return the loss of `closure`, if given, which is evaluated once beforehand."""
+        """Take one step of every part; return the loss of `closure`, if given, which is evaluated once, before them."""
         loss = evaluated(closure)
         for part in self.parts:
             part.step()
@@ -343,7 +345,7 @@ class Together(torch.optim.Optimizer):
         return loss
 
     def rate_groups(self, stepping: bool) -> list[Group]:
-        """Return the groups of every part, for `rates.rate_groups`."""
+        """Return the groups of all parts, for `rates.rate_groups`."""
         return [group for part in self.parts for group in rate_groups(part, stepping=stepping)]
 
     def _gather(self) -> None:

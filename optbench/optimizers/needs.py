@@ -10,17 +10,17 @@ from optbench.errors import OptimizerError, hint
 from optbench.optimizers.spec import GIVEN, GIVEN_VALUES, NEEDS, Need
 
 MODELS = ("model", "module", "net", "network")
-"""Names of a first argument that receives the model."""
+"""If the first argument has one of these names, it receives the model."""
 PARAMETERS = ("params", "parameters")
-"""Names of the argument for parameters if it is not the first, as in `(model, params)`."""
+"""Names of the argument that receives the parameters if the first argument does not, as in `(model, params)`."""
 _GIVEN_KEY = "given"
 
 
 def needs_of(factory: Callable[..., Any], hyperparameters: Mapping[str, Any]) -> frozenset[Need]:
-    """Return the needs of a user's optimizer, declared or inferred from the signatures of its class or function.
+    """Return the needs of a user's optimizer: those declared, and those inferred from signatures.
 
-    `generator`, `model`, `named_parameters` and `total_steps` are arguments; needs of methods are known here only for a
-    class.
+    The arguments `generator`, `model`, `named_parameters` and `total_steps` of a class or function are needs. The needs
+    of methods are included only for a class, because the result of a function is not yet known.
     """
     # it is unknown whether a user's optimizer draws random numbers
     needs: set[Need] = {"random", *declared_needs(hyperparameters), *(set(GIVEN) & parameters_of(factory).keys())}
@@ -34,7 +34,7 @@ def needs_of(factory: Callable[..., Any], hyperparameters: Mapping[str, Any]) ->
 def needs_of_methods(
     optimizer: object, hyperparameters: Mapping[str, Any], needs: Set[Need] = frozenset()
 ) -> frozenset[Need]:
-    """Add the needs of an optimizer's methods, or those of its class.
+    """Return `needs` with those of the methods of an optimizer or its class.
 
     A `step` with an argument `closure` or `loss` that has no default needs a closure; `train` and `eval` are modes.
     """
@@ -51,7 +51,7 @@ def needs_of_methods(
 
 
 def first_given(factory: Callable[..., Any]) -> Need | None:
-    """Return the need that a trial passes as the first argument instead of the parameters; None for the parameters."""
+    """Return the need that is passed as the first argument; None if the first argument receives the parameters."""
     first = next(iter(parameters_of(factory).values()), None)
     if first is None:
         return None
@@ -62,23 +62,23 @@ def first_given(factory: Callable[..., Any]) -> Need | None:
 
 
 def declared_needs(hyperparameters: Mapping[str, Any]) -> frozenset[Need]:
-    """Return the words of `needs: ...`."""
+    """Return the needs listed in the declaration `needs: ...`."""
     words = str(hyperparameters.get("needs") or "").split()
     return frozenset(need for need in NEEDS if need in words)
 
 
 def given_name(value: Any) -> Need | None:
-    """Return `total_steps` for `{given: total_steps}`, a value known only in the trial; None for other values."""
+    """Return the name in `{given: total_steps}`, which stands for a value of the trial; None for other values."""
     if isinstance(value, Mapping) and set(value) == {_GIVEN_KEY}:
         return next((name for name in GIVEN_VALUES if name == value[_GIVEN_KEY]), None)
     return None
 
 
 def check_given(name: str, value: Any) -> None:
-    """Check a value of the form `{given: ...}`.
+    """Check that a value of the form `{given: ...}` names a value of a trial.
 
     Raises:
-        OptimizerError: it does not name a value of a trial.
+        OptimizerError: the name is unknown.
     """
     if isinstance(value, Mapping) and _GIVEN_KEY in value and given_name(value) is None:
         word = value[_GIVEN_KEY]
@@ -89,7 +89,7 @@ def check_given(name: str, value: Any) -> None:
 
 
 def required_arguments(function: Callable[..., Any] | None) -> frozenset[str]:
-    """Return the arguments without a default, except `self`; empty if the signature cannot be read."""
+    """Return the names of the arguments without a default, except `self`; empty if the signature cannot be read."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return frozenset(
         name
@@ -99,13 +99,13 @@ def required_arguments(function: Callable[..., Any] | None) -> frozenset[str]:
 
 
 def takes_loss_by_name(step: Callable[..., Any]) -> bool:
-    """Return whether `step` takes the loss by name: `step(loss)`, or `step(closure, loss)` without a default."""
+    """Return whether `step` takes the loss by name: `step(loss)`, or `step(closure, loss)` with `loss` required."""
     parameters = parameters_of(step)
     return "loss" in parameters and ("loss" in required_arguments(step) or "closure" not in parameters)
 
 
 def takes_closure(step: Callable[..., Any]) -> Literal["first", "by name", "not"]:
-    """Return how `step` takes a closure: as its first argument of any name, by name, or not, as in `step(loss)`."""
+    """Return how `step` takes a closure: as its first argument, by name, or not at all, as in `step(loss)`."""
     parameters = parameters_of(step)
     first = next((p for name, p in parameters.items() if name != "self"), None)
     if first is None:

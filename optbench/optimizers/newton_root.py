@@ -84,7 +84,7 @@ def iterations_for(order: int, epsilon: float) -> int:
 
 
 def _power(matrix: Tensor, exponent: int) -> Tensor:
-    """Raise matrices to a power by squaring: two products for the fourth."""
+    """Raise matrices to a power by repeated squaring; the fourth power takes two products."""
     found = matrix
     for bit in bin(exponent)[3:]:
         found = found @ found

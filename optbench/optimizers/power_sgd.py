@@ -73,7 +73,7 @@ class PowerSgd(torch.optim.Optimizer):
                     p.sub_(lr * scale * p.grad)
 
     def upcoming(self) -> str:
-        """Return the kind of the next step; all are the same."""
+        """Return a label for the work of the next step, which is the same for every step."""
         return "step"
 
     def advance(self) -> None:
@@ -87,5 +87,5 @@ class PowerSgd(torch.optim.Optimizer):
         return torch.zeros(self._count, dtype=torch.int64)
 
     def _along(self, value: float | Tensor, p: Tensor) -> float | Tensor:
-        """Return a setting as a number, or as (M, 1, ..., 1) to broadcast with a stacked parameter."""
+        """Return a setting as a number, or with shape (M, 1, ..., 1), which broadcasts against a stacked parameter."""
         return value.to(p).reshape(-1, *[1] * (p.ndim - 1)) if isinstance(value, Tensor) else value

@@ -44,7 +44,7 @@ class Powerpropagation(torch.optim.Optimizer):
         super().__init__(params, {"alpha": alpha})
         self._alpha = alpha
         self._rooted: float | None = None
-        """The power of the current roots."""
+        """The α with which the stored φ were last used; None before the first step."""
         parameters = [p for group in self.param_groups for p in group["params"]]
         self._weights = [p for p in parameters if p.ndim >= 2]
         roots = {p: torch.nn.Parameter(torch.empty_like(p)) for p in self._weights}

@@ -54,10 +54,10 @@ def first_rate(groups: Sequence[Group]) -> float | None:
 
 @contextlib.contextmanager
 def scaled(groups: Sequence[Group], factor: float) -> Iterator[None]:
-    """Multiply the learning rates by `factor` > 0 in the block, which takes a step.
+    """Multiply the learning rates by `factor` > 0 within the block, which takes a step.
 
-    Afterwards they are restored bit for bit. A learning rate that the optimizer changed in the block is divided by the
-    factor instead, so that the change persists, as with PyTorch's chainable schedulers.
+    After the block they are restored bit for bit. A learning rate that the optimizer changed in the block is divided by
+    the factor instead, so that the change persists, as with PyTorch's chainable schedulers.
     """
     kept = [_scale(group, factor) for group in groups]
     try:
@@ -68,7 +68,10 @@ def scaled(groups: Sequence[Group], factor: float) -> Iterator[None]:
 
 
 def _scale(group: Group, factor: float) -> tuple[Any, Any, int]:
-    """Scale the learning rate of a group; return its previous value, the current object, and a tensor's version."""
+    """Scale the learning rate of a group.
+
+    Returns: its value before, the object now in the group, and the object's version if it is a tensor, otherwise 0.
+    """
     rate = group["lr"]
     if not isinstance(rate, Tensor):
         group["lr"] = rate * factor

@@ -38,7 +38,7 @@ def find(target: str) -> OptimizerSpec:
 
 
 def user_targets(target: str, hyperparameters: Mapping[str, Any]) -> frozenset[str]:
-    """Return the user's targets among an optimizer and all optimizers nested in it."""
+    """Return the user-defined targets among those of an optimizer and all optimizers nested in it."""
     found = {target} if is_plugin(target) else set()
     for name, hyper in find(target).hyperparameters.items():
         if hyper.kind == "optimizer" and isinstance(hyperparameters.get(name), Mapping):
@@ -86,14 +86,14 @@ def check_settings(target: str, hyperparameters: Mapping[str, Any]) -> None:
 
 
 def stepping(target: str, hyperparameters: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """Return target and complete hyper-parameters of the optimizer that takes the steps, without its wrappers."""
+    """Return the target and complete hyper-parameters of the optimizer that takes the steps, inside any wrappers."""
     while find(target).lane == "its base's":
         target, hyperparameters = base_settings(target, hyperparameters["base"])
     return target, hyperparameters
 
 
 def around(target: str, hyperparameters: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return the hyper-parameters of the wrappers that take no steps, by name, outermost first."""
+    """Return the hyper-parameters of the wrappers that do not take the steps themselves, by name, outermost first."""
     found: dict[str, Mapping[str, Any]] = {}
     while find(target).lane == "its base's":
         found[target] = hyperparameters
@@ -104,7 +104,7 @@ def around(target: str, hyperparameters: Mapping[str, Any]) -> dict[str, Mapping
 
 
 def defaults_inside(target: str, hyperparameters: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return the inner optimizers that are not given and have their defaults, by path: `base` or `base.base`."""
+    """Return the defaults of the inner optimizers that are not given, by path: `base` or `base.base`."""
     found: dict[str, Mapping[str, Any]] = {}
     for name, hyper in find(target).hyperparameters.items():
         if hyper.kind != "optimizer":
@@ -119,7 +119,7 @@ def defaults_inside(target: str, hyperparameters: Mapping[str, Any]) -> dict[str
 
 
 def without_schedule(target: str, hyperparameters: Mapping[str, Any]) -> str | None:
-    """Return the optimizer, or a nested one, that does not support a schedule; None if all do."""
+    """Return the first target, outermost first, that does not support a schedule; None if all support one."""
     spec = find(target)
     if not spec.takes_schedule or (is_plugin(target) and "no-schedule" in declared_needs(hyperparameters)):
         return target

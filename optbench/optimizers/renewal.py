@@ -79,10 +79,10 @@ class ShrinkAndPerturb(Wrapper):
         super().begin_task()
 
     def _renewed(self) -> None:
-        """Keep the base's state; called after the weights were renewed."""
+        """Do nothing, so that the base keeps its state; called after the weights have been renewed."""
 
     def _fresh(self) -> nn.Module:
-        """Return a new network of the same shape, seeded by the generator."""
+        """Return a copy of the network with newly drawn weights, seeded from the generator."""
         draws = self.generator or torch.default_generator
         seed = int(torch.randint(2**31, (), generator=draws))
         fresh = copy.deepcopy(self._model)

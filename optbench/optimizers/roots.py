@@ -20,11 +20,11 @@ from optbench.optimizers.symmetric import whole
 from optbench.precision import widest
 
 ALIGNMENT = 64
-"""Bytes. PyTorch's allocations have this alignment; BLAS kernels may round differently without it."""
+"""Alignment of PyTorch's allocations, in bytes; BLAS kernels may round differently for unaligned memory."""
 
 
 def one_by_one(x: Tensor) -> bool:
-    """Return whether members are processed by separate calls."""
+    """Return whether the members of `x` are processed by separate calls: True on a CPU."""
     return x.device.type == "cpu"
 
 
@@ -141,7 +141,7 @@ def _update_each(
     precisions: Sequence[torch.dtype],
     members: Sequence[int],
 ) -> Tensor:
-    """Compute `update_inverse_roots` one by one on the CPU, also for devices without float64; epsilon, scale: (M,)."""
+    """Compute `update_inverse_roots` for one member at a time, decomposing on the CPU; epsilon and scale are (M,)."""
     kept = torch.zeros(len(roots), dtype=torch.bool)
     numbers = list(zip(epsilon.tolist(), scale.tolist(), strict=True))
     for i in members:
@@ -184,7 +184,7 @@ def _inverse_root(
 
 
 def _finite(x: Tensor) -> bool:
-    """Return whether all numbers are finite, judged by their sum in one pass."""
+    """Return whether all numbers are finite, determined from their sum in float64, in a single pass."""
     return math.isfinite(float(x.sum(dtype=torch.float64)))
 
 
@@ -197,7 +197,7 @@ def _update_by_newton(
     iterations: int,
     precision: torch.dtype,
 ) -> Tensor:
-    """Compute `update_inverse_roots` by products only, for all given members."""
+    """Compute `update_inverse_roots` by matrix products only, for all members at the same time."""
     if factors.ndim == 2:
         new, good = inverse_root_of_spectrum(factors, order, epsilon, scale, added=True), factors.isfinite().all(1)
     else:
@@ -208,7 +208,7 @@ def _update_by_newton(
 
 
 def _take(new: Tensor, good: Tensor, roots: Tensor) -> Tensor:
-    """Replace the roots of `good` members by new finite ones; return which members kept theirs, (M,)."""
+    """Replace the roots of `good` members by `new` where finite; return which members kept their last root, (M,)."""
     good = good & new.flatten(1).isfinite().all(1)
     roots.copy_(torch.where(good.view(-1, *[1] * (new.ndim - 1)), new, roots))
     return ~good
