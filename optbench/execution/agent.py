@@ -54,7 +54,7 @@ class Agent:
         self._outbox: list[Message | Hello | Arrived] = [Hello(socket.gethostname(), versions())]
 
     def fetch(self, content: Any) -> bytes:
-        """Return the bytes of a parcel. If a backend stores them in another place, its agents override this."""
+        """Return the bytes of a parcel. Agents of backends that store them elsewhere override this method."""
         assert isinstance(content, bytes)
         return content
 
@@ -81,7 +81,7 @@ class Agent:
         self._worker.give(work, self._job[1], sent)
 
     def receive(self, seconds: float) -> list[Message | Hello | Arrived]:
-        """Return new messages in order; none if nothing happened for this number of seconds."""
+        """Wait up to `seconds` for messages; return those received, in order, or an empty list."""
         until = time.monotonic() + seconds
         ended = bool(self._outbox) or self._died
         while not ended and self._worker.connection.poll(max(0.0, until - time.monotonic())):
@@ -101,7 +101,7 @@ class Agent:
         return found
 
     def renew(self) -> None:
-        """Continue in a new process."""
+        """Continue in a new worker process."""
         self._experiment, self._died = None, False
         self._worker.renew()
 

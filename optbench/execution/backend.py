@@ -44,7 +44,7 @@ class Refused:
 
 
 Message: TypeAlias = "Progress | Answer | Saved | Arrived | Said | OptbenchError | Died | Lost | Ready | Refused | None"
-"""A message read from a worker. An OptbenchError is due to the user's settings; None means that there is none yet."""
+"""A message read from a worker. An OptbenchError is due to the user's settings; None means that none has arrived."""
 
 
 class Worker(Protocol):

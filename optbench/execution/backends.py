@@ -34,7 +34,7 @@ class Place:
 
     @staticmethod
     def parse(text: str, settings: Sequence[str] = ()) -> Place:
-        """Parse `local`, `ray`, `ray:HOST:PORT` or `slurm`, and check that its package is installed, not importing it.
+        """Parse `local`, `ray`, `ray:HOST:PORT` or `slurm`, and check its package without importing it.
 
         settings: texts of the form `name=value`.
 

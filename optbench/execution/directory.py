@@ -45,7 +45,7 @@ def latest_provenance(record: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """Return the first difference that may change results: its name, the value before, and now. None if there is none.
+    """Return the name and the two values of the first difference that may change results; None if there is none.
 
     before, now: the provenance of two runs or parts of a run.
     """

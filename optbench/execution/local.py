@@ -76,7 +76,7 @@ class LocalWorker:
         self._job: Job | None = None
 
     def give(self, unit: Unit, job: Job, data: Sequence[Data] = ()) -> None:
-        """data: datasets that the worker needs, cannot read itself, and has not received yet."""
+        """Submit a unit. data: datasets that the worker needs, cannot read itself, and has not received yet."""
         with contextlib.suppress(OSError):  # it died while it was idle, which `receive` reports
             if self._job is not job:
                 self.connection.send(job)

@@ -77,7 +77,7 @@ class Train:
 
     @property
     def user_code(self) -> frozenset[str]:
-        """The users' targets whose code it runs."""
+        """The users' targets whose code this unit runs."""
         return frozenset().union(*(trial.user_code for trial in self.cohort.trials))
 
 
@@ -102,12 +102,12 @@ class Compare:
 
     @property
     def user_code(self) -> frozenset[str]:
-        """The users' targets whose code it runs, which are not optimizers."""
+        """The users' targets whose code this unit runs; they are not optimizers."""
         return frozenset().union(*(trial.kinds for trial in self.comparison.trials))
 
 
 Unit: TypeAlias = Train | Compare
-"""The work that a worker does at a time."""
+"""The work that is submitted to a worker at a time."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,8 @@ Answer: TypeAlias = Finished | Compared | Divide | Failed
 def halved(answer: Divide, places: Callable[[Cohort], Mapping[str, Begun]]) -> list[Train]:
     """Return the two halves of a unit. places: returns the states from which the trials of a piece resume.
 
-    Results do not change, because no trial depends on its companions. If the unit was too large, its trials get a note.
+    Results do not change, because no trial depends on the others in its piece. If the unit was too large, its trials
+    get a note.
     """
     unit, note = answer.unit, answer.unit.note
     if answer.too_large and not (note or "").startswith(OUT_OF_MEMORY):  # a note on the larger unit says more

@@ -199,7 +199,7 @@ _EARLY: ContextVar[list[Nursery] | None] = ContextVar("early", default=None)
 
 @contextlib.contextmanager
 def early(device: str, *, wanted: bool = True) -> Iterator[None]:
-    """Start a nursery now for the pool that is created in the block; if it is not used, it ends with the block.
+    """Start a nursery now for the pool that is created in the block; an unused nursery ends with the block.
 
     device: the text of the option `--device`. wanted: False to start nothing.
     """
@@ -217,7 +217,7 @@ def early(device: str, *, wanted: bool = True) -> Iterator[None]:
 
 
 def _means_cpu(device: str) -> bool:
-    """Return True if a run on this device is certain to use the CPU, as far as is known without PyTorch."""
+    """Return True if it is certain, without importing PyTorch, that a run on this device uses the CPU."""
     return device == "cpu" or (device == "auto" and not any(driver.exists() for driver in DRIVERS))
 
 

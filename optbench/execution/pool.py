@@ -37,13 +37,13 @@ if TYPE_CHECKING:
     from optbench.engine import Progress
 
 Passed: TypeAlias = "Progress | Finished | Compared | Failed | Arrived | Said"
-"""Messages that the pool passes on."""
+"""Messages of workers that the pool passes on to its caller."""
 
 PIECES = 8
 """Maximum number of pieces into which a cohort is cut after its process died, so that the member that caused the death
 shares a piece with few others."""
 TRIES_ELSEWHERE = 2
-"""How often a unit whose worker was lost is retried as a whole, because it did not cause the loss."""
+"""Maximum number of times a unit is retried as a whole after a loss of its worker, which the unit did not cause."""
 LOST_AT_START = 3
 """Maximum number of workers per place that may be lost in a row before any of them is ready."""
 
@@ -104,8 +104,8 @@ class Pool:
         more: returns comparisons that have become ready; called at the start and after every unit. They are started
         after all training units. places: returns the current states from which the trials of a piece resume. held:
         returns a context that delays interrupts, entered before an event is read from a worker and left after the
-        caller has processed it, so that no event is lost. take: removes a unit, by its place, from those that wait, the
-        next one last, and returns it; may divide the trainings of waiting units differently.
+        caller has processed it, so that no event is lost. take: removes the unit at a given place from the list of
+        waiting units, whose last one is next, and returns it; may divide the trainings of waiting units differently.
 
         Units that are too large for memory are halved. If a worker's process dies (is killed, or exhausts memory), its
         unit is retried in smaller pieces, and a member fails if the process dies again while training it alone; a

@@ -57,7 +57,7 @@ class Code:
     unrecorded: Mapping[str, Source] = field(default_factory=dict)
 
     def of(self, trial: Trial) -> tuple[str | None, str | None]:
-        """Return the source hash of a trial and its note, or None for either."""
+        """Return the source hash of a trial and its note; each is None if the trial has none."""
         targets = sorted(trial.user_files)
         notes = [self.notes[where] for target in targets if (where := split(target)[0]) in self.notes]
         return source_hash(targets), "; ".join(dict.fromkeys(notes)) or None
@@ -269,7 +269,7 @@ def _differing(source: Source, plugin: Plugin) -> str:
 
 
 def _changed_file(source: Source, plugin: Plugin | None) -> str:
-    """Return the name of a file that differs from the last record of the run, or else of the main file."""
+    """Return the name of a file that differs from the last record of the run; the main file's if there is none."""
     names = sorted(source.sums, key=lambda name: (name != source.main, name))
     return next((name for name in names if plugin and source.sums[name] != plugin.files.get(name)), source.main)
 

@@ -4,7 +4,7 @@ Until a training of the same kind has finished, pieces are those of `schedule.sp
 an even share of the remaining work (guided self-scheduling: Polychronopoulos & Kuck, IEEE Transactions on Computers
 C-36, 1987), within bounds: short trainings are combined to about a minute of work, long ones only up to the number
 that lock-step makes faster, and no piece is cut below about a minute. Large pieces come first and small ones last, so
-that workers finish at about the same time. Results do not depend on it.
+that workers finish at about the same time. Results do not depend on the sizes of pieces.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from optbench.plan import Cohort, Trial, expected_cost
 from optbench.store.tables import TrialRow
 
 MINUTE = 60.0
-"""Seconds of work in a piece, next to which handing it out and writing its results costs little."""
+"""Seconds of work in a piece; handing out such a piece and writing its results takes little time in comparison."""
 MOST_SHORT = 64
 """Maximum number of trainings in a piece, however short they are."""
 MOST_PARAMETERS = 16_000_000
@@ -45,7 +45,7 @@ class Pace:
             self._cost[kind] += cost
 
     def parameters(self, trial: Trial) -> int | None:
-        """Return the parameters of a trial's model; None if no trial of its model and optimizer has finished."""
+        """Return the parameter count of a trial's model; None if no trial of its model and optimizer has finished."""
         return self._parameters.get(_kinds(trial)[0])
 
     def seconds(self, trial: Trial, cost: float) -> float | None:
@@ -67,7 +67,7 @@ class Sizes:
     """
 
     def __init__(self, plan: Plan, units: Sequence[Train], jobs: int, pace: Pace) -> None:
-        """units: the pieces as they are handed out until something has been measured. pace: of earlier plans."""
+        """units: the pieces that are handed out until trainings have been timed. pace: the `Pace` of earlier plans."""
         self._plan, self._jobs, self._pace = plan, jobs, pace
         self._order = {trial.id: i for i, trial in enumerate(plan.trials)}
         self._whole = {trial.id: i for i, cohort in enumerate(plan.cohorts) for trial in cohort.trials}
@@ -87,7 +87,8 @@ class Sizes:
     def take(self, waiting: list[Unit], place: int) -> Unit:
         """Remove the unit at `place` and return it, extended by trainings of the same whole or cut.
 
-        waiting: units, the next one last, with those of one whole next to one another. What is cut off stays there.
+        waiting: units, the next one last, with those of one whole next to one another. Trainings that are cut off stay
+        in `waiting`.
         """
         unit = waiting.pop(place)
         if not isinstance(unit, Train) or unit.id not in self._new:
@@ -107,7 +108,7 @@ class Sizes:
         return unit
 
     def _wanted(self, whole: int, count: int) -> int | None:
-        """Return the number of trainings for a piece that has `count`; None: it stays as it is."""
+        """Return how many trainings a piece that has `count` should have; None to leave it unchanged."""
         seconds = {other: self._pace.seconds(self._first[other], cost) for other, cost in self._costs.items()}
         each, parameters = seconds[whole], self._pace.parameters(self._first[whole])
         # Other optimizers and models only say how much work is left: the expected costs may be far off.
@@ -143,6 +144,6 @@ class Sizes:
 
 
 def _kinds(trial: Trial) -> tuple[tuple[str, ...], ...]:
-    """Return the kinds of trials that a trial is one of, most specific first."""
+    """Return the kinds of trials to which a trial belongs, most specific first."""
     model = (trial.experiment, trial.model)
     return (*model, trial.target), model, ()

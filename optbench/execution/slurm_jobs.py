@@ -42,10 +42,10 @@ PREFIX = ".slurm-"
 ASKED = 20.0
 """Seconds between two queries of SLURM about jobs that show no sign of life."""
 ASKED_AT_START = 5.0
-"""The same while a job was submitted less than `STALLED` seconds ago, because a job that cannot start a worker fails
-soon."""
+"""Seconds between two queries about a job that was submitted less than `STALLED` seconds ago. They are frequent,
+because a job that cannot start a worker fails soon."""
 ASKED_AT_END = 1.0
-"""The same after a job has reported that it ends, until SLURM gives the reason."""
+"""Seconds between two queries about a job that has reported that it ends, until SLURM gives the reason."""
 STALLED = 60.0
 """Seconds without any ready worker after which the user is told why jobs wait."""
 PATIENCE = 10.0
@@ -336,7 +336,7 @@ class _SlurmWorker:
         return ASKED if self.is_ready or time.monotonic() - self.tried_at > STALLED else ASKED_AT_START
 
     def hear(self, state: State | None) -> None:
-        """Process the state of the job in SLURM; None if SLURM did not answer."""
+        """Process the state of the job in SLURM. state: None if SLURM did not answer."""
         if state is not None and state.has_ended:
             if not self.is_ready:  # otherwise the pool reports which trials are trained again
                 self._cluster.say_once(self, f"{self._name} did not start a worker", state.describe(self.job))
@@ -383,7 +383,7 @@ def _outside_of_jobs() -> Iterator[None]:
 def _sweep(base: Path, own: Path) -> None:
     """Remove the folders of runs whose main process was killed; jobs that still use them end.
 
-    Both times come from the file system, whose clock may differ from this machine's.
+    The compared times are both from the file system, whose clock may differ from this machine's.
     """
     now = (own / PULSE).stat().st_mtime
     for folder in base.glob(f"{PREFIX}*"):

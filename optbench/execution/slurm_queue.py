@@ -160,7 +160,7 @@ def last_line(text: str) -> str:
 
 
 def last_line_of_log(path: Path) -> str:
-    """Return the last line that a job's program wrote to its log, else the last line; empty if there is no log."""
+    """Return the last line of a job's log that SLURM did not add, else its last line; empty if there is no log."""
     try:
         lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
     except OSError:

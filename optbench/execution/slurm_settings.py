@@ -23,11 +23,11 @@ FLAGS = ("exclusive", "stderr_to_stdout", "use_srun")
 OPTIONS = "additional_parameters"
 """The setting for options of sbatch for which submitit has no name: `reservation=lab,nice=100`."""
 NO_REQUEUE = {"no-requeue": True}
-"""Otherwise SLURM could restart a job under its id after its worker has been replaced."""
+"""The option without which SLURM could restart a job under its id after its worker has been replaced."""
 
 
 def executor(folder: Path, settings: Mapping[str, str], *, gpu: bool) -> Any:
-    """Return submitit's executor with the given settings. folder: for its logs. gpu: True for one GPU per job.
+    """Return submitit's executor with the given settings. folder: the folder for logs. gpu: True for one GPU per job.
 
     Raises:
         UsageError: a setting or partition does not exist, or a setting has a value of the wrong type.
