@@ -124,7 +124,7 @@ class RunLog:
 
     @functools.cached_property
     def _final(self) -> dict[str, dict[str, float]]:
-        """trial -> metric -> value at the end."""
+        """The final values: trial -> metric -> value, without undefined ones."""
         found: dict[str, dict[str, float]] = {}
         for one in self.results.trial_values():
             if not math.isnan(one.value):

@@ -22,7 +22,7 @@ Axis: TypeAlias = Literal["step", "after_task", "task"]
 """`step`: optimizer steps of the trial over all its tasks. `after_task`: number of finished tasks, 0 before training.
 `task`: index of a task, from 1."""
 MOST = 2**63
-"""Trackers count in 64 bits."""
+"""Positions on an axis are below this limit, because trackers count in 64 bits."""
 
 
 @dataclass(frozen=True)

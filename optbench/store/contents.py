@@ -26,14 +26,14 @@ class ContentError(StoreError):
 
 
 WHOLE: Bounds = (0, 2**53)
-"""Up to the largest whole number below which float64 represents all whole numbers exactly."""
+"""Bounds of whole numbers, all of which float64 represents exactly."""
 SEED: Bounds = (0, 2**63 - 1)
 MOST_TASKS = 10_000
-"""The maximum that a suite allows."""
+"""Maximum number of tasks in a suite."""
 CLASSES: Bounds = (0, 999)
-"""Bounded because readers build matrices of this size."""
+"""Bounds of class labels, because readers build matrices of this size."""
 NUMBER: Bounds = (-1e100, 1e100)
-"""Metrics are computed from float32 values, whose squares are within these bounds; sums within them do not overflow."""
+"""Bounds of measured values. They include the squares of float32 values, and sums of such values do not overflow."""
 AMOUNT: Bounds = (0, 1e100)
 SHARE: Bounds = (0, 1)
 ROUNDING = 1e-6

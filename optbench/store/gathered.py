@@ -11,7 +11,7 @@ from optbench.store.tables import ALL_TABLES, TrialRow
 
 
 class Gathered:
-    """The tables of a run, to which cohorts are added, each in a time that does not depend on the number of trials.
+    """The tables of a run; the time to add a cohort does not depend on the number of trials in the run.
 
     Added rows are kept in a list and joined when a table is read.
     """

@@ -15,7 +15,7 @@ from optbench.tasks import Outline
 
 NAME = "run.json"
 MAX_BYTES = 256 << 20
-"""In bytes; far larger than any real record, which consists mostly of the trials left at each resumption."""
+"""Maximum size in bytes, far above that of any real record, which mostly lists the trials left at each resumption."""
 MAX_WHOLE = 2**63
 
 Check = Callable[[Any], bool]

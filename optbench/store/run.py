@@ -43,7 +43,7 @@ MERGE_SHARE = 0.05
 
 FOLDERS = (PARTS, INTERIM, "checkpoints")
 LONGEST_NAME = 160
-"""In bytes; no file of a run, even a temporary one, has a longer name."""
+"""Maximum length in bytes of the name of a file of a run, even a temporary one."""
 
 
 class RunExists(StoreError):
@@ -167,7 +167,7 @@ class RunWriter:
         return list(self._record.get(PLUGINS) or ())
 
     def add_plugins(self, more: Sequence[Mapping[str, Any]], copies: Mapping[str, bytes]) -> None:
-        """Add further states of the user's code. more: their entries for the record; copies: content by path."""
+        """Add further versions of the user's code. more: their entries for the record; copies: content by path."""
         for place, content in copies.items():
             with reported(self.path / place):
                 _write_new(self.path / place, content)

@@ -337,7 +337,7 @@ _ARROW: dict[Any, pa.DataType] = {
 KEY_FIELDS = [pa.field(name, pa.int64() if name == "seed" else pa.string(), nullable=False) for name in KEY_COLUMNS]
 
 _SCHEMAS: dict[type[Any], pa.Schema] = {}
-"""Created once, because resolving type hints takes longer than filling a small table."""
+"""Schemas by row class, created once, because resolving type hints takes longer than filling a small table."""
 
 
 def arrow_schema(row_type: type[Row]) -> pa.Schema:

@@ -91,7 +91,7 @@ def standardised(panel: Array) -> Array:
 
 
 def own_half_is_nearest(panel: Array, names: list[str], query: np.ndarray, rest: np.ndarray) -> dict[str, str]:
-    """Return, for each optimizer on the seeds `query`, the nearest of all optimizers on the seeds `rest`.
+    """Return the optimizer whose values on the seeds `rest` are nearest to those of each optimizer on `query`.
 
     This tests the distance: the nearest should be the same optimizer. panel: (P, S, n); query, rest: indices of seeds.
     """
@@ -124,7 +124,7 @@ def _means(values: Array) -> Array:
 
 
 def _resampled(values: Array) -> Array:
-    """Return `_means` over seeds drawn with replacement, (..., n) -> (..., B), with the same draws for all."""
+    """Return `_means` over seeds drawn with replacement, (..., n) -> (..., B), using the same draws for all values."""
     known = np.isfinite(values)
     share = resampled_means(known.astype(np.float64))
     total = resampled_means(np.where(known, values, 0.0))
@@ -147,7 +147,7 @@ def _variance(values: Array) -> Array:
 
 
 def _distances(means: Array, scale: Array, weights: Array) -> tuple[Array, Array]:
-    """Return the others' distances from the first, (1 + P, S, B) -> (P, B), and the numbers of strips used, (P,)."""
+    """Return distances from the first to the others, (1 + P, S, B) -> (P, B), and numbers of strips used, (P,)."""
     gaps = (means[1:] - means[:1]) / scale[None, :, None]
     known = np.isfinite(gaps)
     counts = known.sum(axis=1)

@@ -92,10 +92,10 @@ class Fingerprint:
     panel: Panel
     standings: tuple[Standing, ...]
     judged: Mapping[str, tuple[Judged, ...]]
-    """By optimizer of the panel: all 16 strips, in order; empty if there are too few seeds for a verdict."""
+    """Comparisons with each optimizer of the panel on all 16 strips, in order; empty without enough seeds."""
     neighbours: tuple[Neighbour, ...]
     not_learnt: Mapping[str, str]
-    """What happened instead on each experiment that was not learnt."""
+    """The experiments that were not learnt, each with a description of what happened instead."""
     remarks: tuple[str, ...] = ()
 
     @property
@@ -122,7 +122,7 @@ class Fingerprint:
         return seeds_needed(len(STRIPS))
 
     def same_strips(self, other: str) -> int:
-        """Return the number of strips in which it is equivalent to an optimizer of the panel or within the margin."""
+        """Return the number of strips whose verdict against this optimizer of the panel is in `SAME`."""
         return sum(one.same for one in self.judged[other])
 
 
@@ -221,7 +221,7 @@ def _what_happened(states: Sequence[str], low: int, learnt: Array, needed: float
 
 
 def _starts_alike(one: Trials, other: Trials) -> bool:
-    """Return whether both had the same initial weights on every seed that both trained; failed trials do not count."""
+    """Return whether the initial weights are equal on every seed that both have trained; failed trials do not count."""
     pairs = zip(one.states, other.states, one.starts, other.starts, strict=True)
     return all(a == b for state, state_b, a, b in pairs if not UNTRAINED & {state, state_b})
 

@@ -40,7 +40,7 @@ class Strip:
 
     @property
     def of(self) -> Metric:
-        """The metric in the catalog."""
+        """The catalog's entry for the metric."""
         return METRICS[self.metric]
 
     @property

@@ -43,7 +43,7 @@ def value_with_interval(one: Standing) -> str:
 
 
 def place(one: Standing) -> str:
-    """Return the number of optimizers of the panel that are below it, out of those with a value: `18/25`."""
+    """Return how many of the panel's optimizers with a value are below the entry on a strip: `18/25`."""
     return UNDEFINED if one.centre is None else f"{one.below}/{len(one.ticks)}"
 
 
@@ -59,7 +59,7 @@ def rates(found: Fingerprint) -> str:
 
 
 def _rate(values: object) -> float | None:
-    """Return the learning rate of an optimizer, or of the one inside it."""
+    """Return the learning rate of an optimizer, or of its base; None if neither has one."""
     if not isinstance(values, dict):
         return None
     rate = values.get("lr")

@@ -16,7 +16,7 @@ MANY_PAIRS = 12
 MANY_NOTES = 6
 """Maximum number of reasons given for undefined values; the others are counted."""
 CHANCE = "subspace_overlap_chance"
-"""The same for every pair of a model, so shown once, next to the overlap."""
+"""A metric with the same value for every pair of a model, and therefore shown only once, next to the overlap."""
 
 TITLES = {
     "linear_cka": "CKA",

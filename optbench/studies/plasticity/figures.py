@@ -40,7 +40,7 @@ class _Line:
 
     @property
     def muted(self) -> bool:
-        """Whether it is a wrapper, such as a remedy or fresh networks, drawn in grey in every panel."""
+        """Whether the arm is a wrapper, such as a remedy or fresh networks, which is drawn in grey in every panel."""
         return self.learnt.is_control
 
     def smooth(self, column: str) -> Array:
@@ -50,7 +50,7 @@ class _Line:
 
     @property
     def tasks(self) -> Array:
-        """The centre of each window."""
+        """The task at the centre of each window, (T - w + 1,)."""
         return np.arange(self.learnt.tasks - self.learnt.window + 1, dtype=np.float64) + (self.learnt.window + 1) / 2
 
 
@@ -155,7 +155,7 @@ def _centre(line: _Line, column: str) -> tuple[Array, Array]:
 
 
 def _ends(line: _Line, column: str) -> Array:
-    """Return the limits of the axis."""
+    """Return the finite ends of the spread around a line, or the finite means of a muted line."""
     middle, spread = _centre(line, column)
     spread = np.zeros_like(spread) if line.muted else spread
     both: Array = np.concatenate([middle - spread, middle + spread])

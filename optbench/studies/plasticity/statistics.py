@@ -49,12 +49,12 @@ class LearntOnline:
 
     @property
     def is_fresh(self) -> bool:
-        """Whether it trains a new network for every task."""
+        """Whether the arm trains a new network for every task."""
         return FRESH in self._trial.around
 
     @property
     def is_control(self) -> bool:
-        """Whether it is a wrapper whose base takes the steps, such as a remedy or fresh networks."""
+        """Whether the arm is a wrapper whose base takes the steps, such as a remedy or fresh networks."""
         return bool(self._trial.around)
 
     @functools.cached_property
@@ -83,7 +83,7 @@ class LearntOnline:
         return [float(np.mean(row[np.isfinite(row)])) if np.isfinite(row).any() else np.nan for row in found]
 
     def at(self, column: str, task: int) -> list[float]:
-        """Return a column on one task for each seed. task: from 1."""
+        """Return each seed's value of a column on one task. task: from 1."""
         return _listed(self.recorded[column][:, task - 1])
 
     @property

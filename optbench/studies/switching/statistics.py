@@ -42,9 +42,9 @@ SWITCH, NOISE = "switch", "gradient-noise"
 STEP_SETTINGS = {SWITCH: "at", NOISE: "steps"}
 """The hyper-parameter that holds k, by target."""
 MIN_TEST = 6
-"""Fewer seeds cannot reach p ≤ .05 in a signed-rank test."""
+"""Minimum number of seeds for the signed-rank test; fewer cannot reach p ≤ .05."""
 MIN_SEEDS = 5
-"""With fewer seeds, equal signs by chance are too likely: their probability is at least .125, and .0625 with 5."""
+"""Minimum number of seeds; with fewer, equal signs by chance have a probability of at least .125 (.0625 with 5)."""
 ALPHA = 0.05
 
 
@@ -53,7 +53,7 @@ class Estimate:
     """ρ or a difference; `value` is None if undefined, with the reason in `reason`.
 
     interval: 95%, percentile bootstrap over seeds; None if there is no value, or only a single seed.
-    n: the number of seeds that all of its arms have.
+    n: the number of seeds on which all of its arms have a value.
     """
 
     value: float | None
@@ -64,7 +64,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class SwitchPoint:
-    """One k of a sweep: the steps before the switch, an int; infinite if the noise never ends.
+    """One k of a sweep: the number of steps before the switch, infinite if the noise never ends.
 
     whole: whether no trial took more than k steps, so that there was no switch.
     """
@@ -105,7 +105,7 @@ class Switching:
 
     @property
     def label(self) -> str:
-        """Its optimizer in the suite with its distinguishing settings: `noisy eta=0.1`."""
+        """The optimizer's name in the suite with its distinguishing settings: `noisy eta=0.1`."""
         steps = STEP_SETTINGS[NOISE if self.kind == "noise" else SWITCH]
         parts = [part for part in self.points[0].arm.variant.split(",") if not part.startswith(f"{steps}=")]
         return " ".join([self.optimizer, *(part for part in [",".join(parts)] if part not in ("", "default"))])
@@ -263,7 +263,7 @@ def _optimizer(wrapper: str, settings: Mapping[str, Any]) -> tuple[str, dict[str
 
 
 def _name(optimizer: tuple[str, Mapping[str, Any]], pure: Arm | None) -> str:
-    """Return the label of its pure arm, else its target with settings that differ from defaults: `adam lr=0.01`."""
+    """Return the label of an optimizer's pure arm, else its target with non-default settings: `adam lr=0.01`."""
     if pure is not None:
         return pure.label
     target, settings = optimizer

@@ -106,7 +106,7 @@ def _title(switching: Switching, metric: str) -> str:
 
 
 def _seeds(point: SwitchPoint, estimates: Sequence[Estimate]) -> Cell:
-    """Return the number of seeds of the row, and of planned ones."""
+    """Return the number of seeds in a row's estimates, and the number of planned seeds if it differs."""
     counts, planned = sorted({estimate.n for estimate in estimates}), len(point.arm.trials)
     if counts == [planned]:
         return Cell(str(planned))

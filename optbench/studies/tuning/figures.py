@@ -40,7 +40,7 @@ LEARNING = {
     "forgetting": "forgetting",
 }
 PARTS = {"last_task_accuracy": "last task at the end", "earlier_tasks_accuracy": "earlier tasks at the end"}
-"""With different classes per task, the final accuracy means little without its two parts."""
+"""The parts of the final accuracy, without which it means little if tasks have different classes."""
 PROPERTIES = {
     "average_accuracy": "accuracy at the end",
     "forgetting": "forgetting",
@@ -71,7 +71,7 @@ class Sweep:
         return [(value, found) for value, arm in self.points if (found := arm.values(metric))]
 
     def ring(self, metric: str) -> tuple[float, float] | None:
-        """Return value and mean of the chosen setting."""
+        """Return the chosen setting's value and the metric's mean; None if the setting or the metric is missing."""
         found = [(value, arm.values(metric)) for value, arm in self.points if arm.arm.variant == self.chosen]
         return (found[0][0], mean(found[0][1])) if found and found[0][1] else None
 

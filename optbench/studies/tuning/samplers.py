@@ -87,8 +87,8 @@ def draw(
 def widen(search: Search, tried: Sequence[Values], best: Values, edges: Sequence[str]) -> list[Values]:
     """Return `WIDENED_BY` more settings beyond the best if it is at an edge, else between it and its neighbours.
 
-    They differ from the best in one hyper-parameter: the first at an edge, else the first whose values are positive
-    numbers. Empty if there is none.
+    The new settings differ from the best in one hyper-parameter whose values are all positive numbers: the first at an
+    edge, else the first. Returns an empty list if there is no such hyper-parameter.
     """
     numeric = [d for d in search.dimensions if all(_is_positive(value) for value in d.values)]
     at_an_edge = [dimension for dimension in numeric if dimension.name in edges]

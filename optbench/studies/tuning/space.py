@@ -110,7 +110,7 @@ class Searches:
         return [tie for tie in self.ties if (tie.experiment, tie.optimizer) == key]
 
     def leaders(self, key: Key) -> list[Key]:
-        """Return the optimizers that it follows."""
+        """Return the optimizers that an optimizer follows."""
         return [(tie.experiment, tie.of) for tie in self.ties_of(key)]
 
     @property

@@ -15,7 +15,7 @@ from optbench.studies.twins.statistics import Moment, Twins, evenly
 TITLE = "Twins"
 METRIC = "weight_distance"
 COLUMNS = 5
-"""First evaluation, quarters, last evaluation."""
+"""Number of columns: the first evaluation, the quarters and the last evaluation."""
 MOST_DIGITS = 6
 MEANING = (
     "Distance: between the weights of the two, divided by the mean of their distances from the common start: 0 for the "
@@ -53,7 +53,7 @@ def place_text(place: Moment, tasks: int) -> str:
 
 
 def task_count(found: Iterable[Twins]) -> int:
-    """Return the number of tasks on which any of them was trained."""
+    """Return the number of tasks on which any of the twins have a distance."""
     return max((task for twins in found for task, _ in twins.places), default=1)
 
 
@@ -85,13 +85,13 @@ def _reached(shown: Sequence[Twins]) -> Iterable[Moment]:
 
 
 def digits_of(values: Iterable[Sequence[float]]) -> int:
-    """Return the number of decimals that shows two digits of the smallest mean of a line, because twins are close."""
+    """Return how many decimals show two digits of the smallest mean in a line, because twins are close."""
     means = [fmean(found) for found in values if found]
     smallest = min((mean for mean in means if mean > 0), default=1.0)
     return min(MOST_DIGITS, max(decimals(METRIC), 1 - math.floor(math.log10(smallest))))
 
 
 def _text(values: Sequence[float], count: int, digits: int, spread_text: SpreadText) -> str:
-    """Format a mean, with the number of seeds if some stopped earlier."""
+    """Format a mean, with the number of seeds if some of them stopped earlier."""
     text = spread_text(Spread.of(values), digits)
     return text if len(values) in (0, count) else f"{text} (n={len(values)})"
