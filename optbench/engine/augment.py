@@ -2,7 +2,7 @@
 
 An image is mirrored and then cropped with zero padding, which is black because images are normalised later. A task that
 permutes pixels permutes those of the augmented image. Images of rotation tasks are mirrored before the rotation,
-because mirroring would reverse its direction, and cropped after it.
+because mirroring would reverse the direction of rotation, and cropped after the rotation.
 
 Legend: S streams, B batch size, C channels, H rows, W columns.
 """

@@ -25,7 +25,7 @@ class Averaging:
 
     decay: float
     rows: Sequence[Tensor | None]
-    """(P,) for each member, or None if its average has not begun."""
+    """The average (P,) of each member, or None if it has not begun."""
 
     @staticmethod
     def of(settings: WeightAveraging | None, layout: Layout, members: Sequence[Member]) -> Averaging | None:

@@ -19,7 +19,8 @@ from optbench.suite.protocol import Augment, Protocol
 from optbench.tasks import Examples
 
 BLOCK = 2**17
-"""Numbers that a CPU converts and scales per block: half a megabyte, which is still cached in the second pass."""
+"""Number of values that a CPU converts and scales per block: half a megabyte, which is still cached in the second
+pass."""
 LANES = 64
 """The rows of a block are a multiple of this, so vector instructions process the same groups of numbers as without
 blocks."""
@@ -27,7 +28,10 @@ blocks."""
 
 @dataclass(frozen=True)
 class Normaliser:
-    """The affine map from stored to network inputs: one scale and shift, or one for each index of the first axis."""
+    """The affine map from stored inputs to network inputs.
+
+    It has one scale and shift, or one for each index of the first axis.
+    """
 
     scale: Tensor
     shift: Tensor

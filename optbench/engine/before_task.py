@@ -38,9 +38,9 @@ class BeforeTask:
     gradient_norm: float | None
     """2-norm of the gradient of the mean cross-entropy with respect to all parameters."""
     examples: int
-    """N."""
+    """N, the number of examples on which the state was measured."""
     width: int
-    """d."""
+    """d, the number of features."""
     note: str | None
 
 

@@ -77,7 +77,7 @@ class Blueprint:
         return isinstance(self.network, Network) and self.network.alone is None
 
     def answers_for(self, error: Exception) -> bool:
-        """Return whether an error in measuring is due to a user's model, so that only its trial fails."""
+        """Return whether an error during a measurement is due to a user's model, so that only its trial fails."""
         return not (self.ours or isinstance(error, OptbenchError) or of_the_machine(error))
 
     @functools.cached_property
@@ -93,7 +93,7 @@ class Blueprint:
         return self._start(suite_seed, trial_seed, f"initial weights/task {task}" if task else "initial weights")
 
     def checkpoint(self, row: Tensor) -> dict[str, Tensor]:
-        """Convert a row (P + Q,) to a state dict on the CPU, with its own memory."""
+        """Convert a row (P + Q,) to a state dict on the CPU that shares no memory with the row."""
         found = self.layout.unpack(row)
         return found | {alias: found[name].clone() for alias, name in self.aliases.items()}
 
@@ -231,7 +231,10 @@ def _probed(
 
 
 def own_features(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """Return the method `features` of a module, or None; a submodule of that name, as in torchvision, is not one."""
+    """Return the method `features` of a module, or None if there is none.
+
+    A submodule of that name, as in torchvision, does not count.
+    """
     found = getattr(module, "features", None)
     return None if isinstance(found, nn.Module) or not callable(found) else found
 
@@ -278,7 +281,7 @@ def _evaluated(module: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def _input_of(module: nn.Module, linear: str, inputs: Tensor) -> Tensor:
-    """Return the input of a layer's last call, in eval mode."""
+    """Return the input of the last call of layer `linear` in a forward pass in eval mode."""
     caught: list[Tensor] = []
     handle = module.get_submodule(linear).register_forward_pre_hook(lambda _, arguments: caught.append(arguments[0]))
     try:
@@ -289,7 +292,7 @@ def _input_of(module: nn.Module, linear: str, inputs: Tensor) -> Tensor:
 
 
 def _last_linear(module: nn.Module, inputs: Tensor) -> str | None:
-    """Return the name of the linear layer executed last, in eval mode."""
+    """Return the name of the linear layer executed last in a forward pass in eval mode; None if there is none."""
     called: list[str] = []
 
     def noting(name: str) -> Callable[[nn.Module, object], None]:

@@ -89,7 +89,7 @@ def _places(suite: Suite, trials: Iterable[Trial], data_dir: Path | None) -> Ite
 
 
 class _Place:
-    """A model of an experiment, and the trials tried on it."""
+    """A model of an experiment, and the trials whose optimizers are constructed on it."""
 
     def __init__(self, suite: Suite, experiment: str, model: str, trials: list[Trial], dataset: Dataset) -> None:
         self.trials = trials
@@ -100,7 +100,7 @@ class _Place:
         self._networks: dict[torch.device, nn.Module] = {}
 
     def refusal(self, trial: Trial, device: torch.device) -> str | None:
-        """Return the constructor's exception in words; None if it accepts the settings."""
+        """Return, as text, why the constructor or the protocol rejects a trial's optimizer; None if it is accepted."""
         error = self._raised(trial, torch.device("cpu"))
         if error is not None and device.type != "cpu":  # the code may be written for another device
             error = self._raised(trial, device)

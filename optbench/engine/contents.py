@@ -22,7 +22,7 @@ _TEXTS = (type(None), bool, int, float, complex, str, bytes, range, slice, np.ge
 _CODE = (type, types.ModuleType, types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
 _CONTAINERS = (list, tuple, set, frozenset, collections.deque)
 _DERIVED = ("defaults", "_numel_cache", "_need_device_dtype_check_for_fused")
-"""Attributes of PyTorch's optimizers that are not state: `load_state_dict` adds to the first, the others are caches."""
+"""Attributes of PyTorch's optimizers that are not state: `load_state_dict` adds to the first; the rest are caches."""
 
 
 def parts(value: Any) -> Iterator[tuple[str, Any]]:
@@ -119,7 +119,10 @@ class _Reader:
         self.hash.update("\0".join(map(str, words)).encode() + b"\1")
 
     def _container(self, value: Any) -> None:
-        """Digest a container, even one digested before (a group may share its betas with the defaults); cut cycles."""
+        """Digest a container, even one digested before, because a group may share its betas with the defaults.
+
+        Cycles are cut.
+        """
         if id(value) in self._open:
             self._say("open")
             return

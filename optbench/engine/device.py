@@ -59,7 +59,7 @@ def worker_devices(text: str, device: torch.device, jobs: int | None, cores: int
 
 
 def settle(device: torch.device) -> None:
-    """Make a device the default of this process."""
+    """Make a CUDA `device` the current device of this process; other devices need no setting."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
 

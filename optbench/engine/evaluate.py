@@ -28,8 +28,8 @@ from optbench.precision import exact_device, widest
 from optbench.tasks import Examples
 
 CHUNK = 2500
-"""Examples, or positions of sequences, per forward pass: large enough to be fast, with less than 10 MB of floats for
-MNIST."""
+"""Number of examples, or of sequence positions, per forward pass: large enough to be fast, with less than 10 MB of
+floats for MNIST."""
 MOST = 50
 """Maximum number of networks per forward pass. At this number, each is evaluated on a fifth of a chunk, so that all
 activations together take as much memory as those of ten networks on a whole chunk."""
@@ -312,7 +312,7 @@ class Evaluator:
 
 
 def finite(value: float | None) -> float | None:
-    """Return a value for tables: None if it is unknown or not finite."""
+    """Return `value` as stored in tables: None if it is unknown or not finite."""
     return value if value is not None and math.isfinite(value) else None
 
 

@@ -16,7 +16,7 @@ class ModelError(Exception):
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Return whether memory was exhausted; PyTorch has a class for this error only on accelerators."""
+    """Return whether an error means that memory is exhausted; PyTorch has a class for it only on accelerators."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError | OSError) and any(text in str(error) for text in _OUT_OF_MEMORY)
     )

@@ -62,7 +62,10 @@ def _at(storage: Any, at: str, device: torch.device) -> Any:
 
 @dataclass(frozen=True)
 class Interim:
-    """The state of one member between two tasks, when early stopping has no state: every task starts a new count."""
+    """The state of one member between two tasks.
+
+    Early stopping has no state at this point, because every task starts a new count.
+    """
 
     trials: tuple[str, ...]
     """Ids of the member's trials."""
@@ -70,8 +73,8 @@ class Interim:
     """Number of finished tasks, 1..T-1."""
     counters: dict[str, Any]
     state: bytes
-    """Serialised by `saved`: the weights and buffers (P + Q,), also the training weights if these are averages, the
-    states of generator and optimizer, and the weights after earlier tasks if they are needed."""
+    """Serialised by `saved`: the weights and buffers (P + Q,), the training weights if the former are averages, the
+    states of the generator and the optimizer, and the weights after earlier tasks if they are needed."""
     rows: tuple[Row, ...]
     """The member's results so far."""
     refused: str | None = None
@@ -81,7 +84,7 @@ class Interim:
 
     @staticmethod
     def of(member: Member, task: int, optimizer: Any, apart: str | None = None) -> Interim:
-        """Save a member. optimizer: the state of its optimizer, in containers, tensors and numbers."""
+        """Save the state of a member. optimizer: the state of its optimizer, in containers, tensors and numbers."""
         trials = tuple(trial.id for trial in member.trials)
         counters = {name: getattr(member, name) for name in COUNTERS}
         if member.unkept is not None:
@@ -123,5 +126,5 @@ class Interim:
 
 
 Keep = Callable[[Callable[[], list[Interim]]], None]
-"""Called with `take` at the end of every task except the last; `take()` returns the interims of all members of the
+"""keep(take): called at the end of every task except the last. take() returns the interims of all members of the
 cohort, and is slow."""

@@ -28,7 +28,7 @@ from optbench.models.mlp import Mlp
 from optbench.tasks import Examples
 
 POINTS = BARRIER_POINTS
-"""K, including both ends."""
+"""K, the number of points on a line, including both ends."""
 _FIRST = "layers.0."
 
 
@@ -49,7 +49,7 @@ class End:
 
     @property
     def bytes(self) -> int:
-        """Total bytes of its tensors."""
+        """Total bytes of `weights` and `opened`."""
         return sum(t.numel() * t.element_size() for t in (self.weights, self.opened) if t is not None)
 
 

@@ -239,7 +239,7 @@ def _class_rows(hits: ClassHits, after_task: int, task: int | None) -> list[Clas
 
 
 def _curve(member: Member, task: int) -> Curve:
-    """Return the evaluations during a task."""
+    """Return the steps and accuracies of a member's evaluations during a task."""
     rows = [row for row in member.rows if isinstance(row, CurveRow) and row.task == task]
     return Curve([row.step for row in rows], [row.eval_accuracy for row in rows])
 
@@ -250,7 +250,7 @@ def _similarity(sums: ClassSums, after_task: int) -> list[SimilarityRow]:
 
 
 def _of_some(row: Row, scored: Sequence[int], count: int) -> Row:
-    """Return a pooled row with a note that lists the tasks."""
+    """Add a note that lists the scored tasks to a pooled row of a metric; return any other row unchanged."""
     if not isinstance(row, MetricRow):
         return row
     said = f"pooled over {task_list([task + 1 for task in scored])} of {count}: the other tasks were not scored"
@@ -286,7 +286,7 @@ def _of_model(
 
 
 def _of_training(member: Member, evaluator: Evaluator, sequence: TaskSequence) -> OfTraining:
-    """Return the features of the last task's training examples, and the last layer."""
+    """Return the features and logits of the last task's training examples, and the output weights; nothing for text."""
     if evaluator.text:
         return OfTraining(None)
     score = evaluator.read(member.row, sequence.train(sequence.family.count - 1), with_logits=True)

@@ -21,7 +21,7 @@ class _Steps:
 
     before: BeforeTask
     begun: int
-    """Number of optimizer steps before these."""
+    """Number of optimizer steps before this task."""
     accuracies: list[float] = dataclasses.field(default_factory=list)
     losses: list[float] = dataclasses.field(default_factory=list)
 

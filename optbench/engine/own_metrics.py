@@ -36,7 +36,7 @@ EXAMPLES, WIDTH = 512, 32
 
 
 def asked(device: torch.device, suite_seed: int, trial_seed: int, purpose: str) -> Ask:
-    """Return the function that calls metrics of one reading. purpose: distinguishes the trial's readings."""
+    """Return a function that calls users' metrics with a seed derived from both seeds and `purpose`."""
     seed = stream_seed(suite_seed, trial_seed, f"metrics/{purpose}") % SEEDS
 
     def ask(metric: Metric, arguments: Sequence[Any]) -> tuple[float, str | None]:

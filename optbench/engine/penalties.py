@@ -75,7 +75,7 @@ class Penalties:
 
     @contextlib.contextmanager
     def added(self, i: int, network: nn.Module, axes: int) -> Iterator[list[Tensor]]:
-        """Collect the penalty of member `i` in a forward pass; the list holds it afterwards, if there is one.
+        """Collect the penalty of member `i` in a forward pass; the list then contains it, or is empty if there is none.
 
         axes: the number of leading axes of the features, for examples and positions. The value of the term is λ H, and
         its gradient is treated as a constant in second derivatives.
@@ -109,7 +109,7 @@ class Penalties:
     def _watched(
         self, network: nn.Module, axes: int, settings: Callable[[Tensor], tuple[float | Tensor, Tensor | None]]
     ) -> Iterator[list[Tensor]]:
-        """settings(features (N, d)) -> the strength and the rotation."""
+        """Collect a penalty with the strength and the rotation that `settings` returns for features (N, d)."""
         found: list[Tensor] = []
 
         def see(features: Tensor) -> None:
@@ -145,7 +145,7 @@ NOT_CALLED = "rank-penalty: expected {0}.forward to call its method features(x),
 
 @contextlib.contextmanager
 def seen(network: nn.Module, features: str, see: Callable[[Tensor], None]) -> Iterator[None]:
-    """Call `see` with the features of every forward pass, located by `Blueprint.features`."""
+    """Call `see` with the features of every forward pass. features: their place, as in `Blueprint.features`."""
     if features != METHOD:
         layer = network.get_submodule(features)
         handle = layer.register_forward_pre_hook(lambda _, arguments: see(arguments[0]))

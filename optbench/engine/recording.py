@@ -32,7 +32,7 @@ class Recordings:
     """A cohort's recordings."""
 
     record: Recorder | None
-    """None to record nothing."""
+    """The function that records work; None to record nothing."""
     refused: dict[str, str] = field(default_factory=dict)
     """Reasons why some work of the cohort is not recorded, by the name of the work."""
 
@@ -182,6 +182,6 @@ def _put(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 
 def _equal(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    """Return whether all are equal, including NaN, with one synchronisation."""
+    """Return whether all pairs of tensors are equal, treating all NaN as equal, with one synchronisation."""
     same = [(a == b) | ((a != a) & (b != b)) for a, b in zip(tensors, others, strict=True)]
     return bool(torch.stack([each.all() for each in same]).all())

@@ -24,7 +24,7 @@ from optbench.engine.stack import same_bits
 from optbench.errors import spoken
 
 BEFORE, AFTER = 12, 12
-"""Numbers of test steps before and after saving an instance, not multiples of the usual refresh intervals."""
+"""Numbers of test steps before and after saving an instance; neither is a multiple of a usual refresh interval."""
 UNTRIED = "it raised an exception before its state could be tested"
 
 

@@ -75,7 +75,7 @@ def compare(
 
 @dataclass(frozen=True)
 class _Read:
-    """A solution, with the values that lines ending at it need."""
+    """A solution, and its values as an end of lines."""
 
     solution: Solution
     end: End

@@ -28,7 +28,7 @@ differently. With alignment and padding, every member is processed by the same c
 class Slot:
     """The location of one parameter or buffer in a member's row.
 
-    persistent: True if it is saved in checkpoints. offset: in floats, for any dtype.
+    persistent: True if it is saved in checkpoints. offset: its start in the row, in floats for every dtype.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Layout:
     """P, the padded length of the parameters."""
     buffers: tuple[Slot, ...] = ()
     whole: int = -1
-    """P + Q."""
+    """P + Q, the length of a row."""
 
     @staticmethod
     def of(

@@ -85,7 +85,7 @@ class TaskTraining:
             self.losses[trial.id] = []
 
     def _scored(self, sequence: TaskSequence) -> Examples:
-        """Return the examples for early stopping: held-out ones, or a fixed subset of the training examples."""
+        """Return the task's examples for evaluations: validation, test, or a fixed subset of training examples."""
         early = self.cohort.protocol.early_stopping
         if early is None or early.on == "validation":
             return sequence.validation(self.task)

@@ -196,7 +196,7 @@ class CohortTraining:
         )
 
     def _keeps_state(self, member: Member) -> bool:
-        """Return whether its optimizer is kept across tasks."""
+        """Return whether a member's optimizer is kept across tasks."""
         return self.protocol.optimizer_state == "keep" and not renews_state(member.trial)
 
     def passes(self, member: Member, task: int, row: Tensor | None = None) -> Passes | None:

@@ -58,7 +58,7 @@ class Watch:
         self._seconds += time.perf_counter() - started
 
     def read(self) -> tuple[float, dict[int, list[UpdateRow]]]:
-        """Return the seconds spent and the results, by member, since the last reading."""
+        """Return the seconds spent and, by member, the results since the last call."""
         found = self._seconds, self._rows
         self._seconds, self._rows = 0.0, {}
         return found

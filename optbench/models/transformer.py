@@ -91,10 +91,13 @@ class Transformer(Network):
 
 
 def dropped(x: Tensor, dropout: float) -> Tensor:
-    """Apply dropout to `x`; random numbers are only drawn if `dropout` is above 0."""
+    """Apply dropout to `x`; random numbers are drawn only if `dropout` is above 0."""
     return nn.functional.dropout(x, dropout) if dropout else x
 
 
 def table(count: int, width: int) -> nn.Embedding:
-    """Build an embedding without drawing weights, for which the meta device would import torch._dynamo in seconds."""
+    """Build an embedding without drawing weights.
+
+    On the meta device, drawing them would import torch._dynamo, which takes seconds.
+    """
     return nn.Embedding(count, width, _weight=torch.empty(count, width))

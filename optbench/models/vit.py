@@ -34,8 +34,9 @@ class Vit(Transformer):
     separate matrices, which optimizers for matrices treat separately.
 
     Initial weights are those of the reference implementation: Glorot's uniform in the blocks, LeCun's truncated normal
-    for the patches, N(0, .02²) for positions, biases 0. The head, which is 0 there, is LeCun's here, because a matrix
-    of zeros has no polar factor and no norm for scaling steps, and Powerpropagation could never move it.
+    for the patches, N(0, .02²) for positions, biases 0. The head, whose weights are 0 there, also uses LeCun's
+    truncated normal here, because a matrix of zeros has no polar factor and no norm for scaling steps, and
+    Powerpropagation could never move it.
 
     Source: Dosovitskiy et al. 2021, arXiv:2010.11929; Beyer et al. 2022, arXiv:2205.01580.
     """
@@ -94,7 +95,7 @@ class Vit(Transformer):
             yield before, found if i < self.depth else found.mean(-2)
 
     def _cut(self, x: Tensor) -> Tensor:
-        """Split images (B, C, H, W) into patches (B, T, C · patch²), row by row, with channels contiguous."""
+        """Split images (B, C, H, W) into patches (B, T, C · patch²), row by row; within a patch, channel by channel."""
         batch, channels, height, columns = x.shape
         size = self.patch
         cut = x.reshape(batch, channels, height // size, size, columns // size, size)

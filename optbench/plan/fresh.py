@@ -33,7 +33,7 @@ def fresh_networks(trials: Iterable[Trial]) -> dict[str, str]:
 
 
 def _key(trial: Trial, *, wrapped: bool) -> _Key:
-    """Return a key that two trials share if their optimizers differ only in fresh networks.
+    """Return a key that is equal for two trials of a seed if their optimizers differ only in fresh networks.
 
     wrapped: include the wrappers around the optimizer that takes the steps, in any order.
     """

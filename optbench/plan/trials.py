@@ -37,7 +37,7 @@ class Trial:
     kinds: tuple[str, ...] = ()
     """The user's targets among dataset, tasks, model and metrics."""
     texts: tuple[str, ...] = ()
-    """The user's texts in the dataset."""
+    """The user's text files in the dataset."""
     order: int = 0
     """Index of the data order of its seed; all compared trials use 0."""
 
@@ -79,17 +79,17 @@ class Trial:
 
     @property
     def user_code(self) -> frozenset[str]:
-        """The user's targets that it uses."""
+        """The user's targets that the trial uses."""
         return self.user_optimizers | frozenset(self.kinds)
 
     @property
     def user_files(self) -> frozenset[str]:
-        """The user's files that its result depends on: code and texts."""
+        """The user's files on which the trial's result depends: code and texts."""
         return self.user_code | frozenset(self.texts)
 
     @property
     def is_control(self) -> bool:
-        """Whether it is a control, which shows the effect of another data order and is not one of an arm's seeds."""
+        """True for a control, which shows the effect of another data order and is not one of an arm's seeds."""
         return self.stage == CONTROL
 
 
@@ -104,7 +104,7 @@ class Cohort:
     experiment: str
     model: str
     optimizer: str
-    """The first of those names, used in file names."""
+    """The name of the first trial's optimizer in the suite, used in file names."""
     trials: tuple[Trial, ...]
 
     @property
@@ -133,7 +133,7 @@ class Cohort:
         return self._cut([total * i // count for i in range(count + 1)])
 
     def cut(self, count: int) -> list[Cohort]:
-        """Split into `count` trainings and the rest, if there is any; otherwise as `split`."""
+        """Split into a cohort of `count` trainings and one of the rest, if there is any; group trials as in `split`."""
         total = len(self.trainings)
         return self._cut([0, count, total] if count < total else [0, total])
 
@@ -255,7 +255,7 @@ def _shared_settings(trial: Trial) -> str:
 
 
 def _inside(target: str, settings: Mapping[str, Any]) -> list[Any]:
-    """Return target and contents of every optimizer nested in a wrapper; empty for other optimizers."""
+    """Return every optimizer nested in a wrapper, with its own nested optimizers; empty for other optimizers."""
     hyperparameters = registry.find(target).hyperparameters.items()
     bases = [registry.base_settings(target, settings[n]) for n, hyper in hyperparameters if hyper.kind == "optimizer"]
     return [[base, _inside(base, within)] for base, within in bases]

@@ -11,10 +11,10 @@
 
 On one CPU thread a batched product is no faster than separate products (it is a loop in the library), while processing
 one member at a time keeps its weights and gradients in the cache. Batching would only save framework overhead, of which
-the hand-written path saves more. It also guarantees bit-identity, because a member's arithmetic does not depend on the
-number of others. On a GPU, in contrast, batching is essential.
+the hand-written path saves more. Processing members one at a time also guarantees bit-identity, because a member's
+arithmetic does not depend on the number of other members. On a GPU, in contrast, batching is essential.
 
-In all of them, members that share a stream (those of one seed) share its batches, which are taken once per step.
+In all four ways, members that share a stream (those of one seed) share its batches, which are taken once per step.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """On a CPU, use `torch.func` for all members instead of member by member, if it is faster and gives identical bits.
 
-Timings are not reproducible, so they may decide only if results do not depend on the decision. The reference is member
-by member, as for a trial alone. `torch.func` rarely gives the same bits: a linear layer with a bias is one fused
-product for a single member, but a batched product and a sum with the member axis. Where it does, as for networks
-without biases, it takes .2 to .9 of the time; elsewhere it would usually be slower (benchmarks/RESULTS.md).
+Timings are not reproducible, so they may decide only if results do not depend on the decision. The reference is the
+computation member by member, as for a trial trained alone. `torch.func` rarely gives the same bits: a linear layer with
+a bias is one fused product for a single member, but a batched product and a separate sum with the member axis. Where it
+does, as for networks without biases, it takes .2 to .9 of the reference's time; elsewhere it would usually be slower
+(benchmarks/RESULTS.md).
 
 Legend: M members, B batch, P padded parameter count.
 """
@@ -41,7 +42,8 @@ class Choice:
 
     possible: bool = True
     sizes: set[int] = field(default_factory=set)
-    """Sizes of stacks for which it was tried; in a library, the order of sums may depend on the size of a product."""
+    """Sizes of stacks for which `torch.func` was tried; in a library, the order of sums may depend on the size of a
+    product."""
 
     def open(self, kept: int) -> bool:
         """Return whether `torch.func` may be tried, given the bytes kept for the backward pass by all members."""

@@ -60,7 +60,7 @@ class MlpGradients:
                     self._member(i, inputs, labels, losses[i], first[k] if first else None)
 
     def _first_layers(self, members: tuple[int, ...], inputs: Tensor) -> Sequence[Tensor] | None:
-        """Return z_1 (B, D) of members with the same inputs, by one product; None if each needs its own."""
+        """Return z_1 (B, D) of members with the same inputs, by one product; None if they need separate products."""
         if members not in self._together:
             weights = [self._weights[i][0] for i in members]
             if not agrees(len(members), weights[0][0].shape, inputs.shape[0]):
@@ -161,4 +161,4 @@ def agrees(count: int, shape: torch.Size, batch: int) -> bool:
 
 
 WIDE = 200
-"""Units above which one product is no faster than separate ones (784 inputs, batch 256, one core)."""
+"""Number of units above which one product is no faster than separate products (784 inputs, batch 256, one core)."""

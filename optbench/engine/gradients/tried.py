@@ -38,7 +38,7 @@ FEW = 16
 def together_refused(
     blueprint: Blueprint, examples: Examples, normalise: Normaliser, suite_seed: int, precision: Precision = "float32"
 ) -> str | None:
-    """Return why `torch.func` cannot train members of a model together on the device of `normalise`, or None."""
+    """Return why `torch.func` cannot train members of a model together on the device of `normalise`; None if it can."""
     try:
         for together, alone in _gradients(blueprint, examples, normalise, suite_seed, precision, PROBED):
             difference = torch.linalg.norm(together - alone, dim=1)

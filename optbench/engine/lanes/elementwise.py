@@ -147,5 +147,5 @@ def _is_row(value: Any) -> bool:
 
 
 def _join(parts: Sequence[Any]) -> Any:
-    """Stack the rows of members; of scalars, which are equal for all of them, return one copy."""
+    """Stack the rows of members; for a scalar, which is equal for all members, return one copy."""
     return torch.stack(list(parts)) if _is_row(parts[0]) else copy.deepcopy(parts[0])

@@ -14,8 +14,8 @@ from optbench.engine.rates import RateCurve
 
 Optimizer = torch.optim.Optimizer
 Evaluate = Callable[[int, nn.Module, bool], Tensor]
-"""evaluate(member, network, given) -> mean cross-entropy on its batch of this step, a differentiable scalar.
-given: True if its optimizer received the gradients of the step; otherwise its first evaluation replaces them."""
+"""evaluate(member, network, given) -> mean cross-entropy on the member's batch of this step, a differentiable scalar.
+given: True if the optimizer received the gradients of the step; otherwise its first evaluation replaces them."""
 MemberState = Any
 """One member's optimizer state, opaque except to the lane that exported it; None for a new optimizer. A state
 saved at the end of a task consists of containers, tensors and numbers."""
@@ -31,19 +31,19 @@ class LaneMember:
 
     hyperparameters: Mapping[str, Any]
     state: MemberState
-    """The state from which it continues."""
+    """The optimizer state from which the member continues."""
     generator: torch.Generator
     """The trial's generator."""
     total_steps: int
     """Total steps of the optimizer from its construction on, without early stopping."""
     examples: int = 0
-    """Number of training examples of the task at which its optimizer is constructed."""
+    """Number of training examples of the task for which the optimizer is constructed."""
     draws: Callable[[str], int] = _unseeded
-    """draws(purpose) -> the seed for its optimizer's random draws outside of steps."""
+    """draws(purpose) -> the seed for the optimizer's random draws outside of steps."""
     ends: frozenset[str] = frozenset()
     """The parameters at the ends of the network, by name: see `optimizers.ends`."""
     curve: RateCurve | None = None
-    """The schedule of its learning rate in this task; None if it has none."""
+    """The learning rate schedule of the member in this task; None if it has none."""
 
 
 class RefusedError(Exception):
@@ -62,13 +62,13 @@ class Lane(ABC):
     """
 
     raised_early: dict[int, Exception]
-    """Exceptions from the constructor, restoring or `begin_task`, by member; these members take no step."""
+    """Exceptions raised during construction, restoring or `begin_task`, by member; these members take no step."""
 
     @abstractmethod
     def step(self, evaluate: Evaluate, step: int) -> dict[int, Exception]:
         """Update every member from the bound gradients; return the exceptions of optimizers, by member.
 
-        evaluate: for an optimizer that needs more than gradients. step: its index in the task, from 0.
+        evaluate: for an optimizer that needs more than gradients. step: the index of the step in the task, from 0.
         """
 
     @abstractmethod

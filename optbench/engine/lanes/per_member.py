@@ -236,7 +236,7 @@ class PerMemberLane(Lane):
         return found
 
     def _switch(self, instance: Instance, mode: Literal["train", "eval"], member: LaneMember) -> None:
-        """Switch the mode of an optimizer; inherited methods may not be implemented."""
+        """Switch the mode of an optimizer; ignore NotImplementedError unless its modes are declared."""
         if "modes" not in instance.needs:
             return
         try:

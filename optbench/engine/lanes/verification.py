@@ -52,7 +52,7 @@ class Verification:
         self._steps = 0
         self._over = False
         self.difference: str | None = None
-        """How it differs from an elementwise optimizer; None if it does not."""
+        """How the optimizer differs from an elementwise one; None if no difference has been found."""
 
     @property
     def over(self) -> bool:
@@ -90,7 +90,7 @@ class Verification:
             )
 
     def end(self) -> None:
-        """Stop: the member's optimizer raised an exception, so there is nothing to compare with."""
+        """Stop verifying, because the member's optimizer raised an exception and there is nothing to compare with."""
         self._over = True
 
 
