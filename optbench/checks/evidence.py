@@ -22,7 +22,7 @@ from optbench.store.tables import TrialRow
 SEED = 0
 COMPANIONS = (1, 2)
 PLAIN_STEPS = 8
-"""Not a multiple of the usual refresh intervals, so that training stops within one."""
+"""Number of steps in the plain loop; it is no multiple of the usual intervals, so the loop ends between refreshes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class PlainSteps:
     rebound: int
     """Number of parameters whose memory was replaced."""
     drawn: tuple[str, ...]
-    """Libraries from whose global generators it drew."""
+    """Libraries whose global random generators were used by `step`."""
 
 
 class Evidence:
@@ -77,7 +77,7 @@ class Evidence:
 
     @cached_property
     def again(self) -> tuple[Ending, list[str]]:
-        """The trial trained a second time, and the libraries from whose global generators it drew."""
+        """The trial trained a second time, and the libraries whose global random generators the training used."""
         return self._alone()
 
     @cached_property
@@ -90,7 +90,7 @@ class Evidence:
         return self._between({})[0]
 
     def among_diverged(self, changed: Mapping[str, Any]) -> tuple[Ending, bool]:
-        """Train the trial between two with these settings; also return whether both of those diverged or failed."""
+        """Train the trial between two others with these settings; also return whether both diverged or failed."""
         return self._between(changed)
 
     @cached_property
@@ -140,7 +140,7 @@ class Evidence:
         return ending, draws.moved(GlobalDraws.now())
 
     def _between(self, changed: Mapping[str, Any]) -> tuple[Ending, bool]:
-        """Train the trial between two others; also return whether both of those diverged or failed."""
+        """Train the trial between two others with changed settings; also return whether both diverged or failed."""
         problem, (before, after) = self.problem, COMPANIONS
         trials = [problem.trial(before, changed), problem.trial(SEED), problem.trial(after, changed)]
         try:

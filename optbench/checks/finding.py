@@ -10,7 +10,7 @@ from optbench.errors import OptbenchError
 from optbench.targets import said
 
 Outcome = Literal["passed", "failed", "information", "skipped"]
-"""`information` neither passes nor fails; the text of `skipped` gives the reason."""
+"""`information` counts neither as passed nor as failed; the text of a skipped check gives the reason."""
 Found = tuple[Outcome, str]
 Subject = TypeVar("Subject")
 

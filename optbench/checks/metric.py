@@ -29,7 +29,7 @@ class _Subject:
 
     @cached_property
     def reading(self) -> Reading | None:
-        """Return random features, logits and accuracies, or an untrained network's weights."""
+        """The input for metrics of this kind, random or from an untrained network; None if they require training."""
         draws = torch.Generator().manual_seed(0)
         targets = torch.arange(EXAMPLES) % CLASSES
         features = torch.randn(EXAMPLES, WIDTH, generator=draws).relu()

@@ -52,7 +52,7 @@ class Check:
 
     name: str
     look: Callable[[Evidence], Found | None]
-    """Returns None if there is nothing to report."""
+    """Performs the check; returns None if there is nothing to report."""
     after: Literal["nothing", "training", "determinism"] = "nothing"
     can_fail: bool = True
     only_if_seen: bool = False

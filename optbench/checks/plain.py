@@ -61,13 +61,13 @@ class PlainTraining:
             self.step(step)
 
     def draws(self) -> AbstractContextManager[None]:
-        """Seed the global generators for `step` from the trial, as in the lane."""
+        """Return a context seeding the global generators from the trial if the optimizer needs it, as the lane does."""
         if "random" in self._needs:
             return own_draws(self.noise, torch.device("cpu"))
         return contextlib.nullcontext()
 
     def step(self, step: int) -> None:
-        """Take the step of `update` without seeding the global generators."""
+        """Take one step like `update`, but without seeding the global generators."""
         call = StepCall.of(self._problem.spec, self.optimizer)
         if "loss" in self._needs:
             self.optimizer.zero_grad()

@@ -91,7 +91,7 @@ class Bpe:
 
 @dataclass
 class _Row:
-    """Concatenated words: their tokens, flags for a next token in the same word, and the word's count, each (L,)."""
+    """Concatenated words: tokens, whether the next token is in the same word, and the count of the word, each (L,)."""
 
     tokens: Tokens
     inside: Flags
@@ -105,7 +105,7 @@ class _Row:
         return _Row(np.frombuffer(b"".join(words), np.uint8).astype(np.int16), inside, np.repeat(counts, lengths))
 
     def places(self, left: int, right: int) -> Ints:
-        """Return the positions of a pair from the left, without overlaps: one in `aaa`."""
+        """Return the positions of a pair, found from the left and without overlaps: `aaa` holds the pair `aa` once."""
         at = np.flatnonzero((self.tokens[:-1] == left) & (self.tokens[1:] == right) & self.inside[:-1])
         if left == right and len(at) > 1:
             order = np.arange(len(at))
@@ -121,12 +121,12 @@ class _Row:
         return found & self.inside
 
     def pairs(self, which: Flags, vocabulary: int) -> tuple[Ints, Ints]:
-        """Return keys and counts of the chosen pairs."""
+        """Return the key left · vocabulary + right and the count of the pair at each chosen position."""
         at = np.flatnonzero(which)
         return self.tokens[at].astype(np.int64) * vocabulary + self.tokens[at + 1], self.weights[at]
 
     def join(self, at: Ints, token: int) -> Ints:
-        """Replace the pairs at `at` by `token`; return its positions."""
+        """Replace the pairs at `at` by `token`; return the new positions of `token`."""
         self.tokens[at] = token
         self.inside[at] = self.inside[at + 1]
         kept = np.ones(len(self.tokens), np.bool_)
@@ -136,7 +136,7 @@ class _Row:
 
 
 def _words(texts: Sequence[bytes]) -> tuple[list[bytes], list[Ints]]:
-    """Return the distinct words of all texts, and each text as indices of them."""
+    """Return the distinct words of all texts, and each text as indices into these words."""
     known: dict[bytes, int] = {}
     indices = []
     for text in texts:

@@ -145,7 +145,7 @@ def _select(half: Split, index: Tensor, what: str) -> Split:
 
 
 def _others(labels: Tensor, classes: int, stream: torch.Generator) -> Tensor:
-    """Draw a class other than each label, (N,), uniformly."""
+    """Draw for each label (N,) one of the other classes, uniformly."""
     return (labels + torch.randint(1, classes, labels.shape, generator=stream)) % classes
 
 
@@ -172,7 +172,7 @@ def _middle(column: Tensor, columns: int, width: int, size: int) -> Tensor:
 
 
 def _patched(images: Tensor, corners: Tensor, size: int, value: float) -> Tensor:
-    """Return images (N, C, H, W) with `value` in a square with the given upper left corner, (N, 2)."""
+    """Return images (N, C, H, W) with a square of `value` at each image's upper left corner in `corners`, (N, 2)."""
     offset = torch.arange(size)
     rows, columns = (corners[:, i, None] + offset for i in (0, 1))
     found = images.clone()

@@ -13,11 +13,11 @@ _CHUNK = 4096  # images at a time: limits the integer copy to about 13 MB for MN
 
 
 def average_pooled(dataset: Dataset, side: int) -> Dataset:
-    """Return the dataset with images of `side` × `side` pixels, each the mean of a square block of the original's.
+    """Return the dataset with images of `side` × `side` pixels, each the mean of a square block of pixels.
 
     Means of bytes are rounded to bytes, halves up, so that inputs stay uint8 and are the same on every machine.
-    `normalisation: standard` uses the statistics of the pooled training images, whose pixels vary less than the
-    originals.
+    `normalisation: standard` uses the statistics of the pooled training images, whose pixels vary less than
+    those of the original images.
     """
     rows, columns = dataset.train.inputs.shape[-2:]
     assert rows == columns, "built-in datasets have square images"

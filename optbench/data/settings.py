@@ -52,7 +52,7 @@ class DatasetSettings(Kind):
 
     @staticmethod
     def _kept_of_text(settings: dict[str, Any]) -> dict[str, Any]:
-        """Drop the vocabulary for bytes, which have a fixed one, and always state it for a byte-pair encoding."""
+        """Drop `vocabulary` for bytes, whose vocabulary is fixed, and fill in its default for a byte-pair encoding."""
         if settings["tokens"] == "bpe":
             return {**settings, "vocabulary": settings["vocabulary"] or VOCABULARY}
         if settings["vocabulary"] is not None:
@@ -82,7 +82,7 @@ class DatasetSettings(Kind):
 
     @property
     def of_dataset(self) -> DatasetSettings | None:
-        """The dataset from which this one is derived; None if it is not derived, or not checked and without a name."""
+        """The dataset from which this one is derived; None if it is not derived, or if unchecked settings name none."""
         of = self.settings.get("of") if self.kind in DERIVED else None
         named = of.get("kind") if isinstance(of, dict) else of
         return self.as_written(of) if isinstance(named, str) and named else None

@@ -34,8 +34,7 @@ DomainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")]
 
 @dataclass(frozen=True)
 class Access:
-    """The access to published files: their folder, and whether missing ones are downloaded; see
-    `optbench.data.load`."""
+    """The access to published files: their folder and whether to download missing ones; see `optbench.data.load`."""
 
     data_dir: Path | None = None
     download: bool = True
@@ -43,7 +42,7 @@ class Access:
 
 
 ACCESS: ContextVar[Access] = ContextVar("access")
-"""Set around calls of datasets; not a setting, because it does not affect the data."""
+"""The access in effect while a dataset is loaded; not a setting, because it does not affect the data."""
 
 
 def data_folder(data_dir: Path | None = None) -> Path:

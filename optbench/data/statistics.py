@@ -11,7 +11,7 @@ _CHUNK = 2048
 
 
 def statistics(inputs: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and population standard deviation, per channel for images (N, C, H, W), otherwise over everything.
+    """Return mean and population standard deviation, per channel for images (N, C, H, W), otherwise over all inputs.
 
     Bytes are scaled to [0, 1], and the results rounded to four digits as in the literature: .1307 and .3081 for MNIST.
     Sums of bytes are integers, and therefore exact and the same on every machine. A deviation of 0 is returned as 1.

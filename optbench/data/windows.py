@@ -31,9 +31,9 @@ class Text:
 
 
 def consecutive_windows(tokens: Tensor, context: int) -> Tensor:
-    """Return windows (N, T + 1) int64 every T tokens, in which each token except the first is a target once.
+    """Return a window (T + 1,) every T tokens, int64 (N, T + 1); each token except the first is a target once.
 
-    An incomplete last window is dropped. tokens: more than `context`.
+    An incomplete last window is dropped. tokens: (n,), with n > `context`.
     """
     count = (len(tokens) - 1) // context
     return tokens[: count * context + 1].long().unfold(0, context + 1, context)

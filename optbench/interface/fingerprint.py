@@ -36,7 +36,7 @@ class Fingerprint:
     def __init__(self, found: Drawn, run: Run) -> None:
         self._found = found
         self.run = run
-        """The run from which it was drawn."""
+        """The run from which the page was drawn."""
 
     @property
     def table(self) -> pd.DataFrame:

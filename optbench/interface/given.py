@@ -31,7 +31,8 @@ def suite_file(suite: GivenSuite, objects: Objects) -> Iterator[Path]:
 
     Raises:
         OptbenchError: there is no such suite, or it contains something other than text, numbers, lists, mappings,
-        classes and functions; errors raised in the block name `suite`, and arguments instead of options.
+        classes and functions. Errors raised in the block are re-raised with `suite` in place of the temporary file
+        and with arguments in place of command-line options.
     """
     own: Path | None = None
     try:
