@@ -145,7 +145,7 @@ class Features(Reading):
 
         cues: (N,), as in `Split`.
 
-        elsewhere: decompositions of the features at other places; None for a place that is this one under another name.
+        elsewhere: decompositions of the features at other places; None for another name of this place.
 
         Raises:
             ValueError: the shapes disagree.

@@ -131,7 +131,7 @@ class Metric:
 
     @property
     def is_size(self) -> bool:
-        """True if it only states the size of the features, which does not depend on the optimizer."""
+        """True if the metric only states the size of the features, which does not depend on the optimizer."""
         return self.kind == "features" and self.source == "recorded"
 
     @property

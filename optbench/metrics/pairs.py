@@ -68,7 +68,7 @@ class TwoSolutions:
 
 
 def linear_cka(pair: TwoSolutions, *, debiased: bool = False) -> NotedValue:
-    """Return the linear CKA of the two representations, as `similarity.linear_cka`, from precomputed parts."""
+    """Return `similarity.linear_cka` of the features of the two solutions, using their precomputed alignments."""
     examples = pair.a.centred.shape[0]
     if debiased and examples < 4:
         return NotedValue(math.nan, f"expected at least 4 examples, got {examples}")
@@ -96,19 +96,19 @@ def subspace_overlap_chance(pair: TwoSolutions) -> NotedValue:
 
 
 def prediction_disagreement(pair: TwoSolutions) -> NotedValue:
-    """Return the share of examples that the two label differently, as `similarity.prediction_disagreement`."""
+    """Return `similarity.prediction_disagreement`: the share of examples that the two solutions label differently."""
     share = similarity.prediction_disagreement(pair.a.predictions, pair.b.predictions).item()
     return _reading(share, "no examples")
 
 
 def loss_barrier(pair: TwoSolutions) -> NotedValue:
-    """Return `landscape.barrier` of the training loss on the line between the two."""
+    """Return `landscape.barrier` of the training loss on the line between the two solutions."""
     assert pair.losses is not None
     return _reading(landscape.barrier(pair.losses).item(), landscape.barrier_note(pair.losses))
 
 
 def accuracy_barrier(pair: TwoSolutions) -> NotedValue:
-    """Return `landscape.accuracy_barrier` of the test accuracy on the line between the two."""
+    """Return `landscape.accuracy_barrier` of the test accuracy on the line between the two solutions."""
     assert pair.accuracies is not None
     return _reading(landscape.accuracy_barrier(pair.accuracies).item(), landscape.barrier_note(pair.accuracies))
 
@@ -123,7 +123,7 @@ def weight_distance(pair: TwoSolutions) -> NotedValue:
 
 
 def displacement_angle(pair: TwoSolutions) -> NotedValue:
-    """Return the angle in degrees between the displacements of the two, as `landscape.displacement_angle`."""
+    """Return `landscape.displacement_angle`: the angle in degrees between the displacements of the two solutions."""
     angle = landscape.displacement_angle(pair.start, pair.a.weights, pair.b.weights).item()
     return _reading(angle, "a solution has not moved, or is not finite")
 

@@ -95,7 +95,7 @@ def against_fresh(accuracy: ArrayLike, fresh: ArrayLike) -> Array:
 def note(accuracy: ArrayLike, *, of: Literal["kept", "slope", "level"]) -> str | None:
     """Return why a metric of one sequence (T,) is NaN, or None if it is defined.
 
-    of: `level` for means, which include both sides of `against_fresh`.
+    of: the metric: `kept`, `slope`, or `level` for means, including each of the two in `against_fresh`.
     """
     sequence = _sequences(accuracy)
     if np.isnan(sequence).any():

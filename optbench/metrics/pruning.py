@@ -68,8 +68,8 @@ def rank_weights(weights: Mapping[str, Tensor], scope: Scope, output: str | None
     """Rank the weights of one network, all together (`global`) or each layer separately (`layer`).
 
     weights: parameters by name, finite, of any shapes; those with fewer than two axes are left out.
-    output: the name of the output layer's weight, which keeps twice the fraction in the scope `layer`, because it has
-    few weights on which every class depends; None: no layer does.
+    output: the name of the output layer's weight, which keeps twice the fraction in the scope `layer`, because every
+    class depends on its few weights; None: no layer does.
     Raises ValueError when `output` is not one of the weights, or for another scope.
     """
     import torch
@@ -139,7 +139,7 @@ def holding_sparsity(sparsity: ArrayLike, accuracy: ArrayLike, share: float = 0.
     """Return the largest measured sparsity that retains `share` of the dense accuracy.
 
     Its accuracy and that at every smaller sparsity must be at least `share` times the accuracy at sparsity 0; points
-    after the first one below are ignored, even if the curve rises again.
+    after the first one that falls short are ignored, even if the curve rises again.
     NaN if sparsity 0 was not measured or the accuracy there is 0. Raises ValueError unless 0 < share ≤ 1.
     """
     if not 0.0 < share <= 1.0:
@@ -177,7 +177,7 @@ def pruned_accuracy(sparsity: ArrayLike, accuracy: ArrayLike, keep: float) -> Ar
 
 
 def _places(values: Tensor) -> Tensor:
-    """Return the rank of each of `values` (n,) by magnitude, the largest first, ties in their order."""
+    """Return the rank of each value (n,) by magnitude, 0 for the largest; ties are ranked in order of position."""
     import torch
 
     order = values.abs().sort(descending=True, stable=True).indices
@@ -187,7 +187,7 @@ def _places(values: Tensor) -> Tensor:
 
 
 def _curve(sparsity: ArrayLike, accuracy: ArrayLike) -> tuple[Array, Array]:
-    """Return sparsity (K,), ascending, and accuracy (..., K) in this order, all NaN if one of its values is."""
+    """Return sparsity (K,), ascending, and accuracy (..., K) in this order, all NaN if any accuracy is not finite."""
     at, values = np.asarray(sparsity, dtype=np.float64), np.asarray(accuracy, dtype=np.float64)
     if at.ndim != 1 or not len(at) or values.shape[-1:] != at.shape:
         raise ValueError(f"expected sparsity (K,) and accuracy (..., K), got {at.shape} and {values.shape}")

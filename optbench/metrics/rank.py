@@ -24,8 +24,8 @@ from torch import Tensor
 # Relative error by which cumulative sums of rounded singular values miss an exact tie with the threshold.
 _TIE = 1e-12
 _BLOCK = 1000
-"""Number of examples per decomposed block; for 10,000 × 100 features, blocks take three fifths of the time, and they
-need the memory of a single block."""
+"""Number of examples per decomposed block. For 10,000 × 100 features, blocks reduce the time to three fifths, and they
+reduce the memory to that of a single block."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,12 +61,12 @@ class Spectrum:
 
     @cached_property
     def lam(self) -> Tensor:
-        """(..., d) eigenvalues of the centred covariance (divisor N - 1), descending; NaN as σ, and for N < 2."""
+        """(..., d) eigenvalues of the centred covariance (divisor N - 1), descending; NaN like σ, and for N < 2."""
         return self._eigenvalues(self._centred)
 
     @cached_property
     def rho(self) -> Tensor:
-        """(..., d) eigenvalues of the correlation matrix of non-constant units, descending, then zeros; NaN as λ."""
+        """(..., d) eigenvalues of the correlation matrix of non-constant units, descending, then zeros; NaN like λ."""
         if self.examples < 2 or self.width == 0:
             return self._eigenvalues(self._centred)
         largest = self._centred.abs().amax(-2, keepdim=True)
@@ -84,7 +84,7 @@ class Spectrum:
         return self.triangle[..., 1:, 1:]
 
     def _eigenvalues(self, factor: Tensor) -> Tensor:
-        """Return the eigenvalues of factorᵀ factor / (N - 1), factor (..., r, d), r ≤ d; d - r are exactly zero."""
+        """Return the eigenvalues of factorᵀ factor / (N - 1) for factor (..., r, d), r ≤ d; d - r of them are 0."""
         if self.examples < 2 or self.width == 0:
             return self.triangle.new_full((*self.finite.shape, self.width), torch.nan)
         found = torch.linalg.svdvals(factor).square() / (self.examples - 1)
@@ -356,7 +356,7 @@ def _entropy_rank(values: Tensor, zero_where: Tensor | None = None) -> Tensor:
 
 
 def _counted(above: Tensor, lam: Tensor) -> Tensor:
-    """Return the number of λ (..., d) that are `above`; NaN where the largest overflows."""
+    """Return the number of λ (..., d) for which `above` is True; NaN where an eigenvalue is infinite."""
     rank = above.sum(-1).double()
     return _guarded(torch.where(lam.isinf().any(-1), torch.nan, rank), lam)
 
@@ -371,7 +371,7 @@ def _smallest_reaching(values: Tensor, delta: float, zero_where: Tensor | None =
 
 
 def _guarded(rank: Tensor, values: Tensor) -> Tensor:
-    """Return the rank (...) of values (..., r): 0 if all are zero, NaN if there are none or one is NaN."""
+    """Return the rank (...) of values (..., r): 0 if all are zero, NaN if there are none or any is NaN."""
     if values.shape[-1] == 0:
         return values.new_full(values.shape[:-1], torch.nan)
     rank = torch.where((values == 0).all(-1), 0.0, rank)

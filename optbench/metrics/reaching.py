@@ -27,9 +27,9 @@ class Reached:
 
 
 def steps_to_accuracy(curve: Curve, *, accuracy: Annotated[float, Field(gt=0, le=1)] = 0.95) -> Reached:
-    """Return the steps at the first evaluation with at least this accuracy; .95 marks grokking.
+    """Return the number of steps at the first evaluation that reaches `accuracy`; .95 marks grokking.
 
-    If it is never reached, return the steps at the last evaluation, a lower bound, with a note.
+    If none reaches it, return the number of steps at the last evaluation, a lower bound, with a note.
     """
     for steps, found in zip(curve.steps, curve.accuracies, strict=True):
         if found is not None and found >= accuracy:

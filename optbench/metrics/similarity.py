@@ -219,7 +219,7 @@ def _class_sums(features: Tensor | ClassSums, labels: Tensor | None, classes: in
 
 
 def _by_class(features: Tensor, labels: Tensor, classes: int | None) -> tuple[Tensor, Tensor]:
-    """Return features in float64 (..., N, d), and class memberships (..., N, C) as zeros and ones."""
+    """Return features (..., N, d) and class memberships (..., N, C), as zeros and ones, both in float64."""
     _check_integer(labels)
     if features.ndim < 2 or labels.shape[-1:] != features.shape[-2:-1]:
         raise ValueError(
@@ -251,7 +251,10 @@ def centred(features: Tensor) -> Tensor:
 
 
 def alignment(a: Tensor, b: Tensor, debiased: bool) -> Tensor:
-    """Return ‖BᵀA‖²_F of `centred` a (..., N, p) and b (..., N, q); debiased up to a factor that cancels in CKA."""
+    """Return ‖BᵀA‖²_F of `centred` a (..., N, p) and b (..., N, q).
+
+    debiased: return an unbiased estimate instead, up to a factor that cancels in CKA.
+    """
     examples = a.shape[-2]
     # Both give the same result; the smaller of the p×q and N×N products is computed.
     if a.shape[-1] * b.shape[-1] <= examples**2:
@@ -267,7 +270,7 @@ def alignment(a: Tensor, b: Tensor, debiased: bool) -> Tensor:
 
 
 def leading_directions(x: Tensor, k: int) -> Tensor:
-    """Return the k leading right singular vectors as rows: (..., N, d) -> (..., k, d), NaN if not determined."""
+    """Return the k leading right singular vectors as rows: (..., N, d) -> (..., k, d); NaN if undetermined."""
     if x.ndim < 2:
         raise ValueError(f"expected x and y of shape (..., N, d), got {tuple(x.shape)}")
     values = x.detach().double()

@@ -94,7 +94,7 @@ def near_zero_share(weights: Tensor, relative: Annotated[float, Field(gt=0)] = 0
 
 @dataclass(frozen=True, eq=False)
 class Activity:
-    """Sums over activations (..., N, d) used by their metrics, in float64.
+    """Sums over activations (..., N, d) shared by all metrics of activations, in float64.
 
     total: (..., d) Σ|h_i| of every unit over the examples.
     zeros: (...) the number of activations that are exactly zero.

@@ -1,4 +1,4 @@
-"""The geometry of an update: its stable rank, and its angles to the gradient, its sign and its polar factor.
+"""The geometry of an update: its stable rank, and its angles to the gradient G, to sign(G) and to G's polar factor.
 
 For a weight matrix W (m, n) with gradient G and step Δ, in float64. Tensors of more than two axes are treated as
 matrices (m, the rest). Values are NaN where a step or gradient is zero or not finite.
@@ -49,7 +49,7 @@ def mean(points: Sequence[Geometry], *, of: str) -> float:
 
 
 def note(points: Sequence[Geometry], *, of: str) -> str | None:
-    """Return why a mean is undefined, or the number of updates in it if it is less than `POINTS`."""
+    """Return why a mean is undefined, or that it covers fewer than `POINTS` updates; None if it covers them all."""
     defined = sum(math.isfinite(getattr(point, of)) for point in points)
     if not defined:
         return "undefined for every measured update"

@@ -50,11 +50,11 @@ class Part:
         grid.copy_(blocks.view(-1, self.down, self.across, self.height, self.width).transpose(2, 3))
 
     def spread(self, values: Tensor) -> Tensor:
-        """Repeat a value per member, (M,), for each block, (M·B,)."""
+        """Repeat the value of each member (M,) for all its blocks, (M·B,)."""
         return values.repeat_interleave(self.count) if self.name else values
 
     def opened(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Return views of these blocks' tensors in `state` with one leading axis M·B; their names lack the prefix."""
+        """Return views of these blocks' tensors in `state` with one leading axis M·B, by name without prefix."""
         if not self.name:
             return state
         own = {key.removeprefix(self.name): value for key, value in state.items() if key.startswith(self.name)}

@@ -170,7 +170,7 @@ def _put_back(found: Tensor, place: Tensor) -> None:
 
 
 def _aligned(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a matrix (n, k), or its transpose, with the same memory layout for a member alone and in a stack."""
+    """Return a matrix (n, k) in `dtype`, copied if necessary so that its memory layout does not depend on the stack."""
     straight = rows.stride(-1) == 1
     matrix = own_memory((rows if straight else rows.mT).to(dtype))
     return matrix if straight else matrix.mT
@@ -192,7 +192,7 @@ def refresh(
     newton: float | None,
     precisions: Sequence[torch.dtype],
 ) -> Tensor:
-    """Compute new roots of (L / c) for these members; return which kept their last root, like `update_inverse_roots`.
+    """Compute new roots of L / c for these members; return which kept their last root, as `update_inverse_roots` does.
 
     Args:
         epsilon, correction: ε and c, (M,).
@@ -222,7 +222,7 @@ def _settle(factor: Factor, members: Sequence[int]) -> None:
 
 
 def moved(state: dict[str, Any], side: str) -> None:
-    """Convert a factor to the form without growth, with both triangles, for other devices."""
+    """Convert a factor to the form for other devices: without growth, and with both triangles of the total."""
     factor = factor_of(state, side, 0)
     if factor.diagonal:
         return
@@ -235,13 +235,14 @@ def moved(state: dict[str, Any], side: str) -> None:
 def outgrown(factor: Factor, rows: Tensor, epsilon: Tensor, correction: Tensor, share: float) -> list[int]:
     """Return the members whose factor has changed by more than `share` since their root was computed.
 
-    Seen through the root R of L₀, the factor L lies between a and a + ρ times what it was: with c the bias correction,
+    R is the root of L₀ / c₀, with L₀ the factor and c₀ the bias correction c at that time. Apart from the damping,
+    L / c lies between a and a + ρ times L₀ / c₀ in every direction; the factor has changed if a bound is far from 1:
 
         a = kept c₀ / c,   ρ = λ_max(R^(p/2) growth R^(p/2)) / c,   changed if a < 1 / (1 + share) or a + ρ > 1 + share.
 
-    So a step with the old root is at most (1 + share)^(1/p) times too long per side. ρ is estimated by one step of a
-    power iteration that starts from the previous result and the newest gradient, so that a new direction is noticed
-    immediately. With ε = 0 the root hides such directions and is always stale.
+    A step with the old root is therefore at most (1 + share)^(1/p) times too long per side. ρ is estimated by one step
+    of a power iteration that starts from the previous result and the newest gradient, so that a new direction is
+    noticed immediately. With ε = 0 the root hides new directions, and is therefore always treated as stale.
 
     Args:
         rows: X, (M, n, k), the last one accumulated.

@@ -1,4 +1,6 @@
-"""Optimizers of the package pytorch-optimizer, installed by the extra `optimizers`. Imports neither it nor torch.
+"""Optimizers of the package pytorch-optimizer, installed by the extra `optimizers`.
+
+Imports neither that package nor torch.
 
 All run in the per-member lane, including elementwise ones: they count steps in the parameter group, which cannot hold
 different counts for the members of a stack.

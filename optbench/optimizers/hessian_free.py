@@ -104,7 +104,7 @@ class HessianFree(torch.optim.Optimizer):
         return before
 
     def _take(self, closure: Callable[[], Any], direction: list[Tensor], lr: float, before: float) -> float:
-        """Move along `direction` as far as the loss does not rise; return the loss at full length lr."""
+        """Move along `direction`, halving the length while the loss rises; return the loss at full length lr."""
         origin = [p.clone() for p in self._parameters]
         length, full = 1.0, math.nan
         while length >= SHORTEST:
@@ -121,7 +121,7 @@ class HessianFree(torch.optim.Optimizer):
         return full
 
     def _gauss_newton(self, damping: float) -> Callable[[list[Tensor]], list[Tensor]]:
-        """Return a function for products of F + λ with a vector, by two backward passes (Pearlmutter's trick)."""
+        """Return a function that multiplies F + λ by a vector in two backward passes (Pearlmutter's trick)."""
         parameters = self._parameters
         self._looking = False
         with torch.enable_grad(), unfused():
