@@ -143,7 +143,8 @@ def _pop_dispatch_mode() -> None:
 def _saved_tensor_hooks() -> tuple[Any, ...]:
     """Return the stack of pairs of hooks, bottom first.
 
-    PyTorch shows only the top pair, so all pairs are popped and then pushed again."""
+    PyTorch shows only the top pair, so all pairs are popped and then pushed again.
+    """
     found = []
     while (top := torch._C._autograd._top_saved_tensors_default_hooks(False)) is not None:
         found.append(top)

@@ -37,7 +37,7 @@ TONES: Mapping[ClaimVerdict, Tone] = {
 }
 
 Numbered: TypeAlias = Mapping[int, JudgedClaim]
-"""Claims with their numbers in a report."""
+"""The claims of a report by number."""
 
 
 def claim_blocks(run: RunSummary, several: bool) -> Iterable[Block]:
@@ -108,7 +108,7 @@ def verdict_cell(claim: JudgedClaim, numbered: Numbered) -> Cell:
 
 
 def warnings_of(numbered: Numbered) -> list[str]:
-    """Return warnings about the networks of claims, without duplicates, with the numbers of the claims.
+    """Return warnings about the networks of claims, each once, with the numbers of the claims that it concerns.
 
     They concern tasks not learnt, trials above the target training loss, and ranks with many dormant units.
     """
@@ -131,7 +131,10 @@ def _of_parts(
     say: Callable[[Arm], object],
     about: Callable[[ClaimPart], Iterable[Arm]] = lambda part: part.arms,
 ) -> Iterable[str]:
-    """Yield remarks on what parts of claims are about, each once, with the numbers of the claims."""
+    """Yield each distinct remark once, with the numbers of the claims that it concerns.
+
+    say: returns the remark on an arm, or a false value if there is none. about: returns the arms of a part to consider.
+    """
     found: dict[str, list[int]] = {}
     for number, claim in numbered.items():
         for arm, said in ((arm, say(arm)) for part in claim.parts for arm in about(part)):
@@ -157,7 +160,11 @@ def _reasons(run: RunSummary) -> Iterable[str]:
 
 
 def _verdict(claim: JudgedClaim) -> str:
-    """Return `supported (3 of 3; 4 left out)`; only the verdict for a claim with a single part."""
+    """Format the verdict on a claim: `supported (3 of 3; 4 left out)`.
+
+    The text has the number of parts with this verdict if there are several, and the number of variants left out if any
+    are; it is marked if a side failed to learn a task.
+    """
     agree = sum(part.verdict is claim.verdict for part in claim.parts)
     counts = [f"{agree} of {len(claim.parts)}"] if len(claim.parts) > 1 else []
     left_out = len(claim.left_out) + len(claim.unmatched)
@@ -201,7 +208,7 @@ def _parts(claims: Sequence[JudgedClaim]) -> Table:
 
 
 def part_estimate(claim: JudgedClaim, part: ClaimPart) -> str:
-    """Return `+0.030 [0.015, 0.045]`; for an equivalence its 90% interval, marked as such."""
+    """Format an estimate: `+0.030 [0.015, 0.045]`; for an equivalence, with the 90% interval, marked as such."""
     result, digits = part.result, decimals(claim.claim.primary.name)
     if claim.claim.expect == "equivalent":
         return f"{estimate(result.difference, result.interval_90, digits)} (90%)"
@@ -226,14 +233,20 @@ def expectation(claim: JudgedClaim) -> str:
 
 
 def condition(judged: JudgedClaim) -> str:
-    """Return `where the mean last task accuracy is above 0.9`; empty for a claim about every variant."""
+    """Describe the matching and the condition of a claim: `where the mean last task accuracy is above 0.9`.
+
+    The text is empty if the claim has neither.
+    """
     where = judged.claim.where.items()
     said = [f"the mean {words(metric, judged.in_bits)} is {_bounds(bounds)}" for metric, bounds in where]
     return ", ".join(filter(None, (matched_text(judged), f"where {' and '.join(said)}" if said else "")))
 
 
 def unmet_text(unmet: Unmet, in_bits: bool) -> str:
-    """Return `mean last task accuracy 0.374, not above 0.9`, with the number of seeds if some are missing."""
+    """Describe an unmet condition: `mean last task accuracy 0.374, not above 0.9`.
+
+    If the mean is not over all planned seeds, the text includes the number of seeds.
+    """
     metric, seeds = words(unmet.metric, in_bits), count(unmet.planned, "seed")
     if unmet.mean is None:
         return f"{metric} has no value on any of {seeds}"

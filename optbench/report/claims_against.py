@@ -80,7 +80,7 @@ _LEGEND = (
 
 
 def _counted(claims: Sequence[ClaimOfBoth]) -> str:
-    """Return `3 of 42 verdicts change, 1 of them between supported and contradicted; 2 claims are stated in A only.`"""
+    """Count changed verdicts and uncompared claims: `3 of 42 verdicts change; 2 claims are stated in A only.`"""
     compared = [claim for claim in claims if claim.compared]
     changed, reverse = sum(claim.changes for claim in compared), sum(claim.reversed for claim in compared)
     said = [f"{changed} of {count(len(compared), 'verdict')} {'changes' if len(compared) == 1 else 'change'}"]

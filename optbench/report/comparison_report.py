@@ -59,7 +59,7 @@ def comparison_report(comparison: Comparison, gates: Sequence[JudgedGate] = (), 
 
 
 def arm_name(comparison: Comparison, pair: ArmComparison, side: str) -> str:
-    """Return `shampoo` within one run, `shampoo in <run>` between two."""
+    """Return the name of an arm: `shampoo` in a comparison within one run, `shampoo in <run>` between two."""
     arm = pair.a if side == "A" else pair.b
     same_run = comparison.a.results.run.path.resolve() == comparison.b.results.run.path.resolve()
     return arm.label if same_run else f"{arm.label} in {arm.results.run.id}"
@@ -196,7 +196,7 @@ def _warnings(pair: ArmComparison) -> Iterable[str]:
 
 
 def _dormant(pair: ArmComparison, shown: Sequence[MetricComparison]) -> Iterable[str]:
-    """Return the remark on networks with many dormant units if a rank is compared."""
+    """Return the remark on networks with many dormant units; none if no rank is compared."""
     sides = (("A", pair.a), ("B", pair.b))
     named = [f"{side} ({arm.label}), {said}" for side, arm in sides if (said := arm.many_dormant)]
     return [dormant_line(named)] if named and any(is_rank(found.metric.name) for found in shown) else []

@@ -28,7 +28,7 @@ class Cell:
 
 
 def seeds_cell(number: int, planned: int) -> Cell:
-    """Return `5`, or the warning `4 of 5` if some planned seeds are missing."""
+    """Return a cell with the number of seeds: `5`, or the warning `4 of 5` if some planned seeds are missing."""
     return Cell(str(number)) if number == planned else Cell(f"{number} of {planned}", "warning")
 
 
@@ -82,7 +82,8 @@ class Table:
     """A table.
 
     keys: number of leading columns that name a row; a table that is too wide is split by columns, and every piece
-    repeats these."""
+    repeats these.
+    """
 
     caption: str
     columns: tuple[Column, ...]
@@ -146,7 +147,7 @@ class Records:
 
 Record: TypeAlias = Mapping[str, Any]
 Shown: TypeAlias = Heading | Paragraph | Items | Commands | Table | Illustration | Fold
-"""The blocks that formats for people render."""
+"""A block that formats for people render."""
 Block: TypeAlias = Shown | Part | Records
 
 

@@ -27,7 +27,7 @@ def matching_lines(claims: Sequence[JudgedClaim]) -> Iterable[str]:
 
 
 def matched_text(judged: JudgedClaim) -> str:
-    """Return `at matched learning accuracy`; empty for other claims."""
+    """Describe the matching of a claim: `at matched learning accuracy`; empty for a claim without matching."""
     matched = judged.claim.matched
     return f"at matched {words(matched.on, judged.in_bits)}" if matched else ""
 
@@ -45,7 +45,10 @@ def match_record(pair: Match) -> dict[str, Any]:
 
 
 def _sides(pair: Match, in_bits: bool) -> str:
-    """Return `shampoo 0.9763, adamw lr=0.003 0.9748: +0.0015 in mean learning accuracy on validation data (7 seeds)`"""
+    """Describe both sides of a match and their difference on validation data.
+
+    `shampoo 0.9763, adamw lr=0.003 0.9748: +0.0015 in mean learning accuracy on validation data (7 seeds)`.
+    """
     means = ((pair.left.label, pair.left_mean), (pair.right.label, pair.right_mean))
     sides = ", ".join(f"{label} {fixed(mean, DIGITS)}" for label, mean in means)
     left = f"{signed(pair.difference, DIGITS)} in mean {words(pair.metric, in_bits)} on validation data"

@@ -120,6 +120,6 @@ def score_measure(measure: Measure, metric: Metric) -> Measure:
 
 
 def named_legend(metric: Metric) -> str:
-    """Return the description of such a column's metric: `margin: mean distance to the boundary (./mine.py:margin)`."""
+    """Describe the metric of a `named_measure`: `margin: mean distance to the boundary (./mine.py:margin)`."""
     about = ": ".join(part for part in (words(metric.name), metric.formula) if part)
     return f"{about} ({metric.target})" if metric.target else about

@@ -87,7 +87,7 @@ def p_value(p: float | None) -> str:
 
 
 def words(name: str, in_bits: bool = False) -> str:
-    """Return a metric's name in a sentence: `last task accuracy`; for text, `last task score`."""
+    """Return a metric's name as used in a sentence: `last task accuracy`, or `last task score` if `in_bits`."""
     if in_bits and name in METRICS and (said := metric_in_bits(METRICS[name]).said):
         return said
     base = base_name(name)
@@ -100,18 +100,18 @@ def marked(text: str, not_learnt: object) -> str:
 
 
 def dormant_line(named: Sequence[str]) -> str:
-    """Return the remark on networks with many dormant units. named: each variant with its numbers."""
+    """Return the remark on networks with many dormant units. named: a text for each variant, with its numbers."""
     listed = "; ".join(named)
     return f"{MANY_DORMANT} More than {100 * MANY:g}% of units dormant: {listed}. Inactive units lower a rank."
 
 
 def losses(counts: Mapping[str, int], of: str = "") -> str:
-    """Return `2 diverged, 1 not finished` for trials that are not ok. of: text after each number, such as ` of 3`."""
+    """Count the trials that are not ok: `2 diverged, 1 not finished`. of: text after each number, such as ` of 3`."""
     kinds = ((counts[status], what) for status, what in NOT_OK.items())
     return ", ".join(f"{n}{of} {what}" for n, what in kinds if n)
 
 
 def name_with_arrow(metric: Metric) -> str:
-    """Return `forgetting ↓`, without an arrow for a neutral metric."""
+    """Return the name of a metric with its arrow: `forgetting ↓`; a neutral metric has none."""
     text = (metric.said or words(metric.name)) + (f" ({metric.unit})" if metric.unit else "")
     return text if metric.direction == "neutral" else f"{text} {metric.arrow}"

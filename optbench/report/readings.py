@@ -89,7 +89,7 @@ def reading_name(cell: ReadingCell, in_bits: bool = False) -> str:
 
 
 def part_label(part: ClaimPart) -> str:
-    """Return a part's distinguishing name: its model, and both sides if one is swept."""
+    """Return a name that identifies a part within its claim: its model, and both sides if one of them is swept."""
     swept = any(side.variant != "default" for side in part.sides)
     return f"{part.model}, {' | '.join(side.label for side in part.sides)}" if swept else part.model
 

@@ -212,7 +212,7 @@ def _unmatched(pair: Match) -> dict[str, Any]:
 
 
 Layers: TypeAlias = Mapping[str, Mapping[str, Any]]
-"""The settings of a claim's layers, by name."""
+"""The settings of the layers of a claim's readings, by the name of the layer."""
 
 
 def _part(part: ClaimPart, layers: Layers) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def run_report(summary: Summary, figures: Sequence[doc.Illustration] = (), stati
 
 
 def _studied(summary: Summary, text: SpreadText, *, leads: bool) -> list[doc.Block]:
-    """Return the blocks of studies placed before, or after, the results."""
+    """Return the blocks of the studies that precede the results (`leads`), or of those that follow them."""
     blocks: list[doc.Block] = []
     for study in summary.studies:
         if study.leads == leads:
@@ -94,7 +94,7 @@ def _studied(summary: Summary, text: SpreadText, *, leads: bool) -> list[doc.Blo
 
 
 def headline(run: RunSummary) -> str:
-    """Return `<run>: complete, 90 trials: 88 ok, 2 diverged (cpu)`."""
+    """Summarise a run in one line: `<run>: complete, 90 trials: 88 ok, 2 diverged (cpu)`."""
     order = ["ok", *NOT_OK]
     ended = sorted(run.statuses.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
     counts = ", ".join(f"{n} {NOT_OK.get(status, status)}" for status, n in ended)
@@ -107,12 +107,12 @@ def headline(run: RunSummary) -> str:
 
 
 def _ended(ended: int, planned: int, noun: str) -> str:
-    """Return `10 trials`, or `7 of 10 trials`."""
+    """Format the number of finished trials: `10 trials` if all have finished, else `7 of 10 trials`."""
     return f"{'' if ended == planned else f'{ended} of '}{count(planned, noun)}"
 
 
 def exclusions(row: SummaryRow) -> str | None:
-    """Return the outcome of trials excluded from a row's means, or None."""
+    """Describe the trials excluded from a row's means by outcome; None if no trial is excluded."""
     counts = row.arm.counts
     lost = losses(counts)
     return f"{row.label}: {counts['ok']} of {counts['planned']}; {lost}" if lost else None

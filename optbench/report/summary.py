@@ -45,7 +45,7 @@ class SummaryRow:
     fallbacks: int
     """Number of matrix factorisations that failed and were replaced, over all trials."""
     notes: Mapping[str, int]
-    """Other notes on its trials, and the number of trials with each."""
+    """The other notes on the trials, each with the number of trials that have it."""
     bounds: Mapping[tuple[str, str], int]
     """(metric, remark) -> number of trials that are ok and whose value is only a lower bound."""
 
@@ -217,7 +217,7 @@ def _asked(arm: Arm) -> Iterator[str]:
 
 
 def _undefined(measures: Sequence[Measure], found: Sequence[Arm]) -> dict[str, tuple[Measure, ...]]:
-    """Return the columns without any value, by reason."""
+    """Return the columns whose values are undefined in every trial for one and the same reason, by reason."""
     trials = [(arm, trial.id) for arm in found for seed, trial in arm.trials.items() if arm.status(seed) == "ok"]
     groups: dict[str, list[Measure]] = {}
     for measure in measures:

@@ -29,7 +29,7 @@ BESIDE = 0.75
 MANY_VALUES = 10
 """Maximum number of means on a line that are all labelled; on a longer line, only the ends are."""
 STEPS = 16
-"""Number of sections of a line between points that labels must avoid; no label fits between two of them."""
+"""Number of sections into which a line is divided by points that labels avoid; labels do not fit between them."""
 AIR = 0.09
 """Margin for labels on either side of the data, as a fraction of their range."""
 
@@ -50,7 +50,7 @@ class Path:
     points: tuple[tuple[str, Series], ...]
 
     def drawn(self, x: str, y: str) -> list[tuple[str, list[Point]]]:
-        """Return the label of each point, and both metrics of its seeds; only seeds that have both metrics count."""
+        """Return the label and the seeds of each point; a seed is (x, y), and those that lack a metric are left out."""
         found = []
         for text, series in self.points:
             pairs = [(series.arm.value(x, trial.seed), series.arm.value(y, trial.seed)) for trial in series.trials]
@@ -154,7 +154,7 @@ def _panel(part: Sequence[Path], x: str, y: str, limits: tuple[Point, Point]) ->
 
 
 def _numbers(paths: Sequence[Path], x: str, y: str) -> str:
-    """Describe the ends of each line, or every point if they are not joined; only the first ones if there are many."""
+    """Describe the ends of each line and all points that are not joined; those beyond `MANY_NUMBERS` are counted."""
     found = []
     for path in paths:
         drawn = path.drawn(x, y)
@@ -170,7 +170,7 @@ def _middle(pairs: Sequence[Point]) -> Point:
 
 
 def _between(a: Point, b: Point) -> list[Point]:
-    """Return points along the line, which labels should not cover."""
+    """Return points between the ends of a section of a line, which labels should not cover."""
     shares = [i / STEPS for i in range(1, STEPS)]
     return [(a[0] + share * (b[0] - a[0]), a[1] + share * (b[1] - a[1])) for share in shares]
 

@@ -20,13 +20,13 @@ Curves = Mapping[tuple[str, Of], Curve]
 
 
 def lines(series: Series, of: Of, read: Mapping[Path, Curves[Of]]) -> list[Curve]:
-    """Return the curves of a series, one per seed that has one. read: the curves of each run, by its path."""
+    """Return the curve of every seed of a series for which there is one. read: the curves of each run, by its path."""
     known = read[series.arm.results.run.path]
     return [known[trial.id, of] for trial in series.trials if known.get((trial.id, of))]
 
 
 def mean_curve(found: Sequence[Curve]) -> Curve:
-    """Return the mean at every x that all seeds share."""
+    """Return the mean of the curves at every x that all of them share."""
     shared = set.intersection(*({x for x, _ in line} for line in found))
     return tuple((x, mean([dict(line)[x] for line in found])) for x in sorted(shared))
 

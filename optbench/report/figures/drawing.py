@@ -43,7 +43,7 @@ class Panel:
 
     @property
     def heading(self) -> str:
-        """The title, with the name of a single series."""
+        """The title, followed by the name of the series if there is only one."""
         names = [series.label for series in self.series] if len(self.series) == 1 else []
         return ", ".join([self.title] * bool(self.title) + names)
 

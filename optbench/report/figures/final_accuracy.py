@@ -72,7 +72,7 @@ def _axis(shown: Sequence[Series]) -> str:
 
 
 def _rows(part: Sequence[Series], limits: tuple[float, float]) -> Panel:
-    """Draw one model: a row for each optimizer, next to its name."""
+    """Return a panel for one model, with a row for each series, next to its name."""
 
     def draw(axes: Axes) -> None:
         for row, series in enumerate(part):

@@ -121,7 +121,7 @@ def _place(axes: Axes, box: Box) -> None:
 
 
 def _ticks(axis: Axis) -> tuple[Ticks, str]:
-    """Return the ticks in view, and their common factor for the name of the axis."""
+    """Return the ticks in view, and their common factor or offset as text to append to the name of the axis."""
     low, high = axis.get_transform().transform(axis.get_view_interval()).tolist()
     values, formatter = axis.get_majorticklocs(), axis.get_major_formatter()
     shares = (axis.get_transform().transform(values) - low) / (high - low)
@@ -131,7 +131,7 @@ def _ticks(axis: Axis) -> tuple[Ticks, str]:
 
 
 def _lines(frame: Frame, points: Transform) -> Iterator[Line2D]:
-    """Yield grid, ticks and axes, each as one line with gaps. Only scales have a grid and ticks."""
+    """Yield the grid and the axes with their ticks, each as one line with gaps; nothing if the panel has no scales."""
     x0, y0, x1, y1 = frame.inner
     gap = (math.nan, math.nan)
     grid, marks = [gap], [(x0, y1), (x0, y0), (x1, y0)]

@@ -50,7 +50,7 @@ def class_cosine(results: Sequence[Results]) -> list[Figure]:
 
 
 def accuracy_matrix(results: Sequence[Results]) -> list[Figure]:
-    """Return one figure per experiment and model, unless each task was only scored right before and after it."""
+    """Return a figure per experiment and model; none if tasks were scored only right before and after training."""
     return [_accuracy_figure(*drawn) for drawn in _drawn(results, _matrices)]
 
 
@@ -67,7 +67,7 @@ def _is_more_than_two_diagonals(matrix: Matrix) -> bool:
 def _drawn(
     results: Sequence[Results], matrices: Callable[[Results], Mapping[str, Matrix]]
 ) -> Iterator[tuple[Group, list[tuple[Series, Matrix]]]]:
-    """Yield each group with its series that have a mean, if any."""
+    """Yield each group with the series that have a mean, and the mean; skip groups without such a series."""
     for group in groups(results):
         found = [(series, _mean(series, matrices(series.arm.results))) for series in group.shown]
         if drawn := [(series, values) for series, values in found if values is not None]:
@@ -88,7 +88,10 @@ def cosines(results: Results) -> dict[str, Matrix]:
 
 
 def _mean(series: Series, matrices: Mapping[str, Matrix]) -> Matrix | None:
-    """Return the mean over seeds of each entry, where defined; None if no seed has any."""
+    """Return the mean of each entry over the seeds on which it is defined; NaN where there are none.
+
+    Return None if no entry is defined on any seed, or if the matrices differ in shape.
+    """
     found = [matrices[trial.id] for trial in series.trials if trial.id in matrices]
     if not found or any(matrix.shape != found[0].shape for matrix in found):
         return None
@@ -138,7 +141,7 @@ def _accuracy_figure(group: Group, drawn: Sequence[tuple[Series, Matrix]]) -> Fi
 
 
 def _ends(drawn: Sequence[Matrix]) -> tuple[float, float]:
-    """Return whole numbers below and above all values."""
+    """Return the nearest whole numbers that enclose all finite values."""
     every = np.concatenate([values[np.isfinite(values)] for values in drawn])
     return math.floor(every.min()), math.ceil(every.max())
 

@@ -39,7 +39,7 @@ BEND = 0.2
 INSIDE = 0.9
 """Minimum fraction of interval ends within the axis."""
 MORE = 1.5
-"""The axis is extended by up to this factor if it then includes all of them."""
+"""Factor by which the axis may be extended in order to include all ends of intervals."""
 MOST_PARTS = 12
 """Maximum number of parts of a claim that are drawn."""
 MANY = 6
@@ -49,7 +49,7 @@ LOOKS: dict[Says, tuple[str, str, bool]] = {
     Says.LOWER: (style.PALETTE[0], "v", True),
     Says.OPEN: (style.PALETTE[6], "o", False),
 }
-"""Colour, marker, and whether it is filled."""
+"""Colour and marker of a reading with this result, and whether the marker is filled."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Scale:
         return PAD + (CURVE - 2 * PAD) * (at - low) / (high - low)
 
     def cuts(self, point: Point) -> bool:
-        """Return whether its interval extends beyond the axis."""
+        """Return whether the interval of a point extends beyond the axis."""
         return point.low < self.low or point.high > self.high
 
     def ticks(self) -> list[float]:
@@ -165,7 +165,7 @@ def _seeds(points: Sequence[Point]) -> str:
 
 
 def _scale(points: Sequence[Point]) -> Scale:
-    """Return an axis with every effect and most intervals: a single wide one would compress all others."""
+    """Return an axis that includes every effect but cuts the widest intervals, which would compress all others."""
     ends = sorted(abs(end) for point in points for end in (point.low, point.high))
     far = max(ends[math.ceil(INSIDE * len(ends)) - 1], *(abs(point.effect) for point in points))
     far = ends[-1] if ends[-1] <= MORE * far else far
@@ -255,7 +255,7 @@ def _panel(part: ClaimPart, points: Sequence[Point], rows: Sequence[Row], scale:
 
 
 def _curve(axes: Axes, chosen: Sequence[tuple[int, Point]], scale: Scale, look: style.Look, size: float) -> None:
-    """Draw the effects of readings with the same result, with their intervals."""
+    """Draw the effects of readings that have the same result, and their intervals."""
     if not chosen:
         return
     xs = [x for x, _ in chosen]

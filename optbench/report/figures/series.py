@@ -57,7 +57,7 @@ class Group:
     series: tuple[Series, ...]
 
     def figure_name(self, kind: str, *more: str) -> str:
-        """Return the name of a figure of this kind about the group; `more` distinguishes several."""
+        """Return the name of a figure of this kind about the group; `more` tells several such figures apart."""
         return figure_name(kind, self.experiment, self.model, *more)
 
     @functools.cached_property

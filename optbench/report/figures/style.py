@@ -34,10 +34,10 @@ COLOURS = "viridis"
 """Colour map of heat maps, perceptually uniform also in greyscale; opaque, so it looks the same on any page."""
 ON_DARK, ON_LIGHT = "#ffffff", "#111111"
 SEEDS = "_seeds"
-"""Name of line artists whose points are single seeds."""
+"""Label of the artists that draw single seeds, as dots or thin lines."""
 
 FONT = "DejaVu Sans"
-"""Ships with matplotlib, so that the same data give the same bytes; few web fonts are wider."""
+"""Font of all figures. It ships with matplotlib, so that the same data give the same bytes; few web fonts are wider."""
 GRID: dict[str, Any] = {"alpha": 0.15, "linewidth": 0.6, "zorder": -1}
 AXES: dict[str, Any] = {"linewidth": 0.8, "zorder": 3}
 
@@ -67,7 +67,7 @@ class Look:
 
     @property
     def marks(self) -> dict[str, Any]:
-        """Keyword arguments of `Axes.plot` for its marker."""
+        """Keyword arguments of `Axes.plot` that select the marker."""
         face = self.colour if self.filled else "none"
         return {"marker": self.marker, "markerfacecolor": face, "markeredgecolor": self.colour, "markeredgewidth": 0.8}
 
@@ -92,12 +92,12 @@ def draw_curves(axes: Axes, lines: Sequence[ArrayLike], shown: Look) -> None:
 
 
 def draw_means(axes: Axes, x: Sequence[float], y: Sequence[float], shown: Look) -> None:
-    """Draw a line through means, without markers, which are for seeds."""
+    """Draw a line through means; it has no markers, since these would look like seeds."""
     axes.plot(x, y, color=shown.colour, linestyle=shown.line, label="_means")
 
 
 def draw_centres(axes: Axes, points: Sequence[tuple[float, float]], shown: Look) -> None:
-    """Draw means as large markers with an edge, unlike seeds."""
+    """Draw means as markers that are larger than those of seeds and have an edge."""
     marks = {**shown.marks, "markersize": 7.5, "markeredgecolor": INK}
     axes.plot([x for x, _ in points], [y for _, y in points], linestyle="none", **marks, label="_centres")
 
@@ -123,7 +123,7 @@ def labels(axes: Axes, x: str, y: str) -> None:
 
 
 def name_ticks(axes: Axes, which: Which, names: Sequence[str], every: int = 1) -> None:
-    """Put the names at 0, 1, 2, ..., or only one in `every` of them."""
+    """Label the positions 0, 1, 2, ... of an axis with names, or only every `every`-th of them."""
     from matplotlib.ticker import FixedFormatter, FixedLocator
 
     axis = _axis(axes, which)
@@ -132,14 +132,14 @@ def name_ticks(axes: Axes, which: Which, names: Sequence[str], every: int = 1) -
 
 
 def no_names(axes: Axes, which: Which) -> None:
-    """Remove the texts of ticks, which another panel shows."""
+    """Remove the labels of the ticks of an axis, which another panel shows."""
     from matplotlib.ticker import NullFormatter
 
     _axis(axes, which).set_major_formatter(NullFormatter())
 
 
 def log_axis(axes: Axes, which: Which) -> None:
-    """Make an axis logarithmic, with plain text at powers of ten: a page lacks the font of matplotlib's labels."""
+    """Make an axis logarithmic, with labels in plain text: a page lacks the font of matplotlib's powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     _set_scale(axes, which, "log")

@@ -24,7 +24,7 @@ class TaskNames:
 
 
 def task_names(outline: Outline, tasks: int) -> TaskNames:
-    """Name tasks by classes (`0,1`) if equal for every seed, by angle (`30°`) for rotations, else by number."""
+    """Name tasks by classes (`0,1`) if all seeds share them, by angle (`30°`) for rotations, else by number."""
     names = outline.ticks if len(outline.ticks) == tasks else tuple(str(i + 1) for i in range(tasks))
     return TaskNames(names, f"{outline.axis}, in order of training")
 

@@ -45,7 +45,7 @@ def group_figure(group: Group, kind: str, title: str, what: str, alt: str, panel
 
 
 def score_of(series: Iterable[Series]) -> str:
-    """Return the content of R: `accuracy`, or for text `-bits per byte`."""
+    """Return what the accuracy matrix holds, in words: `accuracy`, or for text `-bits per byte`."""
     return score_word(any(one.arm.in_bits for one in series))
 
 
@@ -57,7 +57,10 @@ def metric_words(series: Iterable[Series], metric: str) -> str:
 
 
 def accuracy(series: Iterable[Series]) -> str:
-    """Return `Test accuracy`, or `Validation accuracy` for tuning runs, or a text for both; for text, bits per byte."""
+    """Return the name of an axis of scores: `Test accuracy`, or `Validation accuracy` if all series are of tuning runs.
+
+    With both kinds of run the name mentions both splits; on text, scores are negative bits per byte.
+    """
     every = list(series)
     splits = {one.arm.results.split for one in every}
     score = f"negative {UNIT}" if any(one.arm.in_bits for one in every) else "accuracy"
@@ -65,7 +68,7 @@ def accuracy(series: Iterable[Series]) -> str:
 
 
 def seeds(series: Sequence[Series]) -> str:
-    """Return `10 seeds`, or `8 to 10 seeds` if some are not ok."""
+    """Format the number of seeds drawn: `10 seeds`, or `8 to 10 seeds` if it differs between series."""
     counts = sorted({len(one.trials) for one in series if one.trials})
     if not counts:
         return "no seed"
@@ -74,7 +77,7 @@ def seeds(series: Sequence[Series]) -> str:
 
 
 def means(values: Iterable[tuple[str, float]], decimals: int = 3) -> str:
-    """Return `sgd 0.931, adamw 0.923`: all values if there are few, else the lowest and the highest."""
+    """Format means: `sgd 0.931, adamw 0.923`. If there are many, only the lowest and the highest are given."""
     defined = [(label, value) for label, value in values if math.isfinite(value)]
     if len(defined) > MANY_NUMBERS:
         low, high = (pick(defined, key=lambda pair: pair[1]) for pick in (min, max))
@@ -83,7 +86,7 @@ def means(values: Iterable[tuple[str, float]], decimals: int = 3) -> str:
 
 
 def _gone(series: Sequence[tuple[Series, str]]) -> list[str]:
-    """Return `2 of 10 seeds of adamw diverged`, grouping series with the same numbers."""
+    """Describe trials that are not drawn: `2 of 10 seeds of adamw diverged`. Series with equal numbers are combined."""
     found = grouped(
         ((f"{ended} of {count(len(one.arm.trials), 'seed')}", said), f"{one.label} at {model}" if model else one.label)
         for one, model in series

@@ -20,7 +20,7 @@ ROLES: frozenset[doc.Role] = frozenset({"closing", "chart"})
 FILE_WIDTH = 120
 
 HELD = ("\N{NO-BREAK SPACE}", "\ue000")
-"""The first is a blank at which rich would break a line; the second replaces it during wrapping."""
+"""The no-break space, at which rich would break a line, and the character that replaces it during wrapping."""
 LABEL_WIDTH = 24
 """Maximum width to which a text widens its column; a longer text is wrapped."""
 
@@ -119,7 +119,7 @@ def _print_table(table: doc.Table, console: Console) -> None:
 
 
 def _least(column: doc.Column, title: Sequence[str], texts: Sequence[str], natural: int) -> int:
-    """Return the minimum width of a column: whole numbers, and texts wrapped at blanks or within long words."""
+    """Return the minimum width of a column: numbers are not wrapped, texts are, at blanks and within long words."""
     if column.numeric:
         return natural
     words = [word for text in (*title, *texts) for word in text.split(" ")]
@@ -127,14 +127,14 @@ def _least(column: doc.Column, title: Sequence[str], texts: Sequence[str], natur
 
 
 def _pieces(table: doc.Table, widths: Sequence[int], room: int) -> list[range]:
-    """Return the columns of each piece after the keys, which every piece repeats."""
+    """Return the columns of each piece of a table, without the keys, which every piece repeats."""
     keys = sum(widths[: table.keys]) + GAP * (table.keys - 1)
     packed = pack([GAP + width for width in widths[table.keys :]], room - keys)
     return [range(piece.start + table.keys, piece.stop + table.keys) for piece in packed]
 
 
 def _widths(least: Sequence[int], natural: Sequence[int], room: int) -> list[int]:
-    """Return the width of each column of a piece; remaining `room` goes to wrapped texts, from the left."""
+    """Return the width of each column of a piece; the remaining `room` widens columns below their natural width."""
     left = room - sum(least) - GAP * (len(least) - 1)
     widths = []
     for low, full in zip(least, natural, strict=True):
