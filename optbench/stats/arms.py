@@ -20,7 +20,7 @@ from optbench.suite.schema import ExperimentSettings, Tuning
 from optbench.tasks import Outline
 
 Status = Literal["ok", "diverged", "failed", "missing", "above_target"]
-"""`above_target`: trained to the end, but above the target training loss on some task."""
+"""The status of a trial. `above_target`: trained to the end, but above the target training loss on some task."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,11 @@ class Arm:
 
     @property
     def tuning(self) -> Tuning | None:
-        """The tuning budget of its settings, if the suite states it."""
+        """The tuning budget of the optimizer's settings; None if the suite does not state it."""
         return (self.settings.tuning or {}).get(self.optimizer)
 
     def status(self, seed: int) -> str:
-        """Return a trial's status as `Status`; `missing` if it is not finished or not planned."""
+        """Return the status of the trial of a seed; `missing` if it is not finished or not planned."""
         return self.results.status(self.trials[seed].id) if seed in self.trials else "missing"
 
     def count(self, status: Status) -> int:
@@ -81,11 +81,11 @@ class Arm:
 
     @property
     def counts(self) -> dict[str, int]:
-        """The number of planned trials, and of each status."""
+        """The number of planned trials, and the number of trials with each status."""
         return {"planned": len(self.trials), **{status: self.count(status) for status in get_args(Status)}}
 
     def value(self, metric: str, seed: int, data: Data = "pooled") -> float:
-        """Return the final value of a metric; NaN if undefined or not measured."""
+        """Return the final value of a metric on a seed; NaN if undefined or not measured."""
         values = self.results.values if data == "pooled" else self.results.last_task_values
         return values.get(metric, {}).get(self.trials[seed].id, math.nan)
 
@@ -123,7 +123,7 @@ class Arm:
 
     @property
     def mixed_code(self) -> str | None:
-        """A warning if its trials were trained with different versions of the user's code, else None."""
+        """A warning that its trials were trained with different versions of the user's code; None if they were not."""
         rows = [row for trial in self.trials.values() if (row := self.results.rows.get(trial.id))]
         counts = Counter(row.source_hash for row in rows if row.status != "failed")
         if len(counts) < 2:

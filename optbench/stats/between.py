@@ -27,7 +27,7 @@ class Between(Arm):
     partners: dict[int, Trial]
     """The trials of the other arm, or the controls, by seed."""
     second: Arm | None
-    """None for an arm and its controls: the null, in which the two trials differ only in the order of the batches."""
+    """The other arm; None for an arm and its controls: the null, where only the order of the batches differs."""
 
     @staticmethod
     def of(first: Arm, second: Arm | None = None) -> Between:
@@ -55,12 +55,12 @@ class Between(Arm):
         return (self.first, self.second) if self.second else (self.first,)
 
     def status(self, seed: int) -> str:
-        """Return the worse of the statuses of the two trials."""
+        """Return the worse of the statuses of the two trials of a seed."""
         found = (self.first.status(seed), self._status_of_partner(seed))
         return min(found, key=WORST_FIRST.index)
 
     def value(self, metric: str, seed: int, data: Data = "pooled") -> float:
-        """Return a metric of the two solutions; NaN if undefined or not measured."""
+        """Return a metric of the two solutions on a seed; NaN if undefined or not measured."""
         found = self._found(metric, seed)
         return found.value if found else math.nan
 

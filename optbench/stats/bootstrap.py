@@ -17,7 +17,7 @@ Array: TypeAlias = NDArray[np.float64]
 RESAMPLES = 2000
 LEVEL = 0.95
 SEED = 0
-"""Fixed, so that the same data always give the same interval."""
+"""Seed of the resamples, fixed so that the same data always give the same interval."""
 
 
 def resampled_means(values: Array) -> Array:

@@ -64,7 +64,7 @@ class ClaimPart:
 
     @property
     def sides(self) -> tuple[Arm, ...]:
-        """Its sides that are not numbers; a pair of solutions is one side."""
+        """The sides of the part that are not numbers; a pair of solutions is one side."""
         return tuple(side for side in (self.left, self.right) if isinstance(side, Arm))
 
     @property
@@ -196,7 +196,10 @@ def _side(side: Arms, named: Mapping[tuple[str, str], Arm]) -> Arm:
 def _matched(
     claim: Claim, sides: Sequence[tuple[Arm, Arm | float]]
 ) -> tuple[list[tuple[Arm, Arm | float]], list[Match | None], tuple[Match, ...]]:
-    """Return the sides of each part, their matches, and the pairs too far apart; all sides for an unmatched claim."""
+    """Return the sides of each part, the match of each, and the matches of variants that are too far apart.
+
+    Without matched accuracy, all `sides` are returned; the matches are then None, and none are too far apart.
+    """
     if claim.matched is None:
         return list(sides), [None] * len(sides), ()
     near: list[Match] = []
@@ -229,9 +232,10 @@ def _verdict(claim: Claim, question: Question, judgement: Judgement) -> tuple[Cl
 
 
 def _equivalence(question: Question, judgement: Judgement) -> tuple[ClaimVerdict, str]:
-    """Judge equivalence by two one-sided tests; a difference may be significant and still within the margin.
+    """Judge a claim of equivalence by two one-sided tests; a difference may be significant and still within the margin.
 
-    Contradicted only if the interval lies outside the margin and the difference is significant after Holm's correction.
+    The claim is contradicted only if the 90% interval lies outside the margin and the difference is significant after
+    Holm's correction.
     """
     if within_margin(question):
         return ClaimVerdict.SUPPORTED, ""

@@ -168,7 +168,7 @@ def ask(
     *,
     comparable: bool,
 ) -> Question:
-    """Return the question whether `a` differs from `b`. comparable: whether both have the same initial weights."""
+    """Return the question of whether `a` differs from `b`. comparable: whether both have the same initial weights."""
     found = [side.undefined(metric.name, seeds) for side in (a, b) if isinstance(side, Arm)] if result.p is None else []
     undefined = "; ".join(sorted(set().union(*found)))
     return Question(result, metric.direction, margin, comparable, "initial weights differ", undefined)
@@ -181,7 +181,7 @@ def same_start(a: Arm, b: Arm, seeds: Sequence[int]) -> bool | None:
 
 
 def pairs(a: Arm, b: Arm | float, seeds: Sequence[int], metric: Metric, data: Data = "pooled") -> PairedValues:
-    """Return the metric on both sides, one value per seed, (n,); a number as `b` is used for every seed."""
+    """Return the metric of both sides on each seed, (n,); a number `b` is repeated for every seed."""
     left = np.array([a.value(metric.name, seed, data) for seed in seeds], np.float64)
     lost = np.array([a.status(seed) == "diverged" for seed in seeds], np.bool_)
     if not isinstance(b, Arm):
@@ -201,7 +201,7 @@ def obstacles(a: Results, b: Results) -> list[str]:
 
 
 def other_metrics(a: Results, b: Results) -> list[str]:
-    """Return why the definitions of metrics in two runs differ, regardless of their suites; empty if they agree."""
+    """Return the reason if two runs define metrics differently, whatever their suites; empty if the versions agree."""
     versions = [results.run.record.get("metrics_version", 1) for results in (a, b)]
     if versions[0] == versions[1]:
         return []
@@ -265,7 +265,11 @@ def _provenance(results: Results, key: str) -> str:
 
 
 def _matched(a: Selection, b: Selection) -> list[tuple[Arm, Arm]]:
-    """Pair arms, in A's order: the two optimizers named, else each optimizer with itself."""
+    """Pair arms of equal experiment and model, in A's order: the two named optimizers, else each arm with its namesake.
+
+    Raises:
+        ComparisonError: there is no pair, both sides are the same, or two sweeps have different variants.
+    """
     left, right = a.arms(), b.arms()
     found: list[tuple[Arm, Arm]] = []
     for place in dict.fromkeys((arm.experiment, arm.model) for arm in left):
@@ -290,7 +294,11 @@ def _matched(a: Selection, b: Selection) -> list[tuple[Arm, Arm]]:
 
 
 def _crossed(left: Sequence[Arm], right: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
-    """Pair two optimizers: by variant if both have the same, else the only variant of one with each of the other's."""
+    """Pair the arms of two optimizers: by variant if both have the same variants, else every arm with the only other.
+
+    Raises:
+        ComparisonError: the variants differ, and both optimizers have several.
+    """
     by_variant = {arm.variant: arm for arm in right}
     if len(left) > 1 and {arm.variant for arm in left} == by_variant.keys():
         return [(arm, by_variant[arm.variant]) for arm in left]

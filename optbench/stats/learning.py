@@ -84,7 +84,7 @@ class Shortcoming:
 
     @staticmethod
     def of(trials: int, found: Sequence[NotLearnt]) -> Shortcoming | None:
-        """Combine the results of trials; None if every trial learnt everything."""
+        """Combine the tasks that each trial did not learn; None if every trial learnt all tasks."""
         if not any(found):
             return None
         guessed, exploded = ([getattr(tasks, what) for tasks in found] for what in ("guessed", "exploded"))
@@ -98,7 +98,7 @@ class Shortcoming:
 
 
 def without_learning(note: str) -> str:
-    """Return a trial's note without the parts derived here; empty if there are no others."""
+    """Return a trial's note without the parts on tasks not learnt, which are derived here; empty if nothing remains."""
     return "; ".join(part for part in note.split("; ") if not part.startswith((GUESSED, EXPLODED)))
 
 

@@ -114,7 +114,7 @@ def shortage_text(shortages: Sequence[Shortage]) -> str:
 
 
 def _parts(claim: Claim, arms: Iterable[tuple[str, str, str, str]]) -> int:
-    """Return the number of tests of a claim: on every model, every variant of left against every variant of right.
+    """Count the tests of a claim: on every model, every variant of the left side against every variant of the right.
 
     At matched accuracy, each variant of the side with fewer variants has one partner.
     """
@@ -134,7 +134,10 @@ def _parts(claim: Claim, arms: Iterable[tuple[str, str, str, str]]) -> int:
 
 
 def corrected_for(claim: Claim, parts: int) -> int:
-    """Return the family size of a claim; one of equivalence, which all parts must support, needs no correction."""
+    """Return the size of the family of a claim in Holm's correction: the number of parts.
+
+    A claim of equivalence needs no correction, because all parts must support it; its family is a single part.
+    """
     return min(1, parts) if claim.expect == "equivalent" else parts
 
 

@@ -21,7 +21,7 @@ from optbench.suite.readings import ReadingCell
 
 
 class Says(StrEnum):
-    """The result of a reading: left against right."""
+    """The result of a reading: how the left side compares with the right."""
 
     LOWER = "lower"
     HIGHER = "higher"
@@ -73,7 +73,7 @@ def judge_readings(
 
 
 def counts(readings: Sequence[JudgedReading]) -> dict[Says, int]:
-    """Count the readings by result, with every result in a fixed order."""
+    """Count the readings by result; every result is included, in a fixed order."""
     found = Counter(reading.says for reading in readings)
     return {says: found[says] for says in Says}
 

@@ -133,7 +133,7 @@ class Results:
         return judge_claims(self)
 
     def metrics_of(self, experiment: str) -> Mapping[str, Metric]:
-        """Return `metrics`, with the units that they have in an experiment."""
+        """Return `metrics` in the form for an experiment: on text, the continual ones have units of bits per byte."""
         if experiment not in self.in_bits:
             return self.metrics
         return {name: metric_in_bits(metric) for name, metric in self.metrics.items()}
@@ -146,13 +146,13 @@ class Results:
 
     @functools.cached_property
     def pruning(self) -> dict[tuple[str, str], Matrix]:
-        """(trial, scope) -> (K, 2), the pruning curve after the last task: fraction kept, ascending, and accuracy."""
+        """The pruning curve after the last task, (K, 2), by trial and scope: fraction kept, ascending, and accuracy."""
         table = self.run.table("pruning", "trial", "after_task", "scope", "keep", "accuracy")
         return pruning_curves(table, self.matrices)
 
     @functools.cached_property
     def online(self) -> Online:
-        """The online accuracy of every trial that recorded it."""
+        """The online accuracies of every trial that recorded them."""
         table = self.run.table("online", "trial", "task", ACCURACY)
         if not table.num_rows:
             return Online()  # Arrow would import pandas to convert a column without chunks
@@ -164,7 +164,7 @@ class Results:
 
     @functools.cached_property
     def lower_bounds(self) -> dict[str, dict[str, str]]:
-        """metric -> trial -> remark, for lower bounds, such as the steps to an accuracy not reached."""
+        """A remark on each value that is only a lower bound (steps to an accuracy not reached), by metric and trial."""
         return lower_bounds(self.run.table("metrics", "trial", "metric", "value", "note"))
 
     def undefined(self, metric: str, trial: str) -> str | None:
@@ -197,7 +197,7 @@ class Results:
 
     @functools.cached_property
     def unlisted(self) -> dict[str, frozenset[str]]:
-        """For each experiment, the metrics that are measured only for readings of claims, and their companions."""
+        """The metrics measured only for readings of claims, and their companions, by experiment."""
         found = {}
         for name in self.suite.experiments:
             entries = [self.metrics[entry.name] for entry in unlisted(self.suite, name) if entry.name in self.metrics]
@@ -350,7 +350,7 @@ def check_online(place: Path, online: pa.Table, tasks: Mapping[str, int], good: 
 
 @functools.cache
 def _entries(score: Rule | None, tasks: int) -> NDArray[np.int64]:
-    """Return a matrix (T+1, T) with 1 at each scored entry and 0 elsewhere."""
+    """Return a matrix (T+1, T) with 1 at each entry that the protocol scores and 0 elsewhere."""
     found = np.zeros((tasks + 1, tasks), np.int64)
     for after in range(tasks + 1):
         found[after, [task - 1 for task in scored_tasks(score, tasks, after)]] = 1

@@ -139,7 +139,7 @@ def middle(averages: Array) -> float:
 
 
 def bounds(averages: Array, n: int, level: float) -> tuple[float, float] | None:
-    """Return the same interval as `interval`, from the given Walsh averages of n differences."""
+    """Return the interval that `interval` returns, given the Walsh averages of the n differences."""
     assert 0 < level < 1
     rank = _lowest_rank(n, level)
     return None if rank is None else (float(averages[rank]), float(averages[-1 - rank]))
@@ -154,7 +154,7 @@ def _midpoint(x: Array, y: Array) -> Array:
 
 @lru_cache(maxsize=32)
 def _pairs(n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the indices i ≤ j < n; read-only."""
+    """Return the indices of all pairs i ≤ j < n, as two arrays (n(n+1)/2,); they are cached: do not modify them."""
     i, j = np.triu_indices(n)
     return i, j
 
@@ -168,7 +168,7 @@ def _doubled_midranks(sizes: Array) -> NDArray[np.int64]:
 
 @lru_cache(maxsize=256)
 def _null(doubled: tuple[int, ...]) -> Array:
-    """Return P(2W = 0, 1, ..., Σ doubled) if each rank is part of W with probability 1/2; read-only."""
+    """Return the probabilities of 2W = 0, 1, ..., Σ doubled if each rank is in W with probability 1/2; read-only."""
     probabilities = np.zeros(sum(doubled) + 1)
     probabilities[0] = 1.0
     for rank in doubled:

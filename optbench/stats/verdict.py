@@ -115,7 +115,7 @@ def _judge_one(question: Question, holm_p: float | None, m: int) -> Judgement:
 
 
 def _why_no_test(question: Question) -> str | None:
-    """Return why the p of a question is invalid, or None."""
+    """Return why the p-value of a question is missing or not valid; None if it is valid."""
     result = question.result
     if not question.comparable:
         return question.reason or "the pairs are not comparable"
@@ -131,7 +131,7 @@ def _why_no_test(question: Question) -> str | None:
 
 
 def _why_no_verdict(result: PairedResult) -> str | None:
-    """Return why a valid p gives no verdict, or None."""
+    """Return why no verdict is possible although the p-value is valid; None if one is possible."""
     if result.n < MIN_PAIRS:
         which = count(result.n, "pair") + (f" of {result.pairs} can be used" if result.n < result.pairs else "")
         return f"{which}; the smallest two-sided p of {count(result.n, 'pair')} is {_short(smallest_p(result.n))}"
@@ -160,7 +160,7 @@ def within_margin(question: Question) -> bool:
 
 
 def _what_would_have_shown(result: PairedResult, holm_p: float, m: int) -> tuple[float | None, str]:
-    """Return the smallest effect that these pairs could have shown in a family of m, and a sentence about it."""
+    """Return the smallest effect that these pairs could have shown in a family of m, or None, and an explanation."""
     d = np.array(result.differences)
     equal = int((d == 0).sum())
     ties = f"equal values in {equal} of {count(result.n, 'pair')}" if equal else "differences of the same size"
