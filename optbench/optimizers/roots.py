@@ -141,7 +141,10 @@ def _update_each(
     precisions: Sequence[torch.dtype],
     members: Sequence[int],
 ) -> Tensor:
-    """Compute `update_inverse_roots` for one member at a time, decomposing on the CPU; epsilon and scale are (M,)."""
+    """Compute `update_inverse_roots` one member at a time; epsilon and scale have shape (M,).
+
+    Decompositions run on the CPU, whatever the device of the tensors.
+    """
     kept = torch.zeros(len(roots), dtype=torch.bool)
     numbers = list(zip(epsilon.tolist(), scale.tolist(), strict=True))
     for i in members:

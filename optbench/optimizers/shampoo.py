@@ -34,7 +34,7 @@ from optbench.optimizers.shampoo_settings import AUTO, PerMember, check_group, n
 from optbench.precision import widest
 
 DECOMPOSITION = 7
-"""Number of float64 matrices in memory during a decomposition: copies, eigenvectors, LAPACK's workspace."""
+"""Number of float64 matrices held in memory during a decomposition: copies, eigenvectors, LAPACK's workspace."""
 
 
 class Shampoo(Optimizer):
@@ -215,14 +215,14 @@ class Shampoo(Optimizer):
         self._set_refreshed_sides()
 
     def _set_refreshed_sides(self) -> None:
-        """Write into every group the length up to which sides are refreshed, or checked, in every step."""
+        """Store in every group the lengths up to which the roots of sides are refreshed, or checked, at every step."""
         longest = self._longest_output()
         for group in self.param_groups:
             chosen, group["layer_side"] = group["small_side"], max(SMALL_SIDE, longest)
             group["refreshed_side"] = group["layer_side"] if chosen is None else chosen
 
     def _longest_output(self) -> int:
-        """Return the length of the longest layer output with a full factor; 0 without one."""
+        """Return the length of the longest layer output that has a full factor; 0 if none has one."""
         outputs = [
             (block_sides(p, group)[0], group["max_side"]) for group in self.param_groups for p in group["params"]
         ]
@@ -315,7 +315,7 @@ class Shampoo(Optimizer):
 
     @torch.no_grad()
     def work(self) -> None:
-        """Take a step with the current gradients without advancing the clock. Raises RuntimeError as `step`."""
+        """Take a step with the current gradients without advancing the clock. Raises RuntimeError as `step` does."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None or parameter.numel() == 0:
@@ -410,14 +410,14 @@ class Shampoo(Optimizer):
 
 
 def _any(value: PerMember) -> bool:
-    """Return whether a setting is non-zero for any member; always True on accelerators, which avoids a sync."""
+    """Return whether a setting is non-zero for any member; always True on accelerators, to avoid synchronisation."""
     if isinstance(value, Tensor) and not one_by_one(value):
         return True
     return bool(torch.as_tensor(value).any())
 
 
 def _as_matrices(x: Tensor) -> Tensor:
-    """Reshape (M, *shape) to (M, m, n): a number or vector becomes one column, further dimensions fold into n."""
+    """Reshape (M, *shape) to (M, m, n): numbers and vectors become one column; further dimensions are merged into n."""
     if x.ndim <= 2:
         return x.reshape(x.shape[0], -1, 1)
     return x.reshape(x.shape[0], x.shape[1], -1)

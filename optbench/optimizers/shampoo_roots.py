@@ -44,9 +44,9 @@ def roots_of(
     *,
     fresh: bool,
 ) -> list[Tensor]:
-    """Add gradients g (M·B, h, w) of a part's blocks to their factors; return the roots, renewed if due.
+    """Add the gradients of a part's blocks to their factors; return the roots, refreshed if due.
 
-    numbers: one per member.
+    g: the gradients, (M·B, h, w). numbers: one per member. fresh: whether the factors are created first.
     """
     epsilon, beta2, new, correction = map(part.spread, numbers)
     largest = g.abs().amax((1, 2)).tolist() if one_by_one(g) else []
@@ -76,18 +76,18 @@ def roots_of(
 
 
 def block_sides(parameter: Tensor, group: dict[str, Any]) -> tuple[int, ...]:
-    """Return the lengths of the sides with a factor: those of the parameter's largest block."""
+    """Return the lengths of the sides of a parameter's largest block, each of which has a factor."""
     return tuple(block_side(side, group["block_size"], group["max_side"]) for side in sides_of(parameter, group))
 
 
 def sides_of(parameter: Tensor, group: dict[str, Any]) -> tuple[int, ...]:
-    """Return the lengths of the sides: (m, n) for a matrix, (n,) for a vector."""
+    """Return the lengths of a parameter's sides: (m, n) for a matrix, (n,) for a vector."""
     shape = parameter.shape[1:] if group["stacked"] else parameter.shape
     return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (math.prod(shape),)
 
 
 def parts_of(parameter: Tensor, group: dict[str, Any]) -> tuple[Part, ...]:
-    """Return the blocks of a parameter."""
+    """Return the parts into which a parameter is divided, each a set of blocks of one shape."""
     rows, *columns = sides_of(parameter, group)
     return parts(rows, columns[0] if columns else 1, group["block_size"], group["max_side"])
 
@@ -100,7 +100,7 @@ def renewed_by_need(size: int, group: dict[str, Any]) -> bool:
 
 
 def is_due(size: int, sides: int, group: dict[str, Any], asked: bool) -> bool | None:
-    """Return whether the root of a side is refreshed at this step; None if that depends on its factor.
+    """Return whether the root of a side is refreshed at this step; None if its factor decides.
 
     size: length of the side. sides: number of sides of the parameter. asked: whether the factor can be checked.
     """
@@ -118,14 +118,18 @@ def is_due(size: int, sides: int, group: dict[str, Any], asked: bool) -> bool | 
 
 
 def _falls_due(every: int, clock: int, begun: bool) -> bool:
-    """Return whether this step is a multiple of `every`, or 0, 1, 2, 4, 8, ... steps into a task."""
+    """Return whether a refresh falls due at this step, the one with index `clock`.
+
+    This is every step whose number, counted from 1, is a multiple of `every`; if a task has begun, it is instead every
+    step whose index is a multiple of `every`, or 1, 2, 4, 8, ... below `every`.
+    """
     if not begun:
         return (clock + 1) % every == 0
     return clock % every == 0 or (clock < every and clock & (clock - 1) == 0)
 
 
 def _begin(state: dict[str, Any], sides: Sequence[str], g: Tensor, epsilon: Tensor, group: dict[str, Any]) -> None:
-    """Write the factors of blocks into `state`. g: first gradients (M·B, h, w), epsilon: (M·B,)."""
+    """Create the initial factors of blocks in `state`. g: the first gradients, (M·B, h, w). epsilon: (M·B,)."""
     start = torch.as_tensor(group["initial_epsilon"], dtype=widest(g.device), device=g.device)
     start = start.repeat_interleave(len(g) // len(start)) if start.ndim else start.expand(len(g))
     for side, rows in zip(sides, (g, g.mT), strict=False):
@@ -136,7 +140,10 @@ def _begin(state: dict[str, Any], sides: Sequence[str], g: Tensor, epsilon: Tens
 
 
 def _single(rows: Tensor, epsilon: Tensor, group: dict[str, Any]) -> list[bool]:
-    """Return for each member whether the factor of (M, n, k) is summed and decomposed in float32."""
+    """Return, for each member, whether the factor of its `rows` is accumulated and decomposed in float32.
+
+    rows: the gradients, (M, n, k), with the side of the factor first.
+    """
     if group["root_precision"] != "auto":
         return [group["root_precision"] == "float32"] * len(rows)
     if rows.dtype == torch.float64 or not one_by_one(rows):

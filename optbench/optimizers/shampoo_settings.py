@@ -80,7 +80,7 @@ def check_group(group: dict[str, Any]) -> None:
 
 
 def numbers_of(value: Any) -> Tensor:
-    """Return a hyper-parameter in float64; NaN if it is not a number."""
+    """Return a hyper-parameter as a float64 tensor; NaN if it is neither a number nor a tensor."""
     if isinstance(value, Tensor):
         return exact(value)
     number = isinstance(value, int | float) and not isinstance(value, bool)

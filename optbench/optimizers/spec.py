@@ -45,15 +45,15 @@ hooks are called in every forward and backward pass in training; `named_paramete
 `examples`, the number of training examples of the task at construction, is only available as a value.
 `around_forward`: a method of this name returns a context manager, entered around each forward and backward pass."""
 NEEDS: tuple[Need, ...] = tuple(need for need in get_args(Need) if need not in ("examples", "around_forward"))
-"""The words of `needs` in a suite."""
+"""Needs that can be listed under `needs` in a suite."""
 GIVEN: tuple[Need, ...] = ("generator", "model", "named_parameters", "total_steps")
-"""Needs that are arguments of the constructor, by name."""
+"""Needs that are passed to constructor arguments of the same name."""
 GIVEN_VALUES: tuple[Need, ...] = (*GIVEN, "examples")
-"""Values that any argument may take, as in `ess: {given: examples}`."""
+"""Values of the trial that can be passed as any argument, as in `ess: {given: examples}`."""
 DECLARATIONS = ("needs", "elementwise", "only_matrices")
-"""Declarations about a user's optimizer, next to its hyper-parameters and not passed to it."""
+"""Declarations about a user's optimizer; written next to its hyper-parameters, but not passed to its constructor."""
 FALLBACK = "fallback_"
-"""Prefix of the hyper-parameters of the fallback of an optimizer for matrices only."""
+"""Prefix of hyper-parameters that are passed to the fallback of an optimizer that trains only matrices."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Hyper:
     above: bool = False
     """The number must be greater than `low`, not equal to it."""
     choices: tuple[str, ...] = ()
-    """Words that are valid values; for numbers, in addition to numbers."""
+    """Words that are valid values; for a numeric kind, they are valid in addition to numbers."""
     optional: bool = False
     """True if null is valid."""
     added: bool = False
@@ -126,21 +126,21 @@ class OptimizerSpec:
     hyperparameters: Mapping[str, Hyper] = field(default_factory=dict)
     per_member: frozenset[str] = frozenset()
     apart: frozenset[str] = frozenset()
-    """Those of `per_member` for which 0 needs less state: members with 0 form separate cohorts, so that none holds
-    unused state."""
+    """Hyper-parameters in `per_member` that need less state if they are 0. Members with 0 form separate cohorts, so
+    that no member holds unused state."""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Values of hyper-parameters without a default, by the value of `preset`."""
     arguments_on: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Arguments that optbench sets, not the user, to choose an implementation of the same update, by kind of device."""
+    """Arguments, by kind of device, with which optbench (not the user) chooses an implementation of the same update."""
     recordable: bool = False
     """True if, after the first steps, every step on an accelerator does the same work on the same tensors, without
     counters or decisions in Python, so that it can be recorded and replayed."""
     conflict: Callable[[Mapping[str, Any]], str | None] | None = None
     """Returns the problem with a combination of individually valid values, if any."""
     source: Origin = "optbench"
-    """Its origin; `pytorch-optimizer` is installed by the extra `optimizers`."""
+    """The origin of the optimizer; `pytorch-optimizer` is installed by the extra `optimizers`."""
     needs: frozenset[Need] = frozenset()
-    """Its needs beyond gradients and `step()`."""
+    """The needs of the optimizer beyond gradients and `step()`."""
     takes_schedule: bool = True
     """True if `protocol.schedule` scales its `lr`; False for optimizers that determine step lengths themselves, or
     average weights instead of using a schedule."""
@@ -149,7 +149,7 @@ class OptimizerSpec:
     its own settings."""
     fallback: str = "adamw"
     interval: str = ""
-    """The hyper-parameter with the number of steps between refreshes of its roots, inverses or bases."""
+    """The hyper-parameter that sets the number of steps between refreshes of roots, inverses or bases; empty: none."""
     at_the_ends: Mapping[str, Any] = field(default_factory=dict)
     """Settings that differ for a network's ends (`optimizers.ends`), which form a separate parameter group."""
     step_cost: float = 1.0

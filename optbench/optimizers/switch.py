@@ -1,4 +1,4 @@
-"""One optimizer for the first steps, another for the rest, to find out which decides the basin."""
+"""Use one optimizer for the first steps and another for the rest, to find out which one decides the basin."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ class Switch(torch.optim.Optimizer):
     def _hand_over(self) -> None:
         """Continue with `then` from the state of `first`.
 
-        The instance with the state receives the settings, not vice versa: the state may be more than `state_dict()`
-        returns, and `load_state_dict()` casts it to the dtype of the parameters.
+        The instance of `first` receives the settings of `then`, not vice versa: its state may be more than
+        `state_dict()` returns, and `load_state_dict()` casts it to the dtype of the parameters.
         """
         if self._pending and self.taken == self.at:
             take_settings(self.first, self._at_start, self.then, set(self._named))
@@ -108,7 +108,7 @@ class Switch(torch.optim.Optimizer):
 
 
 def _names(settings: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the hyper-parameters of an optimizer, its inner optimizers and its fallback."""
+    """Yield the names of the hyper-parameters of an optimizer, its inner optimizers and its fallback."""
     for name, value in settings.items():
         yield name.removeprefix(FALLBACK)
         if isinstance(value, Mapping):

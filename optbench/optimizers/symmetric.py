@@ -16,18 +16,18 @@ PANEL = 128
 
 
 def panels(n: int) -> Iterator[tuple[int, int]]:
-    """Yield first row and end of each panel of an n × n matrix."""
+    """Return the first row and the end (exclusive) of each panel of an n × n matrix, in order."""
     return ((first, min(n, first + PANEL)) for first in range(0, n, PANEL))
 
 
 def add_gram(lower: Tensor, rows: Tensor, decay: float, weight: float) -> None:
-    """Update S ← decay S + weight X Xᵀ in place; S (n, n) as lower panels, X (n, k) of the same dtype."""
+    """Update S ← decay S + weight X Xᵀ in place. lower: S, (n, n), as lower panels. rows: X, (n, k), same dtype."""
     for first, end in panels(len(rows)):
         lower[first:end, :end].addmm_(rows[first:end], rows[:end].mT, beta=decay, alpha=weight)
 
 
 def whole(lower: Tensor) -> Tensor:
-    """Return the complete matrix (n, n) of lower panels."""
+    """Return the complete matrix, (n, n), that is stored as lower panels."""
     if len(lower) <= PANEL:
         return lower
     matrix = lower.clone()
@@ -37,7 +37,7 @@ def whole(lower: Tensor) -> Tensor:
 
 
 def times(lower: Tensor, x: Tensor) -> Tensor:
-    """Return S x for S (n, n) as lower panels and x (n,)."""
+    """Return the product S x, (n,). lower: S, (n, n), as lower panels. x: (n,)."""
     if len(x) <= PANEL:
         return lower @ x
     product = torch.zeros_like(x)

@@ -38,7 +38,7 @@ def held(optimizer: torch.optim.Optimizer) -> dict[Path, Any]:
 
 
 def same_kind(a: torch.optim.Optimizer, b: torch.optim.Optimizer) -> bool:
-    """Return whether two optimizers and all their inner ones have equal classes, so that states are compatible.
+    """Return whether two optimizers, and their inner optimizers, have equal classes, so that states are compatible.
 
     `sam` with `adam` and `sam` with `sgd` differ.
     """
@@ -50,8 +50,8 @@ def take_settings(
 ) -> None:
     """Give `kept` the settings of `fresh` in place, without changing a bit of its state.
 
-    kept: an optimizer that has taken steps. at_start: its `held` values at construction. fresh: one of the same
-    kind without steps. named: the names of settings given by the user to either.
+    kept: an optimizer that has taken steps. at_start: the result of `held(kept)` at its construction. fresh: a new
+    optimizer of the same kind. named: the names of the settings that the user gave to either optimizer.
 
     Values that were equal at construction are unchanged in `kept`, including counters and settings that the optimizer
     itself changes. Values that differed are taken from `fresh`, except those that are not settings by name (neither in
@@ -69,7 +69,7 @@ def take_settings(
 
 
 def _walk(value: Any, path: Path, seen: set[int]) -> Iterator[tuple[Path, Any]]:
-    """Yield a value and everything in it by path; an object with several paths is yielded with the first."""
+    """Yield a value and everything inside it, with paths; an object with several paths is yielded with the first."""
     if _is_plain(value) or isinstance(value, Tensor):
         yield path, value
     elif id(value) not in seen:
@@ -80,7 +80,7 @@ def _walk(value: Any, path: Path, seen: set[int]) -> Iterator[tuple[Path, Any]]:
 
 
 def _parts(value: Any) -> Iterator[tuple[tuple[str, str | int], Any]]:
-    """Yield the contents by name, in an order that is equal for every instance."""
+    """Yield the items or attributes of a value with their steps of the path, in the same order for every instance."""
     if isinstance(value, dict):
         keys = sorted(key for key in value if isinstance(key, str) and key != "params")
         yield from ((("[", key), value[key]) for key in keys)
@@ -97,9 +97,9 @@ def _fields(value: Any) -> list[tuple[str, Any]]:
 
 
 def _is_plain_object(value: Any) -> bool:
-    """Return whether it is an object with fields whose class is written in Python outside the standard library.
+    """Return whether a value has attributes and a class that is written in Python outside the standard library.
 
-    A logger, for example, would lead to all other loggers."""
+    Standard classes are excluded because a logger, for example, would lead to all other loggers."""
     kind = type(value)
     in_python = bool(kind.__flags__ & (1 << 9))  # Py_TPFLAGS_HEAPTYPE
     return in_python and hasattr(value, "__dict__") and kind.__module__.partition(".")[0] not in sys.stdlib_module_names
@@ -112,7 +112,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _classes_inside(optimizer: torch.optim.Optimizer) -> dict[Path, type]:
-    """Return the class of an optimizer and of its inner ones, by path."""
+    """Return the classes of an optimizer and its inner optimizers, by path."""
     inside = _walk(optimizer, (), set())
     return {path: type(value) for path, value in inside if isinstance(value, torch.optim.Optimizer)}
 

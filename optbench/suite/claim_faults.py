@@ -17,7 +17,7 @@ from optbench.suite.variants import count_variants, variants
 
 
 def claim_faults(suite: Suite, document: Document) -> Iterator[Fault]:
-    """Yield faults: sides that cannot be compared or do not exist, and equivalence in a metric without a margin."""
+    """Yield a fault for each side that does not exist or cannot be compared, and for equivalence without a margin."""
     for name, claim in suite.claims.items():
         metric = METRICS.get(base_name(claim.primary.name))
         if claim.expect == "equivalent" and claim.margin is None and metric is not None and not metric.margin:
@@ -71,7 +71,7 @@ def _same_sides(claim: Claim) -> bool:
 
 
 def _is_one_variant(suite: Suite, claim: Claim) -> bool:
-    """Return whether the left side names a single variant, which leaves no other to compare it with."""
+    """Return whether the left side names a single variant, so that it has no other variant to be compared with."""
     if claim.about_pairs:
         return True
     optimizer, variant = split_arm(claim.arms[0])
@@ -88,7 +88,7 @@ def _is_one_variant(suite: Suite, claim: Claim) -> bool:
 def _not_compared(
     name: str, claim: Claim, experiment: ExperimentSettings, optimizers: Collection[str], document: Document
 ) -> Iterator[Fault]:
-    """Yield the sides of a claim about pairs of solutions that the experiment's `pairs` do not compare."""
+    """Yield a fault for each side whose two solutions the experiment does not compare, or one if it has no `pairs`."""
     pairs = experiment.pairs
     if pairs is None:
         path: KeyPath = ("claims", name, "experiment")

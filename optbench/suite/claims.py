@@ -102,22 +102,22 @@ class Claim(Settings):
 
     @property
     def about_pairs(self) -> bool:
-        """True if it is about pairs of solutions, with a metric of two solutions, rather than about trials."""
+        """True if the claim is about pairs of solutions, with a metric of two solutions, rather than about trials."""
         return isinstance(self.left, list)
 
     @property
     def arms(self) -> tuple[str, ...]:
-        """The optimizers, or variants of them, named on its two sides."""
+        """The arms (optimizers, or variants of them) named on the two sides of the claim."""
         return (*arms_of(self.left), *arms_of(self.right))
 
     @property
     def optimizers(self) -> tuple[str, ...]:
-        """The optimizers named on its two sides."""
+        """The optimizers named on the two sides of the claim."""
         return tuple(split_arm(arm)[0] for arm in self.arms)
 
     @property
     def primary(self) -> ReadingCell:
-        """The metric of the verdict."""
+        """The reading that gives the verdict."""
         if self.readings is not None:
             return self.readings.primary_cell
         assert self.metric is not None, "ensured by the validator"

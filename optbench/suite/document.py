@@ -63,7 +63,7 @@ class Document:
         return next(self.values[path[:end]] for end in range(len(path), -1, -1) if path[:end] in self.values)
 
     def key_place(self, path: KeyPath) -> Place:
-        """Return the location of the last key of `path`, or of the item if `path` ends at an item of a list."""
+        """Return the location of the last key of `path`, or, if `path` ends at an item of a list, of that item."""
         return self.keys[path] if path in self.keys else self.value_place(path)
 
     def override(self, path: KeyPath, place: Place) -> None:
@@ -75,19 +75,22 @@ class Document:
 
 
 def is_name_list(value: Any) -> TypeGuard[list[str]]:
-    """Return whether this is a list of strings, such as an experiment's `optimizers: [sgd, adam]`."""
+    """Return whether a value is a list of strings, such as an experiment's `optimizers: [sgd, adam]`."""
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def is_optimizer_list(path: KeyPath, value: Any) -> TypeGuard[list[str]]:
-    """Return whether this is an experiment's list of optimizer names, short for a mapping without settings."""
+    """Return whether the value at `path` is an experiment's list of distinct optimizer names.
+
+    Such a list abbreviates a mapping from these names to empty settings.
+    """
     is_experiment = len(path) == 3 and path[0] == "experiments" and path[2] == "optimizers"
     # A repeated name is kept for validation to report.
     return is_experiment and is_name_list(value) and len(set(value)) == len(value)
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """A loader that composes nodes with the scalars of YAML 1.2 and constructs nothing."""
+    """A loader that composes nodes by YAML 1.2's rules for scalars and constructs no objects."""
 
     yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 (PyYAML declares it so)
     depth = 0
@@ -96,7 +99,7 @@ class _YamlLoader(yaml.SafeLoader):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.tagged: set[int] = set()
-        """Start positions of tagged scalars."""
+        """Positions in the text at which tagged scalars start."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.depth > MAX_DEPTH:
@@ -202,10 +205,10 @@ class _Reading:
         return self.mapping(node, path)
 
     def measure(self, node: yaml.Node) -> tuple[int, int]:
-        """Return the numbers of values and levels of a node with its aliases expanded, without expanding them.
+        """Return the number of values in a node and its depth, as if its aliases were expanded, without expanding them.
 
-        An anchor precedes its aliases, so each node is measured once; a node found again before its measurement is
-        complete contains itself.
+        Each node is measured once, as an anchor precedes its aliases; a node that is reached again before its
+        measurement is complete contains itself.
         """
         if isinstance(node, yaml.ScalarNode):
             return 1, 0
@@ -239,7 +242,7 @@ class _Reading:
         return result
 
     def entries(self, node: yaml.MappingNode) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-        """Return the entries merged with `<<` that the mapping does not replace, followed by its own entries."""
+        """Return the entries of a mapping by key: entries merged with `<<` and not replaced, then its own entries."""
         own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         merged: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         merge_key: yaml.Node | None = None

@@ -21,7 +21,7 @@ defaults."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes any text that YAML 1.1 or 1.2 would read as another type."""
+    """A dumper that quotes every text that YAML 1.1 or 1.2 would read as another type."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -58,7 +58,7 @@ def dump_suite(suite: Suite) -> str:
 
 
 def dump(value: Mapping[str, Any], *, short: bool = True) -> str:
-    """Write plain values as YAML that versions 1.1 and 1.2 read the same way.
+    """Write plain values as YAML that has the same meaning in versions 1.1 and 1.2.
 
     short: put the innermost mappings on one line.
     """
@@ -91,7 +91,10 @@ def suite_differences(a: Suite, b: Suite) -> list[str]:
 
 
 def content(suite: Suite, *, whole: bool = False) -> dict[str, Any]:
-    """Return what is trained and measured, as plain values. whole: include unset keys of later versions."""
+    """Return the parts of a suite that determine what is trained and measured, as plain values.
+
+    whole: whether to include the settings in `ADDED` that have their defaults.
+    """
     plain = with_readings(suite).model_dump(mode="json", exclude={"description", "claims", "tune"})
     for experiment in plain["experiments"].values():
         del experiment["primary"], experiment["tuning"], experiment["figures"]
@@ -111,7 +114,7 @@ def content(suite: Suite, *, whole: bool = False) -> dict[str, Any]:
 
 
 def differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
-    """Yield the differences between two contents, as `optimizers.sgd.lr (0.1, 0.3)`."""
+    """Yield the differences between two results of `content`, as `optimizers.sgd.lr (0.1, 0.3)`."""
     if isinstance(a, dict) and isinstance(b, dict):
         for key in dict.fromkeys((*a, *b)):
             inner = f"{path}.{key}" if path else str(key)

@@ -69,11 +69,11 @@ def read_document(path: Path) -> Document:
 
 
 def difference(raw: Mapping[str, Any], base: Suite, meant: Suite) -> dict[str, Any]:
-    """Return the content of a suite file that extends `base` and results in `meant`; only the differences.
+    """Return the content of a suite file that extends `base` and results in `meant`: only the differences.
 
-    Removed keys are None; null values, where None would remove the key, are `ExplicitNull`.
+    Removed keys have the value None; a null value is `ExplicitNull` where None would remove the key.
 
-    raw: the value of the base's document. base: that suite, resolved.
+    raw: the value of the document from which `base` was loaded.
     """
     set_only, every = meant.model_dump(exclude_unset=True), meant.model_dump()
     return _difference(raw, base.model_dump(exclude_unset=True), set_only, every, ())
@@ -142,9 +142,11 @@ def _base(name: Any, place: Place, folder: Path) -> Path:
 
 
 def _meant(where: str, folder: Path, prefix: str = "") -> Path | None:
-    """Resolve a relative name in a suite in `folder`; in a run's suite it refers to the run's copy.
+    """Return the file that a relative name in a suite in `folder` refers to; None if there is no such file.
 
-    prefix: text before the name in the run's record.
+    In the suite of a run, the name refers to the copy kept by the run, if there is one.
+
+    prefix: the text that precedes the name in the run's record.
     """
     try:
         for entry in json.loads((folder / "run.json").read_text(encoding="utf-8")).get("plugins") or ():
@@ -159,7 +161,7 @@ def _meant(where: str, folder: Path, prefix: str = "") -> Path | None:
 
 
 class _Merger:
-    """Merges one document over another; every key and value keeps its location."""
+    """The merge of one document over another, in which every key and value keeps its location."""
 
     def __init__(self, base: Document, own: Document) -> None:
         self.base, self.own = base, own
@@ -197,7 +199,7 @@ class _Merger:
         return path not in self.own.explicit_nulls and not admits_null(path)
 
     def take(self, source: Document, path: KeyPath, value: Any) -> Any:
-        """Take a value unchanged from one document, with its locations."""
+        """Return a value of `source`, after copying the locations of everything in it to the result."""
         self.result.values[path] = source.values[path]
         items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
         for key, item in items:
@@ -211,8 +213,10 @@ class _Merger:
 def _difference(
     raw: Mapping[str, Any], base: Mapping[str, Any], meant: Mapping[str, Any], every: Mapping[str, Any], path: KeyPath
 ) -> dict[str, Any]:
-    """Return the keys that change `base` into `meant`. raw: the base as written; only its keys can be removed.
-    every: `meant` with its defaults."""
+    """Return the keys, with values, that change `base` into `meant`.
+
+    raw: the base as written; only keys in it can be removed. every: `meant` with its defaults.
+    """
     found: dict[str, Any] = {}
     for key in {**raw, **meant}:
         inner = (*path, key)

@@ -1,4 +1,4 @@
-"""Faults in a suite for the user: pydantic's errors with their locations and the nearest valid names."""
+"""Faults in a suite as shown to the user: pydantic's errors with their locations and the nearest valid names."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ class Fault:
 
 
 def raise_faults(faults: Iterable[Fault]) -> NoReturn:
-    """Raise the first faults, in the order of the file, as one error with a line for each.
+    """Raise the first faults, in the order of the file, as one error with a line for each fault.
 
-    It is a UsageError if all of them come from the command line, else a SuiteError.
+    The error is a UsageError if all faults are located on the command line, and a SuiteError otherwise.
     """
     distinct = list(dict.fromkeys(faults))
     distinct.sort(
@@ -98,7 +98,7 @@ def validation_faults(error: ValidationError, document: Document) -> list[Fault]
 
 
 def admits_null(path: KeyPath) -> bool:
-    """Return whether null is valid at `path`, a key of the suite itself rather than of a kind or an optimizer."""
+    """Return whether null is a valid value at `path`; False inside the settings of a kind."""
     kind: Any = Suite
     for part in path:
         if kind is None or any(isinstance(option, type) and issubclass(option, Kind) for option in _options(kind)):
@@ -167,7 +167,7 @@ def _needed(what: str, context: dict[str, Any], value: Any, fallback: str, kind:
 
 
 def _unknown_name(path: KeyPath, document: Document) -> Fault:
-    """Report a name that only an override mentions, probably a misspelling of a name in the file."""
+    """Return the fault of a name that occurs only in an override and is probably a misspelled name of the file."""
     siblings = document.value
     for part in path[:-1]:
         siblings = siblings[part]
@@ -190,7 +190,7 @@ def _shown(value: Any) -> str:
 
 
 def _locate(loc: tuple[str | int, ...], document: Document) -> tuple[KeyPath, Any, bool]:
-    """Convert pydantic's location to a path into the file, the type expected there, and whether it refers to the key.
+    """Convert pydantic's location; return a path into the file, the type expected there, and whether it means the key.
 
     The type of a kind's settings is that of the kind named in the document.
     """
@@ -208,7 +208,7 @@ def _locate(loc: tuple[str | int, ...], document: Document) -> tuple[KeyPath, An
 
 
 def _chosen(kind: Any, path: KeyPath, document: Document) -> Any:
-    """Replace a kind by the settings of the kind named in the document; return other types unchanged."""
+    """Return the type of the settings of the kind that the document names at `path`; return other types unchanged."""
     if isinstance(kind, type) and issubclass(kind, Kind):
         value = document.value
         for part in path:

@@ -32,11 +32,11 @@ Text = Annotated[str, Field(min_length=1, max_length=400)]
 
 
 OffByFalse = BeforeValidator(lambda value: None if value is False else value)
-"""For settings that null disables: `false` disables them, too."""
+"""A validator for settings that null disables, which converts `false` to null."""
 
 
 def without_nulls(value: Any, *keys: str) -> Any:
-    """Drop these keys if they are null, so that null removes the value of an extended suite."""
+    """Return a mapping without those of `keys` that are null, so that null removes a value of the extended suite."""
     if not isinstance(value, dict):
         return value
     return {key: given for key, given in value.items() if given is not None or key not in keys}
@@ -50,7 +50,7 @@ def listed_once(what: str, items: list[Any]) -> list[Any]:
 
 
 def once(what: str) -> AfterValidator:
-    """Return a validator that rejects a list with duplicates."""
+    """Return a validator that rejects lists with duplicates. what: an item in words, for the message."""
     return AfterValidator(functools.partial(listed_once, what))
 
 

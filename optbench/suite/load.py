@@ -90,7 +90,10 @@ def load_suite(
 
 
 def _sources(document: Document, find: FindSource) -> dict[str, Source]:
-    """Read the user's files of kinds and metrics, by the part of the target before the colon; skip missing files."""
+    """Read the files that define the user's kinds and metrics; skip missing files.
+
+    Returns: the sources, by the part of the target before the colon.
+    """
     experiments, claims, tune = (document.value.get(key) for key in ("experiments", "claims", "tune"))
     parts = list(experiments.values()) if isinstance(experiments, dict) else []
     parts += [c.get("readings") for c in claims.values() if isinstance(c, dict)] if isinstance(claims, dict) else []
@@ -118,7 +121,7 @@ def _named(experiment: dict[str, Any]) -> Iterator[str]:
 
 
 def _note_listed_optimizers(document: Document) -> None:
-    """Record the items of `optimizers: [sgd, adam]` as the locations of the keys of the mapping that it abbreviates."""
+    """Record each item of a list `optimizers: [sgd, adam]` as the location of the key that it stands for."""
     experiments = document.value.get("experiments")
     for name, experiment in experiments.items() if isinstance(experiments, dict) else ():
         listed = experiment.get("optimizers") if isinstance(experiment, dict) else None
@@ -178,7 +181,10 @@ def _name_faults(suite: Suite, document: Document) -> Iterator[Fault]:
 
 
 def _references(suite: Suite) -> Iterator[tuple[KeyPath, int, str, tuple[str, Collection[str]]]]:
-    """Yield each reference to a part of the suite: path, how much of it to show, name, and the valid names."""
+    """Yield each reference to a part of the suite.
+
+    Each has the path, the number of its segments to show, the name, and the kind of part with the valid names.
+    """
     any_experiment, any_optimizer = ("experiment", suite.experiments), ("optimizer", suite.optimizers)
     optimizers = {n: (f"optimizer in {n}", e.optimizers or suite.optimizers) for n, e in suite.experiments.items()}
     models = {n: (f"model in {n}", e.models) for n, e in suite.experiments.items()}
@@ -210,7 +216,7 @@ def _references(suite: Suite) -> Iterator[tuple[KeyPath, int, str, tuple[str, Co
 
 
 def _tune_faults(suite: Suite, document: Document, as_written: bool) -> Iterator[Fault]:
-    """Yield a fault for each metric by which settings cannot be chosen, and for tuning seeds used for evaluation."""
+    """Yield a fault for each metric that cannot be used to choose settings, and for tuning seeds used in evaluation."""
     tune = suite.tune
     rules: dict[KeyPath, MetricSettings] = {}
     if tune is not None and not as_written:
@@ -284,7 +290,7 @@ def _listed_metrics(suite: Suite) -> Iterator[tuple[KeyPath, MetricSettings]]:
 
 
 def _readings_faults(suite: Suite, document: Document, as_written: bool) -> Iterator[Fault]:
-    """Yield a fault for each claim with readings on the last task of a metric that has no value there."""
+    """Yield a fault for each claim that reads a metric on the last task's test data, where it is not measured."""
     for name, claim in suite.claims.items():
         if as_written or claim.readings is None or "last" not in claim.readings.data:
             continue
@@ -300,7 +306,7 @@ def _readings_faults(suite: Suite, document: Document, as_written: bool) -> Iter
 
 
 def _named_metrics(suite: Suite) -> Iterator[tuple[KeyPath, str, Callable[[str], object]]]:
-    """Yield each reference to a metric of the catalog: path, name, and a check that raises UsageError."""
+    """Yield each reference to a metric that must be in the catalog: path, name, and a check that raises UsageError."""
     measured = with_readings(suite).experiments
     for path, entry in _listed_metrics(suite):
         if entry.kind != DEFAULT and not entry.is_users:
@@ -331,9 +337,9 @@ def _named_metrics(suite: Suite) -> Iterator[tuple[KeyPath, str, Callable[[str],
 def _taken(
     where: ExperimentSettings | None, listed: Iterable[tuple[KeyPath, str]]
 ) -> Iterator[tuple[KeyPath, str, Callable[[str], object]]]:
-    """Yield the references in `listed` to metrics that an experiment must measure, in the form of `_named_metrics`.
+    """Yield the references in `listed`, with their checks, in the form of `_named_metrics`.
 
-    where: the experiment, or None if it does not exist.
+    listed: references to metrics that an experiment must measure. where: the experiment; None if it does not exist.
     """
     checks = [check_metric]
     if where is not None:
@@ -346,7 +352,7 @@ def _taken(
 def _settings_faults(
     document: Document, check: OptimizerCheck | None, target: str, hyperparameters: Mapping[str, Any], *paths: KeyPath
 ) -> Iterator[Fault]:
-    """Yield the first fault of an optimizer's settings, which are written at `paths`, the most specific first."""
+    """Yield the first fault in an optimizer's settings, if any. paths: where they are written, most specific first."""
     try:
         for variant in variants(hyperparameters):
             if check is not None:
@@ -358,9 +364,9 @@ def _settings_faults(
 
 
 def _place_of_settings(document: Document, message: str, quoted: Mapping[str, str], paths: Sequence[KeyPath]) -> Place:
-    """Return the location of the first setting that the message quotes, else that of the optimizer.
+    """Return the location of the first setting quoted in the message, or of the optimizer if no setting is quoted.
 
-    quoted: maps text that the message may quote to its key.
+    quoted: the key of each setting, by the text that the message may quote.
     """
     named = sorted((message.index(f"'{text}'"), key) for text, key in quoted.items() if f"'{text}'" in message)
     for _, key in named:

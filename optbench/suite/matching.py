@@ -19,4 +19,4 @@ class Matching(Settings):
     on: Literal["learning_accuracy", "average_accuracy", "last_task_accuracy", "earlier_tasks_accuracy"]
     """The metric by which variants are matched."""
     within: Annotated[float, Field(gt=0)]
-    """Variants further apart than this are not matched: they are listed but are not part of the claim."""
+    """The maximum distance. Variants further apart are not matched: they are listed, but are not part of the claim."""

@@ -1,4 +1,4 @@
-"""The metrics that an experiment measures: those that it lists, and the readings of claims about it."""
+"""The metrics that an experiment measures: those that it lists, and those read by claims about it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from optbench.suite.schema import Suite
 
 
 def with_readings(suite: Suite) -> Suite:
-    """Return the suite with the readings of its claims appended to its experiments' metrics."""
+    """Return the suite with the metrics read by its claims appended to the metrics of its experiments."""
     added = {name: extra for name in suite.experiments if (extra := list(unlisted(suite, name)))}
     if not added:
         return suite
@@ -24,7 +24,7 @@ def with_readings(suite: Suite) -> Suite:
 
 
 def unlisted(suite: Suite, experiment: str) -> Iterator[MetricSettings]:
-    """Yield each metric that an experiment measures only for the readings of claims."""
+    """Yield each metric that an experiment does not list, but measures for the readings of claims."""
     listed = suite.experiments[experiment].metrics
     everything = listed is None or any(entry.kind == DEFAULT for entry in listed)
     known = {entry.name for entry in listed or ()}

@@ -57,7 +57,7 @@ Precision = Literal["float32", "bfloat16"]
 
 
 class WeightAveraging(Settings):
-    """An average of the weights over steps, measured instead of the weights; training continues from the weights."""
+    """An average of the weights over steps that is measured instead of the weights; training is not affected by it."""
 
     kind: Literal["ema"]
     """`ema`: the exponential moving average a ← d a + (1 - d) w, which starts at the weights after the first step and
@@ -86,7 +86,7 @@ class Augment(Settings):
 
     @property
     def ways(self) -> int:
-        """The number of equally likely outcomes per image."""
+        """The number of equally likely augmentations of an image."""
         return (2 * self.crop + 1) ** 2 * (2 if self.flip else 1)
 
 
@@ -111,7 +111,7 @@ class Protocol(Settings):
     """Maximum norm of the gradient of all parameters together; a larger gradient is scaled down to it before each step,
     as by `torch.nn.utils.clip_grad_norm_`. null: no clipping."""
     weight_averaging: Annotated[WeightAveraging | None, OffByFalse] = None
-    """Measure an average of the weights, as in {kind: ema, decay: 0.999}; null or false: measure the weights."""
+    """Measure an average of the weights, as in `{kind: ema, decay: 0.999}`; null or false: measure the weights."""
     precision: Precision = "float32"
     """`bfloat16`: run training forward passes under autocast; weights, optimizer and measurements stay in float32."""
     validation_examples: Annotated[Whole, Field(ge=1)] = 5000

@@ -9,7 +9,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from optbench.suite.fields import Settings, without_nulls
 
 OF_KIND = {"floor": ("linear", "cosine", "wsd"), "decay": ("wsd",)}
-"""The kinds that accept a key, for keys that not all kinds accept."""
+"""The kinds that accept a key, for each key that some kinds reject."""
 
 
 class RateSchedule(Settings):

@@ -83,7 +83,7 @@ class Readings(Settings):
         return self
 
     def _found(self, names: list[str]) -> PrimaryReading:
-        """Return the primary reading as written in `metrics` and `layers`, so that a recorded suite finds it there."""
+        """Return the primary reading with its layer written as in `layers`, so that a recorded suite finds it there."""
         said = self.primary
         if said.metric not in self.metrics:
             _not_among("metrics", [entry.name for entry in self.metrics], "metric", said.metric.name)
@@ -109,14 +109,14 @@ class Readings(Settings):
 
     @property
     def primary_cell(self) -> ReadingCell:
-        """The cell that gives the verdict."""
+        """The cell of the primary reading, which gives the verdict."""
         said = self.primary
         place = self.metrics.index(said.metric) * len(self.layers) + self.layers.index(said.layer)
         return self.cells[place * len(self.data) + self.data.index(said.data)]
 
 
 def in_layer(entry: MetricSettings, layer: Mapping[str, Any], place: tuple[str | int, ...]) -> MetricSettings:
-    """Add a layer's settings to those of a metric. place: the location of the layer, for the message.
+    """Return a metric with the settings of a layer added. place: the location of the layer, for the message.
 
     Raises:
         ValidationError: the metric does not accept these settings, or already has one of them.
@@ -153,6 +153,6 @@ def _not_among(what: str, choices: Iterable[str], key: str, given: str) -> NoRet
 
 
 def _refuse(place: tuple[str | int, ...], message: str, value: Any = None) -> NoReturn:
-    """Raise an error located at the key of `value` that begins the message."""
+    """Raise ValidationError at `place`; its message may begin with a key of `value`, the input of the error."""
     detail = InitErrorDetails(type="value_error", loc=place, input=value, ctx={"error": ValueError(message)})
     raise ValidationError.from_exception_data("readings", [detail])

@@ -14,7 +14,7 @@ _SUFFIXES = (".yaml", ".yml")
 
 
 def shipped_suites() -> dict[str, Path]:
-    """Return the files of the shipped suites by name, sorted."""
+    """Return the files of the shipped suites by name, sorted by name."""
     return dict(sorted(_installed().items() or _in_checkout().items()))
 
 
@@ -28,7 +28,7 @@ def _installed() -> dict[str, Path]:
 
 
 def _in_checkout() -> dict[str, Path]:
-    """Return the folder of suites in a checkout, where it is next to the package instead of inside it."""
+    """Return the suites of a checkout, whose folder is next to the package instead of inside it; empty elsewhere."""
     root = Path(__file__).resolve().parents[2]
     # `site-packages/suites` would belong to another package.
     folder = root / "suites"

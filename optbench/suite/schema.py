@@ -151,7 +151,7 @@ class ExperimentTune(Settings):
     models: Annotated[list[Name], Field(min_length=1), once("model")] | None = None
     """The models over which the metric is averaged; null: every model of the experiment."""
     metric: MetricSettings | None = None
-    """The metric to choose by; null: the suite's `tune.metric`."""
+    """The metric by which settings are chosen; null: the suite's `tune.metric`."""
     optimizers: dict[Name, Space] = Field(default={})
     """Search spaces that replace those of the suite's `tune.optimizers`."""
 
@@ -278,19 +278,19 @@ class ExperimentSettings(Settings):
         return value
 
     def user_targets(self, model: str) -> tuple[str, ...]:
-        """Return the user's targets that training a model uses, except those of optimizers."""
+        """Return the user-defined targets that are used to train and measure a model, except those of optimizers."""
         other = () if self.transfer is None else self.transfer.chain
         kinds = (*self.dataset.chain, *other, self.tasks, self.models[model])
         return tuple(kind.kind for kind in (*kinds, *self.own_metrics.values()) if kind.is_users)
 
     @property
     def text_targets(self) -> tuple[str, ...]:
-        """Return the user's texts that training uses."""
+        """Return the targets of the user's texts from which the dataset is made."""
         return tuple(f"{TEXT}{path}" for path in self.dataset.texts.values())
 
     @property
     def own_metrics(self) -> dict[str, MetricSettings]:
-        """Return metrics that are not in the catalog, by name: users' metrics, and metrics with settings."""
+        """Return the listed metrics that are not in the catalog, by name: users' metrics, and metrics with settings."""
         return {entry.name: entry for entry in self.metrics or () if not entry.in_catalog}
 
 
@@ -317,5 +317,5 @@ class Suite(Settings):
     """How `optbench tune` chooses settings; null: the defaults of its keys."""
 
     def taking_part(self, experiment: ExperimentSettings) -> dict[str, dict[str, Any]]:
-        """Return the optimizers of an experiment, each with its overrides."""
+        """Return the optimizers of an experiment by name, each with its overrides in the experiment."""
         return {name: {} for name in self.optimizers} if experiment.optimizers is None else experiment.optimizers

@@ -14,11 +14,11 @@ from optbench.kinds import Whole
 from optbench.suite.fields import Settings
 
 MOST_SCORED_WHOLE = 20
-"""Up to this many tasks, all tasks are scored after each task by default."""
+"""Maximum number of tasks for which, by default, all tasks are scored after each task."""
 
 
 class Every(Settings):
-    """`{every: k}`: the current task, and tasks k, 2k, ... after each of the tasks k, 2k, ... and before training."""
+    """`{every: k}`: score as `current`; before training and after tasks k, 2k, ..., also score tasks k, 2k, ..."""
 
     every: Annotated[Whole, Field(ge=1)]
     """The interval k, in tasks."""
@@ -49,7 +49,8 @@ def scored_tasks(score: Rule | None, tasks: int, after_task: int) -> tuple[int, 
     """Return the tasks (1..T, ascending) that are scored after `after_task` (0: before training).
 
     `current`: the task just learnt and the next one, whose loss before its first step shows whether training diverged.
-    `{every: k}`: also the tasks k, 2k, ..., learnt or not, if `after_task` is 0 or one of them; `{every: 1}` is `all`.
+    `{every: k}`: also the tasks k, 2k, ..., learnt or not, if `after_task` is a multiple of k, such as 0; `{every: 1}`
+    is `all`.
     """
     rule = resolved(score, tasks)
     if rule == "all":
@@ -61,7 +62,7 @@ def scored_tasks(score: Rule | None, tasks: int, after_task: int) -> tuple[int, 
 
 
 def scoring(score: Rule | None, tasks: int) -> str | None:
-    """Return a sentence that states which tasks are scored; None if all are."""
+    """Return a sentence that states which tasks are scored; None if all tasks are."""
     rule = resolved(score, tasks)
     if rule == "all" or tasks <= 2:
         return None

@@ -6,13 +6,13 @@ import re
 
 _RANGE = re.compile(r"\[?\s*(\d{1,18})\s*(?:-|–|\.\.\.?|:|to)\s*(\d{1,18})\s*\]?", re.ASCII)
 _LISTED = 12
-"""A longer list would hide the rest of the message."""
+"""Maximum number of seeds to list; a longer list would hide the rest of the message."""
 
 
 def instead_of_range(text: str, brackets: bool) -> str | None:
     """Return the valid form of a range such as `0-4`, `0..4` or `3 to 7`, both ends included; None for other text.
 
-    brackets: write a list in brackets, as in a suite.
+    brackets: whether to write lists in brackets, as in a suite.
     """
     found = _RANGE.fullmatch(text.strip())
     if found is None:

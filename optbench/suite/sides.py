@@ -39,12 +39,12 @@ def _side_or_number(value: Any) -> str | list[str] | float:
 
 # Not validated as unions, because pydantic would then report one fault per type.
 Side = Annotated[str | list[str], PlainValidator(_side)]
-"""An optimizer, or one of its variants; or two of them, for a metric of two solutions."""
+"""An arm (an optimizer, or one of its variants), or a list of two arms for a metric of two solutions."""
 SideOrNumber = Annotated[str | list[str] | float, PlainValidator(_side_or_number)]
 
 
 def split_arm(arm: str) -> tuple[str, str | None]:
-    """Split the name of an arm into an optimizer and its variant; None stands for every variant."""
+    """Split the name of an arm into an optimizer and a variant, which is None if the arm stands for every variant."""
     optimizer, _, variant = arm.partition(" ")
     return optimizer, variant or None
 
@@ -75,10 +75,12 @@ def covers(arm: str, optimizer: str, variant: str) -> bool:
 def crossed(
     left: str | list[str], right: str | list[str] | float, arms: Sequence[Named]
 ) -> list[tuple[Arms, Arms | float]]:
-    """Return both sides of each part of a claim on one model: every variant of the left against every one of the right.
+    """Return the parts of a claim on one model: each variant on the left with each variant on the right.
 
-    arms: those of the model. If an optimizer is named without a variant in both of two pairs of solutions, it has the
-    same variant in both. Sides with the same arms in any order have nothing to compare and are left out.
+    arms: the arms trained on the model.
+
+    If both sides are pairs of solutions and name the same optimizer without a variant, it has the same variant in both.
+    Two sides with the same arms, in any order, are left out, because there is nothing to compare.
     """
     if isinstance(right, float):
         return [(a, right) for a in _variants(left, arms)]
@@ -97,6 +99,6 @@ def _variants(side: str | list[str], arms: Sequence[Named]) -> list[Arms]:
 
 
 def _same_variants(left: Sequence[str], a: Arms, right: Sequence[str], b: Arms) -> bool:
-    """Return whether each name that is in `left` and `right` stands for the same arm in `a` and in `b`."""
+    """Return whether each name that occurs in both `left` and `right` stands for the same arm in `a` as in `b`."""
     of_left, of_right = dict(zip(left, a, strict=True)), dict(zip(right, b, strict=True))
     return all(of_left[name] == of_right[name] for name in of_left.keys() & of_right.keys())

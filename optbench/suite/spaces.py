@@ -14,7 +14,7 @@ FORMS = "a list of values, {log: [low, high], points: n} or {of: optimizer.key, 
 
 
 def space_problems(suite: Suite) -> Iterator[tuple[KeyPath, str]]:
-    """Yield entries of a space that have none of the valid forms: path into the suite, and message."""
+    """Yield the path in the suite, and a message, for each entry of a space that has none of the valid forms."""
     for name, settings in suite.experiments.items():
         for optimizer, cost in (settings.tuning or {}).items():
             for key, value in (cost.space or {}).items():

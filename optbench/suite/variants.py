@@ -17,11 +17,11 @@ from optbench.suite.schema import LogGrid
 
 KeyPath: TypeAlias = tuple[str, ...]
 Combined: TypeAlias = tuple[dict[KeyPath, Any], dict[KeyPath, list[Any]]]
-"""One listed setting, and the sweeps that it is combined with."""
+"""One listed setting, and the sweeps with which it is combined."""
 
 MAX_VARIANTS = 10_000
 LISTED = "variants"
-"""The key under which an optimizer may list settings, instead of sweeping every combination."""
+"""The key under which an optimizer can list settings instead of sweeping all combinations of values."""
 
 # Hyper-parameters of torch.optim and pytorch-optimizer whose single value is a sequence of numbers.
 SEQUENCES = frozenset(
@@ -66,7 +66,7 @@ def variants(hyperparameters: Mapping[str, Any]) -> list[Variant]:
 
 
 def count_variants(hyperparameters: Mapping[str, Any]) -> int:
-    """Return the number of variants without constructing them; raises as `variants`, except for too many."""
+    """Return the number of variants without constructing them; raise as `variants` does, but not for too many."""
     return _count(_combined(hyperparameters)[1])
 
 
@@ -75,7 +75,10 @@ def _count(combined: Sequence[Combined]) -> int:
 
 
 def _combined(hyperparameters: Mapping[str, Any]) -> tuple[dict[str, Any], list[Combined]]:
-    """Return the fixed values, and every listed setting (one empty setting if none is listed) with its sweeps."""
+    """Return the hyper-parameters without `variants`, and each listed setting with the sweeps of the other keys.
+
+    Without `variants` there is one empty setting.
+    """
     fixed = {key: value for key, value in hyperparameters.items() if key != LISTED}
     listed = _listed(hyperparameters[LISTED]) if LISTED in hyperparameters else [{}]
     swept = _swept(fixed)
@@ -91,7 +94,7 @@ def variant_name(values: Mapping[KeyPath, Any]) -> str:
 
 
 def with_values(hyperparameters: Mapping[str, Any], values: Mapping[KeyPath, Any]) -> dict[str, Any]:
-    """Return the hyper-parameters with these values inserted, in the order of the file; new ones follow."""
+    """Return the hyper-parameters with these values inserted; keys keep their order, and new keys are appended."""
     found = dict(hyperparameters)
     for path, value in values.items():
         inner = found.get(path[0])
@@ -125,7 +128,7 @@ def _listed(settings: Any) -> list[dict[KeyPath, Any]]:
 
 
 def _swept(hyperparameters: Mapping[str, Any], *above: str) -> dict[KeyPath, list[Any]]:
-    """Return the swept values by path."""
+    """Return the values of each sweep by path. above: the path of the optimizer that contains `hyperparameters`."""
     found: dict[KeyPath, list[Any]] = {}
     for key, value in hyperparameters.items():
         if isinstance(value, dict) and isinstance(value.get("target"), str):  # an inner optimizer
