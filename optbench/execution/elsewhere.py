@@ -26,14 +26,14 @@ def versions() -> dict[str, str]:
 
 
 def made_with() -> dict[str, str]:
-    """Return `versions`, and the CPU instructions, which are only noted if they differ. Imports torch."""
+    """Return `versions` and the CPU instructions; different instructions are allowed, but noted. Imports torch."""
     from optbench.engine.device import cpu_capability
 
     return {**versions(), INSTRUCTIONS: cpu_capability()}
 
 
 def differences(expected: Mapping[str, str]) -> list[str]:
-    """Return notes for trials trained by this process: each entry of `made_with` that is not as expected."""
+    """Return notes for trials trained by this process, one for each entry of `made_with` that is not as expected."""
     return [
         f"trained with {name} {now}; the main process has {expected[name]}"
         for name, now in made_with().items()
@@ -56,7 +56,7 @@ def refusal(found: Mapping[str, str], host: str) -> str | None:
 def unlike(job: Job) -> str | None:
     """Return how the source of an installed package that a run uses differs from that of the main process, or None.
 
-    First, users' modules that were sent with the job are made importable, from a folder next to its states.
+    Before the comparison, users' modules that were sent with the job are written to a folder and made importable.
     """
     assert job.elsewhere is not None
     folder = job.interim.parent / "modules"

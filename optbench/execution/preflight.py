@@ -189,7 +189,7 @@ def placed(place: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _reported(place: str, kind: Kind) -> Iterator[None]:
-    """Report exceptions that a user's kind raises in the block. place: the place of its settings in the suite.
+    """Convert exceptions that a user's kind raises in the block. place: the place of its settings in the suite.
 
     Raises:
         KindError: the kind raised an exception or violates its contract.
@@ -205,7 +205,10 @@ def _reported(place: str, kind: Kind) -> Iterator[None]:
 
 
 def check_tasks(name: str, experiment: ExperimentSettings, dataset: Dataset, suite: Suite) -> Outline:
-    """Check that every task has a full batch; for built-in task sequences, only the targets are needed."""
+    """Check that every task has a full batch; return an outline of the tasks.
+
+    For built-in task sequences, only the targets of the dataset are needed.
+    """
     import torch
 
     from optbench.tasks import TaskFamily

@@ -117,7 +117,7 @@ class SlurmJobs:
             self._submitted += workers
 
     def _stored(self, name: str, parcel: Parcel) -> Parcel:
-        """Write a parcel that many jobs read to a file."""
+        """Write the content of a parcel to a file, from which many jobs can read it; return a parcel with its path."""
         place = self.folder / name
         place.write_bytes(parcel.content)
         return Parcel(parcel.sum, str(place))

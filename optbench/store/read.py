@@ -243,7 +243,7 @@ def read_rows(file: Path, row_type: type[Row]) -> list[tuple[str, Row]]:
 
 
 def only(table: pa.Table, trials: pa.Array) -> pa.Table:
-    """Select the rows of these trials, in order."""
+    """Return the rows of these trials, in the order of the table."""
     keep = pc.is_in(table["trial"], value_set=trials)
     return table if pc.all(keep, min_count=0).as_py() else table.filter(keep)
 

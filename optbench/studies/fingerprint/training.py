@@ -41,7 +41,7 @@ KEY = "fingerprint"
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to train.
+    """A request to train an optimizer.
 
     settings: `key=value` of the optimizer's hyper-parameters; if a learning rate is among them, nothing is tuned.
     seeds: if empty, the suite's seeds, or three if `quick`.
@@ -55,7 +55,10 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Trained:
-    """What was trained. tuning: the run that chose the learning rates, if any. interrupted: whether it ended early."""
+    """The result of a request.
+
+    tuning: the run that chose the learning rates, if any. interrupted: whether training ended early.
+    """
 
     optimizer: str
     run: Path

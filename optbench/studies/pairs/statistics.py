@@ -25,7 +25,7 @@ class ArmName:
 
     @property
     def label(self) -> str:
-        """Its name: `adam`, or `adam lr=0.001` if settings were swept."""
+        """The arm's name: `adam`, or `adam lr=0.001` if settings were swept."""
         return self.optimizer if self.variant == "default" else f"{self.optimizer} {self.variant}"
 
 

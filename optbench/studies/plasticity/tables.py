@@ -116,7 +116,7 @@ def _points(one: LearntOnline) -> Sequence[float]:
 
 
 def _undefined(here: Sequence[LearntOnline]) -> Iterable[str]:
-    """Yield why metrics are undefined, in one line for all arms, else by name."""
+    """Yield the reasons why metrics are undefined, naming the arms unless a reason applies to all of several arms."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for name in DERIVED:
         for one in here:

@@ -85,10 +85,10 @@ def draw(
 
 
 def widen(search: Search, tried: Sequence[Values], best: Values, edges: Sequence[str]) -> list[Values]:
-    """Return `WIDENED_BY` more settings beyond the best if it is at an edge, else between it and its neighbours.
+    """Return `WIDENED_BY` settings beyond the best one if it is at an edge, else between it and its neighbours.
 
-    The new settings differ from the best in one hyper-parameter whose values are all positive numbers: the first at an
-    edge, else the first. Returns an empty list if there is no such hyper-parameter.
+    The new settings differ from the best one in one hyper-parameter whose values are all positive numbers: the first at
+    an edge, else the first. Returns an empty list if there is no such hyper-parameter.
     """
     numeric = [d for d in search.dimensions if all(_is_positive(value) for value in d.values)]
     at_an_edge = [dimension for dimension in numeric if dimension.name in edges]
@@ -100,7 +100,7 @@ def widen(search: Search, tried: Sequence[Values], best: Values, edges: Sequence
 
 
 def can_widen(search: Search, edges: Sequence[str]) -> bool:
-    """Return whether the best is at an edge that can be extended."""
+    """Return whether the best setting is at an edge that can be extended."""
     return any(d.name in edges and all(_is_positive(value) for value in d.values) for d in search.dimensions)
 
 

@@ -42,12 +42,12 @@ class Dimension:
 
     @property
     def name(self) -> str:
-        """Its dotted path: `lr`, or `base.lr`."""
+        """The dotted path of the hyper-parameter: `lr`, or `base.lr`."""
         return ".".join(self.path)
 
     @property
     def stated(self) -> Any:
-        """Its space as written in a suite."""
+        """The space of the hyper-parameter as written in a suite."""
         return {"log": list(self.log), "points": len(self.values)} if self.log else list(self.values)
 
 
@@ -77,7 +77,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Tie:
-    """A hyper-parameter that follows another optimizer's: `times` its chosen value."""
+    """A hyper-parameter whose value is `times` the value chosen for a hyper-parameter of another optimizer."""
 
     experiment: str
     optimizer: str
@@ -98,7 +98,7 @@ class Untuned:
 
 @dataclass(frozen=True)
 class Searches:
-    """All searches, the hyper-parameters that follow, and the optimizers that are not tuned."""
+    """All searches, the hyper-parameters that follow others, and the optimizers that are not tuned."""
 
     searches: tuple[Search, ...]
     ties: tuple[Tie, ...]

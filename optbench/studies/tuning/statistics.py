@@ -98,7 +98,7 @@ class TunedOptimizer:
 
     @property
     def score(self) -> str:
-        """The word for its scores."""
+        """The word for the scores: `accuracy`, or `score` for text."""
         return "score" if self.in_bits else "accuracy"
 
     @property
@@ -279,7 +279,7 @@ def _ends(tuned: TunedOptimizer, chosen: TriedSetting) -> Iterator[tuple[str, En
 
 
 def _tried(given: Sequence[Mapping[str, Any]], space: Mapping[str, Any]) -> list[str]:
-    """Return the paths that differ between variants, and those declared as searched."""
+    """Return the paths whose values differ between variants, and those declared as searched."""
     return [
         path
         for path in dict.fromkeys(path for values in given for path in values)

@@ -145,7 +145,7 @@ class Tuner:
         return True
 
     def _widened(self, search: Search, known: Mapping[Key, TunedOptimizer]) -> list[Values]:
-        """Add settings for every optimizer of an experiment if the best of one is at an edge."""
+        """Return further settings for a search if the best setting of any optimizer of its experiment is at an edge."""
         if not self.method.widen or self.rounds > MOST_WIDENINGS:
             return []
         here = [one for one in self.searches.searches if one.experiment == search.experiment and one.key in known]
@@ -155,7 +155,7 @@ class Tuner:
         return self._beyond(search, tuned) or self._beside(search, tuned, ())
 
     def _beyond(self, search: Search, tuned: TunedOptimizer) -> list[Values]:
-        """Return settings beyond the edge at which the best one is, if the optimizer accepts them."""
+        """Return settings beyond the edge at which the best one lies, omitting those that the optimizer rejects."""
         return self._beside(search, tuned, tuned.edges) if can_widen(search, tuned.edges) else []
 
     def _beside(self, search: Search, tuned: TunedOptimizer, edges: Sequence[str]) -> list[Values]:

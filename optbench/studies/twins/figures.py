@@ -28,7 +28,7 @@ WIDE = 20
 
 @dataclass(frozen=True)
 class DrawnTwins:
-    """Drawn twins. series: look and label of their line; sides: their arms."""
+    """A pair of twins in a figure. series: the look and label of its line. sides: the arms of the two optimizers."""
 
     twins: Twins
     series: Series
@@ -36,7 +36,7 @@ class DrawnTwins:
 
     @property
     def shared(self) -> list[Moment]:
-        """Places at which all of its seeds have a distance."""
+        """Places at which every seed with any distance has one."""
         return [place for place in self.twins.places if len(self.twins.at(place)) == len(self.twins.distances)]
 
 
