@@ -12,6 +12,7 @@ from optbench.metrics import METRICS
 from optbench.metrics.own import MARK
 from optbench.optimizers.needs import PARAMETERS, first_given
 from optbench.optimizers.registry import OPTIMIZERS
+from optbench.targets.source import check_names_attribute
 
 NAMES = {
     "optimizer": OPTIMIZERS,
@@ -32,6 +33,10 @@ def recognise(target: str) -> str:
         for known, names in NAMES.items():
             if target in names:
                 return known
+        try:
+            check_names_attribute(target)
+        except targets.TargetError as error:
+            raise UsageError(*error.args) from None
         guess = nearest(target, [name for names in NAMES.values() for name in names])
         hint = f"did you mean '{guess}'?" if guess else "see optbench list optimizers|datasets|tasks|models|metrics"
         raise UsageError(f"unknown name '{target}'; {hint} (or module:attribute, or ./file.py:attribute)")

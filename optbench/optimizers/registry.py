@@ -15,6 +15,7 @@ from optbench.optimizers.from_torch import TORCH
 from optbench.optimizers.needs import check_given, declared_needs
 from optbench.optimizers.ours import OURS
 from optbench.optimizers.spec import DECLARATIONS, NEEDS, OptimizerSpec
+from optbench.targets.source import TargetError, check_names_attribute
 
 OPTIMIZERS: Mapping[str, OptimizerSpec] = {spec.name: spec for spec in (*TORCH, *PYTORCH_OPTIMIZER, *OURS)}
 
@@ -34,6 +35,10 @@ def find(target: str) -> OptimizerSpec:
         return OPTIMIZERS[target]
     if is_plugin(target):
         return OptimizerSpec(target, target, "per-member", "a user's optimizer", "", "as it needs", source="yours")
+    try:
+        check_names_attribute(target)
+    except TargetError as error:
+        raise OptimizerError(*error.args) from None
     raise OptimizerError(unknown("optimizer", target, OPTIMIZERS) + "; or module:Class, or ./file.py:Class")
 
 

@@ -90,6 +90,23 @@ def is_file(where: str) -> bool:
     return where.endswith(".py") and not is_text(where)
 
 
+def check_names_attribute(target: str) -> None:
+    """Raise TargetError if a target is a file alone, as `./mine.py`, with the names that the file defines.
+
+    The file is parsed, not executed.
+    """
+    if not is_file(target):
+        return
+    try:
+        body = ast.parse(Path(target).read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        body = []
+    named = [node.name for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+    public = [name for name in named if not name.startswith("_")]
+    which = f" ({', '.join(public)})" if public else ""
+    raise TargetError(f"{target}: expected {target}:NAME, a class or function in that file{which}, got no NAME")
+
+
 def is_text(where: str) -> bool:
     return where.startswith(TEXT)
 

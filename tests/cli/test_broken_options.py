@@ -193,6 +193,10 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "list without a kind": (["list"], "Missing argument 'KIND'"),
     "unknown kind to list": (["list", "optimisers"], "did you mean 'optimizers'?"),
     "list with an escape": (["list", "\x1b[31m\n"], r"unknown kind '\x1b[31m\n'"),
+    "file without a name": (
+        ["check", "gone.py"],
+        "gone.py: expected gone.py:NAME, a class or function in that file, got",
+    ),
     "misspelt target": (["check", "sdg"], "unknown name 'sdg'; did you mean 'sgd'?"),
     "target unlike any name": (["check", "nobody"], "unknown name 'nobody'; see optbench list optimizers|"),
     "target in a missing file": (["check", "./gone.py:Mine"], "there is no file gone.py"),

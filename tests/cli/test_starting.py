@@ -42,3 +42,13 @@ def test_init_overwrites_nothing(lab: Path, capsys: pytest.CaptureFixture[str]) 
     (lab.parent / "file").write_text("")
     assert "file: expected a folder, or a path where one can be created" in refusal(capsys, lab.parent, "init", "file")
     assert "expected a folder" in refusal(capsys, lab.parent, "init", "file/below")
+
+
+def test_a_file_without_a_name_is_rejected_with_the_names_that_it_defines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["init", str(tmp_path)]) == 0
+    file = tmp_path / "mine.py"
+    for words in (["check", file], ["run", "smoke", "--optimizer", f"mine={file}", "--dry-run"]):
+        said = refusal(capsys, tmp_path, *words)
+        assert f"{file}: expected {file}:NAME, a class or function in that file (Mine, Small, quiet_units)" in said
