@@ -195,7 +195,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "list with an escape": (["list", "\x1b[31m\n"], r"unknown kind '\x1b[31m\n'"),
     "file without a name": (
         ["check", "gone.py"],
-        "gone.py: expected gone.py:NAME, a class or function in that file, got",
+        "gone.py: expected gone.py:NAME, a class or function",
     ),
     "misspelt target": (["check", "sdg"], "unknown name 'sdg'; did you mean 'sgd'?"),
     "target unlike any name": (["check", "nobody"], "unknown name 'nobody'; see optbench list optimizers|"),
