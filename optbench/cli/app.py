@@ -52,7 +52,7 @@ def _leave(command: Callable[[], int]) -> NoReturn:
 
 
 def _request(context: typer.Context) -> Request:
-    """Return the options that a command shares with `run`, as given."""
+    """Return the options that a command shares with `run`, as given on the command line."""
     from optbench.cli.training import Request
 
     many = {"experiments": "experiment", "models": "model", "optimizers": "optimizer", "settings": "set_"}

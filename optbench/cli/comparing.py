@@ -69,9 +69,13 @@ def _conclude(judged: Sequence[JudgedGate], *, strict: bool) -> int:
 
 
 def _side(text: str, runs_dir: Path) -> tuple[Path, str]:
-    """Split `RUN`, `RUN:OPTIMIZER` or `RUN:OPTIMIZER/VARIANT` into the run and the rest.
+    """Split `RUN`, `RUN:OPTIMIZER` or `RUN:OPTIMIZER/VARIANT` into the path of the run and the text after the colon.
 
-    The name of a directory may itself contain a colon.
+    A text that is as a whole the path or id of a run is not split, since either may contain a colon.
+
+    Raises:
+        UsageError: there is no text before or after the colon.
+        StoreError: as in `find_run`.
     """
     run, colon, named = text.rpartition(":")
     if not colon or is_run(Path(text)) or is_run(runs_dir / text):

@@ -298,7 +298,7 @@ def number_ranges(numbers: Sequence[int]) -> str:
 
 
 def _variants(cohort: Cohort) -> str:
-    """List variants, with names for several optimizers: `default`; `sgd; momentum lr=0.1; momentum lr=0.2`."""
+    """List the variants of a cohort, by name or, if there are many, only the first and the last."""
     arms = dict.fromkeys((trial.optimizer, trial.variant) for trial in cohort.trials)
     if len(cohort.optimizers) > 1:
         names = [optimizer if variant == "default" else f"{optimizer} {variant}" for optimizer, variant in arms]

@@ -33,12 +33,12 @@ class TrialGroup:
 
     @property
     def slowest(self) -> Progress | None:
-        """The trial in training with the least progress."""
+        """The progress of the trial in training that has advanced least; None if no trial is in training."""
         return min(self.training.values(), key=lambda news: news.fraction, default=None)
 
     @property
     def accuracy(self) -> float | None:
-        """Mean held-out accuracy of the trials in training, each on its current task."""
+        """Mean held-out accuracy of the trials in training, each on its current task; None if not known for any."""
         known = [news.accuracy for news in self.training.values() if news.accuracy is not None]
         return sum(known) / len(known) if known else None
 

@@ -32,7 +32,7 @@ from optbench.suite.schema import Sampler
 
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 SOURCE = "source.yaml"
-"""A copy of the suite in the run directory, which a resumed tuning uses."""
+"""Name of the copy of the suite in the run directory, which a resumed tuning uses."""
 TUNED = "tuned.yaml"
 
 
@@ -187,9 +187,10 @@ def _seeds(text: str | None, suite: Suite) -> list[int] | None:
 
 
 def _source(what: _What, path: Path) -> tuple[str | Path | None, dict[str, Any]]:
-    """Return the base of a tuned suite, a shipped name or a file, and the content of the suite being tuned.
+    """Return the base of the tuned suite, and the content of the suite being tuned.
 
-    The base is None if the original file no longer exists or has changed.
+    The base, which the tuned suite extends, is the name of a shipped suite or a file. It is None if the original no
+    longer exists or has changed.
     """
     raw = read_document(path).value
     try:

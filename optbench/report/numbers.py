@@ -95,7 +95,7 @@ def words(name: str, in_bits: bool = False) -> str:
 
 
 def marked(text: str, not_learnt: object) -> str:
-    """Return `text`, with an attached dagger if `not_learnt`."""
+    """Return `text`, followed by a dagger if `not_learnt` is true."""
     return f"{text}\N{NO-BREAK SPACE}{NOT_LEARNT}" if not_learnt else text
 
 

@@ -26,7 +26,7 @@ def reading_lines(claims: Sequence[JudgedClaim]) -> Iterable[str]:
 
 
 def summary(readings: Sequence[JudgedReading]) -> str:
-    """Return `lower in 3, higher in 40, open in 1 of 44 readings (descriptive: the cells are correlated)`."""
+    """Count results: `lower in 3, higher in 40, open in 1 of 44 readings (descriptive: the cells are correlated)`."""
     found = counts(readings)
     undefined = found.pop(Says.UNDEFINED)
     if not any(found.values()):
@@ -37,7 +37,7 @@ def summary(readings: Sequence[JudgedReading]) -> str:
 
 
 def reading_tables(claims: Sequence[JudgedClaim]) -> Iterable[Block]:
-    """Yield a table of every reading for each part that has any."""
+    """Yield a table of all readings for each part that has readings."""
     tables = [
         _table(f"Readings of claim {number}, {part_label(part)}", part)
         for number, claim in enumerate(claims, start=1)

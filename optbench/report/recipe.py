@@ -8,7 +8,7 @@ from optbench.suite.rate_schedule import RateSchedule
 
 
 def recipe(protocol: Protocol) -> str:
-    """Return a sentence for each setting beyond plain training; empty if there are none."""
+    """Return one sentence for each setting beyond plain training, joined to a text; empty for plain training."""
     said = [] if protocol.schedule is None or protocol.schedule.is_flat else [scheduling(protocol.schedule)]
     if protocol.clip_norm is not None:
         said.append(f"Gradients are clipped to a norm of {protocol.clip_norm:g}.")
@@ -24,7 +24,7 @@ def recipe(protocol: Protocol) -> str:
 
 
 def scheduling(schedule: RateSchedule) -> str:
-    """Return a sentence about a learning rate schedule that is not constant."""
+    """Return a sentence that describes a learning rate schedule, which must not be constant."""
     span = "a task's steps" if schedule.span == "task" else "the steps of all tasks"
     end = f"to {schedule.floor:g} of its peak" if schedule.floor else "to 0"
     ways = {

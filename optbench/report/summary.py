@@ -47,7 +47,7 @@ class SummaryRow:
     notes: Mapping[str, int]
     """The other notes on the trials, each with the number of trials that have it."""
     bounds: Mapping[tuple[str, str], int]
-    """(metric, remark) -> number of trials that are ok and whose value is only a lower bound."""
+    """The number of trials that are ok and whose value is only a lower bound, by metric and remark."""
 
     @property
     def run(self) -> str:
@@ -123,7 +123,7 @@ class RunSummary:
     finished: str
     command: str
     repeat: str
-    """The command that trains the same again."""
+    """The command that repeats the run."""
     merged: tuple[str, ...]
     """The runs merged into it by `optbench merge`, each with its number of seeds."""
     device: str

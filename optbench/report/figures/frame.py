@@ -74,7 +74,7 @@ def add_panel(canvas: Canvas, panel: Panel, left: float, bottom: float) -> Frame
 
 
 def _aligned(drawn: Sequence[tuple[Axes, Frame]]) -> list[Frame]:
-    """Align the left and right ends of all frames with the innermost ones."""
+    """Align the axes of all frames on both sides with the left and right ends that are furthest inside."""
     x0, x1 = max(frame.inner[0] for _, frame in drawn), min(frame.inner[2] for _, frame in drawn)
     found = []
     for axes, frame in drawn:

@@ -29,7 +29,7 @@ Matrix = NDArray[np.float64]
 
 MAX_WIDTH, MIN_WIDTH = 4.2, 2.4
 CELL = 0.3
-"""Inches: enough for a number of two digits."""
+"""Size of a cell in inches, enough for a number of two digits."""
 
 
 @dataclass(frozen=True)

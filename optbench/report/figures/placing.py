@@ -54,7 +54,7 @@ def name_points(
 
 @dataclass(frozen=True)
 class Ending:
-    """The end of a line, in the units of the axes, and its name."""
+    """The end of a line, in the units of the axes, with the name and colour of the line."""
 
     text: str
     place: Point

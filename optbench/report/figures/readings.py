@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CURVE, PAD, ROW, GAP = 1.9, 0.05, 0.155, 0.09
-"""Inches: height of the curve, its margin at both ends, height of a row of marks, and space before a group of rows."""
+"""In inches: height of the curve, its margin at both ends, height of a row of marks, space before a group of rows."""
 ROW_NAME, FOLDED = 122.0, 25
 """Maximum length of a name in points, and of a name with its settings on one line in characters."""
 FAR = 2.0
@@ -158,14 +158,14 @@ def _figure(judged: JudgedClaim, more: Sequence[str], used: Set[str]) -> Iterato
 
 
 def _seeds(points: Sequence[Point]) -> str:
-    """Return `8 seeds`, or `6 to 8 seeds` if some readings have no value on some seeds."""
+    """Format the number of seeds: `8 seeds`, or `6 to 8 seeds` if some readings have no value on some seeds."""
     numbers = sorted({point.reading.result.n for point in points})
     most = count(numbers[-1], "seed")
     return most if len(numbers) == 1 else f"{numbers[0]} to {most}"
 
 
 def _scale(points: Sequence[Point]) -> Scale:
-    """Return an axis that includes every effect but cuts the widest intervals, which would compress all others."""
+    """Return an axis that includes every effect but may cut the widest intervals, which would compress all others."""
     ends = sorted(abs(end) for point in points for end in (point.low, point.high))
     far = max(ends[math.ceil(INSIDE * len(ends)) - 1], *(abs(point.effect) for point in points))
     far = ends[-1] if ends[-1] <= MORE * far else far

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CHARACTER = 0.085
-"""Inches, at the size of tick labels."""
+"""Width of a character in inches, at the size of tick labels."""
 
 
 @dataclass(frozen=True)

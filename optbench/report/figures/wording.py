@@ -100,7 +100,7 @@ def _gone(series: Sequence[tuple[Series, str]]) -> list[str]:
 
 
 def _left_out(groups: Sequence[Group], drawn: Set[str]) -> str:
-    """Return the omitted variants by name if they are few, else their number per optimizer."""
+    """List the omitted variants by name if they are few, else count them by optimizer."""
     missing = {s.label: s for group in groups for s in group.left_out if s.label not in drawn}
     if len(missing) <= MANY_NUMBERS:
         return ", ".join(missing)
