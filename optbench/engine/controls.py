@@ -23,7 +23,7 @@ class Controls:
     suite_seed: int
 
     def penalty(self, trial: Trial, task: int) -> Penalty | None:
-        """Return the penalty on features, or None."""
+        """Return the penalty on the features of a trial in `task`, or None if it has none."""
         if (settings := trial.around.get("rank-penalty")) is None:
             return None
         suite, seed = self.suite_seed, trial.seed
@@ -34,13 +34,13 @@ class Controls:
         return Penalty(settings["strength"], settings["rotated"], draws, self.blueprint.features)
 
     def anchor(self, member: Member) -> Anchor | None:
-        """Return the penalty on the distance from the initial weights (of the current network), or None."""
+        """Return the penalty on the distance from a member's initial weights (of its current network), or None."""
         if (settings := member.trial.around.get("l2-init")) is None:
             return None
         return Anchor(settings["strength"], self.blueprint.layout.weights(member.start))
 
     def renew(self, member: Member, task: int) -> None:
-        """Set a member's weights for the start of `task`; in the first task they remain its initial weights."""
+        """Renew or perturb a member's weights before `task` if a wrapper does so; the first task changes nothing."""
         if task == 0 or not member.running:
             return
         if renews_state(member.trial):

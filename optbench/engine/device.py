@@ -59,7 +59,7 @@ def worker_devices(text: str, device: torch.device, jobs: int | None, cores: int
 
 
 def settle(device: torch.device) -> None:
-    """Make a CUDA `device` the current device of this process; other devices need no setting."""
+    """Make `device` the current CUDA device of this process if it is a CUDA device."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
 

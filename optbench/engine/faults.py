@@ -33,5 +33,5 @@ def speaks_of_broken_device(message: str) -> bool:
 
 
 def of_the_machine(error: Exception) -> bool:
-    """Return whether an error concerns the whole cohort; in a smaller cohort or another process it may not occur."""
+    """Return whether an error concerns the whole cohort and may not occur in a smaller cohort or another process."""
     return is_out_of_memory(error) or is_broken_device(error)

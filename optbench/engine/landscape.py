@@ -116,5 +116,5 @@ class Landscape(Reading):
 
     @property
     def generator(self) -> torch.Generator:
-        """Return a new generator for each metric."""
+        """A new generator at every access, at the start of the trial's stream."""
         return self._draws()

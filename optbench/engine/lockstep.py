@@ -51,7 +51,7 @@ class Machinery:
     execution: Execution
     clip_norm: float | None = None
     precision: Precision = "float32"
-    """Settings of the protocol."""
+    """Precision of forward passes; like `clip_norm`, a setting of the protocol."""
 
     @property
     def keeps_who_stopped(self) -> bool:
@@ -100,7 +100,7 @@ class LockStep:
     ) -> None:
         """rows: weights (P,) of each member. begin: True at the start of a task. online: True to record accuracies on
         batches. averaging: the averages to continue, or None if the protocol does not average weights. watch: measures
-        some of the updates, or None. Sequences have one element per member; those with a default may be empty.
+        some of the updates, or None. Sequences have one element per member; sequences with a default may be empty.
 
         Raises:
             RefusedError: the shared optimizer rejects the settings of some members.

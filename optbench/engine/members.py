@@ -60,9 +60,9 @@ class Member:
     ended: list[Tensor] = field(default_factory=list)
     """Weights and buffers (P + Q,) after each task so far, if a metric of task overlap needs them."""
     unkept: str | None = None
-    """Reason why its optimizer's state cannot be saved between tasks, once known."""
+    """Reason why the optimizer's state cannot be saved between tasks, once known."""
     follower: Verification | None = None
-    """The verification that repeats its next steps."""
+    """The verification that repeats the member's next steps."""
     validated: Score | None = None
     """The score of `row` on the validation data of the task just finished, if known."""
     start: Tensor = field(init=False)
@@ -115,7 +115,6 @@ class Stopper:
     """Early stopping of one member in one task.
 
     With patience, the best weights are kept and evaluations without progress are counted (Prechelt 1998).
-
     With a target, the first loss at or below it ends the task, and the weights of that evaluation are kept. With
     neither, the task ends at its last step with the last weights.
     """

@@ -56,7 +56,7 @@ class Online:
             member.evaluation_seconds += time.perf_counter() - started
 
     def see(self, member: Member, losses: Sequence[float], accuracies: Sequence[float]) -> None:
-        """Record a member's loss and accuracy on each batch, before the update."""
+        """Record a member's losses and accuracies on its batches, each measured before the update."""
         steps = self._steps[member.trial.id]
         steps.losses += losses
         steps.accuracies += accuracies
@@ -69,7 +69,7 @@ class Online:
 
 
 def _row(member: Member, task: int, steps: _Steps) -> OnlineRow:
-    """Return the row, without accuracy and loss if the member did not finish the task."""
+    """Return the row of `task` for a member, without accuracy and loss if the member did not finish the task."""
     state = dataclasses.asdict(steps.before)
     notes = [state.pop("note"), None if member.running else f"{member.status} in this task"]
     return OnlineRow(

@@ -27,7 +27,7 @@ class OutsideState:
     """Digests, by name, of the numbers, tensors and containers that a user's code keeps outside of instances."""
 
     def __init__(self, code: Iterable[Any]) -> None:
-        """Read the attributes of classes, their bases and functions, and the variables of the modules around them."""
+        """Read the attributes of classes, their bases, and functions in `code`, and the variables of their modules."""
         self._code = list(code)
         self._digests = self._now()
 
@@ -63,7 +63,7 @@ def _places(code: Iterable[Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _values(names: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield variables, and default arguments of functions, which are shared between calls."""
+    """Yield variables by name, and the default arguments of functions, which are shared between calls."""
     for name, value in list(names.items()):
         if isinstance(value, types.FunctionType):
             wrapped = vars(value).get("__wrapped__")  # PyTorch wraps `step`

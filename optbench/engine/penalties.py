@@ -32,7 +32,7 @@ class Penalty:
     draws: Callable[[int], int]
     """draws(step) -> the seed of the rotation at a step of the task: the same for every optimizer of a trial seed."""
     features: str
-    """The place of the features, as `Blueprint.features`; the same for all members of a stack."""
+    """The place of the features, as in `Blueprint.features`; the same for all members of a stack."""
 
     def frame(self, features: Tensor, step: int) -> Tensor | None:
         """Return the rotation of this step, (d, r) for features (N, d); None if features are not rotated."""
@@ -95,7 +95,7 @@ class Penalties:
 
     @contextlib.contextmanager
     def added_together(self, member: Tensor, network: nn.Module, axes: int) -> Iterator[list[Tensor]]:
-        """Collect a penalty as `added`, within `torch.func.vmap` over the members 0..M-1."""
+        """Collect the penalty of `member` as `added` does, within `torch.func.vmap` over the members 0..M-1."""
 
         def settings(rows: Tensor) -> tuple[Tensor, Tensor | None]:
             frames = self._frames(rows)

@@ -2,8 +2,8 @@
 
 There are two failure modes. If `state_dict()` is incomplete, a restored instance holds different data. If restored
 state is not found again (for example because it is looked up by `id(p)`), later steps differ. Therefore an instance is
-restored from every saved state and compared with the original, and once per target and settings the later steps of the
-two are compared as well.
+restored from every saved state and compared with the original. The later steps of the two are also compared, once for
+each target and settings.
 """
 
 from __future__ import annotations

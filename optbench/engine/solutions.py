@@ -29,14 +29,15 @@ from optbench.store.pairs_table import PairRow
 from optbench.tasks import Examples
 
 TRAIN_EXAMPLES = 1000
-"""Maximum number of training examples of every task, the first ones, that are pooled for the loss on a line, in
+"""Maximum number of training examples, the first ones of each task, that are pooled for the loss on a line, in
 float64. Each of the nine points between the ends takes 3 ms per task for LeNet-300-100 on one core, .6 ms for
 mlp-100."""
 TEST_EXAMPLES = 1000
-"""Maximum number of test examples of every task for the accuracy on a line, with a resolution of a thousandth. They are
+"""Maximum number of test examples of each task for the accuracy on a line, to resolve a thousandth. The examples are
 evenly spaced, because the first half of MNIST's test data is easier. A point takes 8 ms per task, 3 ms for mlp-100."""
 BUDGET = 256 * 2**20
-"""Maximum bytes of solutions in memory (but at least two solutions); others are read again from their weights."""
+"""Maximum bytes of solutions in memory (but at least two solutions); other solutions are evaluated again
+from their weights."""
 
 Weights = Mapping[str, Tensor]
 """Parameters of one network by name."""

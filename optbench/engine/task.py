@@ -215,7 +215,7 @@ class TaskTraining:
     def _went_on(self, member: Member, i: int, stretch: Stretch, before: int, step: int) -> bool:
         """Record the steps from `before` to `step`; return True if the member continues and is due for evaluation.
 
-        i: its index in the stack. stretch: the results of these steps.
+        i: the member's index in the stack. stretch: the results of these steps.
         """
         losses, finite = [row[i] for row in stretch.losses], stretch.finite[i]
         bad = next((k for k, loss in enumerate(losses) if not math.isfinite(loss)), None)

@@ -42,7 +42,7 @@ class Transfer:
     def of(dataset: Dataset, suite_seed: int, device: torch.device) -> Transfer:
         """Draw the parts for a suite, the same for every trial.
 
-        Up to 2/7 of the training half are held out to choose the penalty of the probe.
+        Up to 2/7 of the training data are held out to choose the penalty of the probe.
         """
         order = torch.randperm(len(dataset.train), generator=generator(suite_seed, None, "transfer"))
         held_out = min(VALIDATION, max(1, 2 * len(order) // 7))
@@ -52,7 +52,7 @@ class Transfer:
         return Transfer((train, validation, _examples(dataset.test, of_test[:TEST], device)), dataset.classes)
 
     def probe(self, evaluator: Evaluator, row: torch.Tensor) -> Probe:
-        """Return the features of the network with weights `row` (P,)."""
+        """Return the data for a probe: the features of all parts from the network with weights `row` (P,)."""
 
         def read(examples: Examples) -> Labelled:
             # Dummy classes: the network may have no outputs for those of the other dataset.

@@ -48,7 +48,7 @@ def made_without_dynamo() -> Iterator[None]:
 
 
 def _undecided() -> list[tuple[Any, Any]]:
-    """Return the methods of every optimizer that import dynamo on first use, with the wrapped functions."""
+    """Return the methods of `torch.optim.Optimizer` that import dynamo on first use, with the functions they wrap."""
     if DYNAMO in sys.modules:
         return []
     methods: list[Any] = [m for m in vars(torch.optim.Optimizer).values() if _code_name(m).startswith(_WRAPPER)]

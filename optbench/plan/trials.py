@@ -43,7 +43,7 @@ class Trial:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The parts of its id, which also name its files."""
+        """The parts of the trial's id, which also name its files."""
         order = (f"order={self.order}",) if self.order else ()
         return (self.experiment, self.model, self.optimizer, self.variant, f"seed={self.seed}", *order)
 
@@ -74,7 +74,7 @@ class Trial:
 
     @functools.cached_property
     def user_optimizers(self) -> frozenset[str]:
-        """The user's targets among its optimizer and the optimizers inside it."""
+        """The user's targets among the trial's optimizer and the optimizers inside it."""
         return registry.user_targets(self.target, self.hyperparameters)
 
     @property

@@ -29,7 +29,7 @@ class Bound:
     streams: Sequence[BatchStream]
     """The source of each member's batches; members with the same object (those of one seed) share its batches."""
     passes: Sequence[Passes] = ()
-    """Forward passes of each member of a user's model; empty for built-in networks."""
+    """For a user's model, the forward passes of each member; empty for built-in networks."""
     penalties: Penalties | None = None
     """Penalties added to the members' losses, if any."""
     precision: Precision = "float32"

@@ -46,7 +46,7 @@ class Ways:
 
     @cached_property
     def alone(self) -> str | None:
-        """The reason why members cannot be trained together; None if none is known. Tested only if requested."""
+        """The reason why members cannot be trained together; None if none is known. Tested on first use."""
         # Built-in networks are known to work in float32.
         known = self._blueprint.ours and self._tried[-1] == "float32"
         if self._blueprint.alone is None and self._wanted and not known:

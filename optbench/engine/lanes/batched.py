@@ -71,7 +71,7 @@ class BatchedLane(Lane):
                 group.update(shared)
 
     def _refusal(self, make: Callable[..., Any], setting: Mapping[str, Any], i: int) -> Exception | None:
-        """Return the exception of the constructor for one member alone, if any."""
+        """Return the exception that the constructor raises for member `i` alone, or None if it raises none."""
         try:
             with without_warnings():
                 make([p.detach()[i].requires_grad_() for p in self._parameters], **setting)

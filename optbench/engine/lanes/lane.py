@@ -73,7 +73,7 @@ class Lane(ABC):
 
     @abstractmethod
     def rate(self, index: int) -> float | None:
-        """Return the learning rate of a member's first parameter group, times its last schedule factor, or None."""
+        """Return the learning rate of a member's first parameter group, scaled by the last schedule factor, or None."""
 
     @abstractmethod
     def export(self, index: int) -> MemberState:

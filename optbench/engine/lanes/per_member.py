@@ -314,7 +314,7 @@ class Instance:
         return {"state": self.optimizer.state_dict(), "weights": weights}
 
     def differs(self, noise: torch.Generator, other: Instance, its_noise: torch.Generator) -> str | None:
-        """Return the name of an attribute with different data in another instance; None if all are equal.
+        """Return the name of an attribute whose data differ from those of another instance; None if all are equal.
 
         noise, its_noise: the generators of the two trials. Weights and generators are not compared. Raises exceptions
         like `contents.digest`.

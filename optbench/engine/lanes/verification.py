@@ -25,7 +25,7 @@ elements of a tensor differently."""
 NOT_ELEMENTWISE = "declared elementwise, but trained with one instance per trial"
 """Start of the note on trials that were trained separately because the declaration was wrong."""
 RENEWED_EVERY = 37
-"""Steps between rebuilds of the first instance, which check that all of its state is in `state`."""
+"""Number of steps between rebuilds of the first instance, which check that all of its state is in `state`."""
 
 
 class NotElementwise(Exception):
