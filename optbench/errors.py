@@ -20,7 +20,7 @@ def escaped(text: str) -> str:
 
 
 def spoken(error: BaseException) -> str:
-    """Return `str(error)`, or an empty string if the exception class of a user fails to produce it."""
+    """Return `str(error)`; an empty string if this raises, as it may for a user's exception class."""
     try:
         return str(error)
     except Exception:
@@ -40,7 +40,7 @@ class OptbenchError(Exception):
 
 
 LONGEST_LINE = 1000
-"""Maximum length in characters. A name can be far longer; the error usually shows at the beginning or at the end."""
+"""Maximum length of a line, in characters. Longer lines, such as long names, are shortened in the middle."""
 
 
 def _shortened(line: str) -> str:

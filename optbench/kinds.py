@@ -62,7 +62,7 @@ def plain_value(value: Any) -> Any:
 
 
 def _whole(value: Any) -> Any:
-    """Convert a whole float such as `1e5` to an integer."""
+    """Return a float with an integral value, such as `1e5`, as an integer; return other values unchanged."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -71,7 +71,7 @@ _BARE = re.compile(r"(?!(?:true|false|null)\Z)[A-Za-z_][A-Za-z0-9_.:/-]*", re.AS
 
 
 def value_name(value: Any) -> str:
-    """Return a value as shown in the name of a variant or metric; floats use `%g` with the fewest digits needed."""
+    """Return a value as text for the name of a variant or metric; floats use `%g` with as few digits as needed."""
     if isinstance(value, float):
         exact = (text for digits in range(6, 18) if float(text := f"{value:.{digits}g}") == value)
         return next(exact)
@@ -229,7 +229,7 @@ def _as_json(value: Any) -> Any:
 
 
 def same(found: Any, default: Any) -> bool:
-    """Return whether a default was read back unchanged; JSON changes tuples inside a list and keys that are numbers."""
+    """Return whether a default was read back unchanged: JSON changes nested tuples, and keys that are numbers."""
     return bool(found == default) and (isinstance(found, type(default)) or type(default) is int)
 
 
@@ -260,7 +260,7 @@ class Kind(BaseModel):
 
     registry: ClassVar[Registry]
     short: ClassVar[bool] = False
-    """Whether a bare name is accepted for a kind without settings."""
+    """True if a bare name is accepted as a kind without further settings."""
 
     kind: Annotated[str, Field(min_length=1, max_length=400)]
 
@@ -290,7 +290,7 @@ class Kind(BaseModel):
 
     @classmethod
     def _kept(cls, kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Complete the settings next to `kind`; raises as `Registry.complete`."""
+        """Return the complete settings of a kind. Raises the errors of `Registry.complete`."""
         return cls.registry.complete(kind, given)
 
     @model_serializer(mode="plain")
@@ -299,7 +299,7 @@ class Kind(BaseModel):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The keys next to `kind`."""
+        """The settings of the kind: all keys except `kind`."""
         return dict(self.__pydantic_extra__ or {})
 
     @property

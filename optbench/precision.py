@@ -32,7 +32,7 @@ def widest(device: torch.device) -> torch.dtype:
 
 
 def exact(values: Tensor) -> Tensor:
-    """Return the values in float64 on `exact_device` of their device, detached."""
+    """Return the values in float64, detached, on their device or, if it does not support float64, on the CPU."""
     return values.detach().to(exact_device(values.device)).double()
 
 

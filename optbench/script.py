@@ -1,4 +1,4 @@
-"""The `optbench` script: an interrupt during the import of the command line gives one line instead of a traceback."""
+"""The `optbench` script: an interrupt while the command line is imported prints one line instead of a traceback."""
 
 from __future__ import annotations
 

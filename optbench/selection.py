@@ -46,14 +46,14 @@ class Addition:
 
 @dataclass(frozen=True)
 class Choice:
-    """The options of `optbench run` that change which trials are trained; if all are empty, the suite is unchanged."""
+    """The options of `optbench run` that change a suite or select from it; if all are empty, the suite is unchanged."""
 
     seeds: tuple[int, ...] = ()
     experiments: tuple[str, ...] = ()
     optimizers: tuple[str, ...] = ()
     additions: tuple[Addition, ...] = ()
     settings: tuple[str, ...] = ()
-    """Each `key.path=value`, as given by the user."""
+    """The overrides, each `key.path=value` as written by the user."""
     models: tuple[str, ...] = ()
 
 
@@ -162,7 +162,7 @@ def choose(path: Path, choice: Choice, resume: Path | None = None) -> Suite:
 
 
 def _from_here(addition: Addition, suite_folder: Path) -> Addition:
-    """Make the path of an addition's file absolute if the suite has another file of the same name.
+    """Return an addition with the path of its file made absolute if the suite would find another file of that name.
 
     A suite's files are looked up next to the suite first (a run's suite uses the copies in the run); files named on the
     command line are in the working directory.
@@ -179,7 +179,7 @@ def _from_here(addition: Addition, suite_folder: Path) -> Addition:
 
 
 def _outline(path: Path) -> Mapping[str, Any]:
-    """Return the suite's content without validation; empty if it is unreadable, which `load_suite` then reports."""
+    """Return the suite's content without validation; empty if it cannot be read, which `load_suite` will report."""
     try:
         return _mapping(read_document(path).value)
     except SuiteError:
@@ -276,7 +276,7 @@ def _kept_tune(tune: Tune, experiments: Mapping[str, ExperimentSettings], optimi
 
 
 def _kept_pairs(pairs: Pairs, kept: Collection[str]) -> Pairs | None:
-    """Restrict `pairs` to the remaining optimizers; None if no pair remains."""
+    """Return `pairs` restricted to the remaining optimizers; None if no optimizer of `against` remains."""
     against, controls = (
         None if names is None else [name for name in names if name in kept] for names in (pairs.against, pairs.controls)
     )
@@ -286,7 +286,7 @@ def _kept_pairs(pairs: Pairs, kept: Collection[str]) -> Pairs | None:
 def _kept_claim(
     claim: Claim, experiments: Mapping[str, ExperimentSettings], optimizers: Mapping[str, OptimizerSettings]
 ) -> Claim | None:
-    """Restrict a claim to the remaining models; None if one of its sides, or every model, was left out.
+    """Return a claim restricted to the remaining models; None if one of its sides, or every model, was left out.
 
     Without `against`, an experiment compares no solutions, not even those of an optimizer with its controls.
     """

@@ -20,7 +20,7 @@ def stream_seed(suite_seed: int, trial_seed: int | None, purpose: str) -> int:
     Args:
         suite_seed: the seed of the suite.
         trial_seed: the trial's seed, or None for streams that all trials share (such as the validation split).
-        purpose: what the numbers are used for: `"permutation 3"`, `"data order"`.
+        purpose: the use of the numbers, such as `"permutation 3"` or `"data order"`.
     """
     # JSON separates the parts: (1, 23, "x") and (12, 3, "x") give different texts, and None differs from the seed 0.
     name = json.dumps([suite_seed, trial_seed, purpose]).encode("ascii")

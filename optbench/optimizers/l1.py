@@ -22,7 +22,7 @@ class L1(Wrapper):
 
     Args:
         params: parameters, or groups of them.
-        base: the optimizer that takes the steps: `{"target": "sgd", "lr": 0.1}`; lr above is its current learning rate.
+        base: the optimizer that takes the steps: `{"target": "sgd", "lr": 0.1}`; the lr above is its current lr.
         strength: λ.
 
     Reference: arXiv:math/0307152.

@@ -98,7 +98,7 @@ def validation_faults(error: ValidationError, document: Document) -> list[Fault]
 
 
 def admits_null(path: KeyPath) -> bool:
-    """Return whether null is a valid value at `path`; False inside the settings of a kind."""
+    """Return whether null is a valid value at `path`; False for settings of a kind and for hyper-parameters."""
     kind: Any = Suite
     for part in path:
         if kind is None or any(isinstance(option, type) and issubclass(option, Kind) for option in _options(kind)):

@@ -65,7 +65,7 @@ _SOURCES: ContextVar[Mapping[str, Source]] = ContextVar("sources", default=types
 
 @contextlib.contextmanager
 def using(sources: Mapping[str, Source]) -> Iterator[None]:
-    """Within the block, resolve targets to these sources (by the part before the colon) in addition to earlier ones."""
+    """Within the block, resolve targets to these sources, by the part before the colon, in addition to earlier ones."""
     token = _SOURCES.set({**_SOURCES.get(), **sources})
     try:
         yield
@@ -101,7 +101,7 @@ def load(target: str) -> Any:
 
 
 def read_text(path: str) -> bytes:
-    """Return the content of a user's text at the start of the run.
+    """Return the content that a user's text had at the start of the run.
 
     Raises:
         TargetError: there is no such file, or it cannot be read.

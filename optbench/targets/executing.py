@@ -1,4 +1,4 @@
-"""Execute users' files from memory, each state of a file once per process."""
+"""Execute users' files from memory; each state of a file is executed once per process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PACKAGE = "optbench_plugin_"
 
 @contextlib.contextmanager
 def importing(what: str, target: str) -> Iterator[None]:
-    """Convert any exception raised by a user's code during import, and print its output to standard error.
+    """Convert any exception that user code raises during an import, and redirect its output to standard error.
 
     Raises:
         TargetError: the code raised an exception, or tried to end the program.
@@ -38,9 +38,9 @@ def importing(what: str, target: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def on_its_own() -> Iterator[None]:
-    """Seed the global generators during an import, and restore the settings that it changes.
+    """Seed the global generators during an import, and restore the process-wide settings that the import changes.
 
-    A module is imported once per process, so changed settings would affect one trial and not the next.
+    A module is imported once per process, so that a changed setting would affect one trial and not the next.
     """
     from optbench.isolation import isolated, seed_generators  # late, because it imports torch
 
@@ -50,7 +50,7 @@ def on_its_own() -> Iterator[None]:
 
 
 def said(error: BaseException) -> str:
-    """Return `ValueError: the first line of its message`."""
+    """Return an error in one line: its class and the first line of its message, as in `ValueError: no data`."""
     lines = spoken(error).strip().splitlines()
     if isinstance(error, SystemExit):
         return f"it ends the program with exit({lines[0] if lines else ''})"
@@ -62,7 +62,7 @@ _PACKAGES: dict[str, Source] = {}
 
 
 def execute(source: Source) -> Any:
-    """Return the module of a source's main file, executing each state of it once."""
+    """Return the module of a source's main file, which is executed unless this state of the source has been before."""
     key = (source.folder, source.hash)
     if key not in _MODULES:
         place = hashlib.sha256(f"{source.folder}\n{source.hash}".encode(errors="surrogateescape")).hexdigest()[:12]
@@ -89,7 +89,7 @@ MAIN = "main_file"
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finder of the modules of loaded sources."""
+    """An import finder for the modules of loaded sources."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
@@ -134,7 +134,7 @@ class _Loader(importlib.abc.InspectLoader):
         super().exec_module(module)
 
     def _import(self, name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
-        """Import like `__import__`, but search the file's neighbours first."""
+        """Import as `__import__` does, but search the neighbours of the importing file first."""
         top = name.partition(".")[0]
         if level or not self._source.has_module(top, self._file):
             return builtins.__import__(name, globals, locals, fromlist, level)

@@ -1,4 +1,4 @@
-"""Inspection of objects: whether other processes can import them, and their source."""
+"""Inspect objects: find out whether other processes can import them, and read their source."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def is_importable(value: Any) -> bool:
 
 
 def is_found(module: types.ModuleType) -> bool:
-    """Return whether other processes find a module, using only standard finders."""
+    """Return whether other processes can find a module, which they search with standard finders only."""
     top = module.__name__.partition(".")[0]
     if top == "__main__" or top.startswith(PACKAGE) or module.__spec__ is None:
         return False
@@ -31,9 +31,9 @@ def is_found(module: types.ModuleType) -> bool:
 
 
 def source_texts(value: Any, seen: set[int] | None = None) -> Iterator[str | None]:
-    """Yield the source of an object and of everything pickled with it, or None for an unknown source.
+    """Yield the source of an object and of everything that is pickled with it; None stands for an unknown source.
 
-    Captured values are yielded as comments.
+    Values captured by functions are yielded as comments.
     """
     seen = set() if seen is None else seen
     if id(value) in seen:
@@ -67,7 +67,7 @@ def _functions(value: Any) -> Iterator[types.FunctionType]:
 
 
 def _captured(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    """Yield the names and values that a function captures: globals that it names, its closure and its defaults."""
+    """Yield the names and values that a function captures: the globals that it uses, its closure, and its defaults."""
     codes = [function.__code__]
     for code in codes:  # the list grows during the loop
         codes += [inner for inner in code.co_consts if isinstance(inner, types.CodeType)]
@@ -81,7 +81,7 @@ def _captured(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
 
 
 def _shown(value: Any) -> str:
-    """Return numbers and text as they are, and only the type of other values, whose `repr` may vary."""
+    """Return the text of numbers, strings and containers; of other values, whose `repr` may vary, only the type."""
     if isinstance(value, list | tuple):
         return f"{type(value).__name__}({', '.join(map(_shown, value))})"
     if isinstance(value, dict):

@@ -19,7 +19,7 @@ from optbench.targets.executing import importing, on_its_own
 from optbench.targets.source import Source, TargetError, read_folder, split
 
 _APPENDED: list[str] = []
-"""Paths added to `sys.path`."""
+"""Paths that have been appended to `sys.path`."""
 
 
 _STARTING = threading.Lock()
@@ -88,7 +88,7 @@ def find_attribute(module: Any, target: str) -> Any:
 
 
 def read_module(target: str) -> Source | None:
-    """Import the module that a target names and return its source; None if it cannot be found.
+    """Import the module that a target names and return its source; None if no Python source is found.
 
     Raises:
         TargetError: the module cannot be imported, or its source cannot be read.
@@ -114,7 +114,7 @@ def read_module(target: str) -> Source | None:
 
 
 def _is_installed(path: Path) -> bool:
-    """Return whether a file belongs to Python or an installed package; editable installs are the user's."""
+    """Return whether a file belongs to Python or an installed package; editable installs count as the user's files."""
     homes = {sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")}
     real = Path(os.path.realpath(path))
     return any(real.is_relative_to(os.path.realpath(home)) for home in homes) or "site-packages" in real.parts

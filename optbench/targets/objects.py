@@ -56,11 +56,11 @@ class InMemory(Source):
 
 
 class Objects:
-    """The targets of a run's objects, named in the order in which they were passed."""
+    """The objects passed to a run, and the targets that refer to them; names are given in the order of passing."""
 
     def __init__(self) -> None:
         self.sources: dict[str, InMemory] = {}
-        """The objects, by target."""
+        """The objects that other processes cannot import, by target."""
 
     def target(self, value: Any) -> str:
         """Return a target for an object: `module:name` if other processes can import it, else `python:name`.
@@ -96,7 +96,7 @@ def _read(value: Any, name: str, target: str) -> InMemory:
     from cloudpickle.cloudpickle import subimport
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-        """A pickler that pickles modules of special types by name, such as `torch.classes`."""
+        """A pickler that pickles modules by name, even those of special types, such as `torch.classes`."""
 
         def reducer_override(self, one: Any) -> Any:
             return (subimport, (one.__name__,)) if isinstance(one, ModuleType) else super().reducer_override(one)

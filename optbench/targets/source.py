@@ -18,18 +18,18 @@ from pathlib import Path
 from optbench.errors import OptbenchError
 
 NEVER_NEIGHBOURS = sys.stdlib_module_names | {"torch", "numpy", "optbench"}
-"""Modules that a file in a user's folder never shadows."""
+"""Modules that a file of the same name in a user's folder does not shadow."""
 DIGITS = 16
-"""Hexadecimal digits of a source hash."""
+"""Number of hexadecimal digits in a source hash."""
 NEEDED = "expected module:Class or ./file.py:Class"
 IN_MEMORY = "python"
 """The part before the colon in the target of an object that cannot be imported."""
 TEXT = "text-file:"
-"""Prefix of a user's text among the sources of a run; no module name has a hyphen."""
+"""Prefix of the target of a user's text; it cannot begin a module name, which contains no hyphen."""
 
 
 class TargetError(OptbenchError):
-    """A target that cannot be imported, or has no such attribute."""
+    """A target that cannot be imported or read, or whose module lacks the attribute."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ class Source:
 
     @functools.cached_property
     def hash(self) -> str:
-        """Hash of names and contents, independent of the folder's location."""
+        """The hash of the names and contents of all files, which does not depend on the location of the folder."""
         text = "".join(f"{name}\0{checksum}\n" for name, checksum in sorted(self.sums.items()))
         return hashlib.sha256(f"{self.main}\n{text}".encode()).hexdigest()[:DIGITS]
 
     @functools.cached_property
     def sums(self) -> dict[str, str]:
-        """SHA-256 of each file, by name."""
+        """The SHA-256 hash of each file, by name."""
         return {name: hashlib.sha256(content).hexdigest() for name, content in self.files.items()}
 
     @property
@@ -144,7 +144,10 @@ def read_text_file(target: str, folders: Sequence[Path] = ()) -> Source:
 
 
 def _found(where: str, folders: Sequence[Path], named: str) -> Path:
-    """Resolve a path; a relative one is searched in `folders`, then the working directory."""
+    """Return the absolute path of a file; a relative path is searched in `folders`, then the working directory.
+
+    Raises TargetError if there is no such file. named: the target to name in the message.
+    """
     candidates = [Path(os.path.abspath(folder / where)) for folder in (*folders, Path())]  # noqa: PTH100
     if (path := next(filter(_is_regular, candidates), None)) is not None:
         return path
@@ -153,11 +156,11 @@ def _found(where: str, folders: Sequence[Path], named: str) -> Path:
 
 
 _is_regular = os.path.isfile
-"""Return whether a path is a file; unlike `Path.is_file`, False if the name is too long for the file system."""
+"""Return whether a path is a file; unlike `Path.is_file`, return False if the file system rejects a long name."""
 
 
 def read_folder(folder: Path, main: str) -> Source:
-    """Read a folder; raise OSError if `main` cannot be read, and skip unreadable neighbours."""
+    """Read `main` and its neighbours in a folder; raise OSError if `main` is unreadable, skip unreadable neighbours."""
     files: dict[str, bytes] = {}
     above = main.split("/")[:-1]
     packages = ["/".join([*above[: end + 1], "__init__.py"]) for end in range(len(above))]
@@ -177,7 +180,7 @@ def read_folder(folder: Path, main: str) -> Source:
 
 
 def _imported(file: str, content: bytes) -> Iterator[tuple[str, ...]]:
-    """Yield the modules, relative to the folder, to which a file's import statements may refer."""
+    """Yield the modules, as parts of a path relative to the folder, to which a file's import statements may refer."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -203,7 +206,7 @@ def _imported(file: str, content: bytes) -> Iterator[tuple[str, ...]]:
 
 
 def _files(folder: Path, module: tuple[str, ...]) -> Iterator[str]:
-    """Yield the files in `folder` executed by importing a module, including those of its packages."""
+    """Yield the files in `folder` that importing a module executes, including those of the packages around it."""
     for end in range(1, len(module) + 1):
         name = "/".join(module[:end])
         package = f"{name}/__init__.py"

@@ -78,7 +78,7 @@ class ClassIncremental:
         return not self._shuffled
 
     def groups(self, trial_seed: int) -> list[Group]:
-        """Return the classes of each task, ascending within a task."""
+        """Return the classes of each task of a trial seed, in ascending order within each task."""
         if not self._shuffled:
             return self._fixed
         order = torch.randperm(self._classes, generator=generator(self._suite_seed, trial_seed, "class order"))
@@ -106,7 +106,7 @@ def _groups(order: list[int], size: int) -> list[Group]:
 
 
 def _listing(group: Group) -> str:
-    """Format few classes as `0,1`, a long range as `0-9`."""
+    """Return the classes of a group as text: `0,1`, or `0-9` for more than four consecutive classes."""
     if len(group) > 4 and group[-1] - group[0] == len(group) - 1:
         return f"{group[0]}-{group[-1]}"
     return ",".join(map(str, group))

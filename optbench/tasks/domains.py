@@ -55,7 +55,7 @@ class Domains:
 
     @staticmethod
     def outline(classes: int, *, order: str | Sequence[str], domains: Sequence[str] = (), **_others: object) -> Outline:
-        """domains: the domains of the dataset."""
+        """Return the outline. domains: the names of the domains of the dataset."""
         names = tuple(domains if isinstance(order, str) else order)
         if order == "shuffled":
             return Outline(tuple(f"domain {i + 1}" for i in range(len(names))), classes)
@@ -79,7 +79,7 @@ class Domains:
         yield trial_seeds[0], 0, self._windows.count  # in every task
 
     def domains(self, trial_seed: int) -> tuple[str, ...]:
-        """Return the domain of each task."""
+        """Return the domain of each task for a trial seed."""
         if not self._shuffled:
             return self._domains
         order = torch.randperm(len(self._domains), generator=generator(self._seed, trial_seed, "order of domains"))

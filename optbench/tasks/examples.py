@@ -50,11 +50,11 @@ class Examples:
 
     @property
     def positions(self) -> int:
-        """Number of targets of one example: T for a sequence, else 1."""
+        """The number of targets per example: T for a sequence, else 1."""
         return self.targets[0].numel() if len(self.targets) else 1
 
     def few(self, most: int) -> int:
-        """Return a number of examples: `most`, or fewer for long sequences, with at most 8 · `most` targets."""
+        """Return how many examples to use: at most `most`, with at most 8 · `most` targets, but at least one."""
         return min(most, max(1, 8 * most // self.positions))
 
     def select(self, index: Tensor) -> Examples:
@@ -64,7 +64,7 @@ class Examples:
         return Examples(inputs, targets, self.places, mirrored, cues)
 
     def drawn(self, most: int, stream: Generator) -> Examples:
-        """Draw at most `most` examples at random, because they may be sorted by class; their order is kept."""
+        """Return at most `most` examples, drawn at random, as they may be sorted by class; they keep their order."""
         return self if len(self) <= most else self.select(_places(len(self), most, stream).to(self.targets.device))
 
 
@@ -102,7 +102,7 @@ def check_enough(examples_per_task: int, examples: int) -> None:
 
 
 def drawn_examples(plain: Examples, size: int, suite_seed: int, trial_seed: int, task: int | None) -> Examples:
-    """Draw `size` of the examples without replacement for a trial seed and task, in their published order.
+    """Draw `size` examples without replacement, for a trial seed and task; they keep their published order.
 
     task: 0..T-1; None for the same examples in every task.
     """
@@ -229,14 +229,14 @@ def check_task_size(protocol: Protocol, examples_per_task: int, train: int) -> N
 
 
 def _subset(part: str, wanted: int | None, available: int, suite_seed: int) -> Tensor:
-    """Return sorted indices of `wanted` of the `available` examples; all if `wanted` is None."""
+    """Return the sorted indices of a random subset of `wanted` examples; those of all examples if it is None."""
     if wanted is None:
         return torch.arange(available)
     return _places(available, wanted, generator(suite_seed, None, f"{part} subset"))
 
 
 def _places(available: int, most: int, stream: Generator) -> Tensor:
-    """Draw at most `most` of the indices 0..available-1, ascending."""
+    """Draw at most `most` of the indices 0..available-1; return them in ascending order."""
     return torch.randperm(available, generator=stream)[:most].sort().values
 
 

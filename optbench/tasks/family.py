@@ -52,7 +52,7 @@ class TaskFamily(Tasks):
 
     @property
     def count(self) -> int:
-        """T, the number of tasks."""
+        """The number of tasks, T."""
         return self.outline.count
 
     @property
@@ -61,11 +61,11 @@ class TaskFamily(Tasks):
         return list(self.outline.names)
 
     def sequence(self, trial_seed: int) -> TaskSequence:
-        """Return the tasks of trials with this seed, independent of their optimizer."""
+        """Return the tasks of all trials with this seed, which do not depend on the optimizer."""
         return TaskSequence(self, trial_seed)
 
     def shared(self, trial_seed: int, task: int, part: Part) -> Examples:
-        """Return `examples`, sharing the arrays while they are referenced."""
+        """Return the result of `examples`, the same object for equal keys and parts while it is referenced."""
         assert 0 <= task < self.count, f"task {task} of {self.count}"
         key = self.key(trial_seed, task)
         place = (key, part)
@@ -92,7 +92,7 @@ class TaskSequence:
     trial_seed: int
 
     def key(self, task: int) -> Hashable:
-        """Return the identity of the task's arrays within the family; tasks with equal keys have equal arrays."""
+        """Return the key of a task within the family; tasks with equal keys have equal arrays."""
         return self.family.key(self.trial_seed, task)
 
     def train(self, task: int) -> Examples:

@@ -61,7 +61,7 @@ class Outline:
 
     @property
     def count(self) -> int:
-        """T, the number of tasks."""
+        """The number of tasks, T."""
         return len(self.names)
 
     @staticmethod
@@ -71,10 +71,10 @@ class Outline:
 
 
 def outline_of(settings: TaskSettings, classes: int, domains: Sequence[str] = ()) -> Outline:
-    """Return the outline as far as known without data; empty if the kind does not provide one.
+    """Return the outline as far as it is known without data; empty if the kind does not provide one.
 
-    classes: number of classes of the dataset; 0 if unknown, but built-in kinds need it. domains: those of a dataset of
-        text.
+    classes: the number of classes of the dataset, which built-in kinds need; 0: unknown.
+    domains: the domains of a dataset of text.
     """
     find = getattr(settings.registry.load(settings.kind), "outline", None)
     if find is None or not (classes or settings.is_users):
@@ -124,7 +124,7 @@ class Tasks:
         return bool(self._call("keeps", False, key))
 
     def examples(self, trial_seed: int, task: int, part: Part) -> Examples:
-        """Return the examples of a part of a task; raise KindError if a user's kind returns anything else."""
+        """Return the examples of a part of a task; raise KindError if a user's kind does not return valid examples."""
         with _around(self._settings, stream_seed(self._suite_seed, trial_seed, f"task {task} {part}")):
             before = self._versions()
             found = self._kind.examples(trial_seed, task, part)
@@ -134,9 +134,9 @@ class Tasks:
             return _checked(found, self.parts, where) if self._settings.is_users else found
 
     def mirrored(self, trial_seed: int, task: int, examples: Examples) -> torch.Tensor | None:
-        """Return the training inputs made from mirror images, as in `Examples`. examples: those of the task.
+        """Return the training inputs made from mirror images, as in `Examples.mirrored`; None if the kind has none.
 
-        Raises KindError if a user's kind returns something else.
+        examples: the training examples of the task. Raises KindError if a user's kind returns an invalid result.
         """
         found: torch.Tensor | None = self._call("mirrored", None, trial_seed, task)
         if found is None or not self._settings.is_users:
@@ -160,7 +160,7 @@ class Tasks:
                 )
 
     def _versions(self) -> list[int]:
-        """Return PyTorch's counts of in-place changes of the examples, which all trials share."""
+        """Return PyTorch's version counters of the examples shared by all trials; in-place changes increment them."""
         parts = (self.parts.train, self.parts.validation, self.parts.test)
         return [tensor._version for part in parts for tensor in (part.inputs, part.targets)]
 

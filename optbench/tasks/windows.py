@@ -43,12 +43,12 @@ class Windows:
         self._parts, self._seed = data, seed
 
     def check_domain(self, key: str, name: str) -> None:
-        """Raise UsageError if there is no domain `name`. key: the setting that names it."""
+        """Raise UsageError if no domain is called `name`. key: the setting that names it."""
         if name not in self.texts:
             raise UsageError(f"tasks.{key}: {unknown('domain', name, self.texts)}")
 
     def of(self, domain: str, trial_seed: int, task: int, part: Part) -> Tensor:
-        """Return windows (N, T + 1) int64, on the CPU."""
+        """Return the windows of a part of a task, int64 of shape (N, T + 1), on the CPU."""
         text = self.texts[domain]
         if part == "train":
             stream = generator(self._seed, trial_seed, f"windows of task {task}")
@@ -56,6 +56,6 @@ class Windows:
         return consecutive_windows(getattr(text, part), self._context)
 
     def examples(self, windows: Tensor) -> Examples:
-        """Return windows (N, T + 1) as inputs and next tokens, views of one tensor on the data's device."""
+        """Return windows, (N, T + 1), as inputs and next tokens, which are views of one tensor on the data's device."""
         windows = windows.to(self._parts.train.targets.device)
         return Examples(windows[:, :-1], windows[:, 1:])
