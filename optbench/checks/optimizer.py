@@ -168,7 +168,7 @@ def _diverged_neighbour(evidence: Evidence) -> Found:
 
 
 def _absurd_settings(problem: Problem) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield settings, by name, that can have an absurd value in one member, including those of a base optimizer."""
+    """Yield a name and settings for each hyper-parameter, also of a base, that can be absurd in one member."""
     takes = {*problem.hyperparameters, *inspect.signature(load_factory(problem.spec.target)).parameters}
     if problem.spec.lane == "batched":
         takes &= problem.spec.per_member
@@ -268,7 +268,7 @@ def _step_time(evidence: Evidence) -> Found:
 
 
 def _block_seconds(training: PlainTraining, block: int) -> float:
-    """Return the seconds of the updates of one block, without gradients."""
+    """Return the seconds that the updates of one block take, without the computation of gradients."""
     seconds = 0.0
     for step in range(block * BLOCK_STEPS, (block + 1) * BLOCK_STEPS):
         training.gradients(step)

@@ -185,7 +185,7 @@ class Problem:
         keep: Keep | None = None,
         begun: Mapping[str, Interim] = MappingProxyType({}),
     ) -> list[TrialResult]:
-        """Train these trials in one cohort and return results in order. keep, begun: see `optbench.engine.train`."""
+        """Train these trials in one cohort; return their results in order. keep, begun: see `optbench.engine.train`."""
         cohort = Cohort(EXPERIMENT, MODEL, "optimizer", tuple(trials))
         return train(cohort, self.workspace, lambda progress: None, keep, begun)
 
@@ -207,7 +207,7 @@ class Problem:
             return maker(self.spec, settings, given)(list(network.parameters()))
 
     def noise(self, seed: int) -> torch.Generator:
-        """Return the generator for an optimizer that needs one."""
+        """Return the generator of a seed for an optimizer that needs one."""
         return generator(SUITE_SEED, seed, "optimizer")
 
     def start(self, seed: int) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ def what_works(problem: Problem) -> str:
 
 
 def _declarations(problem: Problem) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield declarations that could be missing: the argument of `--set`, and the settings."""
+    """Yield each declaration that could be missing, as an argument of `--set` and as settings."""
     given = str(problem.given.get("needs") or "")
     for words in WORDS:
         missing = [word for word in words.split() if word not in problem.spec.needs]

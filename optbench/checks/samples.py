@@ -69,7 +69,7 @@ SAMPLES: Mapping[str, Callable[[], Dataset]] = {
 
 
 def first_that_fits(make: Callable[[Dataset], Made]) -> tuple[str, Dataset, Made] | str:
-    """Return name, dataset and result for the first form of data that works, or the reason why none does."""
+    """Return the name, dataset and result of the first form of data that `make` accepts, or why it accepts none."""
     refused: dict[str, str] = {}
     for name, sample in SAMPLES.items():
         dataset = sample()

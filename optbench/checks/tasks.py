@@ -35,7 +35,7 @@ class _Subject:
         return Tasks(self.settings, self.parts(), 0)
 
     def examples(self, tasks: Tasks, *, backwards: bool = False) -> dict[Place, Examples]:
-        """Return every part of every task for two trial seeds."""
+        """Return the examples of every part of every task for two trial seeds. backwards: generate the last first."""
         places = [(s, task, part) for s in SEEDS for task in range(tasks.outline.count) for part in PARTS]
         order = reversed(places) if backwards else places
         return {place: tasks.examples(*place) for place in order}

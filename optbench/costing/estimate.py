@@ -72,7 +72,7 @@ def estimate(size: Size, make: Make, *, users: bool, planned: bool) -> Estimate:
         make: function that constructs the optimizer for a network.
         users: True for a user's optimizer; see `state_bytes`.
         planned: whether to use the estimate that the optimizer's method `planned` returns, if it has one; optimizers
-            with data-dependent work do.
+            whose work depends on the data have one.
     """
     with Footprint() as footprint:
         model = networks.network(size, "meta")

@@ -77,7 +77,7 @@ class Training:
 
 
 def make(spec: OptimizerSpec, settings: Mapping[str, Any], model: nn.Module, steps: int) -> torch.optim.Optimizer:
-    """Construct the optimizer for all parameters of a network, with the trial's values that it needs."""
+    """Construct the optimizer for all parameters of a network, with substitutes for a trial's values that it needs."""
     given = {"generator": torch.Generator(), "model": model, "total_steps": steps, "examples": steps}
     return maker(spec, settings, given)(list(model.parameters()))
 
@@ -149,7 +149,7 @@ def _measured(job: CostJob, spec: OptimizerSpec, settings: Mapping[str, Any], si
 
 
 def _known(training: Training, spec: OptimizerSpec, first: Mapping[str, float]) -> dict[str, Any]:
-    """Return state, memory and the time of the first step."""
+    """Return the peak memory, the optimizer's state and the time of its first step."""
     device = next(training.network.parameters()).device
     return {
         "peak": memory.peak() if device.type == "cpu" else torch.cuda.max_memory_allocated(device),
@@ -175,7 +175,7 @@ def _steps(
 
 
 def _renewed(optimizer: torch.optim.Optimizer) -> Iterator[float]:
-    """Yield the share of Shampoo's roots that have age 0, that is, were renewed by need in the last step."""
+    """Yield the share of Shampoo's roots with age 0, those renewed by need in the last step; nothing without ages."""
     ages = [
         v.flatten()
         for s in optimizer.state.values()

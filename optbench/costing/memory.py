@@ -44,12 +44,12 @@ def bound(size: int) -> None:
 
 
 def resident() -> int:
-    """Return the resident bytes of this process; 0 if unknown."""
+    """Return the number of resident bytes of this process; 0 if unknown."""
     return _status("VmRSS")
 
 
 def peak() -> int:
-    """Return the peak of resident bytes of this process."""
+    """Return the peak number of resident bytes of this process."""
     # not `ru_maxrss` on Linux, which a process inherits from its parent
     if found := _status("VmHWM"):
         return found

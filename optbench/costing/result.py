@@ -16,7 +16,7 @@ from optbench.suite.fields import Settings
 FORMAT: Final = "optbench-cost"
 VERSION: Final = 1
 MAX_BYTES = 64 << 20
-"""In bytes; far larger than any such file."""
+"""Size limit of a result file in bytes; far larger than any result."""
 Status = Literal["ok", "too large", "too slow", "failed", "started"]
 """`too slow`: stopped, with the time of its first step if that step finished. `started`: never written to a file."""
 

@@ -30,7 +30,7 @@ class RegionTimer:
 
     @contextlib.contextmanager
     def step(self) -> Iterator[dict[str, float]]:
-        """Time a block; the yielded seconds by name are filled in at its end."""
+        """Time a block; at its end, the yielded mapping holds the seconds of each part by name."""
         found = dict.fromkeys(NAMES, 0.0)
         self._inside, self._marks = ["update"], []
         with self._watching():
@@ -55,7 +55,7 @@ class RegionTimer:
 
     @contextlib.contextmanager
     def gradient(self) -> Iterator[None]:
-        """Count the time of the block as that of the gradient."""
+        """Count the time of the block as time spent on the gradient."""
         self.enter("gradient")
         try:
             yield

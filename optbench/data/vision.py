@@ -33,7 +33,7 @@ class _Source:
     checksums: Callable[[Any], list[str]]
     """Returns the MD5 of each of `DatasetInfo.files`, from torchvision's class."""
     arrays: Callable[[Any], tuple[Any, Any]]
-    """Returns images (N, C, H, W) and labels (N,) of an instance, as NumPy arrays or lists."""
+    """Returns images (N, C, H, W) and labels (N,) of a torchvision dataset, as NumPy arrays or lists."""
     unpacked: tuple[str, ...] = ()
     """The paths in the data folder to which torchvision unpacks the files."""
     train: Mapping[str, Any] = field(default_factory=lambda: {"train": True})
@@ -194,7 +194,7 @@ def _not_available(info: DatasetInfo, source: _Source, folder: Path, error: Exce
 def _progress(visible: bool) -> Iterator[None]:
     """Send torchvision's messages and progress bars to standard error if it is a terminal, else discard them.
 
-    Also sets a timeout for the network, which torchvision lacks.
+    Also sets a network timeout, because torchvision sets none.
     """
     stream = sys.stderr if visible and sys.stderr.isatty() else io.StringIO()
     timeout = socket.getdefaulttimeout()

@@ -126,7 +126,7 @@ def load_suite(suite: str | Path) -> Suite:
 
 
 def _moved(suite: Suite, folder: Path, to: Path) -> Suite:
-    """Return a suite of `folder` with its files named relative to the folder `to`."""
+    """Return a suite whose files are named relative to `folder`, with names relative to the folder `to`."""
     return Suite.model_validate(rebased(suite.model_dump(), folder, to), context=AS_WRITTEN)
 
 
