@@ -337,7 +337,7 @@ def select(names: Iterable[str] | None, *kinds: Kind) -> tuple[Metric, ...]:
 
 
 def companions(metric: Metric) -> Iterator[Metric]:
-    """Yield the metrics of `alongside`, with the same settings if they use the same function's result.
+    """Yield the companions of a metric, with the same settings if they are computed by the same function.
 
     The companions of a metric that reads features at another place are measured at that place.
     """

@@ -69,7 +69,7 @@ def majority_share(counts: ArrayLike) -> float:
 
 
 ABOVE_TARGET = "ended above the target training loss"
-"""The mark of such tasks in a trial's note; see `early_stopping.target`."""
+"""Text in a trial's note on tasks that ended above `early_stopping.target`."""
 GUESSED = "no better than guessing right after training"
 EXPLODED = f"training loss above {EXPLOSION} times its start"
 
@@ -90,7 +90,7 @@ class NotLearnt:
 
     @staticmethod
     def of(guessed: Flags, exploded: Flags) -> NotLearnt:
-        """Convert flags of one trial's tasks, (T,)."""
+        """Convert flags (T,) of the tasks of one trial to task numbers."""
         return NotLearnt(*(tuple((np.flatnonzero(flags) + 1).tolist()) for flags in (guessed, exploded)))
 
     @property

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from optbench.metrics.updates import Geometry
 
 Ask: TypeAlias = Callable[[Metric, Sequence[Any]], tuple[float, str | None]]
-"""Calls a user's metric with its arguments and returns its value, NaN if undefined, and the reason."""
+"""Calls a user's metric with these arguments; returns the value, and if it is NaN, the reason."""
 
 
 NO_CLASSES = "expected classes, got the tokens of a text"

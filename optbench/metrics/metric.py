@@ -126,7 +126,7 @@ class Metric:
 
     @property
     def placed(self) -> bool:
-        """True if settings choose where its features are read, as for metrics of rank."""
+        """True if settings choose where the metric's features are read, as for metrics of rank."""
         return self.reads == ("spectrum",)
 
     @property
@@ -140,7 +140,7 @@ class Metric:
         return self.called or base_name(self.name)
 
     def function(self) -> Callable[..., Any]:
-        """Return its function with `arguments` bound; imports its module."""
+        """Import the metric's function and return it with `arguments` bound."""
         found = targets.load(self.target) if self.target and self.is_users else self._named(self.computed_by)
         return partial(found, **self.arguments) if self.arguments else found
 

@@ -62,7 +62,7 @@ def balanced_accuracy(class_hits: ClassHits) -> Tensor:
 
 
 def class_note(class_hits: ClassHits) -> str:
-    """Return why an accuracy by classes is undefined."""
+    """Return why a class-wise accuracy is undefined."""
     return "no examples" if len(class_hits.examples) else "expected classes, got the tokens of a text"
 
 
@@ -113,7 +113,7 @@ def cue_following(logits: Tensor, cues: Tensor | None) -> float:
 
 
 def cue_note(logits: Tensor, cues: Tensor | None) -> str:
-    """Return why the share is undefined."""
+    """Return why `cue_following` is undefined."""
     return "no examples" if cues is not None else "expected data with cues, as in the dataset spurious-patch"
 
 
@@ -149,7 +149,7 @@ def corruption_accuracy(corrupted: Corrupted | None, *, corruption: Corruption |
 
 
 def corruption_note(corrupted: Corrupted | None) -> str:
-    """Return why the accuracy is undefined."""
+    """Return why `corruption_accuracy` is undefined."""
     return "no examples" if corrupted is not None else "expected images of shape (C, H, W)"
 
 
@@ -190,7 +190,7 @@ def quantised_drop(model: nn.Module, inputs: Tensor, targets: Tensor, accuracy: 
 
 
 def drop_note(model: nn.Module, inputs: Tensor, targets: Tensor, accuracy: float) -> str:
-    """Return why a drop is undefined."""
+    """Return why `quantised_drop` is undefined."""
     return "no examples"
 
 

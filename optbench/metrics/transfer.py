@@ -69,7 +69,7 @@ def transfer_accuracy(probe: Probe) -> float:
 
 
 def note(probe: Probe) -> str:
-    """Return why the accuracy is undefined."""
+    """Return why `transfer_accuracy` is undefined."""
     parts = (probe.train, probe.validation, probe.test)
     finite = all(bool(torch.isfinite(part.features).all()) for part in parts)
     return "the features do not vary" if finite else "the features are not finite"

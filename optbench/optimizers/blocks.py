@@ -69,7 +69,7 @@ class Part:
         state |= {self.name + key: value.view(-1, self.count, *value.shape[1:]) for key, value in own.items()}
 
     def _grid(self, x: Tensor) -> Tensor:
-        """Return a view (M, down, height, across, width) of these blocks in (M, m, n)."""
+        """View these blocks of x (M, m, n) as (M, down, height, across, width)."""
         rows, columns = self.down * self.height, self.across * self.width
         place = x[:, self.top : self.top + rows, self.left : self.left + columns]
         return place.view(len(x), self.down, self.height, self.across, self.width)
@@ -105,7 +105,7 @@ def block_side(length: int, size: int | None, longest: int) -> int:
 
 
 def _spans(length: int, size: int | None, longest: int) -> Iterator[tuple[int, int, int]]:
-    """Yield start, length and number of the blocks of each length."""
+    """Yield the start, length and number of the blocks of each length along a side."""
     block = block_side(length, size, longest)
     count, rest = divmod(length, block) if block else (1, 0)
     yield 0, block, count

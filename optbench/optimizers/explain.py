@@ -24,7 +24,7 @@ _MISSING: tuple[tuple[str, str, str], ...] = (
     (r"named_parameters|param_names", "named_parameters", "an argument `{given: named_parameters}`"),
     (r"matri|\b2-?[dD]\b|\bndim\b|\.dim\(\)|dimension|\.T\b|must be 2", "only_matrices", "`only_matrices: true`"),
 )
-"""A pattern in an error, the need that is probably missing, and its declaration."""
+"""Patterns of error messages, each with the need that is probably missing and its declaration."""
 _COMMON = "`needs: closure`, `needs: create_graph`, `only_matrices: true`"
 _OF_PYTHON = (TypeError, AttributeError, LookupError, NameError, NotImplementedError, AssertionError)
 _OF_PYTORCH = r"does not require grad and does not have a grad_fn|backward through the graph a second time"
@@ -55,10 +55,9 @@ def in_words(error: BaseException, target: str, hyperparameters: Mapping[str, An
 
 
 def raised_at(error: BaseException) -> str | None:
-    """Return the last line of user code: `by Mine.step in mine.py:12: assert p.grad is not None`; None if there is
-    none.
+    """Describe the last line of user code in the traceback: `by Mine.step in mine.py:12: assert p.grad is not None`.
 
-    If every frame is in a library, the last one is used.
+    If there is none, the last line outside optbench is used; None if there is none either.
     """
     frames = list(traceback.walk_tb(error.__traceback__))
     own = [place for place in frames if not _of_library(place[0].f_code.co_filename)]
@@ -84,7 +83,7 @@ def _of_library(file: str) -> bool:
 
 
 def _shown(path: Path) -> Path:
-    """Return a path relative to the working directory or the package folder, if possible."""
+    """Return a path relative to `site-packages` or to the working directory, if possible."""
     if "site-packages" in path.parts:
         return Path(*path.parts[path.parts.index("site-packages") + 1 :])
     try:
@@ -94,7 +93,7 @@ def _shown(path: Path) -> Path:
 
 
 def _shortened(message: str) -> str:
-    """Return the beginning of a message on one line, up to the first number of a tensor."""
+    """Return a message on one line, cut off at a printed tensor and after `LONGEST` characters."""
     said = " ".join(message.split())
     if "tensor(" in said:
         said = said[: said.index("tensor(")] + "a tensor"
@@ -104,7 +103,7 @@ def _shortened(message: str) -> str:
 
 
 def _missing(known: str, hyperparameters: Mapping[str, Any]) -> str | None:
-    """Return a declaration that the error suggests is missing."""
+    """Return the declaration that the error suggests is missing; None if it suggests none."""
     declared = {*declared_needs(hyperparameters), *(name for name, value in hyperparameters.items() if value is True)}
     found = [how for pattern, need, how in _MISSING if need not in declared and re.search(pattern, known)]
     return found[0] if found else None

@@ -38,7 +38,7 @@ class Factor:
     total: Tensor
     """(M, n, n), on a CPU as lower panels; (M, n) if only the diagonal is kept; in the widest dtype."""
     root: Tensor
-    """The same shape, in the dtype of the gradient."""
+    """The root, with the shape of `total`, in the dtype of the gradient."""
     growth: Tensor | None = None
     """(M, n, n) as lower panels; None if products are added to the total directly."""
     kept: Tensor | None = None
@@ -295,7 +295,7 @@ def _stretched(
 
 
 def single_fits(size: int, epsilon: Sequence[float]) -> list[bool]:
-    """Return for each ε whether float32 is sufficient for a factor of this side.
+    """Return for each ε whether float32 is sufficient for a factor of side `size`.
 
     Rounding moves eigenvalues by up to about n 2⁻²³ λ_max, and eigenvalues below ε λ_max do not matter. With ε = 1e-4,
     the error of an update is 2e-4 for 784 pixels and 2e-6 for 100 units (benchmarks/RESULTS.md).

@@ -223,7 +223,7 @@ class Kfac(torch.optim.Optimizer):
         return state, 4 * rows * sum(map(sum, sides)) + 4 * 8 * longest**2
 
     def _trusted(self, moves: list[Move]) -> Tensor | float:
-        """Return ν, the factor on all directions."""
+        """Return ν, the common factor of all directions."""
         clip = self.param_groups[0]["kl_clip"]
         if clip is None or not moves:
             return 1.0
@@ -234,9 +234,9 @@ class Kfac(torch.optim.Optimizer):
 
 
 def damped_inverses(a: Tensor, g: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-    """Return (A + π √λ)⁻¹ and (G + √λ/π)⁻¹ of the lower triangles of positive semi-definite A (a, a), G (o, o).
+    """Return (A + π √λ)⁻¹ and (G + √λ/π)⁻¹, given the lower triangles of positive semi-definite A (a, a), G (o, o).
 
-    Inverted in float64. Non-finite factors give non-finite inverses.
+    Inverses are computed in float64. Non-finite factors give non-finite inverses.
     """
     tiny = torch.finfo(a.dtype).tiny
     pi = ((a.trace() / len(a)).clamp_min(tiny) / (g.trace() / len(g)).clamp_min(tiny)).sqrt().double()
