@@ -184,7 +184,7 @@ def _scored(plan: Plan, experiment: str) -> str:
 
 
 def _readings(readings: Readings) -> str:
-    """Describe readings: `44 readings: 11 metrics × 2 layers × 2 data, the verdict on effective_rank, pooled`."""
+    """Describe readings: `44 readings: 11 metrics × 2 layers × 2 data; the verdict is on effective_rank, pooled`."""
     sizes = [count(len(readings.metrics), "metric")]
     sizes += [count(len(readings.layers), "layer")] if len(readings.layers) > 1 else []
     sizes += [f"{len(readings.data)} data"] if len(readings.data) > 1 else []

@@ -58,7 +58,7 @@ class QuietView(View):
         self.console = _Console(file=stream)
         self.debug = debug
         self.path: Path | None = None
-        """Where results are written, once known."""
+        """Run directory; None until the run has started."""
         self.tracker: Tracker | None = None
         self.counts_seeds = True
         """Whether to warn if the suite's comparisons and claims have too few seeds."""

@@ -27,10 +27,10 @@ UNWRAPPED = 100_000
 
 
 def deliver(document: Report, chosen: str, output: str | None) -> None:
-    """Write a document to standard output, or to the file `output` (`-`: standard output).
+    """Write a document to the file `output`, or to standard output if it is None or `-`.
 
     Raises:
-        StoreError: the file cannot be written.
+        StoreError: the file or standard output cannot be written.
     """
     from optbench.report.formats import render_text, terminal
 

@@ -33,7 +33,7 @@ GATE_TONES: Mapping[GateResult, Tone] = {
 }
 
 MANY_PAIRS = 12
-"""With more pairs of arms than this, exploratory metrics are left out."""
+"""Number of pairs of arms above which exploratory metrics are left out, unless requested."""
 
 
 def comparison_report(comparison: Comparison, gates: Sequence[JudgedGate] = (), metrics: Sequence[str] = ()) -> Report:

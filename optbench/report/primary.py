@@ -14,7 +14,7 @@ from optbench.stats.power import MIN_PAIRS
 
 
 def primary_blocks(summary: Summary) -> Iterable[Block]:
-    """Yield verdicts on a run; none for several runs, a tuning run, sweeps, or too few seeds."""
+    """Yield the verdicts on a run; nothing for several runs, a tuning run, sweeps, or too few seeds."""
     if len(summary.runs) != 1:
         return
     pairs = [pair for section in summary.sections for pair in _pairs(section)]

@@ -39,12 +39,12 @@ FEWEST_SWEPT = 3
 BAR = 10
 """Width of a bar from 0 to 1, in characters."""
 MANY_SETTINGS = 30
-"""With more settings than this, a terminal shows only the choices of a tuning run and the reasons for them."""
+"""Number of settings above which a terminal shows only the choices of a tuning run and the reasons for them."""
 FOLDED = "markdown, html, csv and json show all of them"
 MANY_TASKS = 6
-"""With more tasks, there is one sparkline for the end of training instead of one per task."""
+"""Number of tasks above which a single sparkline shows the end of training, instead of one per task."""
 MOST_TASKS = 20
-"""Matrices of more tasks are only in accuracy.parquet."""
+"""Maximum number of tasks for which a report includes accuracy matrices; larger ones are only in accuracy.parquet."""
 MANY_TROUBLES = 20
 """Maximum number of diverged and failed trials listed; further ones are only counted."""
 

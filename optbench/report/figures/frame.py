@@ -34,7 +34,7 @@ HEADER_GAP, LEGEND_ROW = 6.0, 13.0
 HANDLE, HANDLE_GAP, COLUMN_GAP = 15.0, 4.5, 12.0
 
 Ticks = Sequence[tuple[float, str]]
-"""Positions, as fractions of the axis, and texts."""
+"""Position of each tick, as a fraction of the axis, and its text."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def height(panel: Panel) -> float:
 
 
 def add_panel(canvas: Canvas, panel: Panel, left: float, bottom: float) -> Frame:
-    """Draw a panel, and those below it, from the bottom left corner given; return the frame of the panel itself."""
+    """Draw a panel and those below it, with the bottom left corner given; return the frame of the panel itself."""
     top, drawn = bottom + height(panel), []
     for one in (panel, *panel.below):
         axes = canvas.add_axes((0.0, 0.0, 1.0, 1.0))
@@ -203,7 +203,7 @@ def _start(frame: Frame, length: float) -> float:
 
 
 def _columns(panel: Panel) -> list[Sequence[Series]]:
-    """Return the legend's series in as many columns as fit; none if a single series is named in the title."""
+    """Return the series of the legend in as many columns as fit; no columns if there is at most one series."""
     if len(panel.series) < 2:
         return []
     room = 72 * panel.width - 2 * EDGE
@@ -223,7 +223,7 @@ def _widths(columns: Sequence[Sequence[Series]]) -> list[float]:
 
 
 def _legend(frame: Frame) -> Iterator[tuple[float, float, Series]]:
-    """Yield the left end and middle of every legend entry."""
+    """Yield every series of the legend, with the left end and the vertical middle of its entry."""
     columns = _columns(frame.panel)
     widths = _widths(columns)
     begin = _start(frame, sum(widths) - COLUMN_GAP)

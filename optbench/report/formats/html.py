@@ -32,11 +32,11 @@ HEAD = """<!DOCTYPE html>
 <body>
 """
 FEWEST_HEADINGS = 3
-"""With fewer headings, a page needs no table of contents."""
+"""Minimum number of headings of a page with a table of contents."""
 TEXT_WIDTH = 40
 """Maximum number of characters of a text that stay on one line in print."""
 WIDE = 130
-"""A table with more characters is printed in landscape."""
+"""Maximum number of characters per line of a table in portrait format; wider tables are printed in landscape."""
 
 
 def render(document: doc.Report) -> str:
