@@ -13,7 +13,7 @@ from optbench.store.read import read_json
 
 
 def places(runs_dir: Path, name: str | None, suite: str) -> Iterator[Path]:
-    """Yield the directory `name`; if it is None, `<suite>-<UTC time>`, then the same with `-2`, `-3`, ... appended."""
+    """Yield the directory `name`; if it is None, `<suite>-<UTC time>`, then this name with `-2`, `-3`, ... appended."""
     if name is not None:
         yield runs_dir / name
         return

@@ -39,7 +39,7 @@ TOLD = 3.0
 BEGINNINGS = re.compile(r"^(s\w+: )?((error|fatal): )?(Batch job submission failed: )?")
 """Start of a line on standard error: the command's name and the kind of error, which precede the reason."""
 OF_SLURM = ("srun:", "slurmstepd:")
-"""Starts of lines that SLURM adds to a job's log after those of the program."""
+"""Beginnings of the lines that SLURM adds to a job's log after the output of the program."""
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ def score_matrices(accuracy: pa.Table, column: str = "accuracy") -> dict[str, Ma
 
 
 MEASURED_ONCE: tuple[Kind, ...] = ("landscape", "collapse", "curve")
-"""The kinds whose only value, after the last task, belongs to that task."""
+"""Kinds of metrics that are measured only once, after the last task, and recorded for that task."""
 
 
 def final_metrics(metrics: pa.Table, matrices: Mapping[str, Matrix], data: Data = "pooled") -> Values:

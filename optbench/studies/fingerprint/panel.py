@@ -177,7 +177,10 @@ def check(panel: Panel, results: Results) -> None:
 
 
 def check_seeds(panel: Panel, seeds: Sequence[int], place: str) -> None:
-    """Raise UsageError unless all seeds are in the panel, which is compared seed by seed. place: starts the message."""
+    """Raise UsageError unless all seeds are in the panel, which is compared seed by seed.
+
+    place: the beginning of the error message.
+    """
     if strange := [seed for seed in seeds if seed not in panel.seeds]:
         raise UsageError(
             f"{place}: expected seeds of the panel, {panel.seeds[0]} to {panel.seeds[-1]}, got {strange[0]}"

@@ -26,8 +26,8 @@ from optbench.studies.fingerprint.strips import EXPERIMENTS, STRIPS, Strip
 CHANCE = 0.1
 """The accuracy of guessing one of ten digits."""
 LEAST_LEARNT = 0.5
-"""Share of the accuracy above chance that the panel's median optimizer reaches; an experiment on which an optimizer
-reaches less counts as not learnt."""
+"""An experiment counts as not learnt if the optimizer reaches less than this share of the accuracy above
+chance that the panel's median optimizer reaches."""
 PART_OF_SPREAD = 0.1
 """The margin of a metric that defines none, as a share of the panel's interquartile range."""
 SAME = frozenset({Verdict.EQUIVALENT, Verdict.BELOW_MARGIN})
@@ -159,7 +159,10 @@ def fingerprint(entry: Entry, panel: Panel, remarks: Sequence[str] = (), *, apar
 
 
 def learnt_only(panel: Panel) -> Panel:
-    """Return the panel without values of experiments that an optimizer has not learnt. Distances are based on it."""
+    """Return the panel without each optimizer's values on experiments that it has not learnt.
+
+    Distances are based on this panel.
+    """
     thresholds = _thresholds(panel)
     return replace(panel, entries=tuple(_learnt(one, thresholds)[0] for one in panel.entries))
 

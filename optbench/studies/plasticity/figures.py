@@ -107,9 +107,9 @@ def _panel(part: Sequence[_Line], lines: Sequence[_Line]) -> Panel:
 def _drawing(
     part: Sequence[_Line], lines: Sequence[_Line], column: str, name: str, *, last: bool
 ) -> Callable[[Axes], None]:
-    """Return the drawing function of a column.
+    """Return the function that draws a column.
 
-    lines: the lines of all panels, which share axes. last: whether to label the tasks.
+    lines: the lines of all panels, which share the limits of their axes. last: whether to label the tasks.
     """
 
     def draw(axes: Axes) -> None:

@@ -55,7 +55,7 @@ class Path:
 
     @property
     def metrics(self) -> list[str]:
-        """Metrics with a line to draw."""
+        """Metrics with enough values of k for a line."""
         return [metric for metric in self.switching.metrics if len(self.drawn(metric)) >= MIN_POINTS]
 
 

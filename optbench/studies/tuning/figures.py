@@ -54,7 +54,7 @@ SCATTER_WIDTH, SCATTER_HEIGHT = 3.6, 3.0
 
 @dataclass(frozen=True)
 class Sweep:
-    """One optimizer over the values of one hyper-parameter, with everything else equal.
+    """One optimizer over the values of one hyper-parameter.
 
     series: its look. points: value and arm, by ascending value. chosen: the variant chosen by a tuning run, if it is
     among these. joined: whether everything else is equal, so that a line through the points is meaningful.

@@ -132,7 +132,7 @@ def _cost(
 
 
 def _space(search: Search, tuned: TunedOptimizer) -> dict[str, Any]:
-    """Return the search space as stated, or every value if more were tried."""
+    """Return the search space by hyper-parameter: as stated, or as all tried values if these go beyond it."""
     found: dict[str, Any] = {}
     for dimension in search.dimensions:
         tried = tuned.values(dimension.name)
