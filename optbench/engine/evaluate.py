@@ -114,7 +114,7 @@ class Evaluator:
     """Evaluates networks of one architecture, given as rows of a stack.
 
     batched: score networks together in batched forward passes, which is efficient on a GPU. By default networks are
-    scored one by one on a CPU, so that their results are independent.
+    scored one by one on a CPU, so that their results do not depend on each other.
     """
 
     def __init__(

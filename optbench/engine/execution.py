@@ -18,7 +18,7 @@ class Execution:
     stopped, because an accelerator would otherwise be idle. On a CPU, each member is processed separately and takes no
     unnecessary steps."""
     record: Recorder | None
-    """Records work on the device; None if work is not recorded."""
+    """The function that records work on the device; None if work is not recorded."""
 
     @staticmethod
     def on(device: torch.device) -> Execution:

@@ -210,7 +210,7 @@ def measure(
 
 
 def _network(member: Member, sequence: TaskSequence, metrics: Sequence[Metric]) -> tuple[object, ...]:
-    """Return a key: untrained networks with equal keys have equal metrics."""
+    """Return a key such that untrained networks with equal keys have equal metrics."""
     return (member.trial.model, member.init_hash, sequence.trial_seed, *metrics)
 
 

@@ -33,8 +33,9 @@ def initialise(model: nn.Module, generator: torch.Generator) -> dict[str, torch.
 
     Linear and convolution layers are initialised by the model's settings (`optbench.models.network.Initialisation`), by
     default as in PyTorch: U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases (LeCun-style uniform, as
-    `nn.Linear.reset_parameters` does). Normalisations start at one and zero, running statistics at mean 0 and variance
-    1. A network may draw its weights itself (`Network.draw`).
+    `nn.Linear.reset_parameters` does). Normalisations start with weights 1 and biases 0, running statistics with mean 0
+    and variance 1. A network may draw its weights itself (`Network.draw`).
+
     Draws are on the CPU for every device, so that all devices start with the same bits.
     """
     assert isinstance(model, Network), "a user's module draws its own"

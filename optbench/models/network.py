@@ -28,7 +28,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> T
 
 
 def materialised(network: nn.Module, device: torch.device) -> nn.Module:
-    """Return a copy on the device; weights of a network on the meta device are left uninitialised."""
+    """Return a copy of a network on `device`; weights copied from the meta device are uninitialised."""
     copied = copy.deepcopy(network)
     if not next(copied.parameters()).is_meta:
         return copied.to(device)

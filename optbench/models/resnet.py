@@ -130,6 +130,9 @@ class ResNet(Network):
 
 
 def _shortcut(x: Tensor, channels: int) -> Tensor:
-    """Return (B, C, H, W) unchanged, or every second pixel with zero channels added on either side."""
+    """Return images (B, C, H, W) unchanged if they have `channels` channels.
+
+    Otherwise return every second pixel, with zero channels added before and after the others.
+    """
     extra = channels - x.shape[1]
     return x if extra == 0 else nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, extra // 2, extra - extra // 2))

@@ -1,4 +1,4 @@
-"""Match each trial with its fresh-network counterpart, trained on each task from a new network."""
+"""Match each trial with its fresh-network counterpart, which starts each task with a new network."""
 
 from __future__ import annotations
 

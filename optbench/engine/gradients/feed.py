@@ -19,7 +19,7 @@ class Feed:
 
     The examples of all streams are concatenated, an epoch's order is a row of indices, and each stream's position in
     its order is on the device, so `take` performs the same operations every time. At the start of an epoch, `aim`
-    copies its order to the device.
+    copies the epoch's order to the device.
     """
 
     def __init__(self, streams: Sequence[BatchStream], normalise: Normaliser) -> None:

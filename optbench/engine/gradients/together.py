@@ -20,10 +20,10 @@ class Way(Protocol):
     """Writes losses and the bound gradients of all members, with the same operations at every call."""
 
     name: str
-    """The name for `Gradients.way`."""
+    """The value of `Gradients.way`."""
 
     def __call__(self, inputs: Tensor, targets: Tensor, losses: Tensor, /) -> Tensor:
-        """Return the logits, (M, B, C) or (M, B, T, C).
+        """Write losses and gradients, and return the logits, (M, B, C) or (M, B, T, C).
 
         inputs: (M, B, ...), possibly one expanded batch. targets: (M, B) or (M, B, T). losses: (M,).
         """

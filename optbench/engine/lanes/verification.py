@@ -120,7 +120,7 @@ class _Companion:
             raise error
 
     def renew(self) -> None:
-        """Rebuild its elementwise lane from the exported state, as between tasks and when members stop."""
+        """Rebuild the elementwise lane from its exported state, as between tasks and when members stop."""
         self._lane = self._build(dataclasses.replace(self._member, state=self._lane.export(0)), begin=False)
 
     def step(self, evaluate: Evaluate, step: int) -> Exception | None:
