@@ -56,7 +56,7 @@ def compared(comparison: PairedSolutions) -> str:
 
 
 def unknown_pairs(comparison: PairedSolutions, suite: Suite, note: str) -> list[PairRow]:
-    """Return the rows for solutions that could not be compared, without values. note: the reason."""
+    """Return rows without values for solutions that could not be compared. note: the reason."""
     settings = suite.experiments[comparison.experiment].pairs
     names = (settings.metrics if settings else None) or PAIR_METRICS
     return [PairRow.of(pair, name, None, note) for pair in comparison.pairs for name in names]

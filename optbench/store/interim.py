@@ -141,7 +141,7 @@ def find_refused(folder: Path) -> dict[str, str]:
 def drop_begun(folder: Path, is_done: Callable[[str], bool]) -> None:
     """Remove the parts whose trials are all done; raise StoreError if one cannot be moved.
 
-    is_done: whether the trial of an id needs no further training.
+    is_done: returns whether the trial with a given id needs no further training.
     """
     for part in find_parts(folder):
         members = _members_or_none(part)

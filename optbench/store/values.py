@@ -110,7 +110,7 @@ def summary_table(tables: Mapping[str, pa.Table], catalog: Mapping[str, Metric],
 
 
 def undefined(metric: Metric | None, trial: str, matrices: Mapping[str, Matrix], online: Online) -> str | None:
-    """Return why a derived metric is undefined for a trial; None if there is no data, or for a user's metric."""
+    """Return why a derived metric is undefined for a trial; None if it is a user's or the trial has no data."""
     if metric is None or metric.is_users:
         return None
     if metric.kind == "online" and trial in online.sequences:

@@ -26,8 +26,8 @@ from optbench.studies.fingerprint.strips import EXPERIMENTS, STRIPS, Strip
 CHANCE = 0.1
 """The accuracy of guessing one of ten digits."""
 LEAST_LEARNT = 0.5
-"""An experiment counts as not learnt if the optimizer reaches less than this share of the accuracy above
-chance that the panel's median optimizer reaches."""
+"""An experiment counts as not learnt if the optimizer reaches less than this share of the accuracy above chance that
+the panel's median optimizer reaches."""
 PART_OF_SPREAD = 0.1
 """The margin of a metric that defines none, as a share of the panel's interquartile range."""
 SAME = frozenset({Verdict.EQUIVALENT, Verdict.BELOW_MARGIN})

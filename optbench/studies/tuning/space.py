@@ -315,7 +315,7 @@ def _check_ties(ties: Sequence[Tie], found: Sequence[Search]) -> None:
 
 
 def _check(dimensions: Sequence[Dimension], target: str, hyperparameters: Mapping[str, Any], where: str) -> None:
-    """Check every value separately, with the suite's values for the other hyper-parameters."""
+    """Check each value of a dimension with the first values of the others, and the suite's other hyper-parameters."""
     fixed = with_values(hyperparameters, {d.path: d.values[0] for d in dimensions})
     try:
         if dimensions and len(variants(fixed)) > 1:
