@@ -1,4 +1,4 @@
-"""torch, imported on first use, for modules that declare settings of kinds: reading a suite must not import torch."""
+"""Import torch on first use, for modules that declare settings of kinds: reading a suite must not import torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measurements in float64: on the CPU if the device does not support it, as on Apple GPUs. Imports torch late."""
+"""Measure in float64, on the CPU if the device does not support it, as on Apple GPUs. Imports torch on first use."""
 
 from __future__ import annotations
 

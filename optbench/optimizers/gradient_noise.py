@@ -18,7 +18,7 @@ class GradientNoise(Wrapper):
 
     Args:
         params: parameters, or groups of them.
-        base: the optimizer that steps: `{"target": "adam", "lr": 1e-3}`.
+        base: the optimizer that takes the steps: `{"target": "adam", "lr": 1e-3}`.
         generator: draws the noise, on the CPU for every device.
         eta: variance at the first step. gamma: exponent of the decay; .55 in the paper.
         steps: number of steps with noise; None: all.

@@ -24,7 +24,7 @@ class L2Init(Wrapper):
 
     Args:
         params: parameters, or groups of them, at their initial values w₀.
-        base: the optimizer that steps: `{"target": "adam", "lr": 1e-3}`.
+        base: the optimizer that takes the steps: `{"target": "adam", "lr": 1e-3}`.
         strength: λ ≥ 0; the paper tunes it over 1e-5, 1e-4, 1e-3 and 1e-2.
 
     The gradients are not modified. Raises OptimizerError as `Wrapper` does.

@@ -18,7 +18,7 @@ from optbench.optimizers.registry import base_settings, check_settings, find, is
 from optbench.optimizers.spec import DECLARATIONS, FALLBACK, GIVEN
 
 EXTRAS = {"pytorch_optimizer": "optimizers"}
-"""Packages of registered optimizers that a plain install lacks, and the extras that install them."""
+"""Packages of registered optimizers that a plain install lacks, each with the extra that installs it."""
 
 
 CONFIG = ConfigDict(arbitrary_types_allowed=True)

@@ -25,7 +25,7 @@ class Powerpropagation(torch.optim.Optimizer):
 
     Args:
         params: parameters, or groups of them.
-        base: the optimizer that steps on φ: `{"target": "sgd", "lr": 0.1}`.
+        base: the optimizer that takes the steps on φ: `{"target": "sgd", "lr": 0.1}`.
         alpha: the power, ≥ 1; 1 is the base itself.
 
     Reference: arXiv:2110.00296.

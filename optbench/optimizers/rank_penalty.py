@@ -37,7 +37,7 @@ class RankPenalty(Wrapper):
 
     Args:
         model: the network; the inputs of its last `nn.Linear` in module order, which gets hooks, are the features.
-        base: the optimizer that steps: `{"target": "sgd", "lr": 0.1}`.
+        base: the optimizer that takes the steps: `{"target": "sgd", "lr": 0.1}`.
         strength: λ, of either sign; 0 leaves the base unchanged.
         rotated: whether A is rotated.
         generator: draws Q, on the CPU; None: the global one.

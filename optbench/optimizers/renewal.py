@@ -31,7 +31,7 @@ class ShrinkAndPerturb(Wrapper):
 
     Args:
         model: the network, whose modules with parameters have `reset_parameters()`, as PyTorch's layers do.
-        base: the optimizer that steps: `{"target": "sgd", "lr": 0.1}`.
+        base: the optimizer that takes the steps: `{"target": "sgd", "lr": 0.1}`.
         shrink: α, from 0 to 1. perturb: β.
         generator: seeds the draws of u; None: the global generator.
 

@@ -21,7 +21,7 @@ class Sam(Wrapper):
 
     Args:
         params: parameters, or groups of them.
-        base: the optimizer that steps: `{"target": "adamw", "lr": 1e-3}`, known by name or `module:Class`.
+        base: the optimizer that takes the steps: `{"target": "adamw", "lr": 1e-3}`; a name or `module:Class`.
         rho: the radius, in units of the weights.
         adaptive: whether the radius is relative to each weight.
         steps: number of steps with SAM, counted over all tasks, after which only the base steps; None: all.

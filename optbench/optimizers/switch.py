@@ -21,8 +21,8 @@ class Switch(torch.optim.Optimizer):
         params: parameters, or groups of them.
         first, then: the two optimizers, as in `{"target": "adam", "lr": 1e-3}`.
         at: number of steps of `first`; with 0, `then` takes all steps.
-        state: `reset`: `then` starts without state; `keep`: if both are the same optimizer, with the same inner ones,
-            `then` continues from the state of `first` with its own settings and its class's defaults.
+        state: `reset`: `then` starts without state; `keep`: if both are the same optimizer, with the same inner
+            optimizers, `then` continues from the state of `first` with its own settings and its class's defaults.
 
     Steps are counted over the whole training, across tasks. Raises OptimizerError as `Wrapper` does.
 

@@ -18,7 +18,7 @@ class Wrapper(torch.optim.Optimizer):
     Args:
         name: the wrapper's name, for error messages.
         params: parameters, or groups of them. defaults: the wrapper's own settings.
-        base: the optimizer that takes the steps: `{"target": "adamw", "lr": 1e-3}`, known by name or `module:Class`.
+        base: the optimizer that takes the steps: `{"target": "adamw", "lr": 1e-3}`; a name or `module:Class`.
 
     Raises OptimizerError if the base is unknown, rejects its hyper-parameters, or needs more than gradients.
     """

@@ -33,7 +33,7 @@ class Place:
 
     source: str
     line: int = 0
-    """Counted from 1; 0 for an override."""
+    """The line, counted from 1; 0 for an override."""
     column: int = 0
 
     @property

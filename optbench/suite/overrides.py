@@ -74,7 +74,7 @@ def apply_override(document: Document, override: Override) -> None:
 
 
 def _step(here: Any, rest: tuple[str, ...], override: Override, path: KeyPath) -> tuple[str | int, tuple[str, ...]]:
-    """Return the next key of the path and the rest of the path."""
+    """Return the key or index with which the path continues in `here`, and the remaining segments."""
     shown = ".".join(str(part) for part in path)
     if isinstance(here, dict):
         # Names may contain dots: the longest existing one matches.

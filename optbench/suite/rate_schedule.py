@@ -29,7 +29,7 @@ class RateSchedule(Settings):
 
     @property
     def is_flat(self) -> bool:
-        """True if its factor is 1 throughout."""
+        """True if the factor is 1 at every step."""
         return self.kind == "constant" and not self.warmup
 
     @model_validator(mode="before")

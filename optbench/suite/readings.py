@@ -40,15 +40,15 @@ class PrimaryReading(Settings):
     """The reading that the verdict is about."""
 
     metric: MetricSettings
-    """One of `metrics`."""
+    """The metric, one of those in `metrics` of the readings."""
     layer: Layer = Field(default={})
-    """One of `layers`."""
+    """The layer, one of those in `layers` of the readings."""
     data: Data = "pooled"
-    """One of `data`."""
+    """The data, one of those in `data` of the readings."""
 
 
 class Readings(Settings):
-    """Every combination of metric, layer and data: the cells on which a claim is read."""
+    """The readings of a claim: one cell for each combination of metric, layer and data."""
 
     metrics: Annotated[list[MetricSettings], Field(min_length=1), AfterValidator(distinct_metrics)]
     """The metrics, written as in an experiment's `metrics`; they are measured even if not listed there."""

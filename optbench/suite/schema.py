@@ -168,7 +168,7 @@ class Tune(Settings):
     learning_margin: Annotated[float, Field(ge=0)] | None = 0.03
     """Only settings whose learning accuracy is within this of the optimizer's best are eligible, so that a learning
     rate too small to learn with cannot win by not forgetting. null: all settings are eligible. With a metric of the
-    kind `online`, which measures learning itself, they always are."""
+    kind `online`, which measures learning itself, all settings are always eligible."""
     optimizers: dict[Name, Space] | None = None
     """The search space of each optimizer, with the same number of settings for each. null: for every optimizer, seven
     learning rates over two decades around its own learning rate."""

@@ -55,7 +55,7 @@ class Domains:
 
     @staticmethod
     def outline(classes: int, *, order: str | Sequence[str], domains: Sequence[str] = (), **_others: object) -> Outline:
-        """Return the outline. domains: the names of the domains of the dataset."""
+        """Return the outline of the tasks. domains: the names of the dataset's domains."""
         names = tuple(domains if isinstance(order, str) else order)
         if order == "shuffled":
             return Outline(tuple(f"domain {i + 1}" for i in range(len(names))), classes)
