@@ -74,9 +74,9 @@ class Problem:
 
     target: str
     given: Mapping[str, Any]
-    """The given hyper-parameters."""
+    """The hyper-parameters as given, without defaults."""
     hyperparameters: Mapping[str, Any]
-    """The given hyper-parameters with the registry's defaults."""
+    """The given hyper-parameters, completed with the registry's defaults."""
     spec: OptimizerSpec
     size: Size
     workspace: Workspace

@@ -85,7 +85,7 @@ def make(spec: OptimizerSpec, settings: Mapping[str, Any], model: nn.Module, ste
 def measured(job: CostJob) -> Iterator[Row]:
     """Yield rows with the estimate and, if it is within the limit, the measurements; any error is recorded in a row.
 
-    The last row is final; an earlier one has the results of the first step.
+    The last row is final; an earlier row, if any, has the results of the first step.
     """
     idle = memory.resident()
     size = SIZES[job.size].with_batch(job.batch)
@@ -115,7 +115,7 @@ def measured(job: CostJob) -> Iterator[Row]:
 
 
 def _measured(job: CostJob, spec: OptimizerSpec, settings: Mapping[str, Any], size: Size) -> Iterator[dict[str, Any]]:
-    """Yield the results of the first step, and then all of them."""
+    """Yield the results of the first step, then those of all steps."""
     every = settings.get(spec.interval) if spec.interval else None
     every = every if isinstance(every, int) and every > 1 else None
     used = {**settings, spec.interval: SHORT} if every else settings

@@ -22,10 +22,10 @@ from optbench.models.network import cross_entropy
 from optbench.optimizers.ends import ends, is_end, mark
 
 MASK, UNUSED = 103, 1000
-"""The id of [MASK] in BERT's vocabulary, and the number of its first ids that are not words."""
+"""The id of [MASK] in BERT's vocabulary, and the number of ids at its start that are not used for words."""
 BERT_POSITIONS, BERT_SEGMENTS, NEXT_OR_NOT = 512, 2, 2
 OUTPUT = {"gpt": "head.weight", "bert": "cls.seq_relationship.weight"}
-"""Weights of output layers; BERT's other output layer is its token embedding."""
+"""Name of each network's output weight; that of BERT's other output layer is the token embedding."""
 
 
 @dataclass(frozen=True)

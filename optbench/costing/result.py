@@ -32,9 +32,10 @@ class Timing(_Record):
     clock: `processor` (CPU time, which other processes hardly affect), `wall` or `device` (time between device events).
     after: number of preceding steps.
     gradient, statistics, roots, update: means of the parts, the last three with refreshes at their actual frequency.
-    ordinary: median of the optimizer's steps without a refresh, between low and high; refresh: mean of those with one.
-    every: steps between refreshes, None if there are none or if roots are renewed by need; renewed: the mean share of
-    roots renewed per step if they are renewed by need.
+    ordinary, low, high: median, minimum and maximum of the optimizer's steps without a refresh.
+    refresh: mean of the optimizer's steps with a refresh.
+    every: steps between refreshes; None if there are none, or if roots are renewed by need.
+    renewed: mean share of roots renewed per step if they are renewed by need.
     """
 
     threads: int
@@ -54,7 +55,7 @@ class Timing(_Record):
 
     @property
     def step(self) -> float:
-        """Seconds of the optimizer, including refreshes."""
+        """Mean seconds of the optimizer per step, including refreshes."""
         return self.statistics + self.roots + self.update
 
 
