@@ -98,7 +98,7 @@ def choice_of(
     """Convert the arguments of `run` that select from a suite or add to it.
 
     optimizers: a list of names selects these. A mapping adds optimizers: name -> class, function, target, or a mapping
-    with one of these as `target` and hyper-parameters next to it; the value None selects one of the suite's own.
+    with one of these as `target` and hyper-parameters next to it; the value None selects an optimizer of the suite.
     only_known: whether the suite already has the added optimizers, as when a run is resumed.
 
     Raises:

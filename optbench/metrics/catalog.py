@@ -23,7 +23,7 @@ _KUMAR, _DOHARE = "Kumar et al. 2023", "after Dohare et al. 2024"
 
 
 _SIZES = ("features_n", "features_d")
-"""N and d, needed to interpret any metric of features."""
+"""The metrics N and d, which are needed to interpret any metric of features."""
 _LOSS = "landscape_loss"
 
 _continual = partial(Metric, margin=0.005, kind="continual", subject="continual", reads=("accuracy",), remarks=True)
@@ -316,7 +316,7 @@ OF_TEST_DATA = ("features", "similarity", "logits", "model")
 """Kinds measured on the test data of each task, including the last, and of all tasks."""
 
 DEFAULT = "default"
-"""In a suite's list of metrics: the default set."""
+"""Name of the default set in a suite's list of metrics."""
 
 PAIR_METRICS: tuple[str, ...] = tuple(metric.name for metric in _TABLE if metric.kind == "pair")
 """The metrics of two solutions that are measured if `pairs` names none."""

@@ -28,7 +28,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 KEY = "metrics"
 """The key of `run.json` for descriptions of users' metrics and metrics with settings."""
 RAISED = "raised"
-"""The beginning of the note on a value for which a user's metric raised an exception."""
+"""The beginning of the note on a value that is undefined because a user's metric raised an exception."""
 MARK = "__optbench_metric__"
 _READS: Mapping[Of, tuple[str, ...]] = {
     "features": ("features", "targets"),
@@ -91,7 +91,7 @@ def metric(
 
 
 class _Metrics(Registry):
-    """The registry of metrics, whose first parameters are their inputs, followed by settings."""
+    """The registry of metrics: functions whose first parameters are inputs and whose further ones are settings."""
 
     def load(self, kind: str) -> Callable[..., Any]:
         """Load the function of a metric.
@@ -113,7 +113,7 @@ class _Metrics(Registry):
         return found
 
     def _settings(self, kind: str) -> type[BaseModel]:
-        """Return the model of the function's settings, followed by those of the place."""
+        """Return the model of the function's settings, with those of the place if the metric is `placed`."""
         own = super()._settings(kind)
         if kind in METRICS and METRICS[kind].placed:
             return create_model("Settings", __base__=own, **SETTINGS)
@@ -135,7 +135,7 @@ class _Metrics(Registry):
         return needed
 
     def reads(self, kind: str) -> tuple[str, ...]:
-        """Return the inputs that the function of a user's metric uses."""
+        """Return the names of the inputs that the function of a user's metric takes."""
         found = self.load(kind)
         reads: tuple[str, ...] = getattr(found, MARK).reads
         return reads[: len(self._given(kind, found, signature(found)[0]))]

@@ -63,10 +63,11 @@ class Kfac(torch.optim.Optimizer):
     ν = min(1, √(kl_clip / (lr² Σ V·∇W))) bounds the change of the prediction in one step (Ba et al. 2017, section 5).
 
     The network is a softmax classifier with logits (N, classes), or (B, T, classes) with N = B T predicted positions of
-    sequences, or with fewer, such as masked tokens. A is the sum over all rows of a layer divided by N, because the
-    loss is a mean over predictions, and G the mean over rows, treating each row as an example (K-FAC-expand,
-    Eschenhagen et al. 2023). For a tuple of outputs the mean losses are added: gradients of a further output with N'
-    predictions are weighted by √(N/N'), so that its part of the Fisher matrix is a mean over its own predictions.
+    sequences. N may be less than the number of positions, as for masked tokens. A is the sum over all rows of a layer
+    divided by N, because the loss is a mean over predictions, and G is the mean over rows, treating each row as an
+    example (K-FAC-expand, Eschenhagen et al. 2023). For a tuple of outputs the mean losses are added: gradients of a
+    further output with N' predictions are weighted by √(N/N'), so that its part of the Fisher matrix is a mean over its
+    own predictions.
     Parameters of other layers (normalisations, embeddings, grouped convolutions) take plain steps: V = ∇.
 
     Args:
@@ -252,7 +253,7 @@ def _inverse(factor: Tensor, damping: Tensor) -> Tensor:
 
 
 def _average(state: dict[str, Any], group: dict[str, Any], signals: LayerSignals) -> None:
-    """Update the running averages of the factors, which start at the first factors."""
+    """Update the running averages of the factors; they are initialised with the first factors."""
     updates = group["steps"] // group["factor_frequency"] + 1
     kept = min(1 - 1 / updates, group["decay"]) if "input_factor" in state else 0.0
     for name, rows in (("input_factor", signals.inputs), ("output_factor", signals.gradients)):
