@@ -142,7 +142,7 @@ def constructor_arguments(spec: OptimizerSpec, hyperparameters: Mapping[str, Any
 
 
 def resolve_spec(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> OptimizerSpec:
-    """Return the spec; for a user's optimizer, complete it from its signature, its methods and its declarations.
+    """Return the spec; a user's optimizer gets the needs and the lane that its signatures and declarations imply.
 
     Declarations are given next to the hyper-parameters: `needs: closure create_graph`, `elementwise: true`,
     `only_matrices: true` (then `fallback_lr` and similar set AdamW's hyper-parameters for the remaining parameters).

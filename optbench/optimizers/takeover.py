@@ -23,7 +23,7 @@ _NUMBERS_AND_TEXT = (bool, int, float, complex, str, type(None), torch.dtype)
 
 
 def held(optimizer: torch.optim.Optimizer) -> dict[Path, Any]:
-    """Return every possible setting in an optimizer, by path: numbers, text, lists of these, scalar tensors.
+    """Return every value in an optimizer that may be a setting, by path: numbers, text, lists of these, scalar tensors.
 
     Searches parameter groups, mappings with text keys, lists, inner optimizers, and plain objects such as a
     dataclass of settings, but not `state`, parameters, modules and generators.
@@ -48,7 +48,7 @@ def same_kind(a: torch.optim.Optimizer, b: torch.optim.Optimizer) -> bool:
 def take_settings(
     kept: torch.optim.Optimizer, at_start: Mapping[Path, Any], fresh: torch.optim.Optimizer, named: Set[str]
 ) -> None:
-    """Give `kept` the settings of `fresh` in place, without changing a bit of its state.
+    """Give `kept` the settings of `fresh`, in place, without changing its state by a single bit.
 
     kept: an optimizer that has taken steps. at_start: the result of `held(kept)` at its construction. fresh: a new
     optimizer of the same kind. named: the names of the settings that the user gave to either optimizer.

@@ -108,7 +108,7 @@ def _sources(document: Document, find: FindSource) -> dict[str, Source]:
 
 
 def _named(experiment: dict[str, Any]) -> Iterator[str]:
-    """Yield the kinds and metrics named in a part of a document that has not been validated."""
+    """Yield the names of kinds and metrics in a part of a document that has not been validated."""
     models, metrics = experiment.get("models"), experiment.get("metrics")
     models = models.values() if isinstance(models, dict) else ()
     metrics = metrics if isinstance(metrics, list) else ()

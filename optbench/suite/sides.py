@@ -59,8 +59,8 @@ def arms_of(side: str | list[str] | float) -> list[str]:
 def side_text(side: str | list[str] | float) -> str:
     """Return a side in words: `adam`, `adam with sgd`, `adam with itself`, `0.1`.
 
-    An optimizer paired with itself means the trial of each seed paired with its control, trained with another data
-    order.
+    An optimizer paired with itself stands for the trial of each seed paired with its control, which is trained with
+    another data order.
     """
     if isinstance(side, list):
         return " with ".join(side if side[0] != side[1] else [side[0], "itself"])

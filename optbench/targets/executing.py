@@ -62,7 +62,7 @@ _PACKAGES: dict[str, Source] = {}
 
 
 def execute(source: Source) -> Any:
-    """Return the module of a source's main file, which is executed unless this state of the source has been before."""
+    """Return the module of a source's main file; each state of a source is executed once."""
     key = (source.folder, source.hash)
     if key not in _MODULES:
         place = hashlib.sha256(f"{source.folder}\n{source.hash}".encode(errors="surrogateescape")).hexdigest()[:12]

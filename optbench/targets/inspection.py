@@ -23,7 +23,7 @@ def is_importable(value: Any) -> bool:
 
 
 def is_found(module: types.ModuleType) -> bool:
-    """Return whether other processes can find a module, which they search with standard finders only."""
+    """Return whether other processes, which have only the standard import finders, can find a module."""
     top = module.__name__.partition(".")[0]
     if top == "__main__" or top.startswith(PACKAGE) or module.__spec__ is None:
         return False

@@ -56,7 +56,7 @@ class InMemory(Source):
 
 
 class Objects:
-    """The objects passed to a run, and the targets that refer to them; names are given in the order of passing."""
+    """The objects passed to a run, and the targets that refer to them; objects are named in that order."""
 
     def __init__(self) -> None:
         self.sources: dict[str, InMemory] = {}
