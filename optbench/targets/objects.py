@@ -56,7 +56,7 @@ class InMemory(Source):
 
 
 class Objects:
-    """The objects passed to a run, and the targets that refer to them; objects are named in that order."""
+    """The targets of the objects passed to a run, which are named in the order in which they were passed."""
 
     def __init__(self) -> None:
         self.sources: dict[str, InMemory] = {}
