@@ -61,7 +61,7 @@ class PlainTraining:
             self.step(step)
 
     def draws(self) -> AbstractContextManager[None]:
-        """Return a context seeding the global generators from the trial if the optimizer needs it, as the lane does."""
+        """Return a context manager that seeds the global generators as the lane does, if the optimizer needs it."""
         if "random" in self._needs:
             return own_draws(self.noise, torch.device("cpu"))
         return contextlib.nullcontext()

@@ -298,7 +298,7 @@ def number_ranges(numbers: Sequence[int]) -> str:
 
 
 def _variants(cohort: Cohort) -> str:
-    """List the variants of a cohort, by name or, if there are many, only the first and the last."""
+    """List the variants of a cohort by name; if there are many, give their number, the first and the last name."""
     arms = dict.fromkeys((trial.optimizer, trial.variant) for trial in cohort.trials)
     if len(cohort.optimizers) > 1:
         names = [optimizer if variant == "default" else f"{optimizer} {variant}" for optimizer, variant in arms]

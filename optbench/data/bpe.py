@@ -121,7 +121,7 @@ class _Row:
         return found & self.inside
 
     def pairs(self, which: Flags, vocabulary: int) -> tuple[Ints, Ints]:
-        """Return the key left · vocabulary + right and the count of the pair at each chosen position."""
+        """Return, for the pair at each chosen position, its key `left * vocabulary + right` and its count."""
         at = np.flatnonzero(which)
         return self.tokens[at].astype(np.int64) * vocabulary + self.tokens[at + 1], self.weights[at]
 

@@ -111,9 +111,10 @@ def _set_inference_mode(value: bool) -> None:
 def _stack(
     name: str, read: Callable[[], tuple[Any, ...]], pop: Callable[[], object], push: Callable[[Any], object]
 ) -> ProcessSetting:
-    """Return a setting for a stack of modes, bottom first, which popping and pushing restore to its earlier content.
+    """Return a setting for a stack of modes (bottom first) that is restored by popping and pushing modes.
 
-    Pushing is needed because a closure runs outside the modes of the surrounding `with` blocks, which pop them later.
+    A closure runs outside the modes of the enclosing `with` blocks. These modes must be pushed again afterwards,
+    because the blocks pop them when they end.
     """
 
     def put(value: tuple[Any, ...]) -> None:

@@ -173,7 +173,7 @@ class Summary:
 
 
 def summarise(results: Sequence[Results], studies: Sequence[Study[Any]]) -> Summary:
-    """Summarise runs over seeds, grouping equal experiments and models, and apply each study."""
+    """Summarise runs across their seeds, by experiment and model, and apply each study."""
     places = grouped(((arm.experiment, arm.model), arm) for run in results for arm in arms(run))
     return Summary(
         runs=tuple(run_summary(run, studies) for run in results),

@@ -110,7 +110,7 @@ class Arm:
 
     @property
     def learning_warning(self) -> str | None:
-        """Sentences about the tasks that its trials failed to learn; None if each of them learnt every task."""
+        """Sentences about the tasks that trials of the arm failed to learn; None if every trial learnt every task."""
         if self.shortcoming is None:
             return None
         forgetting = any(map(math.isfinite, self.values("forgetting")))

@@ -352,7 +352,7 @@ def _taken(
 def _settings_faults(
     document: Document, check: OptimizerCheck | None, target: str, hyperparameters: Mapping[str, Any], *paths: KeyPath
 ) -> Iterator[Fault]:
-    """Yield the first fault in an optimizer's settings, if any. paths: where they are written, most specific first."""
+    """Yield the first fault in an optimizer's settings, if any. paths: places of the settings, most specific first."""
     try:
         for variant in variants(hyperparameters):
             if check is not None:

@@ -146,10 +146,10 @@ class _FirstLayers:
 
 @functools.lru_cache(maxsize=256)
 def agrees(count: int, shape: torch.Size, batch: int) -> bool:
-    """Return whether one product for `count` first layers of this shape has the same bits as separate products.
+    """Return whether one matrix product for `count` first layers of this shape is bit-identical to separate products.
 
-    In a library, the order of sums may depend on the size of the product, but not on its numbers, so one test on random
-    numbers per process suffices. Wide layers are excluded, because separate products are as fast.
+    A BLAS library may choose the order of summation by the shapes of the operands, but not by their values, so one test
+    on random numbers per process is sufficient. Wide layers are excluded, because separate products are as fast.
     """
     if count == 1 or shape[0] >= WIDE:
         return False

@@ -91,7 +91,7 @@ class Lane(ABC):
         return row
 
     def fallbacks(self, index: int) -> int:
-        """Return how often a factorisation of a member had to be replaced."""
+        """Return the number of times that a failed factorisation of a member was replaced."""
         return 0
 
 

@@ -67,7 +67,7 @@ class Trained:
 
 
 def train(wanted: Wanted, options: Options, view: View) -> Trained:
-    """Tune and train an optimizer on the suite; `options.resume` is a run `NAME-tune` to continue.
+    """Tune and train an optimizer on the suite. options.resume: the tuning run (`NAME-tune`) to resume, if any.
 
     Raises:
         OptbenchError: the target, a setting, the device or the directory is invalid.
