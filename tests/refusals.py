@@ -18,6 +18,8 @@ def snapshot(tree: Path) -> dict[str, str]:
     """Return everything under `tree`: files with the hash of their content, links (not followed) with their target."""
     found: dict[str, str] = {}
     for folder, folders, files in os.walk(tree):
+        if "__pycache__" in folders:  # written by Python itself if a user's file imports another
+            folders.remove("__pycache__")
         for name in (*folders, *files):
             path = Path(folder, name)
             if path.is_symlink():

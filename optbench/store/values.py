@@ -15,14 +15,13 @@ from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from optbench.metrics import METRICS, Metric, continual, select
 from optbench.metrics.cost import Cost
 from optbench.metrics.metric import Kind, base_name
 from optbench.plan import Trial
-from optbench.store.columns import codes, numbers
+from optbench.store.columns import codes, known, numbers
 from optbench.store.online import ONLINE, Online
 from optbench.store.tables import KEY_COLUMNS, KEY_FIELDS, TrialRow, arrow_fields, versioned_schema
 from optbench.suite.readings import Data
@@ -184,13 +183,15 @@ def lower_bounds(metrics: pa.Table) -> dict[str, dict[str, str]]:
 
     metrics: the columns trial, metric, value and note of the table `metrics`.
     """
-    names = [name for name in codes(metrics["metric"])[1] if (m := METRICS.get(base_name(name))) and m.kind == "curve"]
-    of_curve = pc.is_in(metrics["metric"], value_set=pa.array(names, pa.string()))
-    remarked = pc.and_(pc.is_valid(metrics["value"]), pc.is_valid(metrics["note"]))
-    chosen = metrics.filter(pc.and_(of_curve, remarked))
+    metric, names = codes(metrics["metric"])
+    wanted = [i for i, name in enumerate(names) if (m := METRICS.get(base_name(name))) and m.kind == "curve"]
+    rows = np.flatnonzero(np.isin(metric, wanted) & known(metrics["value"]) & known(metrics["note"]))
+    if not len(rows):
+        return {}
+    (trial, ids), (note, notes) = codes(metrics["trial"]), codes(metrics["note"])
     found: dict[str, dict[str, str]] = {}
-    for row in chosen.to_pylist():
-        found.setdefault(row["metric"], {})[row["trial"]] = row["note"]
+    for row in rows.tolist():
+        found.setdefault(names[metric[row]], {})[ids[trial[row]]] = notes[note[row]]
     return found
 
 

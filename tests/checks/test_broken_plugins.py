@@ -121,7 +121,7 @@ TARGETS: dict[str, tuple[str, str]] = {
     "no module": (":Mine", "expected module:Class or ./file.py:Class"),
     "only a colon": (":", "expected module:Class or ./file.py:Class"),
     "neither a name nor a path": ("mine", "unknown optimizer 'mine'"),
-    "a path without a class": ("./plugin.py", "unknown optimizer './plugin.py'"),
+    "a path without a class": ("./plugin.py", "./plugin.py: expected ./plugin.py:NAME, a class or function"),
     "another class of the standard library": ("json:JSONDecoder", "'JSONDecoder' is the class JSONDecoder"),
     "another class of torch": ("torch:no_grad", "'no_grad' is the class no_grad"),
     "three parts": ("torch.optim:SGD:x", "cannot import torch.optim:SGD"),
