@@ -27,7 +27,7 @@ class Known:
 
 
 class DatasetSettings(Kind):
-    """A dataset, built in or user-defined; a bare name is a dataset without settings."""
+    """A dataset, built in or user-defined; a bare name stands for the dataset without settings."""
 
     registry = DATASETS
     short = True

@@ -28,7 +28,7 @@ def is_broken_device(error: Exception) -> bool:
 
 
 def speaks_of_broken_device(message: str) -> bool:
-    """Return whether the text of an error describes a broken device; a failed recording does not count."""
+    """Return whether an error message describes a broken device; failed captures of CUDA graphs do not count."""
     return "CUDA error" in message and "captur" not in message
 
 

@@ -1,4 +1,4 @@
-"""Measure task overlap in a trial, from features of each task's test data right after its training and at the end.
+"""Measure task overlap in a trial, from features of each task's test data after training on that task and at the end.
 
 Legend: P padded parameter count, Q padded size of the buffers in floats.
 """

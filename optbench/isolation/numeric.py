@@ -34,7 +34,7 @@ def _setter(set_: Callable[..., object]) -> Callable[[Any], object]:
 
 
 def _precisions() -> list[ProcessSetting]:
-    """Return the settings of float32 precision; the older ones come first, since each changes several of the others."""
+    """Return the float32 precision settings, older ones first, because an older one changes several newer ones."""
     get, set_ = (getattr(torch._C, f"_{verb}_fp32_precision_{verb}ter", None) for verb in ("get", "set"))
     matmul = (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision)
     found = [_older("float32_matmul_precision", *matmul)]

@@ -169,14 +169,14 @@ def quantised(weight: Tensor, bits: int) -> Tensor:
 
 @torch.no_grad()
 def quantised_drop(model: nn.Module, inputs: Tensor, targets: Tensor, accuracy: float, *, bits: int) -> float:
-    """Return a network's accuracy minus that with every weight tensor rounded to `bits` bits by `quantised`.
+    """Return the accuracy that a network loses when `quantised` rounds every weight tensor to `bits` bits.
 
-    Weights are parameters of two or more axes; others (biases, gains) and buffers are unchanged.
+    Weights are parameters with two or more axes; others (biases, gains) and buffers are unchanged.
 
     Args:
         model: in eval mode; not modified.
         inputs: (N, ...), as the model takes them.
-        targets: (N,), or (N, T) of sequences.
+        targets: (N,), or (N, T) for sequences.
         accuracy: the accuracy of the unmodified model on the same data; see `accuracy_of`.
 
     Returns:

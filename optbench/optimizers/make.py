@@ -317,7 +317,7 @@ class Row(torch.optim.Optimizer):
         return loss
 
     def rate_groups(self, stepping: bool) -> list[Group]:
-        """Return the groups with an `lr` for `rates.rate_groups`: this optimizer's own, then the inner optimizer's."""
+        """Return the parameter groups that have an `lr`: this optimizer's own first, then the inner optimizer's."""
         return [group for group in (*self.param_groups, *self.inner.param_groups) if "lr" in group]
 
     def state_dict(self) -> dict[str, Any]:

@@ -108,8 +108,9 @@ class ShrinkAndPerturb(Wrapper):
 class FreshNetwork(ShrinkAndPerturb):
     """Trains a new network on each task: the control for learning without earlier tasks.
 
-    At the start of each task except the first, weights, buffers and optimizer state are those of a new network. Used
-    like `ShrinkAndPerturb`; in optbench's engine the base is reconstructed, regardless of its needs.
+    At the start of each task except the first, weights, buffers and optimizer state are replaced by those of a new
+    network. Used like `ShrinkAndPerturb`; in optbench's engine the base is reconstructed, whatever requirements it
+    declares.
 
     Args:
         model, base, generator: as in `ShrinkAndPerturb`.

@@ -84,7 +84,7 @@ def percent(value: float) -> str:
 
 
 def reading_name(cell: ReadingCell, in_bits: bool = False) -> str:
-    """Return a reading's name: `effective rank activation=before`, `effective rank on the last task`."""
+    """Return a reading's name, as in `effective rank activation=before` or `effective rank on the last task`."""
     return words(cell.name, in_bits) + (" on the last task" if cell.data == "last" else "")
 
 

@@ -157,10 +157,10 @@ MEASURED_ONCE: tuple[Kind, ...] = ("landscape", "collapse", "curve")
 
 
 def final_metrics(metrics: pa.Table, matrices: Mapping[str, Matrix], data: Data = "pooled") -> Values:
-    """Return metric -> trial -> value after the trial's last task, over all layers.
+    """Return metric -> trial -> value after the trial's last task, for values of the features and of no single layer.
 
-    data: all tasks pooled, or only the last task. Landscape and collapse metrics and those of the training curve are
-    measured once, on the last task, and count as pooled.
+    data: all tasks pooled, or only the last task. Landscape, collapse and training-curve metrics are measured once, on
+    the last task, and count as pooled.
     """
     (trial, ids), (metric, names), (layer, layers) = (codes(metrics[key]) for key in ("trial", "metric", "layer"))
     last = np.array([matrices[name].shape[1] if name in matrices else -1 for name in ids], np.int64)

@@ -89,7 +89,7 @@ def _combined(hyperparameters: Mapping[str, Any]) -> tuple[dict[str, Any], list[
 
 
 def variant_name(values: Mapping[KeyPath, Any]) -> str:
-    """Return the name of the variant with these values: `lr=0.1,momentum=0.9`."""
+    """Return the name of the variant with these values, such as `lr=0.1,momentum=0.9`."""
     return ",".join(f"{'.'.join(path)}={value_name(value)}" for path, value in values.items())
 
 

@@ -78,7 +78,7 @@ class Feed:
         return inputs, self._batch_targets.view(*self._batch.shape[:2], *self._targets.shape[1:])
 
     def _renew(self, i: int, stream: BatchStream, epoch: int) -> None:
-        """Copy the order of an epoch, and its augmentations, to the device."""
+        """Copy the example order and the augmentations of an epoch to the device."""
         used = stream.steps_per_epoch * stream.batch_size
         self._send(stream.order(epoch)[:used] + self._offsets[i], self._orders[i])
         if stream.augment is not None:

@@ -84,7 +84,7 @@ class Lane(ABC):
         """Return the bytes of a member's optimizer state."""
 
     def begin_task(self) -> None:  # noqa: B027
-        """Notify the optimizer that a new task begins, which has no effect on most optimizers."""
+        """Notify the optimizer that a new task begins; most optimizers ignore this."""
 
     def measured(self, index: int, row: Tensor) -> Tensor:
         """Return the weights (P,) at which to measure a member: `row`, unless its optimizer trains other weights."""

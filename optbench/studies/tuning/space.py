@@ -47,7 +47,7 @@ class Dimension:
 
     @property
     def stated(self) -> Any:
-        """The space of the hyper-parameter as written in a suite."""
+        """The search space of this hyper-parameter, as written in a suite."""
         return {"log": list(self.log), "points": len(self.values)} if self.log else list(self.values)
 
 
