@@ -24,7 +24,7 @@ from optbench.execution.messages import Arrived, Compared, Data, Divide, Failed,
 from optbench.execution.parcels import INTERIM, WEIGHTS, DamagedError, Parcel, unpack, unpickled
 
 PREFIX = "optbench-worker-"
-"""Start of the name of an agent's temporary folder, followed by its process id and a dash."""
+"""Start of the name of an agent's temporary folder, followed by the host, the process id and random letters."""
 LINGER = 0.2
 """Seconds for which further messages are collected after a first one."""
 
@@ -45,7 +45,7 @@ class Agent:
 
     def __init__(self, device: str) -> None:
         _sweep()
-        self._folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{socket.gethostname()}-{os.getpid()}-"))
         self._processes = LocalProcesses([device])
         self._worker: LocalWorker = self._processes.start(0)
         self._job: tuple[str, Job] | None = None  # with its hash
@@ -62,8 +62,9 @@ class Agent:
         """Submit a unit to the worker process. data: the datasets of its experiment, by their settings."""
         try:
             self._give(unit, job, data)
-        except (DamagedError, OSError) as error:
-            self._outbox.append(Lost(f"{socket.gethostname()}: {error}"))
+        except Exception as error:  # the main process would wait forever for a unit that nobody trains
+            said = str(error) if isinstance(error, DamagedError | OSError) else f"{type(error).__name__}: {error}"
+            self._outbox.append(Lost(f"{socket.gethostname()}: {said}"))
 
     def _give(self, unit: Parcel, job: Parcel, data: Mapping[str, Parcel]) -> None:
         if self._job is None or self._job[0] != job.sum:
@@ -112,9 +113,9 @@ class Agent:
 
 
 def _sweep() -> None:
-    """Remove the folders of agents that were killed."""
+    """Remove the folders of agents that were killed on this host; several hosts may share a folder."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
-        pid = folder.name.removeprefix(PREFIX).partition("-")[0]
+        pid = folder.name.removeprefix(f"{PREFIX}{socket.gethostname()}-").rpartition("-")[0]
         if pid.isdecimal():
             try:
                 os.kill(int(pid), 0)

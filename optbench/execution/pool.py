@@ -50,12 +50,17 @@ LOST_AT_START = 3
 
 @dataclass
 class _Slot:
-    """A worker, its current unit, and the users' code that has run in its process."""
+    """A worker, its current unit, and the users' code that has run in its process.
+
+    rested: True if it has sent nothing since it was idle. It may have been lost since then, because messages of idle
+    workers are not read.
+    """
 
     place: int
     worker: Worker
     unit: Unit | None = None
     user_code: frozenset[str] = frozenset()
+    rested: bool = False
 
     def serves(self, unit: Unit) -> bool:
         """Return True if no user's code except that of the unit has run in the worker's process."""
@@ -127,6 +132,7 @@ class Pool:
                 unit = slot.unit
                 with held():
                     event = worker.receive()
+                    slot.rested = slot.rested and (event is None or isinstance(event, Lost))
                     if isinstance(event, Finished | Compared | Failed):
                         slot.unit = None
                         self._hand_on(slot, waiting, job)
@@ -155,7 +161,7 @@ class Pool:
                     yield from self._unsaid()
                 elif isinstance(event, Lost):
                     self._let_go(slot, event)
-                    if unit is not None and (lost := self._lost[unit.id] + 1) > TRIES_ELSEWHERE:
+                    if unit is not None and (lost := self._lost[unit.id] + (not slot.rested)) > TRIES_ELSEWHERE:
                         yield Failed(unit, "WorkerLost", f"its worker was lost {lost} times ({event.cause})")
                     elif unit is not None:
                         self._lost[unit.id] = lost
@@ -194,7 +200,8 @@ class Pool:
         ready = [slot for slot in (*idle, *new) if slot.worker.is_ready]
         for slot in sorted(ready, key=lambda slot: not any(map(slot.serves, waiting))):
             if not waiting:
-                return
+                slot.rested = True
+                continue
             served = slot.next_of(waiting)
             unit = self._take(waiting, len(waiting) - 1 if served is None else served)
             (slot if served is not None else slot.renew()).give(unit, job)

@@ -12,6 +12,7 @@ import itertools
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from optbench.errors import WorkerError
 from optbench.execution.agent import Hello
 from optbench.execution.backend import Lost, Message, Ready, Refused, Worker
 from optbench.execution.elsewhere import refusal
-from optbench.execution.mailbox import Mailbox, Pulse
+from optbench.execution.mailbox import BEAT, Mailbox, Pulse
 from optbench.execution.messages import Arrived, Job, Said, Unit
 from optbench.execution.parcels import (
     DamagedError,
@@ -39,6 +40,8 @@ from optbench.execution.slurm_settings import MAX_JOBS, executor, whole
 
 PREFIX = ".slurm-"
 """Start of the name of the folder that is shared with jobs; random letters follow."""
+GONE = "-gone"
+"""End of the name of such a folder while it is removed."""
 ASKED = 20.0
 """Seconds between two queries of SLURM about jobs that show no sign of life."""
 ASKED_AT_START = 5.0
@@ -96,6 +99,14 @@ class SlurmJobs:
         except BaseException:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise
+        self._closed = threading.Event()
+        threading.Thread(target=self._beat, name="pulse", daemon=True).start()
+
+    def _beat(self) -> None:
+        """Show jobs that this process is alive, even while it waits minutes for an answer of SLURM."""
+        while not self._closed.wait(BEAT):
+            with contextlib.suppress(OSError):
+                self._pulse.beat()
 
     def begin(self, job: Job, units: Sequence[Unit]) -> None:
         """Write the files that jobs need, and submit as many jobs as there is work for, as one array.
@@ -119,15 +130,25 @@ class SlurmJobs:
     def _stored(self, name: str, parcel: Parcel) -> Parcel:
         """Write the content of a parcel to a file, from which many jobs can read it; return a parcel with its path."""
         place = self.folder / name
-        place.write_bytes(parcel.content)
+        with self._writing():
+            place.write_bytes(parcel.content)
         return Parcel(parcel.sum, str(place))
 
     def _made_folder(self) -> Path:
         folder = self.folder / f"worker-{next(self._names)}"
-        for name in (IN, OUT):
-            (folder / name).mkdir(parents=True)
-        (folder / PULSE).touch()
+        with self._writing():
+            for name in (IN, OUT):
+                (folder / name).mkdir(parents=True)
+            (folder / PULSE).touch()
         return folder
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Convert an operating-system error about the shared folder to a WorkerError."""
+        try:
+            yield
+        except OSError as error:
+            raise WorkerError(f"--on slurm: cannot write {self.folder}: {error.strerror}") from error
 
     def submit(self, folders: Sequence[Path]) -> list[Any]:
         """Submit a job for each folder, all together. Raises WorkerError if SLURM rejects them."""
@@ -154,8 +175,6 @@ class SlurmJobs:
     def wait(self, workers: Sequence[Worker]) -> Sequence[Worker]:
         """See `Backend`. Raises WorkerError if no job is left and SLURM rejects new ones."""
         ours = [worker for worker in workers if isinstance(worker, _SlurmWorker)]
-        with contextlib.suppress(OSError):
-            self._pulse.beat()
         for worker in ours:
             worker.look()
         self._submit_again()
@@ -246,6 +265,7 @@ class SlurmJobs:
         self._cancel([worker for worker in started if not worker.has_ended])
         self._workers.clear()
         self._submitted.clear()
+        self._closed.set()
         _remove(self.folder)
 
     def kill(self) -> None:
@@ -292,9 +312,11 @@ class _SlurmWorker:
             self.refusal = error
 
     def tell(self, name: str, *arguments: object) -> None:
-        """Call a method of the agent."""
-        with contextlib.suppress(OSError):  # the next `look` reports that the folder is gone
+        """Call a method of the agent. If this fails, for example on a full disk, the worker is reported as lost."""
+        try:
             self._outbox.put((name, arguments))
+        except OSError as error:
+            self.inbox.append(Lost(f"{self._name}: cannot write to its folder: {error.strerror or error}"))
 
     def look(self) -> None:
         """Read the messages of the job."""
@@ -387,6 +409,8 @@ def _sweep(base: Path, own: Path) -> None:
     """
     now = (own / PULSE).stat().st_mtime
     for folder in base.glob(f"{PREFIX}*"):
+        if folder.name.endswith(GONE):  # its removal was incomplete
+            shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             if now - (folder / PULSE).stat().st_mtime > LEFT:
                 _remove(folder)
@@ -395,6 +419,6 @@ def _sweep(base: Path, own: Path) -> None:
 def _remove(folder: Path) -> None:
     """Remove a folder that jobs may still write into. It is renamed first, so that it disappears in one step."""
     with contextlib.suppress(OSError):
-        gone = folder.with_name(f"{folder.name}-gone")
+        gone = folder.with_name(f"{folder.name}{GONE}")
         folder.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)

@@ -6,6 +6,7 @@ States are read with `squeue`: `sacct`, which submitit uses, fails on clusters w
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import subprocess
@@ -30,7 +31,9 @@ ENDED = {
     "TIMEOUT": "reached its time limit (timeout_min)",
 }
 """Final states of jobs, and their wording in messages; jobs in other states wait, run or are about to end."""
-WAITING = ("PENDING", "CONFIGURING", "SUSPENDED", "STOPPED")
+HELD = ("REQUEUED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
+"""States of jobs that were put back into the queue, in spite of `--no-requeue`."""
+WAITING = ("PENDING", "CONFIGURING", "SUSPENDED", "STOPPED", *HELD)
 """States of jobs that are not running yet, or are suspended."""
 ANSWER = 60.0
 """Timeout of queries, in seconds."""
@@ -132,14 +135,16 @@ def partitions() -> list[str]:
 
 
 def ask(*command: str) -> str:
-    """Return the standard output of a SLURM command.
+    """Return the standard output of a SLURM command, whose defaults the user's variables do not change.
 
     Raises:
         WorkerError: the command fails or times out.
     """
+    # `SQUEUE_PARTITION`, for example, hides jobs in other partitions, which would be considered ended.
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("SQUEUE_", "SINFO_"))}
     try:
         found = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=ANSWER, check=False
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=ANSWER, check=False, env=own
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise WorkerError(f"--on slurm: {command[0]} does not answer: {error}") from error

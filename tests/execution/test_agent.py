@@ -239,12 +239,28 @@ def test_a_remote_worker_without_its_device_is_refused(tmp_path: Path) -> None:
 def test_an_agent_removes_the_folder_of_a_killed_agent(tmp_path: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    left, living = tmp_path / f"{PREFIX}{ended.pid}-abc", tmp_path / f"{PREFIX}{os.getpid()}-abc"
-    for folder in (left, living):
+    here = socket.gethostname()
+    left, *others = (
+        tmp_path / f"{PREFIX}{host}-{pid}-abc"
+        for host, pid in ((here, ended.pid), (here, os.getpid()), ("other", ended.pid), (f"{here}-1", ended.pid))
+    )
+    for folder in (left, *others):
         (folder / "interim").mkdir(parents=True)
     Agent("cpu").close()
     assert not left.exists()
-    assert living.exists()
+    assert all(folder.exists() for folder in others), "their processes are alive, or on other hosts"
+
+
+@pytest.mark.usefixtures("_temporary")
+def test_a_unit_that_an_agent_cannot_receive_is_reported_as_lost() -> None:
+    agent = Agent("cpu")
+    agent.fetch = MagicMock(side_effect=RuntimeError("the object was lost"))  # type: ignore[method-assign]
+    try:
+        agent.give(Parcel.of(b""), Parcel.of(b""), {})
+        *_, lost = agent.receive(0.0)
+        assert lost == Lost(f"{socket.gethostname()}: RuntimeError: the object was lost")
+    finally:
+        agent.close()
 
 
 # Interim states, saved at the end of a task

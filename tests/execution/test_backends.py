@@ -130,6 +130,17 @@ def test_a_unit_fails_with_the_reason_after_its_worker_was_lost_three_times() ->
     assert trained(events) == sorted(unit.id for unit in rest), "the other units are still trained"
 
 
+def test_idle_workers_that_were_lost_unnoticed_do_not_count_against_a_unit() -> None:
+    """When a node goes down, or a time limit ends all jobs, workers that are idle are lost as well."""
+    gone: list[Message | str] = [Ready(), DONE, GONE]
+    backend = ScriptedBackend(4, [gone, gone, gone, [Ready(), *[Said("")] * 3, GONE], [Ready(), DONE]])
+    given = units()[:4]
+    events = train(backend, given)
+    assert trained(events) == sorted(unit.id for unit in given)
+    assert len(backend.given) == 4 + 4
+    assert not any(isinstance(event, Failed) for event in events)
+
+
 def test_a_unit_fails_when_its_worker_process_dies_twice() -> None:
     first, *rest = units()
     backend = ScriptedBackend(1, [[Ready(), Died("SIGSEGV"), Died("SIGSEGV"), DONE]])

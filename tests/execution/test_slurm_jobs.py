@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,15 +15,16 @@ import pytest
 
 from optbench.cli import main
 from optbench.errors import UsageError, WorkerError
-from optbench.execution import slurm_jobs
+from optbench.execution import mailbox, slurm_jobs
 from optbench.execution.agent import Hello
 from optbench.execution.backend import Lost, Ready
 from optbench.execution.elsewhere import versions
 from optbench.execution.mailbox import Mailbox
 from optbench.execution.messages import Said
+from optbench.execution.parcels import Parcel
 from optbench.execution.slurm_job import OUT, Ending
 from optbench.execution.slurm_jobs import SlurmJobs
-from optbench.execution.slurm_queue import SlurmQueue, State, last_line, last_line_of_log, parsed
+from optbench.execution.slurm_queue import SlurmQueue, State, ask, last_line, last_line_of_log, parsed
 from optbench.execution.slurm_settings import executor
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="submitit is not installed")
@@ -64,8 +68,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.fixture
-def backend(slurm: Path, tmp_path: Path, clock: list[float]) -> SlurmJobs:
-    return SlurmJobs({"partition": "cpu"}, tmp_path / "runs", "cpu", 2)
+def backend(slurm: Path, tmp_path: Path, clock: list[float]) -> Iterator[SlurmJobs]:
+    yield (jobs := SlurmJobs({"partition": "cpu"}, tmp_path / "runs", "cpu", 2))
+    jobs._closed.set()
 
 
 def says(worker: Any, message: object, number: int = 0) -> None:
@@ -119,6 +124,20 @@ def test_a_silent_job_is_lost_even_if_slurm_does_not_answer(backend: SlurmJobs, 
     clock[0] += slurm_jobs.ASKED + 1
     backend.wait([worker])
     assert worker.receive() == Lost("job 1 shows no sign of life")
+
+
+def test_a_message_that_cannot_be_written_is_reported(backend: SlurmJobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = started(backend)
+
+    def full(file: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    worker.renew()
+    assert backend.wait([worker]) == [worker]
+    assert worker.receive() == Lost("job 1: cannot write to its folder: No space left on device")
+    with pytest.raises(WorkerError, match="No space left on device"):
+        backend._stored("job", Parcel.of(b""))
 
 
 def test_each_reason_why_jobs_wait_is_reported_once(backend: SlurmJobs, slurm: Path, clock: list[float]) -> None:
@@ -238,10 +257,26 @@ def test_a_flag_is_true_or_false(name: str, slurm: Path, tmp_path: Path) -> None
         executor(tmp_path, {name: "maybe"}, gpu=False)
 
 
+def test_jobs_see_a_pulse_while_slurm_is_asked(slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Submitting a job takes minutes if SLURM has no room for it, and jobs end without a pulse."""
+    for module in (slurm_jobs, mailbox):
+        monkeypatch.setattr(module, "BEAT", 0.01)
+    jobs = SlurmJobs({}, tmp_path, "cpu", 1)
+    pulse = jobs.folder / "pulse"
+    os.utime(pulse, (1.0, 1.0))
+    until = time.monotonic() + 10
+    while pulse.stat().st_mtime == 1.0:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    jobs.close()
+
+
 def test_folders_of_killed_runs_are_removed_and_those_of_others_kept(slurm: Path, tmp_path: Path) -> None:
     first, second = (SlurmJobs({}, tmp_path, "cpu", 1) for _ in range(2))
+    first._closed.set()
     old = (first.folder / "pulse").stat().st_mtime - 2 * slurm_jobs.LEFT
     os.utime(first.folder / "pulse", (old, old))
+    (tmp_path / ".slurm-abc-gone" / "logs").mkdir(parents=True)  # its removal was incomplete
     third = SlurmJobs({}, tmp_path, "cpu", 1)
     assert sorted(tmp_path.glob(".slurm-*")) == sorted([second.folder, third.folder])
 
@@ -259,6 +294,12 @@ def test_squeue_answers_are_read_by_job(slurm: Path) -> None:
     for name in ("unknown", "states"):
         (slurm / name).unlink()
     assert SlurmQueue().states(jobs) == {}
+
+
+def test_variables_of_the_user_do_not_hide_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SQUEUE_PARTITION", "other")
+    assert "PATH=" in (found := ask("env"))
+    assert "SQUEUE_PARTITION" not in found
 
 
 def test_a_failed_job_is_reported_with_the_last_line_of_its_program(tmp_path: Path) -> None:
