@@ -62,7 +62,7 @@ class Agent:
         """Submit a unit to the worker process. data: the datasets of its experiment, by their settings."""
         try:
             self._give(unit, job, data)
-        except Exception as error:  # the main process would wait forever for a unit that nobody trains
+        except Exception as error:  # the main process would wait forever for a unit that no worker trains
             said = str(error) if isinstance(error, DamagedError | OSError) else f"{type(error).__name__}: {error}"
             self._outbox.append(Lost(f"{socket.gethostname()}: {said}"))
 

@@ -213,7 +213,7 @@ def _asked(arm: Arm) -> Iterator[str]:
     yield from arm.settings.primary or ()
     for claim in arm.results.suite.claims.values():
         if claim.experiment == arm.experiment:
-            yield from (claim.primary.name, *claim.beside)
+            yield from (claim.primary.name, *claim.beside, *claim.where)
 
 
 def _undefined(measures: Sequence[Measure], found: Sequence[Arm]) -> dict[str, tuple[Measure, ...]]:

@@ -242,7 +242,7 @@ def _ends_of_bars(tuned: TunedOptimizer, metric: str) -> tuple[float, float]:
     Forgetting and metrics with values up to 1 are drawn from 0 to 1, other metrics of the rule from 0 to their largest
     value, and scores of text between the whole bits that enclose the learning scores.
     """
-    if metric not in SHOWN and not tuned.in_bits:
+    if metric not in SHOWN and (tuned.metric.kind == "curve" or not tuned.in_bits):
         return 0.0, max([1.0, *filter(math.isfinite, _every(tuned, metric))])
     if metric == "forgetting":
         return 0.0, 1.0
