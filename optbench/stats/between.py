@@ -64,8 +64,13 @@ class Between(Arm):
         found = self._found(metric, seed)
         return found.value if found else math.nan
 
+    def compared(self, metric: str) -> dict[int, PairValue]:
+        """Return the values of a metric of two solutions by seed, without the seeds not yet compared."""
+        found = ((seed, self._found(metric, seed)) for seed in self.trials)
+        return {seed: one for seed, one in found if one is not None}
+
     def took(self, metric: str) -> bool:
-        return any(self._found(metric, seed) for seed in self.trials)
+        return bool(self.compared(metric))
 
     def undefined(self, metric: str, seeds: Iterable[int]) -> set[str]:
         known = [self._found(metric, seed) for seed in seeds if self.status(seed) == "ok"]

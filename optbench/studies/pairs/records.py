@@ -9,7 +9,8 @@ from optbench.metrics import METRICS
 from optbench.report.document import Record
 from optbench.report.records import KEYS, PAIR, spread_record
 from optbench.report.spread import Spread
-from optbench.studies.pairs.statistics import ArmName, SolutionPair
+from optbench.stats.arms import Arm
+from optbench.studies.pairs.statistics import SolutionPair
 
 
 def pair_records(found: Sequence[SolutionPair]) -> Iterable[Record]:
@@ -22,14 +23,14 @@ def pair_records(found: Sequence[SolutionPair]) -> Iterable[Record]:
             for side, null in ((pair.a, measured.null_a), (pair.b, measured.null_b)):
                 if null is not None:
                     record = _pair(place, side, side, "null", metric, pair.planned, null, None)
-                    nulls[*place, side, metric] = record
+                    nulls[*place, *side.key, metric] = record
     yield from nulls.values()
 
 
 def _pair(
     place: tuple[str, str, str],
-    a: ArmName,
-    b: ArmName,
+    a: Arm,
+    b: Arm,
     kind: str,
     metric: str,
     planned: int,

@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from optbench.metrics import METRICS
-from optbench.plan import PairedSolutions, TrialPair, comparisons
+from optbench.plan import Trial, comparisons
+from optbench.stats.arms import Arm, arms
+from optbench.stats.between import Between
 from optbench.stats.results import Results
 
 SeedValues = Mapping[int, float]
 """Seed -> value; NaN where undefined."""
-
-
-@dataclass(frozen=True)
-class ArmName:
-    """An arm of a pair."""
-
-    optimizer: str
-    variant: str
-
-    @property
-    def label(self) -> str:
-        """The arm's name: `adam`, or `adam lr=0.001` if settings were swept."""
-        return self.optimizer if self.variant == "default" else f"{self.optimizer} {self.variant}"
-
-
-ArmPair: TypeAlias = tuple[str, str, ArmName, ArmName]
-"""Experiment, model, and the two arms."""
+ArmKey: TypeAlias = tuple[str, str, str, str]
+"""Experiment, model, optimizer and variant."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +55,8 @@ class SolutionPair:
     run: str
     experiment: str
     model: str
-    a: ArmName
-    b: ArmName
+    a: Arm
+    b: Arm
     planned: int
     measures: Mapping[str, Measured]
     notes: tuple[str, ...]
@@ -86,36 +72,32 @@ def solution_pairs(results: Results) -> list[SolutionPair]:
     Raises:
         StoreError: the table is unreadable.
     """
-    values: dict[ArmPair, dict[str, dict[int, float]]] = {}
-    notes: dict[ArmPair, dict[str, None]] = {}
-    seeds: Counter[ArmPair] = Counter()
-    for comparison in comparisons(results.suite, [*results.trials, *results.controls]):
-        for pair in comparison.pairs:
-            place = _place(comparison, pair)
-            seeds[place] += 1
-            either_above = any(results.status(trial.id) == "above_target" for trial in (pair.a, pair.b))
-            both = frozenset((pair.a.id, pair.b.id))
-            for metric, of_metric in results.solutions.items():
-                if (known := of_metric.get(both)) is not None:
-                    value = math.nan if either_above else known.value
-                    values.setdefault(place, {}).setdefault(metric, {})[comparison.seed] = value
-                    if known.note:
-                        notes.setdefault(place, {})[known.note] = None
-    pairs = []
-    for place, count in seeds.items():
-        experiment, model, a, b = place
-        if a == b:
-            continue  # a null, which is part of its arm's other pairs
-        of_pair = values.get(place, {})
-        null_a, null_b = (values.get((experiment, model, side, side), {}) for side in (a, b))
-        measures = {
-            name: Measured(of_pair[name], null_a.get(name), null_b.get(name)) for name in METRICS if name in of_pair
-        }
-        why = tuple(notes.get(place, {}))
-        pairs.append(SolutionPair(results.run.id, experiment, model, a, b, count, measures, why))
-    return pairs
+    named = {_name(arm): arm for arm in arms(results)}
+    requested: dict[tuple[ArmKey, ArmKey], set[str]] = {}
+    planned = (pair for one in comparisons(results.suite, [*results.trials, *results.controls]) for pair in one.pairs)
+    for pair in planned:
+        if pair.kind == "pair":
+            requested.setdefault((_name(pair.a), _name(pair.b)), set()).add(pair.a.id)
+    return [_pair(results, named[a], named[b], len(trials)) for (a, b), trials in requested.items()]
 
 
-def _place(comparison: PairedSolutions, pair: TrialPair) -> ArmPair:
-    a, b = (ArmName(trial.optimizer, trial.variant) for trial in (pair.a, pair.b))
-    return comparison.experiment, comparison.model, a, b
+def _pair(results: Results, a: Arm, b: Arm, planned: int) -> SolutionPair:
+    pair, null_a, null_b = Between.of(a, b), Between.of(a), Between.of(b)
+    measures = {}
+    for metric in METRICS:
+        if metric in results.solutions and (values := _values(pair, metric)):
+            nulls = (_values(null, metric) or None for null in (null_a, null_b))
+            measures[metric] = Measured(values, *nulls)
+    compared = (one for metric in results.solutions for one in pair.compared(metric).values())
+    notes = tuple(dict.fromkeys(one.note for one in compared if one.note))
+    return SolutionPair(results.run.id, a.experiment, a.model, a, b, planned, measures, notes)
+
+
+def _values(pair: Between, metric: str) -> SeedValues:
+    """Return the values of a metric by seed, NaN above the target training loss; without seeds not yet compared."""
+    found = pair.compared(metric)
+    return {seed: math.nan if pair.status(seed) == "above_target" else one.value for seed, one in found.items()}
+
+
+def _name(of: Arm | Trial) -> ArmKey:
+    return of.experiment, of.model, of.optimizer, of.variant
