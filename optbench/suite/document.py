@@ -49,6 +49,8 @@ class Document:
     """A parsed suite file: its value, and the locations of the key and value at every path into it."""
 
     value: Any
+    sources: tuple[str, ...] = ()
+    """The files that were merged; each extends the one before it."""
     keys: dict[KeyPath, Place] = field(default_factory=dict)
     values: dict[KeyPath, Place] = field(default_factory=dict)
     implied: set[KeyPath] = field(default_factory=set)
@@ -65,6 +67,12 @@ class Document:
     def key_place(self, path: KeyPath) -> Place:
         """Return the location of the last key of `path`, or, if `path` ends at an item of a list, of that item."""
         return self.keys[path] if path in self.keys else self.value_place(path)
+
+    def is_above(self, place: Place, other: Place) -> bool:
+        """Return whether `place` can change what is at `other`: it is in an extending file, or in an override."""
+        if place.is_override or other.is_override:
+            return place.is_override and not other.is_override
+        return self.sources.index(place.source) > self.sources.index(other.source)
 
     def override(self, path: KeyPath, place: Place) -> None:
         """Record that everything at and below `path` now comes from `place`."""
@@ -184,7 +192,7 @@ class _Reading:
 
     def document(self, root: yaml.Node) -> Document:
         self.measure(root)
-        self.result = Document(None)
+        self.result = Document(None, (self.source,))
         self.result.value = self.read(root, ())
         return self.result
 

@@ -165,7 +165,7 @@ class _Merger:
 
     def __init__(self, base: Document, own: Document) -> None:
         self.base, self.own = base, own
-        self.result = Document(None, removed=base.removed)
+        self.result = Document(None, (*base.sources, *own.sources), removed=base.removed)
         self.result.value = self.merge((), base.value, own.value)
 
     def merge(self, path: KeyPath, old: Any, new: Any) -> Any:
@@ -186,7 +186,7 @@ class _Merger:
                 # Elsewhere null is valid: it means an optimizer without overrides, or is a hyper-parameter's value.
                 if path in NAMED or (path[:1] == ("experiments",) and path[2:] == ("models",)):
                     where = f"{self.own.keys[inner]}: {shown_path(path)}"
-                    raise SuiteError(f"{where}: null removes a name of the base; {unknown('name', key, old)}")
+                    raise SuiteError(f"{where}: {unknown('name', key, old)}; null removes a name of the base")
             source = self.own if key in new else self.base
             self.result.keys[inner] = source.keys[inner]
             if key in old and key in new:

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from optbench.counting import count
-from optbench.errors import OptimizerError, UsageError, nearest, unknown
+from optbench.errors import OptimizerError, UsageError, nearest
 from optbench.kinds import AS_WRITTEN
 from optbench.metrics.catalog import DEFAULT, METRICS, OF_TEST_DATA, PAIR_METRICS
 from optbench.metrics.metric import base_name
 from optbench.metrics.naming import check_metric, check_pair_metric, check_taken
 from optbench.metrics.own import MetricSettings, check_rule, resolve
-from optbench.suite.claim_faults import check_compared, check_of_trials, claim_faults, named_arms
+from optbench.suite.claim_faults import check_compared, check_of_trials, claim_faults
 from optbench.suite.document import Document, KeyPath, Place, is_name_list
 from optbench.suite.extends import read_document
 from optbench.suite.faults import Fault, raise_faults, shown_path, validation_faults
 from optbench.suite.fitting import fitting_faults, text_faults
 from optbench.suite.measured import with_readings
 from optbench.suite.overrides import apply_override, parse_override
+from optbench.suite.references import reference_faults
 from optbench.suite.schema import ExperimentSettings, Suite
-from optbench.suite.sides import split_arm
 from optbench.suite.spaces import space_problems
 from optbench.suite.variants import count_variants, variants
 from optbench.targets import Source, TargetError, is_file, read_source, split, using
@@ -74,7 +74,7 @@ def load_suite(
             raise_faults(validation_faults(error, document))
         faults = list(_size_faults(suite, document)) or [
             *_optimizer_faults(suite, document, check_optimizer),
-            *_name_faults(suite, document),
+            *reference_faults(suite, document),
             *_tune_faults(suite, document, as_written),
             *(Fault(document.value_place(path), f"{shown_path(path)}: {what}") for path, what in space_problems(suite)),
             *claim_faults(suite, document),
@@ -167,52 +167,6 @@ def _optimizer_faults(suite: Suite, document: Document, check: OptimizerCheck | 
                 optimizer = suite.optimizers[name]
                 merged = optimizer.hyperparameters | changes
                 yield from _settings_faults(document, check, optimizer.target, merged, path, ("optimizers", name))
-
-
-def _name_faults(suite: Suite, document: Document) -> Iterator[Fault]:
-    """Yield a fault for each reference to an experiment, model or optimizer that does not exist."""
-    for path, shown, name, (what, valid) in _references(suite):
-        if name not in valid:
-            # In a claim, the name is the value; elsewhere, it is a key or an item of a list.
-            place = document.value_place(path) if path[0] == "claims" else document.key_place(path)
-            removed = document.removed.get((f"{what.partition(' ')[0]}s", name))
-            hint = f"; removed in {removed.source}:{removed.line}" if removed else ""
-            yield Fault(place, f"{shown_path(path[:shown])}: {unknown(what, name, valid)}{hint}")
-
-
-def _references(suite: Suite) -> Iterator[tuple[KeyPath, int, str, tuple[str, Collection[str]]]]:
-    """Yield each reference to a part of the suite.
-
-    Each has the path, the number of its segments to show, the name, and the kind of part with the valid names.
-    """
-    any_experiment, any_optimizer = ("experiment", suite.experiments), ("optimizer", suite.optimizers)
-    optimizers = {n: (f"optimizer in {n}", e.optimizers or suite.optimizers) for n, e in suite.experiments.items()}
-    models = {n: (f"model in {n}", e.models) for n, e in suite.experiments.items()}
-    for name, experiment in suite.experiments.items():
-        path: KeyPath = ("experiments", name)
-        yield from (((*path, "optimizers", o), 3, o, any_optimizer) for o in experiment.optimizers or ())
-        yield from (((*path, "tuning", o), 3, o, optimizers[name]) for o in experiment.tuning or ())
-        pairs = experiment.pairs
-        for key, named in (("against", pairs.against), ("controls", pairs.controls)) if pairs else ():
-            yield from (((*path, "pairs", key, i), 4, o, optimizers[name]) for i, o in enumerate(named or ()))
-        for i, twins in enumerate(experiment.twins or ()):
-            yield from (((*path, "twins", i, j), 3, o, optimizers[name]) for j, o in enumerate(twins))
-    for name, claim in suite.claims.items():
-        path = ("claims", name)
-        others = ("claim", suite.claims.keys() - {name})
-        yield from (((*path, "given", i), 3, premise, others) for i, premise in enumerate(claim.given))
-        yield (*path, "experiment"), 3, claim.experiment, any_experiment
-        if (within := claim.experiment) in suite.experiments:
-            yield from (((*path, *at), 3, split_arm(arm)[0], optimizers[within]) for at, arm in named_arms(claim))
-            yield from (((*path, "models", i), 4, m, models[within]) for i, m in enumerate(claim.models or ()))
-    if suite.tune is not None:
-        yield from ((("tune", "optimizers", o), 2, o, any_optimizer) for o in suite.tune.optimizers or ())
-        for name, changes in suite.tune.experiments.items():
-            path = ("tune", "experiments", name)
-            yield path, 2, name, any_experiment
-            if name in suite.experiments:
-                yield from (((*path, "optimizers", o), 4, o, optimizers[name]) for o in changes.optimizers)
-                yield from (((*path, "models", i), 4, m, models[name]) for i, m in enumerate(changes.models or ()))
 
 
 def _tune_faults(suite: Suite, document: Document, as_written: bool) -> Iterator[Fault]:

@@ -167,9 +167,9 @@ FAULTS = [
     ("experiments: {e: {tasks: {kind: rotated}}}", "base.yaml:8:29: experiments.e.tasks: unknown key 'count'"),
     ("experiments: {e: {protocol: {max_epochs: fast}}}", "own.yaml:2:42: experiments.e.protocol.max_epochs"),
     ("seeds: null", "own.yaml:1:1: expected the key 'seeds'"),
-    ("optimizers: {adam: null}", "base.yaml:11:23: experiments.e.optimizers: unknown optimizer 'adam'"),
+    ("optimizers: {adam: null}", "own.yaml:2:14: optimizers: other parts of the suite still use 'adam': experiments.e"),
     ("claims: {c: {left: adan}}", "own.yaml:2:20: claims.c.left: unknown optimizer in e 'adan'"),
-    ("optimizers: {sgdd: null}", "own.yaml:2:14: optimizers: null removes a name of the base; unknown name 'sgdd'"),
+    ("optimizers: {sgdd: null}", "own.yaml:2:14: optimizers: unknown name 'sgdd'; did you mean 'sgd'?"),
 ]
 
 
@@ -180,15 +180,29 @@ def test_an_error_is_placed_where_the_faulty_value_was_written(folder: Path, own
     assert str(caught.value).startswith(message), caught.value
 
 
-def test_an_unknown_name_removed_by_null_is_reported_as_removed(folder: Path) -> None:
+def test_uses_of_a_removed_name_are_one_error_at_the_removal(folder: Path) -> None:
     with pytest.raises(SuiteError) as caught:
         load("optimizers: {adam: null}")
-    said = "experiments.e.optimizers: unknown optimizer 'adam' (valid: sgd); removed in own.yaml:2"
-    assert said in str(caught.value)
+    assert str(caught.value) == (
+        "own.yaml:2:14: optimizers: other parts of the suite still use 'adam': experiments.e.optimizers and claims; "
+        "replace these parts or set them to null (first use: base.yaml:11:23)"
+    )
     Path("mid.yaml").write_text("extends: base.yaml\noptimizers: {adam: null}\n")
-    with pytest.raises(SuiteError, match=r"unknown optimizer 'adam' \(valid: sgd\); removed in mid.yaml:2"):
+    with pytest.raises(SuiteError, match=r"^mid\.yaml:2:14: optimizers: other parts of the suite still use 'adam'"):
         load("description: no more", "mid.yaml")
     load("optimizers: {adam: {target: adam, lr: 0.1}}", "mid.yaml")
+    load("optimizers: {adam: null}\nclaims: null\nexperiments: {e: {optimizers: [sgd]}}")
+
+
+def test_uses_of_an_optimizer_that_a_new_list_leaves_out_are_one_error(folder: Path) -> None:
+    message = (
+        "experiments.e.optimizers: other parts of the suite still use 'adam': claims; "
+        "replace these parts or set them to null (first use: base.yaml:"
+    )
+    with pytest.raises(SuiteError, match=rf"^own\.yaml:2:19: {re.escape(message)}"):
+        load("experiments: {e: {optimizers: [sgd]}}")
+    with pytest.raises(OptbenchError, match=rf"^--set experiments\.e\.optimizers=\[sgd\]: {re.escape(message)}"):
+        load("name: own", "base.yaml", "experiments.e.optimizers=[sgd]")
 
 
 def test_errors_in_the_base_and_on_the_command_line_name_their_place(folder: Path) -> None:

@@ -1,0 +1,131 @@
+"""References between the parts of a suite: every experiment, model, optimizer and claim that is named must exist."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
+
+from optbench.errors import unknown
+from optbench.suite.claim_faults import named_arms
+from optbench.suite.document import Document, KeyPath, Place
+from optbench.suite.faults import Fault, shown_path
+from optbench.suite.schema import Suite
+from optbench.suite.sides import split_arm
+
+
+class _Names(NamedTuple):
+    """The names that a reference can have."""
+
+    what: str
+    """What is named, e.g. `optimizer in digit-pairs`."""
+    valid: Collection[str]
+    path: KeyPath
+    """The mapping or list that defines the names."""
+
+
+class _Reference(NamedTuple):
+    """A name in the suite that refers to another part of it."""
+
+    path: KeyPath
+    shown: int
+    """Number of the path's segments to show in a message."""
+    name: str
+    names: _Names
+
+
+def reference_faults(suite: Suite, document: Document) -> Iterator[Fault]:
+    """Yield the faults of references to parts that do not exist.
+
+    If an extending file or an override removed a part, a single fault at the place of the removal lists the parts of
+    the suite that still refer to it.
+    """
+    left: dict[tuple[Place, KeyPath], list[_Reference]] = {}
+    for reference in _references(suite):
+        if reference.name in reference.names.valid:
+            continue
+        if cause := _removal(reference, document):
+            left.setdefault(cause, []).append(reference)
+        else:
+            what, valid, _ = reference.names
+            message = f"{shown_path(reference.path[: reference.shown])}: {unknown(what, reference.name, valid)}"
+            yield Fault(_place(reference, document), message)
+    for (place, path), references in left.items():
+        names = _listed(f"'{name}'" for name in dict.fromkeys(reference.name for reference in references))
+        parts = dict.fromkeys(shown_path(_part(reference.path)) for reference in references)
+        what = f"other parts of the suite still use {names}: {_listed(parts)}"
+        first = _place(references[0], document)
+        yield Fault(place, f"{shown_path(path)}: {what}; replace these parts or set them to null (first use: {first})")
+
+
+def _place(reference: _Reference, document: Document) -> Place:
+    # In a claim, the name is the value; elsewhere, it is a key or an item of a list.
+    find = document.value_place if reference.path[0] == "claims" else document.key_place
+    return find(reference.path)
+
+
+def _removal(reference: _Reference, document: Document) -> tuple[Place, KeyPath] | None:
+    """Return the place and path at which a later file or override removed the name; None if none did."""
+    used, path = _place(reference, document), reference.names.path
+    for removed in ((*path, reference.name), ("optimizers", reference.name)):
+        if (place := document.removed.get(removed)) is not None and document.is_above(place, used):
+            return place, removed[:-1]
+    place = document.keys.get(path)
+    return (place, path) if place is not None and document.is_above(place, used) else None
+
+
+def _part(path: KeyPath) -> KeyPath:
+    """Return the part of the suite that contains a reference, such as `claims` or an experiment's `tuning`."""
+    return path[:3] if path[0] == "experiments" else path[:1]
+
+
+def _listed(words: Collection[str] | Iterator[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _references(suite: Suite) -> Iterator[_Reference]:
+    """Yield each reference of one part of the suite to another."""
+    experiments = _Names("experiment", suite.experiments, ("experiments",))
+    optimizers = _Names("optimizer", suite.optimizers, ("optimizers",))
+    models = {
+        name: _Names(f"model in {name}", experiment.models, ("experiments", name, "models"))
+        for name, experiment in suite.experiments.items()
+    }
+    compared = {
+        name: _Names(
+            f"optimizer in {name}",
+            [o for o in suite.optimizers if experiment.optimizers is None or o in experiment.optimizers],
+            ("experiments", name, "optimizers"),
+        )
+        for name, experiment in suite.experiments.items()
+    }
+    for name, experiment in suite.experiments.items():
+        path: KeyPath = ("experiments", name)
+        yield from (_Reference((*path, "optimizers", o), 3, o, optimizers) for o in experiment.optimizers or ())
+        yield from (_Reference((*path, "tuning", o), 3, o, compared[name]) for o in experiment.tuning or ())
+        pairs = experiment.pairs
+        for key, named in (("against", pairs.against), ("controls", pairs.controls)) if pairs else ():
+            yield from (_Reference((*path, "pairs", key, i), 4, o, compared[name]) for i, o in enumerate(named or ()))
+        for i, twins in enumerate(experiment.twins or ()):
+            yield from (_Reference((*path, "twins", i, j), 3, o, compared[name]) for j, o in enumerate(twins))
+    for name, claim in suite.claims.items():
+        path = ("claims", name)
+        others = _Names("claim", suite.claims.keys() - {name}, ("claims",))
+        yield from (_Reference((*path, "given", i), 3, premise, others) for i, premise in enumerate(claim.given))
+        yield _Reference((*path, "experiment"), 3, claim.experiment, experiments)
+        if (within := claim.experiment) in suite.experiments:
+            for at, arm in named_arms(claim):
+                yield _Reference((*path, *at), 3, split_arm(arm)[0], compared[within])
+            yield from (
+                _Reference((*path, "models", i), 4, m, models[within]) for i, m in enumerate(claim.models or ())
+            )
+    if suite.tune is not None:
+        yield from (_Reference(("tune", "optimizers", o), 2, o, optimizers) for o in suite.tune.optimizers or ())
+        for name, changes in suite.tune.experiments.items():
+            path = ("tune", "experiments", name)
+            yield _Reference(path, 2, name, experiments)
+            if name in suite.experiments:
+                yield from (_Reference((*path, "optimizers", o), 4, o, compared[name]) for o in changes.optimizers)
+                yield from (
+                    _Reference((*path, "models", i), 4, m, models[name]) for i, m in enumerate(changes.models or ())
+                )
