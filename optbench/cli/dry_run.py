@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from optbench.cli.output import results
+from optbench.cli.remarks import remarks
 from optbench.counting import count, grouped
 from optbench.data.catalog import FACTS
 from optbench.data.settings import DatasetSettings
@@ -30,7 +31,6 @@ from optbench.execution.session import Options
 from optbench.metrics.own import resolve
 from optbench.plan import Cohort
 from optbench.report.recipe import recipe
-from optbench.stats.power import shortage_text, suite_shortages
 from optbench.suite.measured import unlisted, with_readings
 from optbench.suite.readings import Readings
 from optbench.suite.schema import ExperimentSettings, ModelSettings
@@ -76,8 +76,8 @@ def show_plan(plan: Plan, options: Options) -> None:
             console.print(Text(said), soft_wrap=True)
         if plan.comparisons:
             console.print(Text(_pairs(plan)), soft_wrap=True)
-        if shortages := suite_shortages(plan.suite, plan.trials):
-            console.print(Text(f"warning: {shortage_text(shortages)}", "yellow"), soft_wrap=True)
+        for remark in remarks(plan):
+            console.print(Text(f"warning: {remark}", "yellow"), soft_wrap=True)
         console.print("\nTasks")
         for name, experiment in plan.suite.experiments.items():
             tasks = count(plan.outlines[name].count, "task") if plan.outlines[name].count else "tasks"

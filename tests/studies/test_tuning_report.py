@@ -255,6 +255,17 @@ def test_an_edge_of_random_draws_refers_to_the_range(tmp_path: Path) -> None:
     assert "--widen" not in shown
 
 
+def test_a_choice_that_is_only_a_tie_is_reported(tmp_path: Path) -> None:
+    def rows(trial: Trial) -> list[Row]:
+        value = 0.5 + 0.4 * (float(trial.hyperparameters["lr"]) > 0.05)
+        return [trial_row(), *(AccuracyRow(i, j, None, None, 9, value, None) for i in range(3) for j in (1, 2))]
+
+    shown = flat(summarise([results_of(write_run(tmp_path, drawn_suite(4), rows))]))
+    same = "lr=0.9,momentum=0.03 has the same average accuracy as lr=0.2073, momentum=0.02"
+    assert f"one, sgd: {same}, which was tried first and is therefore chosen." in shown
+    assert shown.count("the same average accuracy") == 1
+
+
 def test_csv_has_every_setting_in_rows_separate_from_results(made: Path) -> None:
     results = results_of(made)
     summary = summarise([results])

@@ -112,6 +112,14 @@ class TunedOptimizer:
         best = best_learning(self.settings)
         return None if self.margin is None or math.isnan(best) else best - self.margin
 
+    @property
+    def tied(self) -> list[TriedSetting]:
+        """The settings that learn enough and have the same score as the chosen one, without the chosen one."""
+        if (chosen := self.chosen) is None:
+            return []
+        others = (s for s in self.settings if s.eligible and s.learns and s.variant != chosen.variant)
+        return [setting for setting in others if abs(setting.score - chosen.score) <= SLACK]
+
     def values(self, path: str) -> list[Any]:
         """Return the distinct tried values of a hyper-parameter, in the order tried."""
         found = (setting.hyperparameters[path] for setting in self.settings if path in setting.hyperparameters)

@@ -171,6 +171,11 @@ def _warnings(here: Sequence[TunedOptimizer]) -> Iterable[str]:
                 else f"is at the {'upper' if end == 'largest' else 'lower'} end of the search space: search further"
             )
             yield f"{who}: {path} {value} {where}."
+        if tied := tuned.tied:
+            same, verb = _names([(setting, "") for setting in tied]), "have" if len(tied) > 1 else "has"
+            chosen = setting_text(tuned.chosen.hyperparameters, tuned.chosen.variant)
+            metric = words(tuned.metric.name, tuned.in_bits)
+            yield f"{who}: {same} {verb} the same {metric} as {chosen}, which was tried first and is therefore chosen."
 
 
 def _why_none(tuned: TunedOptimizer) -> str:
