@@ -1,6 +1,6 @@
-"""Checks of the contracts of optimizers, models, datasets, task sequences and metrics.
+"""Contract checks for optimizers, models, datasets, task sequences and metrics.
 
-Importing this package does not import torch; running a check does. Each kind has a file with
+Importing this package does not import torch; running a check does. Each kind has a module that provides
 `findings(target, settings)`.
 """
 
@@ -25,7 +25,7 @@ __all__ = ["CHECKERS", "Finding", "Outcome", "findings", "recognise"]
 
 
 def findings(kind: str, target: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
-    """Check a target of the given kind, yielding the finding for each line of its contract as soon as it is known.
+    """Check a target against the contract for its kind, yielding each finding as soon as it is known.
 
     Raises:
         OptbenchError: the target cannot be loaded, or rejects its settings.

@@ -1,4 +1,4 @@
-"""The contract of a dataset: it has valid types, shapes and ranges, and is reproducible."""
+"""The dataset contract: valid types, shapes and value ranges, and reproducible content."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Subject:
 
 
 def findings(target: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
-    """Construct a dataset twice and check it.
+    """Construct a dataset and check it, then construct it again to check that it is reproducible.
 
     Raises:
         KindError, ValidationError: the dataset cannot be loaded, or rejects its settings.
@@ -86,7 +86,7 @@ def _reproducible(subject: _Subject) -> Found:
         one, other = getattr(subject.dataset, name), getattr(again, name)
         if not (torch.equal(one.inputs, other.inputs) and torch.equal(one.targets, other.targets)):
             draw = "draw from torch.Generator().manual_seed(...), and read files in sorted order"
-            return "failed", f"{name} differs when it is made a second time; {draw}"
+            return "failed", f"{name} differs when made a second time; {draw}"
     return "passed", "bit-identical when made twice"
 
 

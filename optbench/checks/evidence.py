@@ -1,4 +1,4 @@
-"""The evidence for checks: trainings on the small problem, each run only once, on first use."""
+"""Evidence for the checks: training runs on the small problem, each performed once, on first use."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from optbench.store.tables import TrialRow
 SEED = 0
 COMPANIONS = (1, 2)
 PLAIN_STEPS = 8
-"""Number of steps in the plain loop; it is no multiple of the usual intervals, so the loop ends between refreshes."""
+"""Number of steps in the plain loop; not a multiple of usual refresh intervals, so the loop ends between refreshes."""
 
 
 @dataclass(frozen=True, eq=False)
 class Ending:
-    """The end of a training in the engine: a result, or the description of an exception raised for the whole cohort."""
+    """The outcome of training in the engine: a result, or a description of an exception that ended the cohort."""
 
     result: TrialResult | None
     raised: str = ""
@@ -59,25 +59,25 @@ class PlainSteps:
     changed_gradients: int
     """Number of parameters whose gradient was changed by `step`."""
     rebound: int
-    """Number of parameters whose memory was replaced."""
+    """Number of parameters to which `step` assigned new memory."""
     drawn: tuple[str, ...]
     """Libraries whose global random generators were used by `step`."""
 
 
 class Evidence:
-    """The trainings on one problem."""
+    """Training runs on one problem, each performed when its result is first requested."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
 
     @cached_property
     def alone(self) -> Ending:
-        """The trial trained alone."""
+        """The outcome of the trial when trained alone."""
         return self._alone()[0]
 
     @cached_property
     def again(self) -> tuple[Ending, list[str]]:
-        """The trial trained a second time, and the libraries whose global random generators the training used."""
+        """The outcome of a second, identical training run, and the libraries whose global random generators it used."""
         return self._alone()
 
     @cached_property
@@ -86,16 +86,19 @@ class Evidence:
 
     @cached_property
     def among(self) -> Ending:
-        """The trial trained between two other seeds."""
+        """The outcome of the trial when trained between trials with two other seeds."""
         return self._between({})[0]
 
     def among_diverged(self, changed: Mapping[str, Any]) -> tuple[Ending, bool]:
-        """Train the trial between two others with these settings; also return whether both diverged or failed."""
+        """Train the trial between two others whose settings are changed as given.
+
+        Returns the trial's outcome, and whether both others diverged or failed.
+        """
         return self._between(changed)
 
     @cached_property
     def plain(self) -> PlainSteps:
-        """The first steps of a training in a plain loop."""
+        """The side effects of the first `PLAIN_STEPS` steps in a plain loop."""
         training = PlainTraining(self.problem)
         training.begin_task()
         changed: set[int] = set()
@@ -118,11 +121,14 @@ class Evidence:
 
     @cached_property
     def resumed(self) -> tuple[Ending, str | None]:
-        """The trial interrupted after its first task and resumed, and the reason if it cannot be resumed."""
+        """The outcome of the trial when interrupted after its first task and resumed.
+
+        The second element is the reason why the trial cannot be resumed, or None.
+        """
         kept: list[Interim] = []
         trials = [self.problem.trial(SEED)]
         self.problem.train(trials, lambda take: kept.extend(take()))
-        assert kept, "it trained to its end"
+        assert kept, "no interim state was kept"
         read = Interim.from_record(json.loads(json.dumps(kept[0].record())), kept[0].state, kept[0].rows)
         if read.refused is not None:
             return self.alone, read.refused
@@ -135,12 +141,11 @@ class Evidence:
         draws = GlobalDraws.now()
         try:
             ending = Ending(self.problem.train([self.problem.trial(SEED)])[0])
-        except Exception as error:  # an optimizer in a shared lane raises for its whole cohort
+        except Exception as error:  # an optimizer in a shared lane raises for its entire cohort
             ending = Ending(None, self.problem.in_words(error))
         return ending, draws.moved(GlobalDraws.now())
 
     def _between(self, changed: Mapping[str, Any]) -> tuple[Ending, bool]:
-        """Train the trial between two others with changed settings; also return whether both diverged or failed."""
         problem, (before, after) = self.problem, COMPANIONS
         trials = [problem.trial(before, changed), problem.trial(SEED), problem.trial(after, changed)]
         try:
@@ -175,8 +180,8 @@ def largest_difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> floa
 
 
 def _timeless(result: TrialResult) -> list[str]:
-    # repr keeps every bit of a float, and unlike `==` treats NaN as equal to NaN
-    clocked = ("_seconds", "gradients")  # the way to compute gradients is chosen by timing
+    # repr keeps every bit of a float and, unlike `==`, treats NaN as equal to NaN
+    clocked = ("_seconds", "gradients")  # the method of computing gradients is chosen by timing
     return [
         repr({name: value for name, value in vars(row).items() if not name.endswith(clocked)}) for row in result.rows
     ]

@@ -1,4 +1,4 @@
-"""Findings of checks, and a function that runs checks in order. Does not import torch."""
+"""Findings of checks, and a function that runs checks in order. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Subject = TypeVar("Subject")
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report: the check, its outcome, and a description."""
+    """One line of the report: the check's name and outcome, and a description."""
 
     name: str
     outcome: Outcome
@@ -27,7 +27,7 @@ class Finding:
 def lines(subject: Subject, checks: Sequence[tuple[str, Callable[[Subject], Found]]]) -> Iterator[Finding]:
     """Run checks in order, skipping the rest after a failure.
 
-    An exception raised by a user's code is reported as a failure.
+    Exceptions raised by user code are reported as failures.
     """
     broken = None
     for name, look in checks:

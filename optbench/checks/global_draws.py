@@ -1,4 +1,4 @@
-"""Detect draws from the global random generators, which optbench never uses, though a user's code may."""
+"""Detection of draws from the global random generators, which optbench never uses but user code may."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class GlobalDraws:
 
     @staticmethod
     def now() -> GlobalDraws:
-        # An optimizer that draws without a generator uses NumPy's legacy interface.
+        # Code that draws from NumPy without an explicit generator uses the legacy interface.
         return GlobalDraws(torch.get_rng_state(), np.random.get_state(), random.getstate())  # noqa: NPY002
 
     def moved(self, later: GlobalDraws) -> list[str]:

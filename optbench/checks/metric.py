@@ -1,4 +1,4 @@
-"""The contract of a metric: it returns one number, the same for equal arguments."""
+"""The metric contract: a metric returns one number, which is the same for equal arguments."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Subject:
 
     @cached_property
     def reading(self) -> Reading | None:
-        """The input for metrics of this kind, random or from an untrained network; None if they require training."""
+        """The metric's input, random or from an untrained network; None if this kind of metric requires training."""
         draws = torch.Generator().manual_seed(0)
         targets = torch.arange(EXAMPLES) % CLASSES
         features = torch.randn(EXAMPLES, WIDTH, generator=draws).relu()
@@ -56,7 +56,7 @@ class _Subject:
 
 
 def findings(target: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
-    """Call a metric on random numbers and an untrained network.
+    """Call a metric on random numbers or an untrained network, depending on its kind.
 
     Raises:
         KindError: the metric cannot be loaded, or is not marked as a metric.
@@ -82,15 +82,15 @@ def _number(subject: _Subject) -> Found:
     of_trial = found[-1]
     if of_trial.value is None:
         return "information", f"undefined on random numbers: {of_trial.note}"
-    layers = f" ({len(found) - 1} layers, and all together)" if len(found) > 1 else ""
+    layers = f" ({len(found) - 1} layers, and all layers together)" if len(found) > 1 else ""
     return "passed", f"{of_trial.value:.6g} on {'an untrained network' if layers else 'random numbers'}{layers}"
 
 
 def _same_twice(subject: _Subject) -> Found:
     one, other = subject.take(), subject.take()
     if repr(one) != repr(other):
-        values = f"{one[-1].value} and {other[-1].value}"
-        return "failed", f"two calls return {values}; seed its random generators and keep no state"
+        advice = "seed the metric's random generators and keep no state between calls"
+        return "failed", f"two calls return {one[-1].value} and {other[-1].value}; {advice}"
     return "passed", "two calls return the same number"
 
 
@@ -98,7 +98,8 @@ def _leaves_inputs(subject: _Subject) -> Found:
     function, (given, kept) = subject.metric.function(), (copy.deepcopy(subject.arguments) for _ in range(2))
     before = GlobalDraws.now()
     function(*given)
-    draws = "".join(f"; it draws from {name}, which the trial seeds" for name in before.moved(GlobalDraws.now()))
+    drawn = before.moved(GlobalDraws.now())
+    draws = "".join(f"; it draws from {name}, which is seeded for each trial" for name in drawn)
     changed = [name for name, a, b in zip(subject.metric.reads, given, kept, strict=True) if not _equal(a, b)]
     if changed:
         changes = f"the metric changes its {' and '.join(changed)}"

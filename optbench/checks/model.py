@@ -1,4 +1,4 @@
-"""The contract of a model: it can be built for at least one form of data and trained on it."""
+"""The model contract: a model can be built for, and trained on, at least one form of data."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from optbench.kinds import MODELS
 from optbench.suite.schema import ModelSettings
 
 RATE = 3e-3
-"""Learning rate of Adam, which trains the model."""
+"""Learning rate for training the model with Adam."""
 
 
 def findings(target: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
-    """Try a model on digits, vectors and tokens, and train it on the first form that it accepts.
+    """Try each form of sample data in turn, and train the model on the first form that it accepts.
 
     Raises:
         KindError, ValidationError: the model cannot be loaded, or rejects its settings.
@@ -63,7 +63,7 @@ def _features(evidence: Evidence) -> Found:
 def _initialisation(evidence: Evidence) -> Found:
     one, same, other = (evidence.problem.start(seed) for seed in (0, 0, 1))
     if wrong := [name for name in one if not torch.equal(one[name], same[name])]:
-        return "failed", f"'{wrong[0]}' differs between two models made with one seed; draw from torch's generator"
+        return "failed", f"'{wrong[0]}' differs between two models made with the same seed; draw from torch's generator"
     if all(torch.equal(one[name], other[name]) for name in one):
         return "information", "the same for every seed, so seeds differ only in data order"
     return "passed", "bit-identical for one seed, different for another"

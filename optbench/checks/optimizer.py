@@ -1,4 +1,4 @@
-"""The contract of an optimizer, as a table of checks on the evidence."""
+"""The optimizer contract, as a table of checks that examine the evidence."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from optbench.optimizers.spec import Need, OptimizerSpec
 Found = tuple[Outcome, str]
 
 ABSURD = 1e30
-"""A float32 number whose square overflows, while ten times the number, which bias correction can produce, does not."""
+"""A value whose square overflows float32. Ten times the value, which bias correction can produce, does not overflow."""
 LOSING = ("lr", "learning_rate", "weight_decay")
 """Hyper-parameters for which an absurd value makes a trial diverge, in the order in which they are tried."""
 TIMED_BLOCKS = 5
 BLOCK_STEPS = 10
-"""Steps per timed block; enough to include work done at every tenth step."""
+"""Steps per timed block; enough to include work done only every tenth step."""
 TIMING_SECONDS = 3.0
 """Seconds after which no further block is timed."""
 BYTES_PER_NUMBER = 4
@@ -48,11 +48,11 @@ ASKS: Mapping[Need, str] = {
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the contract; `after` names the checks on which it depends."""
+    """One line of the contract; `after` names its prerequisite."""
 
     name: str
     look: Callable[[Evidence], Found | None]
-    """Performs the check; returns None if there is nothing to report."""
+    """Function that performs the check; it returns None if there is nothing to report."""
     after: Literal["nothing", "training", "determinism"] = "nothing"
     can_fail: bool = True
     only_if_seen: bool = False
@@ -60,7 +60,7 @@ class Check:
 
 
 def findings(target: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
-    """Try an optimizer on the small problem.
+    """Check an optimizer by training with it on the small problem.
 
     Raises:
         OptimizerError: the optimizer cannot be loaded, or rejects its hyper-parameters; raised before any training.
@@ -70,7 +70,7 @@ def findings(target: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def check(problem: Problem, checks: Sequence[Check] | None = None) -> Iterator[Finding]:
-    """Check the optimizer of `problem` on one thread; exceptions that it raises become findings."""
+    """Run checks, by default those for optimizers, on one thread; exceptions in user code become findings."""
     evidence = Evidence(problem)
     for entry in CHECKS if checks is None else checks:
         with _as_in_a_worker():
@@ -83,17 +83,17 @@ def _found(entry: Check, evidence: Evidence) -> Found | None:
     if entry.after != "nothing" and evidence.alone.obstacle:
         return "skipped", f"not checked: it {evidence.alone.obstacle.partition(':')[0]}"
     if entry.after == "determinism" and not evidence.deterministic:
-        return "skipped", "not checked: it is not deterministic, so trainings cannot be compared"
+        return "skipped", "not checked: it is not deterministic, so training runs cannot be compared"
     try:
         return entry.look(evidence)
-    except Exception as error:  # an optimizer may raise anything in a plain loop, too
+    except Exception as error:  # in a plain loop, too, an optimizer may raise any exception
         raised = f"it raised in a plain PyTorch loop: {evidence.problem.in_words(error)}"
         return ("failed", raised) if entry.can_fail else ("skipped", f"not checked: {raised}")
 
 
 @contextlib.contextmanager
 def _as_in_a_worker() -> Iterator[None]:
-    """Use one thread and deterministic algorithms, as in a worker, where results are guaranteed to be bit-identical."""
+    """Use one thread and deterministic algorithms, as workers do to guarantee bit-identical results."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
@@ -120,9 +120,9 @@ def lowers_the_loss(evidence: Evidence) -> Found:
     start, end, steps = problem.start(ending.result.trial.seed), ending.result.weights, ending.row.steps
     shared = start.keys() & end.keys()  # excludes non-persistent buffers and aliases of weights
     if largest_difference({name: start[name] for name in shared}, end) is None:
-        return "failed", f"the weights are the same after {steps} steps" + what_works(problem)
+        return "failed", f"the weights are unchanged after {steps} steps" + what_works(problem)
     before, after = problem.loss(start), problem.loss(end)
-    numbers = f"the loss on the training examples is {before:.7g} at first and {after:.7g} after {steps} steps"
+    numbers = f"the loss on the training examples is {before:.7g} initially and {after:.7g} after {steps} steps"
     return ("passed", numbers) if after < before else ("failed", numbers + what_works(problem))
 
 
@@ -130,9 +130,9 @@ def deterministic(evidence: Evidence) -> Found:
     other, drawn = evidence.again
     differs = difference(evidence.alone, other)
     if differs is None:
-        return "passed", "two trainings with one seed agree bit for bit"
+        return "passed", "two training runs with the same seed agree bit for bit"
     source = f"; it draws from the global generator of {' and '.join(drawn)}" if drawn else ""
-    return "failed", f"two trainings with one seed differ: {differs}{source}"
+    return "failed", f"two training runs with the same seed differ: {differs}{source}"
 
 
 def resume(evidence: Evidence) -> Found:
@@ -141,15 +141,15 @@ def resume(evidence: Evidence) -> Found:
         return "information", f"an interrupted trial is trained again from the start, with the same results: {refused}"
     differs = difference(evidence.alone, resumed)
     if differs is None:
-        return "passed", "a trial interrupted between two tasks and resumed agrees bit for bit"
-    return "failed", f"a trial interrupted between two tasks and resumed differs: {differs}"
+        return "passed", "a trial resumed between two tasks agrees bit for bit with an uninterrupted one"
+    return "failed", f"a trial resumed between two tasks differs from an uninterrupted one: {differs}"
 
 
 def alone_and_among_others(evidence: Evidence) -> Found:
     differs = difference(evidence.alone, evidence.among)
     if differs is None:
-        return "passed", "a trial trained alone and between two others agrees bit for bit"
-    return "failed", f"a trial trained alone and between two others differs: {differs}"
+        return "passed", "a trial trained alone agrees bit for bit with the same trial trained between two others"
+    return "failed", f"a trial trained alone differs from the same trial trained between two others: {differs}"
 
 
 def _diverged_neighbour(evidence: Evidence) -> Found:
@@ -158,9 +158,11 @@ def _diverged_neighbour(evidence: Evidence) -> Found:
         ending, lost = evidence.among_diverged(changed)
         differs = difference(evidence.alone, ending)
         if differs is not None:
-            return "failed", f"a trial trained alone and between two with {name}={ABSURD:g} differs: {differs}"
+            neighbours = f"two others with {name}={ABSURD:g}"
+            return "failed", f"a trial trained alone differs from the same trial between {neighbours}: {differs}"
         if lost:
-            return "passed", f"a trial between two that diverge ({name}={ABSURD:g}) agrees with the trial trained alone"
+            neighbours = f"two others that diverge ({name}={ABSURD:g})"
+            return "passed", f"a trial trained alone agrees bit for bit with the same trial between {neighbours}"
         tried.append(name)
     if tried:
         return "skipped", f"not checked: setting {' or '.join(tried)} to {ABSURD:g} does not make a neighbour diverge"
@@ -168,7 +170,10 @@ def _diverged_neighbour(evidence: Evidence) -> Found:
 
 
 def _absurd_settings(problem: Problem) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield a name and settings for each hyper-parameter, also of a base, that can be absurd in one member."""
+    """Yield the name of each hyper-parameter that can be absurd in a single member, with the settings that make it so.
+
+    The hyper-parameters of base optimizers are included.
+    """
     takes = {*problem.hyperparameters, *inspect.signature(load_factory(problem.spec.target)).parameters}
     if problem.spec.lane == "batched":
         takes &= problem.spec.per_member
@@ -179,7 +184,7 @@ def _absurd_settings(problem: Problem) -> Iterator[tuple[str, dict[str, Any]]]:
         for label, changed in found.items():
             try:
                 problem.make(problem.network(problem.start(0)), changed=changed)
-            except Exception:  # its constructor rejects it
+            except Exception:  # the constructor rejects the value
                 continue
             yield label, changed
 
@@ -268,7 +273,7 @@ def _step_time(evidence: Evidence) -> Found:
 
 
 def _block_seconds(training: PlainTraining, block: int) -> float:
-    """Return the seconds that the updates of one block take, without the computation of gradients."""
+    """Return the seconds taken by the updates of one block, excluding gradient computation."""
     seconds = 0.0
     for step in range(block * BLOCK_STEPS, (block + 1) * BLOCK_STEPS):
         training.gradients(step)

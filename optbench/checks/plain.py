@@ -17,7 +17,7 @@ from optbench.optimizers.make import begin_task
 
 
 class PlainTraining:
-    """One network and one optimizer, with seed 0 and a fixed order of batches."""
+    """One network and one optimizer, with seed 0 and a fixed batch order."""
 
     def __init__(self, problem: Problem, weights: Mapping[str, Tensor] | None = None) -> None:
         """Start from `weights`, by default the initial weights."""
@@ -30,7 +30,7 @@ class PlainTraining:
         self._train()
 
     def begin_task(self) -> None:
-        """Notify the optimizer that a task begins, as the engine does."""
+        """Notify the optimizer that a task is beginning, as the engine does."""
         begin_task(self.optimizer)
 
     def run(self, first: int, count: int) -> None:
@@ -40,7 +40,7 @@ class PlainTraining:
             self.update(step)
 
     def gradients(self, step: int) -> Tensor:
-        """Store the gradients of the mean cross-entropy of batch `step` in `grad`; return the loss."""
+        """Compute the mean cross-entropy on batch `step`, store its gradients in `grad`, and return the loss."""
         inputs, labels = self._problem.batch(step)
         with self._around(), torch.enable_grad():
             loss = nn.functional.cross_entropy(self.network(inputs), labels)
@@ -56,12 +56,12 @@ class PlainTraining:
         return optimizer.around_forward() if "around_forward" in self._needs else contextlib.nullcontext()
 
     def update(self, step: int) -> None:
-        """Take one step of the optimizer with the current gradients."""
+        """Take one optimizer step with the current gradients."""
         with self.draws():
             self.step(step)
 
     def draws(self) -> AbstractContextManager[None]:
-        """Return a context manager that seeds the global generators as the lane does, if the optimizer needs it."""
+        """Return a context manager that seeds the global generators as the lane does; a null context if not needed."""
         if "random" in self._needs:
             return own_draws(self.noise, torch.device("cpu"))
         return contextlib.nullcontext()
@@ -77,7 +77,7 @@ class PlainTraining:
             self.optimizer.zero_grad()
 
     def loss(self, step: int) -> Tensor:
-        """Return the loss, as a closure does, computing gradients unless the optimizer computes them itself."""
+        """Return the loss on batch `step` as a closure does, with gradients unless the optimizer computes them."""
         if "loss" not in self._needs:
             return self.gradients(step)
         inputs, labels = self._problem.batch(step)
@@ -85,9 +85,9 @@ class PlainTraining:
             return nn.functional.cross_entropy(self.network(inputs), labels)
 
     def weights(self) -> dict[str, Tensor]:
-        """Return copies of the training weights."""
+        """Return copies of the weights used for training, by name."""
         return {name: parameter.detach().clone() for name, parameter in self.network.named_parameters()}
 
     def _train(self) -> None:
         if "modes" in self._needs:
-            self.optimizer.train()  # type: ignore[attr-defined]  # what the need means
+            self.optimizer.train()  # type: ignore[attr-defined]  # the need `modes` implies this method

@@ -1,6 +1,6 @@
 """The small problem for checking optimizers: downsampled MNIST, a small MLP or another model, a few dozen steps.
 
-Shapes: N examples, S pixels on a side.
+Shapes: N examples, B examples in a batch, S pixels per side.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from optbench.tasks.examples import Examples, Part, Parts
 EXPERIMENT, MODEL = "check", "mlp"
 SUITE_SEED = 0
 TASKS = 2
-"""Two tasks with the same examples, because the lane is rebuilt between tasks, as in any run."""
+"""Number of tasks: two, with the same examples, so that the lane is rebuilt between them, as in any run."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ class Size:
     """The size of the problem."""
 
     side: int = 7
-    """S, a divisor of 28; with 49 pixels, even methods whose cost grows with a power of the width are cheap."""
+    """S, a divisor of 28. With 49 pixels, even methods whose cost grows with a power of the width are cheap."""
     hidden: int = 32
     examples: int = 512
     batch_size: int = 32
     steps: int = 24
-    """Steps of each of the two tasks."""
+    """Steps in each of the two tasks."""
 
 
 SMALL = Size()
@@ -70,7 +70,7 @@ class Same:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """An optimizer set up to be trained on the small problem as `optbench run` would train it."""
+    """An optimizer and the small problem, set up for training as in `optbench run`."""
 
     target: str
     given: Mapping[str, Any]
@@ -94,7 +94,10 @@ class Problem:
         model: ModelSettings | None = None,
         dataset: Dataset | None = None,
     ) -> Problem:
-        """Load the optimizer and construct it once, without training. model, dataset: replace the defaults.
+        """Load the optimizer and construct it once, without training.
+
+        model: the model to train, by default an MLP with one hidden layer.
+        dataset: the data to train on, by default downsampled MNIST.
 
         Raises:
             OptimizerError: the optimizer cannot be loaded, or rejects its hyper-parameters.
@@ -148,7 +151,7 @@ class Problem:
         """Return the problem with these optimizer settings added or replaced.
 
         Raises:
-            OptimizerError: the optimizer rejects them.
+            OptimizerError: the optimizer rejects these settings.
         """
         return Problem.of(self.target, {**self.given, **more}, self.size)
 
@@ -195,7 +198,7 @@ class Problem:
         noise: torch.Generator | None = None,
         changed: Mapping[str, Any] | None = None,
     ) -> torch.optim.Optimizer:
-        """Construct the optimizer for the parameters of `network`; exceptions of its constructor propagate."""
+        """Construct the optimizer for the parameters of `network`; exceptions raised by its constructor propagate."""
         given = {
             "generator": noise or self.noise(0),
             "model": network,
@@ -207,21 +210,21 @@ class Problem:
             return maker(self.spec, settings, given)(list(network.parameters()))
 
     def noise(self, seed: int) -> torch.Generator:
-        """Return the generator of a seed for an optimizer that needs one."""
+        """Return the random generator for `seed`, for optimizers that need one."""
         return generator(SUITE_SEED, seed, "optimizer")
 
     def start(self, seed: int) -> dict[str, Tensor]:
-        """Return the initial weights of a seed, as in the engine."""
+        """Return the initial weights for `seed`, as in the engine."""
         return self.blueprint.start(SUITE_SEED, seed)
 
     def network(self, weights: Mapping[str, Tensor]) -> nn.Module:
         """Return a new network with a copy of these weights."""
         network = materialised(self.blueprint.network, torch.device("cpu"))
-        network.load_state_dict(dict(weights), strict=False)  # non-persistent buffers and aliases of shared weights
+        network.load_state_dict(dict(weights), strict=False)  # some buffers and aliases are absent
         return network
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return inputs (B, 1, S, S) and labels (B,) of batch `step`, in a fixed order."""
+        """Return the inputs (B, ...) and labels (B, ...) of batch `step`, cycling through the examples in order."""
         size = self.size.batch_size
         start = step % (len(self.labels) // size) * size
         return self.inputs[start : start + size], self.labels[start : start + size]
@@ -235,7 +238,7 @@ class Problem:
 
 @functools.lru_cache(maxsize=2)
 def shrunken_mnist(size: Size) -> Dataset:
-    """Return the first training examples of MNIST and a batch of test examples, downsampled to S pixels a side."""
+    """Return the first training examples of MNIST and a batch of test examples, downsampled to S pixels per side."""
     mnist = load("mnist")
     factor = mnist.inputs.shape[1] // size.side
     assert factor * size.side == mnist.inputs.shape[1]

@@ -1,4 +1,4 @@
-"""Recognise the kind of a target."""
+"""Recognition of a target's kind."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAMES = {
 
 
 def recognise(target: str) -> str:
-    """Return `optimizer`, `model`, `dataset`, `tasks` or `metric`.
+    """Return the kind of a target: `optimizer`, `model`, `dataset`, `tasks` or `metric`.
 
     Raises:
         UsageError: the target cannot be imported, or its kind cannot be determined.

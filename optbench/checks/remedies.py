@@ -1,4 +1,4 @@
-"""Try declarations that could fix an optimizer that does not train, and suggest one that works."""
+"""Suggestion of a declaration with which an optimizer that does not train would train."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ SEED = 0
 
 
 def what_works(problem: Problem) -> str:
-    """Return text such as `; --set needs=closure works`.
+    """Return a suggestion to append to a message, such as `; --set needs=closure works`.
 
-    The text is empty if no declaration helps, or if the optimizer is not a user's.
+    The suggestion is empty if no declaration helps, or if the optimizer is not user-defined.
     """
     if problem.spec.source != "yours":
         return ""
@@ -27,7 +27,7 @@ def what_works(problem: Problem) -> str:
 
 
 def _declarations(problem: Problem) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each declaration that could be missing, as an argument of `--set` and as settings."""
+    """Yield each declaration that could be missing, as an argument to `--set` and as settings."""
     given = str(problem.given.get("needs") or "")
     for words in WORDS:
         missing = [word for word in words.split() if word not in problem.spec.needs]

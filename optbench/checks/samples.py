@@ -1,4 +1,4 @@
-"""Small datasets on which models and task sequences are tried, one of each form: images, vectors, tokens and texts."""
+"""Small datasets of every form (images, vectors, tokens and text) on which models and task sequences are tried."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Made = TypeVar("Made")
 
 
 def _images() -> Dataset:
-    """Return full-size digits, because convolutions and pooling need them."""
+    """Return digits at full size, which convolutions and pooling need."""
     mnist, most = embedded_mnist(), SMALL.examples + SMALL.batch_size
     train, test = (Split(half.inputs[:most], half.targets[:most]) for half in (mnist.train, mnist.test))
     return Dataset("images", train, test, mnist.classes)
@@ -37,7 +37,7 @@ def _vectors() -> Dataset:
 
 
 def _tokens() -> Dataset:
-    """Return sequences that count up from a random number; the label is 1 if it is in the lower half of the range."""
+    """Return sequences that count up from a random number; the label is 1 if that is in the lower half of the range."""
     draws = torch.Generator().manual_seed(0)
 
     def half(count: int) -> Split:
@@ -48,7 +48,7 @@ def _tokens() -> Dataset:
 
 
 def _text() -> Dataset:
-    """Return two text domains for next-token prediction, which count up and down with occasional longer steps."""
+    """Return two text domains for next-token prediction: one counts up, one down, with occasional longer steps."""
     draws = torch.Generator().manual_seed(0)
 
     def text(step: int) -> Text:

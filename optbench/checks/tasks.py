@@ -35,14 +35,17 @@ class _Subject:
         return Tasks(self.settings, self.parts(), 0)
 
     def examples(self, tasks: Tasks, *, backwards: bool = False) -> dict[Place, Examples]:
-        """Return the examples of every part of every task for two trial seeds. backwards: generate the last first."""
+        """Return the examples of every part of every task for two trial seeds.
+
+        backwards: whether to generate them in reverse order.
+        """
         places = [(s, task, part) for s in SEEDS for task in range(tasks.outline.count) for part in PARTS]
         order = reversed(places) if backwards else places
         return {place: tasks.examples(*place) for place in order}
 
 
 def findings(target: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
-    """Generate every task of a sequence over digits, vectors or tokens several times and check the examples.
+    """Generate every task of a sequence several times, on the first form of sample data that fits, and check them.
 
     Raises:
         KindError, ValidationError: the task sequence cannot be loaded, or rejects its settings.
@@ -84,7 +87,7 @@ def _examples(subject: _Subject) -> Found:
 def _reproducible(subject: _Subject) -> Found:
     one, other = (subject.examples(subject.tasks()) for _ in range(2))
     if differs := _difference(one, other):
-        return "failed", f"{differs} differs when it is made a second time; {DRAW}"
+        return "failed", f"{differs} differs when made a second time; {DRAW}"
     return "passed", "bit-identical when made twice"
 
 
@@ -102,7 +105,8 @@ def _keys(subject: _Subject) -> Found:
     for (seed, task, part), examples in found.items():
         other = known.setdefault((tasks.key(seed, task), part), examples)
         if not _same(other, examples):
-            return "failed", f"task {task + 1} of trial seed {seed} has the same key as different examples; see key()"
+            fault = f"task {task + 1} of trial seed {seed} has the same key as a task with different examples"
+            return "failed", f"{fault}; see key()"
     return "passed", f"equal keys give equal examples; distinct tasks over both trial seeds: {len(known) // len(PARTS)}"
 
 
@@ -117,7 +121,7 @@ def _data(subject: _Subject) -> Found:
 
 def _difference(one: Mapping[Place, Examples], other: Mapping[Place, Examples]) -> str | None:
     wrong = next((place for place in one if not _same(one[place], other[place])), None)
-    return None if wrong is None else f"{wrong[2]} of task {wrong[1] + 1}, trial seed {wrong[0]},"
+    return None if wrong is None else f"the {wrong[2]} part of task {wrong[1] + 1}, trial seed {wrong[0]},"
 
 
 def _same(one: Examples, other: Examples) -> bool:
