@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, create_model
+from pydantic import BaseModel, create_model, model_validator
 
 from optbench import targets
 from optbench.errors import KindError, UsageError
@@ -171,6 +172,11 @@ class MetricSettings(Kind):
     registry = METRIC_KINDS
     short = True
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_name(cls, value: Any) -> Any:
+        return _named(value) if isinstance(value, str) else value
+
     @classmethod
     def _kept(cls, kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
         return METRIC_KINDS.departures(kind, given)
@@ -185,6 +191,23 @@ class MetricSettings(Kind):
     def in_catalog(self) -> bool:
         """True for a registered metric without settings and for the default set."""
         return not self.is_users and not self.settings
+
+
+def _named(name: str) -> str | dict[str, Any]:
+    """Return the kind and settings in a metric's name, `margin power=2,scale=0.5`; a name without settings as it is."""
+    kind, _, given = name.partition(" ")
+    settings = dict(pair.split("=", 1) for pair in given.split(",") if "=" in pair)
+    if not given or len(settings) != given.count(",") + 1:
+        return name
+    return {"kind": kind, **{key: _plain(text) for key, text in settings.items()}}
+
+
+def _plain(text: str) -> Any:
+    """Return the value that `value_name` shows as `text`."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def resolve(entries: Iterable[MetricSettings] | None) -> tuple[Metric, ...]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from optbench.cli import main
+from optbench.kinds import AS_WRITTEN
 from optbench.metrics.catalog import companions
 from optbench.metrics.measuring import Weights, take
 from optbench.metrics.own import METRIC_KINDS, MetricSettings, resolve
@@ -68,6 +69,18 @@ def test_every_setting_is_a_separate_metric_with_its_own_name(run: Path) -> None
     pd.testing.assert_series_equal(final(run, "size power=2") + 1, final(run, "size power=2,side=columns"))
     assert (final(run, "size power=2") != final(run, "size")).all()
     assert (final(run, "sam_sharpness rho=0.2") > final(run, "sam_sharpness")).all()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"kind": "steps_to_accuracy", "accuracy": 0.7}, {"kind": "sam_sharpness", "rho": 1e-5}, {"kind": "hoyer"}],
+)
+def test_a_metrics_name_in_reports_is_accepted_in_suites(settings: dict[str, object]) -> None:
+    metric = MetricSettings.model_validate(settings)
+    assert MetricSettings.model_validate(metric.name) == metric
+    assert MetricSettings.model_validate({"kind": "size", "side": "columns"}, context=AS_WRITTEN) == (
+        MetricSettings.model_validate("size side=columns", context=AS_WRITTEN)
+    )
 
 
 def test_the_record_has_every_setting_and_reading_needs_no_code(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
