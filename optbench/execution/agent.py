@@ -26,7 +26,7 @@ from optbench.execution.parcels import INTERIM, WEIGHTS, DamagedError, Parcel, u
 PREFIX = "optbench-worker-"
 """Start of the name of an agent's temporary folder, followed by the host, the process id and random letters."""
 LINGER = 0.2
-"""Seconds for which further messages are collected after a first one."""
+"""Seconds for which further messages are collected after the first one."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Agent:
         self._outbox: list[Message | Hello | Arrived] = [Hello(socket.gethostname(), versions())]
 
     def fetch(self, content: Any) -> bytes:
-        """Return the bytes of a parcel. Agents of backends that store them elsewhere override this method."""
+        """Return a parcel's bytes, given its content. Backends that store the bytes elsewhere override this method."""
         assert isinstance(content, bytes)
         return content
 
@@ -82,7 +82,7 @@ class Agent:
         self._worker.give(work, self._job[1], sent)
 
     def receive(self, seconds: float) -> list[Message | Hello | Arrived]:
-        """Wait up to `seconds` for messages; return those received, in order, or an empty list."""
+        """Wait up to `seconds` for messages. Return the messages received, if any, in order."""
         until = time.monotonic() + seconds
         ended = bool(self._outbox) or self._died
         while not ended and self._worker.connection.poll(max(0.0, until - time.monotonic())):
@@ -113,7 +113,7 @@ class Agent:
 
 
 def _sweep() -> None:
-    """Remove the folders of agents that were killed on this host; several hosts may share a folder."""
+    """Remove the folders of agents that were killed on this host. Other hosts may share the temporary directory."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
         pid = folder.name.removeprefix(f"{PREFIX}{socket.gethostname()}-").rpartition("-")[0]
         if pid.isdecimal():

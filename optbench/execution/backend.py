@@ -1,4 +1,4 @@
-"""The interface between the pool and its workers, the same for processes of this machine and of a cluster.
+"""The interface between the pool and its workers, which run on this machine or on a cluster.
 
 A backend starts workers, sends them units of work and receives their messages. The pool decides which unit a worker
 gets, which units are retried, and when a unit is abandoned, in the same way for every backend.
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Died:
-    """The process of a worker ended during a unit, which may have caused it; the worker can be renewed."""
+    """The worker's process ended, possibly because of the unit that it was processing; the worker can be renewed."""
 
     cause: str
 
@@ -38,51 +38,52 @@ class Ready:
 
 @dataclass(frozen=True)
 class Refused:
-    """The worker has started, but neither it nor a worker in its place may train for this run."""
+    """The worker has started but must not train for this run; no other worker is started in the same place."""
 
     reason: str
 
 
 Message: TypeAlias = "Progress | Answer | Saved | Arrived | Said | OptbenchError | Died | Lost | Ready | Refused | None"
-"""A message read from a worker. An OptbenchError is due to the user's settings; None means that none has arrived."""
+"""A message read from a worker. An OptbenchError is caused by the user's settings; None means that no message has
+arrived."""
 
 
 class Worker(Protocol):
-    """Processes one unit at a time."""
+    """A worker, which processes one unit at a time."""
 
     @property
     def is_ready(self) -> bool:
-        """True once the worker accepts units: from the start, or after its message `Ready`."""
+        """True once the worker accepts units: with some backends from the start, with others after `Ready`."""
 
     def give(self, unit: Unit, job: Job) -> None:
         """Submit a unit. If the worker is lost, this raises no exception; `receive` reports the loss."""
 
     def receive(self) -> Message:
-        """Return the next message of a worker that `Backend.wait` has returned."""
+        """Return the worker's next message. Call this only for workers that `Backend.wait` has returned."""
 
     def renew(self) -> None:
         """Cancel the worker's unit, if any, and continue in a new process in which no user's code has run."""
 
 
 class Backend(Protocol):
-    """Starts workers, up to `jobs` at a time."""
+    """The interface of a backend, which runs up to `jobs` workers at a time."""
 
     @property
     def device(self) -> str:
-        """The device on which all workers train: `cpu`, `cuda:0`, or `cuda` if each worker has its own GPU."""
+        """The device on which workers train: `cpu`; `cuda:N`, that of the first worker; or `cuda` on a cluster."""
 
     @property
     def jobs(self) -> int:
-        """The maximum number of workers at a time."""
+        """The maximum number of concurrent workers."""
 
     def begin(self, job: Job, units: Sequence[Unit]) -> None:
         """Prepare the data that workers need for a job, before its first unit is submitted."""
 
     def start(self, place: int) -> Worker:
-        """Start a worker in an empty place, 0..jobs-1."""
+        """Start a worker in a free place, from 0 to `jobs` - 1."""
 
     def wait(self, workers: Sequence[Worker]) -> Sequence[Worker]:
-        """Wait for messages from these workers; return the workers that have some, or none after a timeout."""
+        """Wait for messages from these workers. Return the workers that have messages; after a timeout, none."""
 
     def discard(self, worker: Worker) -> None:
         """Remove a worker that was lost or refused."""
@@ -91,4 +92,4 @@ class Backend(Protocol):
         """End all workers, even if they are busy."""
 
     def kill(self) -> None:
-        """End all workers without waiting for them; may be called during any other call."""
+        """End all workers without waiting for them. This can be called while another method is running."""

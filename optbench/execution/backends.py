@@ -1,4 +1,4 @@
-"""Select the backend of a run, which `--on` names."""
+"""Select the backend of a run, as named by `--on`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ LOCAL, RAY, SLURM = "local", "ray", "slurm"
 PLACES = (LOCAL, RAY, SLURM)
 ADDRESS = re.compile(r"(ray://)?[^/\s]+:\d{1,5}")
 EXTRAS = {RAY: ("ray", "Ray"), SLURM: ("submitit", "submitit")}
-"""The module that a backend needs, and the name of its package; the extra has the backend's name."""
+"""For each cluster backend, the module that it needs and the name of the module's package. The extra of optbench that
+installs the package has the backend's name."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """The place where a run trains, as given by `--on`.
+    """The place where a run trains, as given by `--on` and `--set-on`.
 
     Attributes:
         name: the name of the backend.
@@ -34,12 +35,13 @@ class Place:
 
     @staticmethod
     def parse(text: str, settings: Sequence[str] = ()) -> Place:
-        """Parse `local`, `ray`, `ray:HOST:PORT` or `slurm`, and check its package without importing it.
+        """Parse `local`, `ray`, `ray:HOST:PORT` or `slurm`, and check that the package it needs is installed.
 
-        settings: texts of the form `name=value`.
+        settings: texts of the form `name=value`. The package is not imported.
 
         Raises:
-            UsageError: there is no such backend, its package is not installed, or it has no settings.
+            UsageError: there is no such backend, its package is not installed, a setting is malformed, or settings are
+                given for a backend that has none.
         """
         name, colon, address = text.partition(":")
         if name not in PLACES:
@@ -64,7 +66,7 @@ class Place:
         return self.name == LOCAL
 
     def check_device(self, device: str) -> None:
-        """Check that the backend supports a device, as far as this is known before connecting.
+        """Check that the backend supports a device, as far as possible without connecting to a cluster.
 
         Raises:
             DeviceError: the backend does not support the device.
@@ -73,14 +75,14 @@ class Place:
             raise DeviceError(f"--device {device}: expected auto, cpu or cuda with --on {self.name}, got {device}")
 
     def describe(self, device: str) -> str:
-        """Return a description, such as `Ray: joins 10.0.0.1:6379; one CPU for each worker`."""
+        """Return a description, e.g. `Ray: joins 10.0.0.1:6379; one CPU for each worker`."""
         if self.name == SLURM:
             settings = ", ".join(f"{name} {value}" for name, value in self.settings.items())
             of = "one GPU" if device == "cuda" else "one CPU"
             more = f"; {settings}" if settings else ""
             return f"SLURM: jobs with {of} each, and a folder that all nodes can access{more}"
         what = {"cpu": "one CPU", "cuda": "one GPU"}.get(device, "one GPU (or one CPU if there are no GPUs)")
-        joins = f"joins {self.address}" if self.address else "joins the cluster of this machine, or starts one"
+        joins = f"joins {self.address}" if self.address else "joins the cluster on this machine, or starts one"
         return f"Ray: {joins}; {what} for each worker"
 
 
@@ -91,9 +93,11 @@ def is_installed(module: str) -> bool:
 def open_backend(place: Place, device: str, jobs: int | None, runs_dir: Path, *, force: bool) -> Backend:
     """Start or join the backend of a run; the caller closes it. Imports torch.
 
-    runs_dir: SLURM jobs exchange files with the main process in a new folder below it, unless `place` names another.
+    runs_dir: the folder below which a new folder is created for exchanging files with SLURM jobs, unless a setting in
+        `place` names another.
 
     Raises:
+        UsageError: a setting of the backend is invalid.
         DeviceError: there is no such device.
         WorkerError: the cluster cannot be joined.
     """

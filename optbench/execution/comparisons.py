@@ -16,7 +16,7 @@ from optbench.suite import Suite
 
 
 class Comparisons:
-    """The comparisons that are left; each becomes ready when all of its trials have ended."""
+    """The remaining comparisons, each of which becomes ready when all of its trials have ended."""
 
     def __init__(self, plan: Plan, writer: RunWriter) -> None:
         self._left = list(plan.comparisons)
@@ -49,7 +49,7 @@ class Comparisons:
 
 
 def compared(comparison: PairedSolutions) -> str:
-    """Describe a comparison that was made: `small net seed 0: 3 pairs and 1 null compared`."""
+    """Describe a comparison that was made, e.g. `small net seed 0: 3 pairs and 1 null compared`."""
     counts = Counter(pair.kind for pair in comparison.pairs)
     what = f"{count(counts['pair'], 'pair')} and {count(counts['null'], 'null')} compared"
     return f"{comparison.experiment} {comparison.model} seed {comparison.seed}: {what}"

@@ -13,7 +13,10 @@ from optbench.store.read import read_json
 
 
 def places(runs_dir: Path, name: str | None, suite: str) -> Iterator[Path]:
-    """Yield the directory `name`; if it is None, `<suite>-<UTC time>`, then this name with `-2`, `-3`, ... appended."""
+    """Yield the directories to try for a new run in `runs_dir`.
+
+    These are `name` alone or, if `name` is None, `<suite>-<UTC time>`, then this name with `-2`, `-3`, ... appended.
+    """
     if name is not None:
         yield runs_dir / name
         return
@@ -24,7 +27,7 @@ def places(runs_dir: Path, name: str | None, suite: str) -> Iterator[Path]:
 
 
 def check_provenance(resume: Path, record: Mapping[str, Any]) -> None:
-    """Check that a run is resumed with the same version of torch, and on the same kind of machine, as before.
+    """Check that a run is resumed with the same version of torch and on the same kind of machine as before.
 
     record: the provenance of this process.
 
@@ -34,18 +37,18 @@ def check_provenance(resume: Path, record: Mapping[str, Any]) -> None:
     if what := differs(latest_provenance(read_json(resume)), record):
         name, then, now = what
         raise UsageError(
-            f"--resume {resume}: expected {name} {then}, with which the run was made, got {name} {now}; "
-            "the remaining trials may differ; --force continues anyway"
+            f"--resume {resume}: expected {name} {then}, as in the earlier part of the run, got {name} {now}; "
+            "the results of the remaining trials may differ; --force continues anyway"
         )
 
 
 def latest_provenance(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the provenance of the latest part of a run. record: its `run.json`, whose fields have been checked."""
+    """Return the provenance of the latest part of a run. record: the run's `run.json`, with checked fields."""
     return (record.get("resumed") or [record])[-1].get("provenance") or {}
 
 
 def differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """Return the name and the two values of the first difference that may change results; None if there is none.
+    """Return the name and both values of the first difference that could change results; None if there is none.
 
     before, now: the provenance of two runs or parts of a run.
     """
@@ -60,5 +63,5 @@ def differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any
 
 
 def _kind(device: object) -> str | None:
-    """Return the kind of a device: `cuda` for `cuda:1`."""
+    """Return the kind of a device, e.g. `cuda` for `cuda:1`."""
     return device.split(":")[0] if isinstance(device, str) else None

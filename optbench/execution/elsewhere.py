@@ -18,7 +18,7 @@ INSTRUCTIONS = "CPU instructions"
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Return the versions that must agree, by name: torch, and optbench with a hash of its source.
+    """Return the versions that must agree between processes, by name: torch, and optbench with a hash of its source.
 
     Does not import torch.
     """
@@ -26,14 +26,14 @@ def versions() -> dict[str, str]:
 
 
 def made_with() -> dict[str, str]:
-    """Return `versions` and the CPU instructions; different instructions are allowed, but noted. Imports torch."""
+    """Return `versions` and the CPU instructions, which may differ but are then noted. Imports torch."""
     from optbench.engine.device import cpu_capability
 
     return {**versions(), INSTRUCTIONS: cpu_capability()}
 
 
 def differences(expected: Mapping[str, str]) -> list[str]:
-    """Return notes for trials trained by this process, one for each entry of `made_with` that is not as expected."""
+    """Return notes for trials trained by this process: one for each entry of `made_with` that is not as expected."""
     return [
         f"trained with {name} {now}; the main process has {expected[name]}"
         for name, now in made_with().items()
@@ -44,8 +44,8 @@ def differences(expected: Mapping[str, str]) -> list[str]:
 def refusal(found: Mapping[str, str], host: str) -> str | None:
     """Return why a worker with the versions `found` must not train for this process; None if it may.
 
-    Builds of one version of torch (`+cpu`, `+cu126`) may differ, because the machine of the main process often has no
-    GPU.
+    Different builds of the same version of torch (`+cpu`, `+cu126`) are accepted, because the main process's machine
+    often has no GPU.
     """
     for name, expected in versions().items():
         if _public(expected) != _public(now := found.get(name, "none")):
@@ -54,7 +54,7 @@ def refusal(found: Mapping[str, str], host: str) -> str | None:
 
 
 def unlike(job: Job) -> str | None:
-    """Return how the source of an installed package that a run uses differs from that of the main process, or None.
+    """Return how an installed package that a run uses differs from the main process's copy; None if it does not.
 
     Before the comparison, users' modules that were sent with the job are written to a folder and made importable.
     """
@@ -100,7 +100,7 @@ def _version(package: str) -> str:
 
 
 def _source() -> str:
-    """Return a hash of the package's modules, because versions in development share their number."""
+    """Return a hash of the package's modules, because the version number does not change with every modification."""
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):

@@ -12,18 +12,19 @@ from types import FrameType
 from typing import Any
 
 ECHO = 0.3
-"""Seconds after the first interrupt during which another one is regarded as an echo of it: a terminal sends Ctrl-C to
-all processes, and `timeout` and shells forward it to their children again. A second press takes longer."""
+"""Seconds after the first interrupt within which another one is regarded as its echo. A terminal sends Ctrl-C to all
+processes, and `timeout` and shells forward it to their children again. A second key press takes longer."""
 
 
 class Interrupts:
-    """Raises the first interrupt as a KeyboardInterrupt, but never while files are being written.
+    """Signal handlers that raise the first interrupt as a KeyboardInterrupt, but never while files are being written.
 
-    Handlers are installed in the main thread only, where Python delivers signals, and restored at the end of the block.
+    The handlers are installed only in the main thread, in which Python delivers signals. The earlier handlers are
+    restored at the end of the `with` block.
     """
 
     def __init__(self, further: Callable[[], object]) -> None:
-        """further: called on later interrupts except echoes; it must not raise, because the first is pending."""
+        """further: called on later interrupts except echoes; must not raise, because the first one is still pending."""
         self._further = further
         self._requested = self._held = False
         self._since = math.inf  # time of the first interrupt, on the monotonic clock
@@ -50,16 +51,16 @@ class Interrupts:
     def held(self, *, again: bool = True) -> Iterator[None]:
         """Delay an interrupt until the end of the block.
 
-        again: True to raise it there, unless the block raises an exception.
+        again: True to raise the interrupt there, unless the block raises an exception.
 
-        Blocks do not nest: the end of an inner block raises interrupts even within an outer one.
+        Blocks must not be nested: the end of an inner block raises interrupts even within an outer block.
         """
         self._held = True
         try:
             yield
         finally:
             self._held = False
-        # Also raised for an interrupt before the block: an exception raised while Python destroys an object is lost.
+        # Also for an interrupt before the block, because an exception raised while Python destroys an object is lost.
         if self._requested and again:
             raise KeyboardInterrupt
 

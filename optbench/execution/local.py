@@ -1,4 +1,4 @@
-"""Worker processes of this machine."""
+"""Worker processes on this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from optbench.execution.messages import Data, Job, Unit
 from optbench.execution.nursery import Nursery, nursery
 
 PATIENCE = 1.0
-"""Seconds that a process is given to end by itself."""
+"""Seconds that a process has to end by itself before it is killed."""
 
 
 class LocalProcesses:
@@ -76,8 +76,8 @@ class LocalWorker:
         self._job: Job | None = None
 
     def give(self, unit: Unit, job: Job, data: Sequence[Data] = ()) -> None:
-        """Submit a unit. data: datasets that the worker needs, cannot read itself, and has not received yet."""
-        with contextlib.suppress(OSError):  # it died while it was idle, which `receive` reports
+        """Submit a unit. data: datasets that the worker needs, cannot read itself and has not received yet."""
+        with contextlib.suppress(OSError):  # the process died while idle, which `receive` reports
             if self._job is not job:
                 self.connection.send(job)
                 self._job = job
@@ -89,7 +89,7 @@ class LocalWorker:
         try:
             event: Message = self.connection.recv()
         except (EOFError, OSError, pickle.UnpicklingError):
-            self.process.join(timeout=1)  # so that its own exit code is returned, not that of being stopped
+            self.process.join(timeout=1)  # so that `stop` returns the process's own exit code, not that of a signal
             return Died(_cause(self.stop()))
         return event
 
@@ -110,11 +110,11 @@ class LocalWorker:
 
 
 def _cause(code: int | None) -> str:
-    """Describe an exit code; for -9, return `SIGKILL: the system sends it when memory is short`."""
+    """Describe an exit code, e.g. -9 as `SIGKILL, which the system sends when memory is short`."""
     if code is None or code >= 0:
         return f"exit code {code}"
     try:
         name = signal.Signals(-code).name
     except ValueError:
         return f"signal {-code}"
-    return f"{name}: the system sends it when memory is short" if name == "SIGKILL" else name
+    return f"{name}, which the system sends when memory is short" if name == "SIGKILL" else name

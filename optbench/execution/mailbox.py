@@ -10,11 +10,11 @@ from typing import Any
 from optbench.execution.parcels import pickled, unpickled
 
 BEAT = 2.0
-"""Minimum seconds between two touches of a `Pulse`, because each is a request to the file server."""
+"""Minimum seconds between touches of a `Pulse`'s file, because each touch is a request to the file server."""
 
 
 class Mailbox:
-    """One direction of the messages: a folder of numbered files, each written in one rename."""
+    """The messages in one direction: a folder of numbered files, each of which appears through a single rename."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -30,7 +30,8 @@ class Mailbox:
     def take(self) -> list[Any]:
         """Return the messages that have arrived since the last call, in order, and remove them.
 
-        The folder is listed because network file systems cache for a while that a file does not exist.
+        The folder is listed instead of looking for the next file, because network file systems cache the absence of a
+        file for a while.
 
         Raises:
             OSError: the folder or a message cannot be read.
@@ -44,7 +45,7 @@ class Mailbox:
 
 
 class Pulse:
-    """A file that one process touches and another process watches; neither needs the other's clock."""
+    """A file that one process touches and another watches, without comparing the two processes' clocks."""
 
     def __init__(self, file: Path) -> None:
         self._file = file

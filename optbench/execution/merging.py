@@ -1,4 +1,4 @@
-"""Merge runs of one suite on different seeds into the run that all seeds together would have given."""
+"""Merge runs of one suite with different seeds into the run that a single run with all seeds would have given."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from optbench.store.run import RunExists, RunWriter
 from optbench.suite import Suite, dump_suite, load_suite, suite_differences, suite_hash
 
 OF_ONE_RUN = ("suite_hash", "seeds", "command", "resumed", "merged", "status", "finished", "run", "created")
-"""Fields of a run's record that apply to that run only; the merged run gets all other fields from the first run."""
+"""Fields of a run's record that apply to that run only; the merged run takes all other fields from the first run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +36,16 @@ def merge(
     """Merge several runs into a new one in its own directory; the original runs are not changed.
 
     The tables, checkpoints and suite are those of a run with all seeds, except for times. If the runs differ in
-    settings that do not affect results (claims, primary metrics), those of the first run are used.
+    settings that do not affect results (claims, primary metrics), the first run's settings are used.
 
-    runs: the directories of the runs. name: the id of the new run, by default the suite's name and the time. force:
-        merge even runs made with different versions of torch or on different kinds of machine.
+    runs: the directories of the runs.
+    name: the id of the new run, by default the suite's name and the time.
+    command: the command line to record.
+    force: True to merge even runs made with different versions of torch or on different kinds of machine.
 
     Raises:
-        UsageError: there are fewer than two runs, or the runs are incomplete, of different suites, or share a seed.
+        UsageError: there are fewer than two runs, a run is incomplete or is a tuning run, two runs share a seed, or the
+            runs differ in their suite, users' code, version of the metrics or, without `force`, torch or machine.
         StoreError: a run cannot be read, or the new one cannot be written.
     """
     found = [read_run(path) for path in runs]
@@ -83,12 +86,12 @@ def _check(runs: Sequence[RunDirectory], suites: Sequence[Suite], *, force: bool
     for run, suite in zip(runs, suites, strict=True):
         where = f"merge: {run.path}"
         if suite.stage == "tune":
-            raise UsageError(f"{where}: expected a run of optbench run, got one of optbench tune")
+            raise UsageError(f"{where}: expected a run made by optbench run, got one made by optbench tune")
         if (status := run.record.get("status")) != "complete":
             raise UsageError(f"{where}: expected a complete run, got one that is {status}; --resume it first")
         if differences := suite_differences(suites[0].model_copy(update={"seeds": suite.seeds}), suite):
             raise UsageError(
-                f"{where}: expected the suite of {first.path} on other seeds, got another suite: {differences[0]}"
+                f"{where}: expected the suite of {first.path} with other seeds, got another suite: {differences[0]}"
                 + (f", and {len(differences) - 1} more" if len(differences) > 1 else "")
             )
         for seed in suite.seeds:
@@ -120,7 +123,7 @@ def _part(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _code(run: RunDirectory) -> dict[str, bytes]:
-    """Return the copies of users' code and texts, by path in the run directory."""
+    """Return a run's copies of users' code and texts, by path relative to the run directory."""
     folder = run.path / FOLDER
     try:
         return {

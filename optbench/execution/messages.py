@@ -27,11 +27,12 @@ class Job:
     suite: Suite
     data_dir: Path | None
     interim: Path
-    """The folder for the states of cohorts at the end of a task."""
+    """The folder in which the states of cohorts are saved at the end of a task."""
     sources: Mapping[str, Source] = field(default_factory=dict)
-    """The users' code by target, as the main process has read it."""
+    """The users' code as the main process has read it, by the part of the target before the colon."""
     elsewhere: Elsewhere | None = None
-    """For workers on other machines, which cannot read files of the main process; None on this machine."""
+    """Information for a worker on another machine, which cannot read the main process's files; None for a worker on
+    this machine."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class Data:
 class Train:
     """A unit of work: train a cohort, or a piece of one.
 
-    begun: the saved states from which its trials resume, by id; empty if they start over. note: a note for its trials.
+    begun: the saved states from which the unit's trials resume, by trial id; empty if the trials start over. note: a
+        note to add to the results of these trials, or None.
     """
 
     cohort: Cohort
@@ -77,7 +79,7 @@ class Train:
 
     @property
     def user_code(self) -> frozenset[str]:
-        """The users' targets whose code this unit runs."""
+        """The targets of the users' code that this unit runs."""
         return frozenset().union(*(trial.user_code for trial in self.cohort.trials))
 
 
@@ -85,7 +87,8 @@ class Train:
 class Compare:
     """A unit of work: compare the solutions of one seed.
 
-    places: the file with the final weights of each trial that has weights. missing: for each other trial, the reason.
+    places: the files with the trials' final weights, by trial id. missing: for each trial without final weights, the
+        reason, by trial id.
     """
 
     comparison: PairedSolutions
@@ -102,12 +105,12 @@ class Compare:
 
     @property
     def user_code(self) -> frozenset[str]:
-        """The users' targets whose code this unit runs; they are not optimizers."""
+        """The targets of the users' code that this unit runs, which include no optimizers."""
         return frozenset().union(*(trial.kinds for trial in self.comparison.trials))
 
 
 Unit: TypeAlias = Train | Compare
-"""The work that is submitted to a worker at a time."""
+"""The work that is submitted to a worker in one step."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Divide:
-    """A cohort must be trained in parts: memory is insufficient, or a user's code raised an exception."""
+    """A cohort must be divided, because memory is insufficient or a user's code raised an exception."""
 
     unit: Train
     too_large: bool = True
@@ -147,14 +150,14 @@ class Failed:
 
 @dataclass(frozen=True)
 class Saved:
-    """A worker on another machine has saved the state of a cohort, in a part on that machine."""
+    """A worker on another machine has saved the state of a cohort in a part on that machine."""
 
     part: Path
 
 
 @dataclass(frozen=True)
 class Arrived:
-    """A part that arrived from another machine: its files by name, including their checksums."""
+    """A part that arrived from another machine: the content of its files by name, including the manifest."""
 
     name: str
     files: Mapping[str, bytes]
@@ -162,7 +165,7 @@ class Arrived:
 
 @dataclass(frozen=True)
 class Said:
-    """Information about workers to be shown in one line."""
+    """A message about workers that is shown to the user in one line."""
 
     text: str
 
@@ -178,6 +181,6 @@ def halved(answer: Divide, places: Callable[[Cohort], Mapping[str, Begun]]) -> l
     get a note.
     """
     unit, note = answer.unit, answer.unit.note
-    if answer.too_large and not (note or "").startswith(OUT_OF_MEMORY):  # a note on the larger unit says more
+    if answer.too_large and not (note or "").startswith(OUT_OF_MEMORY):  # an earlier note gives the larger size
         note = f"{OUT_OF_MEMORY} with {len(unit.cohort.trainings)} members together, trained in smaller cohorts"
     return [Train(half, places(half), note) for half in unit.cohort.split(2)]

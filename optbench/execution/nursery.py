@@ -1,9 +1,9 @@
-"""Start worker processes: on Linux, one process imports the modules that all workers need, and workers are its forks.
+"""Start worker processes. On Linux, they are forked from one process that has imported the modules they need.
 
-PyTorch is imported once for all workers, while the suite is still being read and checked, and a worker that replaces
-another one starts within milliseconds. The forking process runs no user code, opens no device and starts no Python
-thread. It is used for CPUs only, because an open driver would not survive a fork. For other devices, on other systems,
-and if the system does not permit forking in this way, workers are spawned, and each imports its own modules.
+PyTorch is thus imported once for all workers, while the suite is still being read and checked, and a replacement worker
+starts within milliseconds. The forking process runs no user code, opens no device and starts no Python thread. Workers
+are forked only for CPUs, because an open driver would not survive a fork. For other devices, on other systems, and if
+the system does not permit forking in this way, workers are spawned, and each imports the modules itself.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ FORKS = sys.platform.startswith("linux")
 PACKET = 2**12
 """Maximum bytes of a request or answer."""
 DRIVERS = tuple(map(Path, ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")))
-"""One of these files exists if Linux has a driver of NVIDIA or AMD; the last one is for WSL."""
+"""Files of which at least one exists if Linux has an NVIDIA or AMD driver; the last file is for WSL."""
 
 
 class Process(Protocol):
-    """A worker process, with a part of the interface of `multiprocessing.Process`."""
+    """A worker process, with part of the interface of `multiprocessing.Process`."""
 
     @property
     def exitcode(self) -> int | None: ...
@@ -50,13 +50,13 @@ class Process(Protocol):
 
 
 class Nursery:
-    """Starts worker processes. If they are forked, their imports begin when the nursery is constructed.
+    """A starter of worker processes. If workers are forked, their imports begin when the nursery is constructed.
 
     forks: False to spawn every worker.
     """
 
     def __init__(self, *, forks: bool = True) -> None:
-        self._forking: list[_Forking] = []  # the last is in use; earlier ones are kept, because workers end with them
+        self._forking: list[_Forking] = []  # the last is in use; the workers of an earlier one end when it does
         if forks and FORKS:
             self._begin()
 
@@ -79,12 +79,12 @@ class Nursery:
             return ours, spawn(work, theirs, device)
 
     def kill(self) -> None:
-        """Kill the forking process; its workers must be killed separately."""
+        """Kill the forking processes; their workers must be killed separately."""
         for forking in self._forking:
             forking.process.kill()
 
     def close(self) -> None:
-        """End the forking process; its workers must have ended before."""
+        """End the forking processes; their workers must have ended before."""
         for forking in self._forking:
             forking.close()
 
@@ -158,7 +158,7 @@ class _Forking:
 
 
 class _Forked:
-    """A forked worker process. Signals are sent through a handle, never to a process that got its id later."""
+    """A forked worker process. Signals are sent through a handle, so they never reach a later process with its id."""
 
     def __init__(self, forking: _Forking, pid: int) -> None:
         self.pid = pid
@@ -199,9 +199,9 @@ _EARLY: ContextVar[list[Nursery] | None] = ContextVar("early", default=None)
 
 @contextlib.contextmanager
 def early(device: str, *, wanted: bool = True) -> Iterator[None]:
-    """Start a nursery now for the pool that is created in the block; an unused nursery ends with the block.
+    """Start a nursery for the pool that is created in the block; close it after the block if it was not used.
 
-    device: the text of the option `--device`. wanted: False to start nothing.
+    device: the value of the option `--device`. wanted: False to start nothing.
     """
     if not wanted or not FORKS or _EARLY.get() is not None or not _means_cpu(device):
         yield
@@ -217,7 +217,7 @@ def early(device: str, *, wanted: bool = True) -> Iterator[None]:
 
 
 def _means_cpu(device: str) -> bool:
-    """Return True if it is certain, without importing PyTorch, that a run on this device uses the CPU."""
+    """Return whether it is certain, even without importing PyTorch, that a run with this `--device` uses the CPU."""
     return device == "cpu" or (device == "auto" and not any(driver.exists() for driver in DRIVERS))
 
 
@@ -244,7 +244,7 @@ def _interrupts_held() -> Iterator[None]:
     if sys.platform == "win32":
         yield
         return
-    resource_tracker.ensure_running()  # otherwise starting a process would start it and unblock the signal
+    resource_tracker.ensure_running()  # otherwise `start` would start the tracker, which unblocks the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -253,7 +253,7 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def heedless() -> None:
-    """Ignore Ctrl-C, which the parent handles for the whole process group, and undo the block of `spawn`."""
+    """Ignore Ctrl-C, which the parent handles for the entire process group, and undo the blocking by `spawn`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
@@ -265,7 +265,7 @@ def _fork_on_request(requests: socket.socket) -> None:
     from optbench.execution.worker import prepare, work
 
     prepare()
-    codes: dict[int, int] = {}  # by process id; the parent asks again if an interrupt made it miss an answer
+    codes: dict[int, int] = {}  # by process id; the parent repeats its request if an interrupt made it miss the answer
     while True:
         packet, handles, *_ = socket.recv_fds(requests, PACKET, 1)
         if not packet:
@@ -301,7 +301,7 @@ def _fork() -> int:
 
 
 def _run(work: Callable[[], None]) -> None:
-    """Do the work of a forked process and exit, without cleaning up for the process from which it was forked."""
+    """Do the work of a forked process and exit, skipping the exit handlers of the process from which it was forked."""
     code = 1
     try:
         work()

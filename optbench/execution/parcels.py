@@ -1,7 +1,6 @@
 """Data for workers that share no files with the main process, with hashes that are checked on arrival.
 
-The data are a job with the users' code, datasets, and units of work with the files from which they resume or which they
-compare.
+The data are jobs with the users' code, datasets, and units of work with the files that they resume from or compare.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from optbench.suite.schema import ExperimentSettings
 from optbench.targets import split
 
 INTERIM, WEIGHTS = "interim", "weights"
-"""Folders of the files that are sent with a unit, below the worker's own folder."""
+"""Folders, below the worker's own folder, for files that are sent with a unit."""
 
 
 class DamagedError(Exception):
@@ -39,7 +38,7 @@ def unpickled(content: bytes) -> Any:
     """Undo `pickled`. Unpickling may execute code, so use this only for data from a process of the same run.
 
     Raises:
-        DamagedError: `content` is not the result of `pickled`.
+        DamagedError: `content` cannot be unpickled.
     """
     try:
         return pickle.loads(content)
@@ -49,7 +48,7 @@ def unpickled(content: bytes) -> Any:
 
 @dataclass(frozen=True)
 class Parcel:
-    """Pickled data. sum: their SHA-256. content: the bytes, or the place where a backend has stored them."""
+    """Pickled data. sum: the SHA-256 hash of the bytes. content: the bytes, or where a backend has stored them."""
 
     sum: str
     content: Any
@@ -59,7 +58,7 @@ class Parcel:
         return Parcel(hashlib.sha256(content).hexdigest(), content)
 
     def checked(self, content: bytes) -> bytes:
-        """Return the bytes that arrived as `content`. Raises DamagedError if they are not those that were sent."""
+        """Return `content`, the bytes that arrived. Raises DamagedError if they differ from those that were sent."""
         if (found := hashlib.sha256(content).hexdigest()) != self.sum:
             raise DamagedError(f"arrived damaged: expected SHA-256 {self.sum[:16]}..., got {found[:16]}...")
         return content
@@ -74,7 +73,7 @@ class _Packed:
 
 
 def pack(unit: Unit, interim: Path) -> bytes:
-    """Pack a unit with the files that it reads. interim: the folder for the states of cohorts."""
+    """Pack a unit with the files that it reads. interim: the folder with the saved states of cohorts."""
     files: dict[str, bytes] = {}
 
     def take(place: str, file: Path) -> None:
@@ -106,7 +105,7 @@ def unpack(content: bytes, folder: Path) -> Unit:
 
 
 def job_for_elsewhere(job: Job, units: Iterable[Unit], *, force: bool) -> Job:
-    """Return a job for workers on other machines, without paths of this machine."""
+    """Return a job for workers on other machines, without this machine's paths."""
     targets = {
         target
         for unit in units
@@ -121,11 +120,11 @@ def job_for_elsewhere(job: Job, units: Iterable[Unit], *, force: bool) -> Job:
 
 
 def datasets(experiment: ExperimentSettings) -> dict[str, DatasetSettings]:
-    """Return the datasets of an experiment, by the keys under which they are sent."""
+    """Return the settings of an experiment's datasets, by the keys under which the datasets are sent."""
     found = (experiment.dataset, experiment.transfer)
     return {settings.model_dump_json(): settings for settings in found if settings is not None}
 
 
 def packed_dataset(settings: DatasetSettings, data_dir: Path | None) -> bytes:
-    """Load a dataset, whose files are known to exist, and pickle it."""
+    """Load and pickle a dataset whose files already exist on this machine."""
     return pickled(load(settings, data_dir, download=False))

@@ -1,7 +1,7 @@
-"""The workers of a run: each trains cohorts or compares solutions, and the main process writes the results.
+"""The workers of a run, which train cohorts and compare solutions. The main process writes their results.
 
-A worker uses one thread, because a product that is split over threads is summed in another order than the same product
-alone. With one thread, a trial's bits do not depend on its cohort; several processes keep all cores busy instead.
+A worker uses one thread, because splitting a matrix product over threads changes the order of its summation. With one
+thread, a trial's results do not depend on its cohort, bit for bit. Several processes keep all cores busy instead.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ if TYPE_CHECKING:
     from optbench.engine import Progress
 
 Passed: TypeAlias = "Progress | Finished | Compared | Failed | Arrived | Said"
-"""Messages of workers that the pool passes on to its caller."""
+"""Messages that the pool passes on to its caller."""
 
 PIECES = 8
-"""Maximum number of pieces into which a cohort is cut after its process died, so that the member that caused the death
-shares a piece with few others."""
+"""Maximum number of pieces into which a cohort is cut after its worker process died, so that the member that caused the
+death shares a piece with few others."""
 TRIES_ELSEWHERE = 2
-"""Maximum number of times a unit is retried as a whole after a loss of its worker, which the unit did not cause."""
+"""Maximum number of times a unit is retried, undivided, after its worker was lost for an unrelated reason."""
 LOST_AT_START = 3
-"""Maximum number of workers per place that may be lost in a row before any of them is ready."""
+"""Maximum number of workers per place that can be lost in a row before any worker is ready."""
 
 
 @dataclass
 class _Slot:
     """A worker, its current unit, and the users' code that has run in its process.
 
-    rested: True if it has sent nothing since it was idle. It may have been lost since then, because messages of idle
-    workers are not read.
+    rested: True if the worker has sent nothing since it was idle. It may have been lost while idle, because messages
+        from idle workers are not read.
     """
 
     place: int
@@ -63,11 +63,11 @@ class _Slot:
     rested: bool = False
 
     def serves(self, unit: Unit) -> bool:
-        """Return True if no user's code except that of the unit has run in the worker's process."""
+        """Return whether the worker's process has run no user's code, or exactly the code that the unit runs."""
         return not self.user_code or self.user_code == unit.user_code
 
     def next_of(self, waiting: Sequence[Unit]) -> int | None:
-        """Return the index of the last waiting unit that the worker serves; None if there is none."""
+        """Return the index of the last waiting unit for which `serves` is true; None if there is none."""
         return next((i for i in reversed(range(len(waiting))) if self.serves(waiting[i])), None)
 
     def give(self, unit: Unit, job: Job) -> None:
@@ -106,18 +106,22 @@ class Pool:
     ) -> Iterator[Passed]:
         """Process the units, starting them in order, and yield events as they occur.
 
-        more: returns comparisons that have become ready; called at the start and after every unit. They are started
-        after all training units. places: returns the current states from which the trials of a piece resume. held:
-        returns a context that delays interrupts, entered before an event is read from a worker and left after the
-        caller has processed it, so that no event is lost. take: removes the unit at a given place from the list of
-        waiting units, whose last one is next, and returns it; may divide the trainings of waiting units differently.
+        more: returns comparisons that have become ready; called at the start and after every unit. Comparisons are
+            started after all training units.
+        places: returns the current states from which the trials of a piece resume.
+        held: returns a context that delays interrupts. It is entered before an event is read from a worker and left
+            after the caller has processed the event, so that no event is lost.
+        take: removes the unit with a given index from the list of waiting units, of which the last is next, and returns
+            it; may divide the trainings of waiting units differently.
 
-        Units that are too large for memory are halved. If a worker's process dies (is killed, or exhausts memory), its
-        unit is retried in smaller pieces, and a member fails if the process dies again while training it alone; a
-        comparison is retried once. If a worker is lost with its machine, its unit is retried as a whole.
+        Units that are too large for memory, or in which a user's code raises an exception, are halved. If a worker's
+        process dies (is killed, or exhausts memory), its unit is retried in smaller pieces. A member fails if the
+        process dies again while training this member alone. A comparison is retried once. If a worker is lost with its
+        machine, its unit is retried undivided.
 
         Raises:
-            OptbenchError: a worker raised it because of the user's settings, or no worker is left for the other units.
+            OptbenchError: a worker raised it because of the user's settings, or no worker is left for the remaining
+                units.
         """
         waiting: list[Unit] = [*reversed(more()), *reversed(units)]
         died_before: set[str] = set()
@@ -176,10 +180,10 @@ class Pool:
                 self._hand_out(waiting, job)
 
     def _hand_on(self, slot: _Slot, waiting: list[Unit], job: Job) -> None:
-        """Give an idle worker the next unit that its process serves, so that it is busy while results are written.
+        """Give an idle worker the next unit that it serves, so that it is busy while results are written.
 
-        The worker's last results are not written yet, so this must be fast and must not fail; no process is stopped or
-        started.
+        The worker's last results have not been written yet, so this must be fast and must not fail. Therefore, no
+        process is stopped or started.
         """
         if (served := slot.next_of(waiting)) is not None:
             slot.give(self._take(waiting, served), job)
@@ -187,8 +191,9 @@ class Pool:
     def _hand_out(self, waiting: list[Unit], job: Job) -> None:
         """Give waiting units, last first, to idle workers, and start workers if there are more units than idle workers.
 
-        A user's code can change its process irreversibly (patch PyTorch, start threads, leave modules), so a process
-        that has run such code only gets units with the same code; other units get a new process.
+        A user's code can change its process irreversibly (patch PyTorch, start threads, leave modules behind).
+        Therefore, a process that has run such code is given only units with the same code. Other units get a new
+        process.
         """
         idle = [slot for slot in self._slots if slot.unit is None]
         taken = {slot.place for slot in self._slots} | self._refused.keys()
@@ -220,7 +225,7 @@ class Pool:
                 raise WorkerError(f"workers were lost before they were ready: {event.cause}")
 
     def _refuse(self, slot: _Slot, event: Refused) -> None:
-        """Remove a worker that must not train for this run, and its place.
+        """Remove a worker that must not train for this run, and stop using its place.
 
         Raises:
             WorkerError: no place is left.
@@ -232,7 +237,10 @@ class Pool:
             raise WorkerError(event.reason)
 
     def _unsaid(self) -> Iterator[Said]:
-        """Yield new reasons for refusing workers once another worker is ready; if none ever is, an error follows."""
+        """Once a worker is ready, yield the reasons for refusing other workers that have not been reported yet.
+
+        If all workers are refused, `_refuse` raises an error instead.
+        """
         if any(slot.worker.is_ready for slot in self._slots):
             for reason in dict.fromkeys(self._refused.values()):
                 if reason not in self._said:
@@ -254,7 +262,7 @@ _OF_THE_POOL = (Divide, OptbenchError, Died, Lost, Ready, Refused, Saved)
 
 
 def _again(unit: Unit, places: Callable[[Cohort], Mapping[str, Begun]]) -> Unit:
-    """Return the same unit, resuming from the latest saved states."""
+    """Return the unit, to be resumed from the latest saved states."""
     return Train(unit.cohort, places(unit.cohort), unit.note) if isinstance(unit, Train) else unit
 
 

@@ -47,8 +47,8 @@ class Code:
     """The users' code of a run.
 
     Attributes:
-        sources: the source of targets, by the part of the target before the colon.
-        notes: notes for trials with a source that was changed after the run began, by the same keys.
+        sources: the sources of targets, by the part of the target before the colon.
+        notes: notes for trials that use a source that was changed after the run began, by the same keys.
         unrecorded: the sources that are not in the run directory yet.
     """
 
@@ -67,13 +67,14 @@ def find_code(plan: Plan, resume: Path | None, suite_folder: Path | None, *, for
     """Find the users' code and texts that a plan's trials name, executing only installed modules.
 
     A file is looked up next to the suite, then in the working directory. If the suite is the `suite.yaml` of a run, the
-    run's copies are used; a resumed run uses the original files, or its copies of files that no longer exist.
+    run's copies are used. A run resumed from its own suite uses the original files, or its copies of files that no
+    longer exist.
 
-    suite_folder: the folder of the suite file; None if a run is resumed from its own suite. force: continue even with
-        changed code.
+    suite_folder: the folder of the suite file; None if a run is resumed from its own suite.
+    force: True to continue even with changed code.
 
     Raises:
-        UsageError: the code of some remaining trials has changed since the run began.
+        UsageError: the code of some remaining trials has changed since the run was made, and `force` is False.
         OptbenchError: a file is missing or cannot be read.
     """
     named = {split(target)[0]: target for trial in plan.trials for target in trial.user_files}
@@ -170,7 +171,7 @@ def check_penalties(suite: Suite, trials: Iterable[Trial]) -> None:
         model = suite.experiments[trial.experiment].models[trial.model]
         if "rank-penalty" in trial.around and not model.is_users and not model.settings.get("hidden", True):
             place = f"experiments.{trial.experiment}.models.{trial.model}"
-            raise UsageError(f"{place}: rank-penalty: expected a model with layers below its last one, got none")
+            raise UsageError(f"{place}: rank-penalty: expected a model with hidden layers, got one without")
 
 
 def left_of(plan: Plan) -> list[Trial]:
@@ -180,7 +181,7 @@ def left_of(plan: Plan) -> list[Trial]:
 
 @contextlib.contextmanager
 def placed(place: str) -> Iterator[None]:
-    """Prefix UsageErrors raised in the block with their place in the suite."""
+    """Prefix the messages of UsageErrors raised in the block with `place`, a place in the suite."""
     try:
         yield
     except UsageError as error:
@@ -189,7 +190,7 @@ def placed(place: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _reported(place: str, kind: Kind) -> Iterator[None]:
-    """Convert exceptions that a user's kind raises in the block. place: the place of its settings in the suite.
+    """Convert exceptions that a user's kind raises in the block to KindErrors. place: the kind's place in the suite.
 
     Raises:
         KindError: the kind raised an exception or violates its contract.
@@ -207,7 +208,7 @@ def _reported(place: str, kind: Kind) -> Iterator[None]:
 def check_tasks(name: str, experiment: ExperimentSettings, dataset: Dataset, suite: Suite) -> Outline:
     """Check that every task has a full batch; return an outline of the tasks.
 
-    For built-in task sequences, only the targets of the dataset are needed.
+    For built-in task sequences, only the targets of the dataset are used.
     """
     import torch
 
@@ -257,14 +258,14 @@ def _check_metrics(name: str, experiment: ExperimentSettings, dataset: Dataset, 
 
 
 def _original(resume: Path, plugin: Plugin) -> Source:
-    """Return the file with which a run was made, or the run's copy if the file no longer exists."""
+    """Read the file with which a run was made, or the run's copy if the file no longer exists."""
     if not Path(plugin.origin).is_file():
         return read_copy(resume, plugin)
     return read_text_file(f"{TEXT}{plugin.origin}") if is_text(plugin.target) else read_file(plugin.origin)
 
 
 def _differing(source: Source, plugin: Plugin) -> str:
-    """Return the path of a file that differs from the run's record, with the number of further such files."""
+    """Return the path of a file that differs from the run's record, followed by the number of further such files."""
     names = sorted({*source.sums, *plugin.files}, key=lambda name: (name != source.main, name))
     different = [name for name in names if source.sums.get(name) != plugin.files.get(name)] or [source.main]
     more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
@@ -272,7 +273,7 @@ def _differing(source: Source, plugin: Plugin) -> str:
 
 
 def _changed_file(source: Source, plugin: Plugin | None) -> str:
-    """Return the name of a file that differs from the last record of the run; the main file's if there is none."""
+    """Return the name of a file that differs from the run's last record; the main file's name if no file differs."""
     names = sorted(source.sums, key=lambda name: (name != source.main, name))
     return next((name for name in names if plugin and source.sums[name] != plugin.files.get(name)), source.main)
 

@@ -32,7 +32,7 @@ STALLED = 30.0
 ANSWER = 10.0
 """Seconds after which a cluster that does not answer is considered unreachable."""
 PATIENCE = 5.0
-"""Seconds that actors are given to end by themselves."""
+"""Seconds that actors have to end by themselves before they are killed."""
 
 
 class RayAgent(Agent):
@@ -51,7 +51,7 @@ class RayCluster:
     """A `Backend` that joins a Ray cluster, or starts one on this machine if there is none."""
 
     def __init__(self, address: str | None, device: str, jobs: int | None, *, force: bool = False) -> None:
-        """address: the address of a cluster to join; None for a cluster that runs on this machine, or else a new one.
+        """address: the address of the cluster to join. With None, join the cluster on this machine, or start one.
 
         Raises:
             DeviceError: the cluster has no such device.
@@ -113,7 +113,7 @@ class RayCluster:
         return [pending[reference] for reference in done]
 
     def _notice_stall(self, workers: Sequence[_RayWorker]) -> None:
-        """Add a message to a worker's inbox if no worker has started for some time."""
+        """Add a message to a worker's inbox if no worker has been ready for `STALLED` seconds."""
         if any(worker.is_ready for worker in self._workers) or not workers:
             self._none_since = None
         elif self._none_since is None:
@@ -121,7 +121,7 @@ class RayCluster:
         elif time.monotonic() - self._none_since > STALLED:
             what = "GPU" if self.device == "cuda" else "CPU"
             workers[0].inbox.append(Said(f"waiting for the Ray cluster: no {what} is free for a worker"))
-            self._none_since = float("inf")  # the message is given only once until a worker has started
+            self._none_since = float("inf")  # do not repeat the message until a worker has started
 
     def parcel(self, job: Job) -> Parcel:
         assert self._job is not None, "begin comes first"
@@ -133,7 +133,7 @@ class RayCluster:
         return {key: self._data[key] for key in datasets(job.suite.experiments[experiment])}
 
     def actor(self) -> Any:
-        """Start an actor, which may have to wait for a free CPU or GPU."""
+        """Start an actor, which waits until a CPU or GPU is free."""
         return self._actors.remote(self._process_device)
 
     @property
@@ -141,7 +141,7 @@ class RayCluster:
         return "cuda:0" if self.device == "cuda" else "cpu"
 
     def verdict(self, hello: Hello) -> Ready | Refused:
-        """Return `Ready` if the process of an actor may train for this run, `Refused` otherwise."""
+        """Return `Ready` if an actor may train for this run, else `Refused`."""
         reason = refusal(hello.versions, hello.host)
         return Ready() if reason is None or self._force else Refused(reason)
 
@@ -179,7 +179,7 @@ class _RayWorker:
         self._pending: Any = None
 
     def pending(self) -> Any:
-        """Return a reference to the next messages of the actor."""
+        """Return Ray's reference to the actor's next messages."""
         if self._pending is None:
             self._pending = self.actor.receive.remote(HEARTBEAT)
         return self._pending
@@ -233,7 +233,7 @@ def _fault(error: Exception) -> Lost | Refused:
 
 @contextlib.contextmanager
 def _joined(address: str | None, jobs: int | None) -> Iterator[None]:
-    """Connect this process to a cluster during the block, unless it is already connected to one.
+    """Connect this process to a cluster for the duration of the block, unless it is already connected to one.
 
     Raises:
         WorkerError: there is no such cluster.
@@ -277,7 +277,7 @@ def _connect(address: str | None, jobs: int | None) -> None:
 
 
 def _probe(address: str) -> None:
-    """Raise ConnectionError if nothing listens at an address, because Ray itself would try for minutes."""
+    """Raise ConnectionError if nothing listens at an address; Ray itself would keep trying for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
@@ -287,7 +287,7 @@ def _probe(address: str) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress the output of Ray, which writes errors of a cluster to standard output, which is for results."""
+    """Suppress Ray's output in the block: it writes cluster errors to standard output, which is for results."""
     from ray._private import worker
 
     before = getattr(worker, "_worker_logs_enabled", True)
@@ -300,7 +300,7 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Undo Ray's signal handlers and suppress its warnings about future versions of itself."""
+    """Suppress warnings in the block, such as Ray's about its future versions, and remove Ray's signal handlers."""
     numbers = [signal.SIGINT, signal.SIGTERM] if threading.current_thread() is threading.main_thread() else []
     before = {number: signal.getsignal(number) for number in numbers}
     try:

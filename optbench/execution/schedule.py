@@ -26,7 +26,7 @@ class Plan:
     suite: Suite
     trials: tuple[Trial, ...]
     cohorts: tuple[Cohort, ...]
-    """Whole cohorts, before they are spread over workers."""
+    """Complete cohorts, before they are cut into pieces for workers."""
     done: frozenset[str]
     """Ids of the trials that were finished before the run was resumed."""
     comparisons: tuple[PairedSolutions, ...] = ()
@@ -35,7 +35,7 @@ class Plan:
     """The saved states of trials that have finished some of their tasks, by id; other trials start over."""
 
     outlines: Mapping[str, Outline] = field(default_factory=dict)
-    """An outline of the tasks of each experiment, as far as they are known."""
+    """An outline of each experiment's tasks, as far as they are known, by experiment."""
 
     @property
     def left(self) -> list[str]:
@@ -49,7 +49,7 @@ class Plan:
 
     @property
     def count(self) -> str:
-        """The number of trials in words: `30 trials`, or `30 trials and 10 controls`."""
+        """The number of trials as text, e.g. `30 trials` or `30 trials and 10 controls`."""
         arms = len(self.trials) - self.controls
         return count(arms, "trial") + (f" and {count(self.controls, 'control')}" if self.controls else "")
 
@@ -57,8 +57,8 @@ class Plan:
 def make_plan(suite: Suite, resume: Path | None = None, *, grown: bool = False, once_failed: bool = False) -> Plan:
     """Plan the trials and cohorts of a suite without running users' code.
 
-    resume: a run whose finished trials are not trained again. grown: allow a suite with more or fewer settings than the
-    run's own. once_failed: treat failed trials as finished.
+    resume: a run whose finished trials are not trained again. grown: True to allow a suite that differs from the run's.
+        once_failed: True to treat failed trials as finished.
 
     Raises:
         UsageError: the run was made from another suite, and `grown` is False.
@@ -71,7 +71,7 @@ def make_plan(suite: Suite, resume: Path | None = None, *, grown: bool = False, 
     if resume is not None:
         recorded = load_suite(resume / "suite.yaml", as_written=True)
         if not grown and suite_hash(recorded) != suite_hash(suite):
-            raise UsageError(f"--resume {resume}: that run was made from another suite, or with other settings of it")
+            raise UsageError(f"--resume {resume}: this run was made from another suite, or with other suite settings")
         run = read_run(resume)
         table = run.table("trials")
         done = set(table["trial"].to_pylist()) if once_failed else done_trials(table)
@@ -92,12 +92,13 @@ work would be lost if the process is killed, and the last process would finish l
 
 
 def spread(plan: Plan, jobs: int, most: int | None = None) -> list[Cohort]:
-    """Cut the remaining part of every cohort so that all processes have work; the longest pieces come first.
+    """Cut the remaining trials of every cohort into pieces so that all processes have work, longest pieces first.
 
-    Pieces of a cohort follow one another; `sizes` joins or cuts them once their duration can be estimated. The trials
-    of a piece begin, or resume, after the same task. most: the approximate maximum number of members in a
-    piece. None for no maximum, because larger pieces use an accelerator better; cohorts are then cut only if there are
-    fewer cohorts than processes.
+    Pieces of the same cohort are adjacent; `sizes` joins or cuts them once their duration can be estimated. All trials
+    of a piece start over, or resume after the same task.
+
+    most: the approximate maximum number of members in a piece, or None for no maximum. An accelerator is used best with
+        None: cohorts are then cut only if there are fewer cohorts than processes.
     """
     wholes: list[tuple[int, Cohort]] = []  # with the number of finished tasks
     for cohort in plan.cohorts:
@@ -120,7 +121,7 @@ def spread(plan: Plan, jobs: int, most: int | None = None) -> list[Cohort]:
 
 
 def goes_on(cohort: Cohort, begun: Mapping[str, Begun]) -> dict[str, Begun]:
-    """Return the states from which the trials of a piece resume; empty if any of them must start over."""
+    """Return the states from which the trials of a piece resume, by id; empty if any trial must start over."""
     found = {trial.id: begun[trial.id] for trial in cohort.trials if trial.id in begun}
     alike = len(found) == len(cohort.trials) and len({place.task for place in found.values()}) == 1
     return found if alike else {}

@@ -2,9 +2,9 @@
 
     suite -> plan -> workers (engine) -> store
 
-If the suite requests `pairs`, the solutions of a seed are compared as soon as all of its trials have ended.
+If the suite requests `pairs`, the solutions of a seed are compared as soon as the trials to compare have ended.
 
-The engine returns results without writing them; they are written here.
+The engine returns results without writing them; this module writes them.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """How to run a suite."""
+    """The options of a run."""
 
     device: str = "auto"
     runs_dir: Path = Path("runs")
@@ -66,13 +66,15 @@ class Options:
     jobs: int | None = None
     resume: Path | None = None
     force: bool = False
-    """True to resume a run even with another version of torch, on another kind of device, or with changed code."""
+    """True to resume a run even with another version of torch, on another kind of device, or with changed code, and to
+    accept cluster workers whose versions differ."""
     suite_folder: Path | None = None
-    """The folder of the suite, in which users' files are looked up first; None to resume a run from its own suite."""
+    """The folder of the suite, in which users' files are looked up first; None if a run is resumed from its own
+    suite."""
     command: tuple[str, ...] = ()
     leaves: bool = False
-    """True if a second interrupt ends the process immediately, as on the command line; otherwise, as in Python, it only
-    kills the workers."""
+    """True if a second interrupt ends the process immediately, for the command line; False if it only kills the
+    workers, for calls from Python."""
     on: str = "local"
     """Where workers run: `local`, `ray`, `ray:HOST:PORT` or `slurm`."""
     set_on: tuple[str, ...] = ()
@@ -89,7 +91,7 @@ class Outcome:
 
 
 def _own_metrics(suite: Suite) -> list[dict[str, Any]]:
-    """Return the record of the users' metrics, which are not in the catalog."""
+    """Return the records of the users' metrics, which are not in the catalog."""
     measured = with_readings(suite).experiments.values()
     named = [entry for experiment in measured for entry in experiment.own_metrics.values()]
     return [metric_record(metric) for metric in resolve(named)]
@@ -113,7 +115,7 @@ def run(suite: Suite, options: Options, view: View | None = None) -> Outcome:
 class Session:
     """A run in progress, whose directory is written only by this process.
 
-    At the end of the `with` block, the final status is written to `run.json`, and an interrupt is suppressed.
+    At the end of the `with` block, the final status is written to `run.json`, and a KeyboardInterrupt is suppressed.
     """
 
     def __init__(self, options: Options, view: View) -> None:
@@ -122,7 +124,7 @@ class Session:
         Raises:
             OptbenchError: there is no such device or backend, or another process has locked the run.
         """
-        # Imported late, because this takes seconds, which `--help` and an invalid suite should not need.
+        # Imported late, because this takes seconds, and `--help` and invalid suites must not have to wait for it.
         import torch
 
         self._options, self._view = options, view
@@ -201,7 +203,7 @@ class Session:
         if not self._place.is_local:
             record["on"] = options.on
         if options.resume is not None:
-            # A run of another version is rejected here, before any of its files is considered damaged.
+            # A run made with another version is rejected here, before any of its files is considered damaged.
             if not options.force:
                 check_provenance(options.resume, record)
             for text in set_damaged_aside(options.resume):
@@ -245,7 +247,7 @@ class Session:
         return plan
 
     def grow(self, suite: Suite) -> Plan:
-        """Replace the run's suite with one that has more trials, and return its plan. Raises errors like `begin`."""
+        """Replace the run's suite with one that has more trials, and return its plan. Raises the errors of `begin`."""
         plan = make_plan(suite, self.writer.path, grown=True, once_failed=True)
         plan = self._prepare(plan)
         self.writer.grow(dump_suite(plan.suite), suite_hash(plan.suite), plan.trials, plan.left)
@@ -264,7 +266,7 @@ class Session:
         def begun(piece: Cohort) -> Mapping[str, Begun]:
             return goes_on(piece, find_begun(job.interim))
 
-        # An accelerator has as much as it can hold from the start.
+        # On an accelerator, the pieces are as large as possible from the start.
         take = sizes.take if self._device.type == "cpu" else list[Unit].pop
         for event in self._pool.train(units, job, left.ready, begun, held, take):
             if isinstance(event, Finished):
@@ -303,7 +305,7 @@ class Session:
     def _prepare(self, plan: Plan) -> Plan:
         """Check settings and data before training; return the plan with the outlines of its tasks."""
         plan = dataclasses.replace(plan, outlines=check(plan, self._options.data_dir, self._view.message))
-        if self._writer is None:  # trials that tuning adds later fail alone, without ending the run
+        if self._writer is None:  # trials that tuning adds later fail individually, without ending the run
             import torch
 
             from optbench.engine.constructors import try_constructors

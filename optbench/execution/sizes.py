@@ -1,10 +1,15 @@
-"""Choose how many trainings a worker is given at once, when it is given them, from the duration of finished ones.
+"""Choose the number of trainings in a piece from the durations of finished trainings, when a worker is given the piece.
 
 Until a training of the same kind has finished, pieces are those of `schedule.spread`. From then on, a piece on a CPU is
 an even share of the remaining work (guided self-scheduling: Polychronopoulos & Kuck, IEEE Transactions on Computers
-C-36, 1987), within bounds: short trainings are combined to about a minute of work, long ones only up to the number
-that lock-step makes faster, and no piece is cut below about a minute. Large pieces come first and small ones last, so
-that workers finish at about the same time. Results do not depend on the sizes of pieces.
+C-36, 1987), within these bounds:
+
+- Short trainings are combined into at most about a minute of work.
+- Longer trainings are combined only up to `MOST_ON_CPU`, because larger pieces would not be faster.
+- A piece is not cut to less than about a minute of work.
+
+Large pieces come first and small ones last, so that workers finish at about the same time. Results do not depend on the
+sizes of pieces.
 """
 
 from __future__ import annotations
@@ -20,16 +25,16 @@ from optbench.plan import Cohort, Trial, expected_cost
 from optbench.store.tables import TrialRow
 
 MINUTE = 60.0
-"""Seconds of work in a piece; handing out such a piece and writing its results takes little time in comparison."""
+"""Seconds of work in a piece, long in comparison with the time to hand out the piece and to write its results."""
 MOST_SHORT = 64
 """Maximum number of trainings in a piece, however short they are."""
 MOST_PARAMETERS = 16_000_000
-"""Maximum number of parameters in a piece of more than `MOST_ON_CPU` trainings: about 500 MB with gradients, optimizer
-states and the best weights."""
+"""Maximum total number of parameters in a piece of more than `MOST_ON_CPU` trainings. With gradients, optimizer states
+and the best weights, these take about 500 MB."""
 
 
 class Pace:
-    """What is known from finished trainings: their seconds per unit of `plan.expected_cost`, and their parameters."""
+    """The seconds per unit of `plan.expected_cost`, and the parameter counts, of finished trainings."""
 
     def __init__(self) -> None:
         self._seconds: defaultdict[tuple[str, ...], float] = defaultdict(float)
@@ -37,7 +42,7 @@ class Pace:
         self._parameters: dict[tuple[str, ...], int] = {}
 
     def add(self, trial: Trial, cost: float, row: TrialRow) -> None:
-        """Record a finished trial of this cost."""
+        """Record a finished trial. cost: its expected cost. row: its results."""
         own = _kinds(trial)[0]
         self._parameters[own] = row.parameters
         for kind in _kinds(trial):
@@ -45,13 +50,14 @@ class Pace:
             self._cost[kind] += cost
 
     def parameters(self, trial: Trial) -> int | None:
-        """Return the parameter count of a trial's model; None if no trial of its model and optimizer has finished."""
+        """Return the parameter count of a trial; None if no trial with its model and optimizer has finished."""
         return self._parameters.get(_kinds(trial)[0])
 
     def seconds(self, trial: Trial, cost: float) -> float | None:
-        """Estimate the seconds of a trial of this cost from trials of its optimizer, else of its model, else from all.
+        """Estimate how many seconds a trial of this cost takes; None if no trial has finished.
 
-        None if nothing has finished.
+        The estimate uses finished trials with the same model and optimizer; if there are none, trials with the same
+        model; if there are none of these either, all trials.
         """
         for kind in _kinds(trial):
             if kind in self._cost:
@@ -60,18 +66,18 @@ class Pace:
 
 
 class Sizes:
-    """Chooses the trainings of a piece.
+    """Selector of the trainings in each piece.
 
-    Legend: a whole is the rest of one cohort of the plan, whose trainings differ in seed and settings and are expected
+    Legend: a *whole* is the rest of one cohort of the plan. Its trainings differ in seed and settings, and are expected
     to take the same time.
     """
 
     def __init__(self, plan: Plan, units: Sequence[Train], jobs: int, pace: Pace) -> None:
-        """units: the pieces that are handed out until trainings have been timed. pace: the `Pace` of earlier plans."""
+        """units: the pieces to hand out until trainings have been timed. pace: timings from earlier plans."""
         self._plan, self._jobs, self._pace = plan, jobs, pace
         self._order = {trial.id: i for i, trial in enumerate(plan.trials)}
         self._whole = {trial.id: i for i, cohort in enumerate(plan.cohorts) for trial in cohort.trials}
-        self._new = {unit.id for unit in units}  # others are tried again, as they are
+        self._new = {unit.id for unit in units}  # other units are retried unchanged
         self._left: Counter[int] = Counter()
         for unit in units:
             self._left[self._whole_of(unit)] += len(unit.cohort.trainings)
@@ -79,16 +85,16 @@ class Sizes:
         self._costs = {i: self._cost(trial) for i, trial in self._first.items()}
 
     def finished(self, event: Finished) -> None:
-        """Record the seconds of a cohort's trials, except diverged and failed ones, which end early."""
+        """Record the durations of a cohort's trials, except diverged and failed ones, which end early."""
         for trial, row in event.rows:
             if isinstance(row, TrialRow) and row.status == "ok":
                 self._pace.add(trial, self._cost(trial), row)
 
     def take(self, waiting: list[Unit], place: int) -> Unit:
-        """Remove the unit at `place` and return it, extended by trainings of the same whole or cut.
+        """Remove the unit at `place` from `waiting` and return it, cut or extended by trainings of the same whole.
 
-        waiting: units, the next one last, with those of one whole next to one another. Trainings that are cut off stay
-        in `waiting`.
+        waiting: the waiting units, of which the last is next. Units of the same whole are adjacent. Trainings that are
+            cut off stay in `waiting`.
         """
         unit = waiting.pop(place)
         if not isinstance(unit, Train) or unit.id not in self._new:
@@ -111,7 +117,8 @@ class Sizes:
         """Return how many trainings a piece that has `count` should have; None to leave it unchanged."""
         seconds = {other: self._pace.seconds(self._first[other], cost) for other, cost in self._costs.items()}
         each, parameters = seconds[whole], self._pace.parameters(self._first[whole])
-        # Other optimizers and models only say how much work is left: the expected costs may be far off.
+        # Timings of other optimizers and models only serve to estimate the remaining work, because the ratio of
+        # expected costs may be far off.
         if not (each and parameters):
             return None
         enough = max(1, int(MINUTE / each))
@@ -120,7 +127,7 @@ class Sizes:
         least = min(enough, MOST_ON_CPU, count)
         left = sum(self._left[other] * (its or 0.0) for other, its in seconds.items())
         wanted = min(max(round(left / (self._jobs * each)), least), most)
-        # In pieces of equal size, so that no small one is left over.
+        # The whole is divided into pieces of equal size, so that no small piece is left over.
         return math.ceil(self._left[whole] / math.ceil(self._left[whole] / wanted))
 
     def _cost(self, trial: Trial) -> float:

@@ -26,7 +26,7 @@ SILENT = 120.0
 """Seconds without a pulse after which the other process is considered dead; network file systems delay changes by up to
 60 seconds."""
 SETTLE = 1.0
-"""Seconds to wait, after a worker process died, for a signal to this process that explains it."""
+"""Seconds to wait, after a worker process has died, for a signal to this process that explains the death."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,16 @@ def run_job(folder: str, device: str) -> None:
     """Main function of a job.
 
     SLURM sends SIGTERM to all processes of a job that is cancelled or preempted, or has reached its time limit, and
-    SIGKILL some time later. submitit also requests SIGUSR2 before the time limit. Its handlers are replaced, because
-    they would ignore SIGTERM and, at SIGUSR2, put a preempted job back into the queue under the same id.
+    SIGKILL some time later. submitit also requests SIGUSR2 before the time limit. submitit's signal handlers are
+    replaced, because they would ignore SIGTERM and, at SIGUSR2, put a preempted job back into the queue under the same
+    id.
     """
     signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: signals.append(number))
     preempts = getattr(signal, f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}")
     if preempts not in (signal.SIGTERM, signal.SIGINT):
-        # Not a handler: worker processes, which receive the signal as well, inherit only that it is ignored.
+        # No handler is used, because worker processes also receive the signal, and can inherit only that it is ignored.
         signal.signal(preempts, signal.SIG_IGN)
     serve(folder, device, lambda: bool(signals))
     sys.stdout.flush()
@@ -64,7 +65,7 @@ def run_job(folder: str, device: str) -> None:
 
 
 def serve(folder: str, device: str, must_end: Callable[[], bool] = lambda: False) -> None:
-    """Serve one worker until the main process ends it or no longer has a pulse, or `must_end` returns True."""
+    """Serve one worker until the main process ends it or shows no more pulse, or `must_end` returns True."""
     place = Path(folder)
     inbox, outbox = Mailbox(place / IN), Mailbox(place / OUT)
     own, parent = Pulse(place / PULSE), Pulse(place.parent / PULSE)
@@ -79,7 +80,7 @@ def serve(folder: str, device: str, must_end: Callable[[], bool] = lambda: False
                     getattr(agent, name)(*arguments)
                 found = [] if told else agent.receive(POLL)
                 if any(isinstance(message, Died) for message in found):
-                    # A signal to the whole job also ends the worker process; its unit did not cause this.
+                    # A signal to the entire job also ends the worker process; its unit did not cause this.
                     time.sleep(SETTLE)
                     found = [message for message in found if not (isinstance(message, Died) and must_end())]
                 for message in found:

@@ -1,4 +1,4 @@
-"""Workers in SLURM jobs, which are submitted by submitit: each job serves one worker, which trains many cohorts.
+"""Workers in SLURM jobs, which are submitted with submitit. Each job serves one worker, which trains many cohorts.
 
 Jobs and the main process exchange messages in a shared folder, below the runs directory unless `--set-on folder=DIR`
 names another. submitit is imported when jobs are submitted.
@@ -41,24 +41,24 @@ from optbench.execution.slurm_settings import MAX_JOBS, executor, whole
 PREFIX = ".slurm-"
 """Start of the name of the folder that is shared with jobs; random letters follow."""
 GONE = "-gone"
-"""End of the name of such a folder while it is removed."""
+"""End of the name of this folder while it is being removed."""
 ASKED = 20.0
-"""Seconds between two queries of SLURM about jobs that show no sign of life."""
+"""Seconds between SLURM queries about jobs that show no sign of life."""
 ASKED_AT_START = 5.0
-"""Seconds between two queries about a job that was submitted less than `STALLED` seconds ago. They are frequent,
+"""Seconds between queries about a job that was submitted less than `STALLED` seconds ago. These queries are frequent,
 because a job that cannot start a worker fails soon."""
 ASKED_AT_END = 1.0
-"""Seconds between two queries about a job that has reported that it ends, until SLURM gives the reason."""
+"""Seconds between queries about a job that has reported that it is ending, until SLURM gives the reason."""
 STALLED = 60.0
-"""Seconds without any ready worker after which the user is told why jobs wait."""
+"""Seconds without any ready worker after which the user is told why jobs are waiting."""
 PATIENCE = 10.0
-"""Seconds in which jobs can end by themselves before they are cancelled."""
+"""Seconds that jobs have to end by themselves before they are cancelled."""
 AGAIN = 30.0
-"""Seconds between two attempts to submit a job that replaces a lost one."""
+"""Seconds between attempts to submit a job that replaces a lost one."""
 TRIES = 10
-"""Number of attempts after which a run without any other job ends."""
+"""Number of rejected submissions of a job after which the run ends if it has no other job."""
 LEFT = 600.0
-"""Seconds of silence after which another run's main process is considered killed and its folder is removed."""
+"""Seconds without a pulse after which another run's main process is considered killed and its folder is removed."""
 
 
 class SlurmJobs:
@@ -71,7 +71,7 @@ class SlurmJobs:
 
         Raises:
             UsageError: a setting or partition is unknown, or a value has the wrong type.
-            WorkerError: SLURM is not installed or does not answer.
+            WorkerError: SLURM is not installed or does not answer, or the shared folder cannot be written.
         """
         self.device = "cuda" if device == "cuda" else "cpu"
         self.jobs = whole("max_jobs", settings.get("max_jobs", MAX_JOBS)) if jobs is None else jobs
@@ -103,7 +103,7 @@ class SlurmJobs:
         threading.Thread(target=self._beat, name="pulse", daemon=True).start()
 
     def _beat(self) -> None:
-        """Show jobs that this process is alive, even while it waits minutes for an answer of SLURM."""
+        """Show jobs that this process is alive, even while it waits minutes for an answer from SLURM."""
         while not self._closed.wait(BEAT):
             with contextlib.suppress(OSError):
                 self._pulse.beat()
@@ -128,7 +128,7 @@ class SlurmJobs:
             self._submitted += workers
 
     def _stored(self, name: str, parcel: Parcel) -> Parcel:
-        """Write the content of a parcel to a file, from which many jobs can read it; return a parcel with its path."""
+        """Write a parcel's content to a file that many jobs can read; return a parcel with the path of the file."""
         place = self.folder / name
         with self._writing():
             place.write_bytes(parcel.content)
@@ -144,7 +144,7 @@ class SlurmJobs:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Convert an operating-system error about the shared folder to a WorkerError."""
+        """Convert an OSError in the block, which writes to the shared folder, into a WorkerError."""
         try:
             yield
         except OSError as error:
@@ -188,7 +188,7 @@ class SlurmJobs:
         """Resubmit jobs that SLURM has rejected, every `AGAIN` seconds.
 
         Raises:
-            WorkerError: SLURM still rejects them, and there is no other job.
+            WorkerError: SLURM has rejected a job `TRIES` times, and there is no other job.
         """
         for worker in self._workers:
             if worker.job is None and time.monotonic() - worker.tried_at > AGAIN:
@@ -198,9 +198,9 @@ class SlurmJobs:
                     raise worker.refusal
 
     def _ask(self, workers: Sequence[_SlurmWorker]) -> None:
-        """Query SLURM about all jobs that show no sign of life or are about to end; tell the user why jobs wait.
+        """Query SLURM about jobs that have not started, are about to end or show no sign of life.
 
-        Jobs that show signs of life are left out, to spare the cluster unnecessary queries.
+        Other jobs are left out, to spare the cluster unnecessary queries. The user is told why jobs are waiting.
         """
         quiet = [worker for worker in workers if worker.job is not None and not worker.inbox and worker.is_quiet]
         if not quiet or time.monotonic() - self._asked_at < min(worker.asked_every for worker in quiet):
@@ -213,7 +213,7 @@ class SlurmJobs:
         self._notice_stall(workers, states)
 
     def _notice_stall(self, workers: Sequence[_SlurmWorker], states: Mapping[str, State]) -> None:
-        """Report why a job waits if there has been no ready worker for `STALLED` seconds."""
+        """Report why a job is waiting if there has been no ready worker for `STALLED` seconds."""
         if any(worker.is_ready for worker in self._workers):
             self._none_since = None
         elif self._none_since is None:
@@ -227,7 +227,7 @@ class SlurmJobs:
                     return
 
     def say_once(self, worker: _SlurmWorker, what: str, reason: str) -> None:
-        """Report something about a worker, unless the same reason has been reported before for any job."""
+        """Report what happened to a worker and why, unless the same reason has already been reported for any job."""
         if reason not in self._reasons:
             self._reasons.add(reason)
             worker.inbox.append(Said(f"{what}: {reason}"))
@@ -279,11 +279,11 @@ class _SlurmWorker:
     """A job and the messages received from it.
 
     Attributes:
-        job: submitit's job; None if it is not submitted.
-        tries: number of times that it was submitted.
-        tried_at: time of the last submission, on the monotonic clock.
-        refusal: the error of the last submission that SLURM refused.
-        has_ended: True once it has reported that it ends because the main process told it to.
+        job: submitit's job; None if it has not been submitted.
+        tries: the number of calls of `try_to_submit`.
+        tried_at: the time of the last attempt to submit the job, on the monotonic clock.
+        refusal: the error of the last attempt that SLURM rejected; None if there was none.
+        has_ended: True once the job has reported that it is ending at the main process's request.
     """
 
     def __init__(self, cluster: SlurmJobs, folder: Path) -> None:
@@ -301,7 +301,7 @@ class _SlurmWorker:
         self.inbox: deque[Message | Arrived | Said] = deque()
 
     def try_to_submit(self) -> None:
-        """Submit the job; report the first refusal."""
+        """Try to submit the job; report the first rejection."""
         self.tried_at = time.monotonic()
         self.tries += 1
         try:
@@ -312,14 +312,14 @@ class _SlurmWorker:
             self.refusal = error
 
     def tell(self, name: str, *arguments: object) -> None:
-        """Call a method of the agent. If this fails, for example on a full disk, the worker is reported as lost."""
+        """Ask the agent to call its method `name`. If this fails, e.g. on a full disk, report the worker as lost."""
         try:
             self._outbox.put((name, arguments))
         except OSError as error:
             self.inbox.append(Lost(f"{self._name}: cannot write to its folder: {error.strerror or error}"))
 
     def look(self) -> None:
-        """Read the messages of the job."""
+        """Read the messages and the pulse of the job."""
         try:
             found = self._answers.take()
             self._silence = self._pulse.silence()
@@ -342,7 +342,7 @@ class _SlurmWorker:
 
     @property
     def is_ending(self) -> bool:
-        """True if the job has reported that it ends, for a reason that SLURM knows."""
+        """True if the job has reported that it is ending, but not at the main process's request."""
         return self._ending_since is not None and not self.has_ended
 
     @property
@@ -352,13 +352,13 @@ class _SlurmWorker:
 
     @property
     def asked_every(self) -> float:
-        """Seconds between two queries of SLURM about the job while it is quiet."""
+        """Seconds between SLURM queries about the job while it is quiet."""
         if self.is_ending:
             return ASKED_AT_END
         return ASKED if self.is_ready or time.monotonic() - self.tried_at > STALLED else ASKED_AT_START
 
     def hear(self, state: State | None) -> None:
-        """Process the state of the job in SLURM. state: None if SLURM did not answer."""
+        """Process the state that SLURM gives for the job. state: None if SLURM did not answer."""
         if state is not None and state.has_ended:
             if not self.is_ready:  # otherwise the pool reports which trials are trained again
                 self._cluster.say_once(self, f"{self._name} did not start a worker", state.describe(self.job))
@@ -384,9 +384,10 @@ class _SlurmWorker:
 
 @contextlib.contextmanager
 def _outside_of_jobs() -> Iterator[None]:
-    """Hide SLURM's variables of the job that this process runs in, if any, from the jobs that it submits.
+    """In the block, hide the environment variables of the SLURM job in which this process runs, if any.
 
-    `SLURM_CONF`, the path of SLURM's configuration, is kept.
+    Jobs submitted in the block would otherwise inherit the variables. `SLURM_CONF`, the path of SLURM's configuration,
+    is kept.
     """
     if "SLURM_JOB_ID" not in os.environ:
         yield
@@ -403,9 +404,9 @@ def _outside_of_jobs() -> Iterator[None]:
 
 
 def _sweep(base: Path, own: Path) -> None:
-    """Remove the folders of runs whose main process was killed; jobs that still use them end.
+    """Remove the folders of runs whose main process was killed; jobs that still use them then end.
 
-    The compared times are both from the file system, whose clock may differ from this machine's.
+    Both of the times that are compared come from the file system, whose clock may differ from this machine's.
     """
     now = (own / PULSE).stat().st_mtime
     for folder in base.glob(f"{PREFIX}*"):

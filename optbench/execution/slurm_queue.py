@@ -1,6 +1,6 @@
-"""The state of a run's jobs in SLURM's queue, and their cancellation.
+"""Query the states of a run's jobs in SLURM's queue, and cancel jobs.
 
-States are read with `squeue`: `sacct`, which submitit uses, fails on clusters without an accounting database.
+States are read with `squeue`, because `sacct`, which submitit uses, fails on clusters without an accounting database.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ OF_SLURM = ("srun:", "slurmstepd:")
 
 @dataclass(frozen=True)
 class State:
-    """The state of a job, in the words of squeue. reason: why it waits, for example."""
+    """The state of a job, as given by squeue. name: e.g. `PENDING`. reason: e.g. why the job is waiting."""
 
     name: str
     reason: str = ""
@@ -66,7 +66,7 @@ class State:
         return f"{self.name.lower()} ({self.reason})" if self.reason else self.name.lower()
 
     def describe(self, job: Any) -> str:
-        """Return text such as `was cancelled`; if the program failed, it includes the last line of its log."""
+        """Return text such as `was cancelled`. If the job's program failed, include the last line of its log."""
         said = ENDED.get(self.name, self.name.lower())
         log = last_line_of_log(job.paths.stderr) if self.name == "FAILED" else ""
         return f"{said}: {log}" if log else said
@@ -86,7 +86,7 @@ class SlurmQueue:
     """The `Queue` of SLURM."""
 
     def states(self, jobs: Sequence[Any]) -> dict[str, State]:
-        """See `Queue`. Jobs that SLURM has forgotten, minutes after their end, are `COMPLETED`."""
+        """See `Queue`. Jobs that SLURM has forgotten, some minutes after their end, are reported as `COMPLETED`."""
         wanted = {job.job_id for job in jobs}
         arrays = sorted({job.partition("_")[0] for job in wanted}, key=int)
         words = ("--noheader", "--array", "--states=all", "--format=%i|%T|%r", f"--jobs={','.join(arrays)}")
@@ -111,7 +111,7 @@ class SlurmQueue:
 
 
 class LocalQueue:
-    """The `Queue` of processes that submitit starts on this machine, for a rehearsal without SLURM."""
+    """The `Queue` of processes that submitit starts on this machine, to try a run without SLURM."""
 
     def states(self, jobs: Sequence[Any]) -> dict[str, State]:
         names = {"RUNNING": "RUNNING", "INTERRUPTED": "CANCELLED"}
@@ -124,7 +124,7 @@ class LocalQueue:
 
 
 def parsed(text: str) -> dict[str, State]:
-    """Return the states in the output of squeue: a line `ID|STATE|REASON` for each job."""
+    """Return the job states, by id, in the output of squeue, which has a line `ID|STATE|REASON` for each job."""
     rows = (line.strip().split("|", 2) for line in text.splitlines() if line.count("|") >= 2)
     return {job: State(name, "" if reason == "None" else reason) for job, name, reason in rows}
 
@@ -135,7 +135,7 @@ def partitions() -> list[str]:
 
 
 def ask(*command: str) -> str:
-    """Return the standard output of a SLURM command, whose defaults the user's variables do not change.
+    """Return the standard output of a SLURM command, run without the user's `SQUEUE_` and `SINFO_` variables.
 
     Raises:
         WorkerError: the command fails or times out.
@@ -165,7 +165,7 @@ def last_line(text: str) -> str:
 
 
 def last_line_of_log(path: Path) -> str:
-    """Return the last line of a job's log that SLURM did not add, else its last line; empty if there is no log."""
+    """Return the last line of a job's log that SLURM did not add; if SLURM added all, the last; empty without a log."""
     try:
         lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
     except OSError:

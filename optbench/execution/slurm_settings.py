@@ -11,19 +11,19 @@ from optbench.errors import UsageError, WorkerError, unknown
 from optbench.execution.slurm_queue import missing, partitions
 
 MAX_JOBS = 16
-"""Default number of jobs at a time, set by `max_jobs` or `--jobs`."""
+"""Default maximum number of concurrent jobs; `max_jobs` or `--jobs` changes it."""
 MINUTES = 60
-"""Default time limit of a job in minutes, set by `timeout_min`."""
+"""Default time limit of a job in minutes; `timeout_min` changes it."""
 OWN = ("folder", "max_jobs", "cluster")
-"""Settings that are not submitit's. cluster: `slurm`, or `local` for processes of this machine."""
+"""Settings that are not submitit's. cluster: `slurm`, or `local` for processes on this machine."""
 COMMANDS = ("setup", "teardown")
 """Settings of submitit that are shell commands, executed before and after a job's program."""
 FLAGS = ("exclusive", "stderr_to_stdout", "use_srun")
-"""Settings of submitit that are true or false; `exclusive` may also be a text."""
+"""Settings of submitit that are true or false; `exclusive` can also be other text."""
 OPTIONS = "additional_parameters"
-"""The setting for options of sbatch for which submitit has no name: `reservation=lab,nice=100`."""
+"""The setting for sbatch options that are not settings of submitit, e.g. `reservation=lab,nice=100`."""
 NO_REQUEUE = {"no-requeue": True}
-"""The option without which SLURM could restart a job under its id after its worker has been replaced."""
+"""The option that prevents SLURM from restarting a job, with the same id, after its worker has been replaced."""
 
 
 def executor(folder: Path, settings: Mapping[str, str], *, gpu: bool) -> Any:
@@ -54,7 +54,7 @@ def executor(folder: Path, settings: Mapping[str, str], *, gpu: bool) -> Any:
         raise UsageError("--set-on: a job has one task on one node; max_jobs sets the number of jobs")
     if cluster == "slurm":
         if (command := missing()) is not None:
-            raise WorkerError(f"--on slurm: there is no {command} here; start optbench on a login node of the cluster")
+            raise WorkerError(f"--on slurm: {command} was not found; start optbench on a login node of the cluster")
         known = partitions()
         for partition in filter(None, settings.get("partition", "").split(",")):
             if partition not in known:
@@ -68,7 +68,7 @@ def _value(name: str, text: str, kind: type | None) -> Any:
     """Convert a setting's value for submitit. kind: its type, if submitit declares one.
 
     Raises:
-        UsageError: the value is of another type.
+        UsageError: the value has the wrong type.
     """
     if kind is int:
         return whole(name, text)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class View:
-    """Receives reports from a session; this base class ignores them."""
+    """A receiver of reports from a session; this base class ignores them."""
 
     def started(self, plan: Plan, path: Path, device: str, jobs: int) -> None:
         """Report that training begins. path: the directory to which results are written."""
@@ -30,7 +30,7 @@ class View:
         """Report an event in one line, such as the start of a download."""
 
     def warning(self, text: str) -> None:
-        """Report a warning that readers of the results should know."""
+        """Report a warning that readers of the results should know about."""
 
     def details(self, text: str) -> None:
         """Report the traceback of a failure."""

@@ -1,4 +1,4 @@
-"""Process one unit in a worker: train a cohort, as far as memory allows, or compare solutions."""
+"""Process one unit in a worker: train a cohort, if memory suffices, or compare solutions."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ if TYPE_CHECKING:
     from optbench.engine import Progress, TrialResult, Workspace
 
 LEAST_SECONDS = 1.0
-"""Minimum time between two saved states of a cohort; shorter work is cheaper to repeat."""
+"""Minimum seconds between two saved states of a cohort; less work than this is repeated rather than saved."""
 LEAST_SECONDS_ELSEWHERE = 20.0
-"""Minimum time between two saved states that are sent to another machine."""
+"""Minimum seconds between two saved states of a cohort if they are sent to another machine."""
 SHARE = 0.02
-"""Approximate maximum share of the time that is spent on saving states."""
+"""Approximate maximum fraction of the time that is spent on saving states."""
 ANEW = "trained from the start when resumed"
 OTHER = {"device": "on another kind of device", "code": "with other code"}
 
@@ -62,10 +62,10 @@ def do(
     interim: Path,
     elsewhere: Elsewhere | None = None,
 ) -> Answer:
-    """Process one unit. Exceptions are returned as answers where possible, so that other units continue.
+    """Process one unit. Exceptions are returned as answers where possible, so that other units can continue.
 
-    interim: the folder for the states of cohorts at the end of a task. elsewhere: given if the main process is on
-    another machine, which is notified of every saved state.
+    interim: the folder in which the states of cohorts are saved at the end of a task. elsewhere: information about a
+        main process on another machine, which is then notified of every saved state; None if it is on this machine.
 
     Raises:
         OptbenchError: settings other than those of an optimizer are invalid, and no user's code is involved; or
@@ -77,7 +77,7 @@ def do(
                 return _compare(unit, workspace)
             return _train(unit, workspace, notify, interim, elsewhere)
     except OptbenchError as error:
-        # Errors in a user's code, or missing files of it, must not affect other trials.
+        # Errors in a user's code, including missing files, must not affect other trials.
         if isinstance(error, StoreError) or not (unit.user_code or isinstance(error, OptimizerError)):
             raise
         answer = failed(unit, error)
@@ -156,10 +156,10 @@ def _noted(result: TrialResult, note: str | None) -> TrialResult:
 
 
 class _Keeper:
-    """Saves the state of a cohort from time to time, with its notes.
+    """A function that saves the state of a cohort with its notes, unless the last save was too recent.
 
-    notes: notes for all trials. own: notes for single trials, by id. operations: the non-deterministic operations found
-    so far.
+    notes: notes for all trials. own: notes for individual trials, by id. operations: the non-deterministic operations
+        found so far.
     """
 
     def __init__(self, unit: Train, folder: Path, workspace: Workspace, operations: set[str]) -> None:
@@ -173,10 +173,10 @@ class _Keeper:
         self._possible = True
         self.least_seconds = LEAST_SECONDS
         self.saved: Callable[[Saved], None] = lambda saved: None
-        self.must = True  # errors are raised, because no results could be written to the run directory either
+        self.must = True  # raise errors, because results could not be written to the run directory either
 
     def anew(self, trials: Iterable[str], reason: str) -> None:
-        """Record why trials are trained from the start although a state of them had been saved."""
+        """Record why trials are trained from the start although their states had been saved."""
         self.own |= dict.fromkeys(trials, f"{ANEW}: {reason}")
 
     def __call__(self, take: Callable[[], list[Interim]]) -> None:
@@ -193,7 +193,7 @@ class _Keeper:
         except StoreError:
             if self.must:
                 raise
-        except Exception:  # such as no memory for another copy: states are a precaution, so training continues
+        except Exception:  # e.g. no memory for a copy; states are only a precaution, so training continues
             gc.collect()
         self._written_at = time.monotonic()
         self._seconds = self._written_at - started
@@ -207,14 +207,14 @@ class _Keeper:
 
 
 def _code(cohort: Cohort) -> str | None:
-    """Return the hash of the users' code and texts with which a cohort is trained; None if there are none."""
+    """Return the hash of the users' code and texts that a cohort uses; None if it uses none."""
     return source_hash(target for trial in cohort.trials for target in trial.user_files)
 
 
 def _read_begun(unit: Train, keeper: _Keeper) -> dict[str, Interim]:
-    """Return the states from which the trials of a unit resume, by id; empty if they are trained from the start.
+    """Return the states from which a unit's trials resume, by trial id; empty if they are trained from the start.
 
-    The keeper is given the saved notes, and the reasons why trials are not resumed.
+    The saved notes, and the reasons why trials cannot be resumed, are added to `keeper`.
     """
     refused = find_refused(keeper.folder)
     for trial in unit.cohort.trials:
@@ -222,7 +222,7 @@ def _read_begun(unit: Train, keeper: _Keeper) -> dict[str, Interim]:
             keeper.anew([trial.id], refused[trial.id])
     try:
         found = _read_all(unit, keeper)
-    except Exception as error:  # the file may be missing, or have any content with a valid checksum
+    except Exception as error:  # the file may be missing, or have arbitrary content with a valid checksum
         found = f"the saved state cannot be read: {type(error).__name__}"
     if isinstance(found, str):
         keeper.anew(unit.begun, found)
@@ -231,7 +231,7 @@ def _read_begun(unit: Train, keeper: _Keeper) -> dict[str, Interim]:
 
 
 def _read_all(unit: Train, keeper: _Keeper) -> dict[str, Interim] | str:
-    """Return the states as `_read_begun` does, or the reason why they cannot be used: a change of device or code."""
+    """Return the states as `_read_begun` does; if they are missing or the device or code has changed, the reason."""
     found: dict[str, Interim] = {}
     notes: list[str] = []
     own: dict[str, str] = {}

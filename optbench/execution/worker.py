@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def prepare() -> None:
-    """Import the modules and make the settings that all workers share; open no device and run no user's code."""
+    """Import the modules that workers need and apply their settings, without opening a device or running user code."""
     with contextlib.suppress(OSError):
         os.dup2(2, 1)  # output of users' code is not a result, so it must not go to standard output
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # needed for deterministic CUDA products
@@ -39,14 +39,14 @@ def prepare() -> None:
 
 
 KEPT_BELOW = 32 * 2**20
-"""Maximum bytes of an array whose memory the process keeps when the array is freed."""
+"""Maximum size in bytes of arrays whose memory the process keeps when they are freed."""
 
 
 def _keep_memory() -> None:
-    """Configure the allocator to keep freed memory, because every step allocates and frees an array of megabytes.
+    """Configure the allocator to keep freed memory, because every step allocates and frees arrays of megabytes.
 
-    Otherwise the system would provide all of its pages again, which takes as long as filling it. With an allocator
-    other than glibc's, this has no effect.
+    Otherwise, the operating system would provide the pages of each array again, which takes as long as filling the
+    array. With an allocator other than glibc's, this function has no effect.
     """
     trim_threshold, mmap_threshold = -1, -3  # as in malloc.h
     with contextlib.suppress(OSError, AttributeError, TypeError):
@@ -56,7 +56,7 @@ def _keep_memory() -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process if its parent was killed; it must not write while another process resumes the run."""
+    """Wait until the parent process ends, then end this one, so that it does not write while the run is resumed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -114,13 +114,13 @@ class _Desk:
     def __init__(self, job: Job, device: str) -> None:
         self.job = job
         self.data: dict[str, bytes] = {}
-        """Datasets that were sent, by their settings."""
+        """The pickled datasets that the main process has sent, by their settings."""
         self._device = device
         self._workspaces: dict[str, Workspace] = {}  # by experiment
         self._loaded: tuple[str, Dataset] | None = None  # with its settings
 
     def workspace(self, name: str) -> Workspace:
-        """Return the workspace of an experiment."""
+        """Return the workspace of an experiment, after removing that of another experiment."""
         import torch
 
         from optbench.engine import Workspace
@@ -128,7 +128,7 @@ class _Desk:
 
         if name not in self._workspaces:
             experiment, device = self.job.suite.experiments[name], torch.device(self._device)
-            self._workspaces.clear()  # one experiment's arrays at a time
+            self._workspaces.clear()  # keep only one experiment's arrays in memory
             wanted = experiment.dataset.model_dump_json()
             if self._loaded is None or self._loaded[0] != wanted:
                 self._loaded = None
@@ -151,7 +151,7 @@ class _Desk:
 
 
 def _answer(answer: Answer, connection: multiprocessing.connection.Connection) -> None:
-    """Send an answer, or end this process if it can no longer use its device; the unit is then retried in another."""
+    """Send an answer. If the process can no longer use its device, end it instead; another then retries the unit."""
     from optbench.engine.faults import speaks_of_broken_device
     from optbench.execution.messages import Failed
 

@@ -116,7 +116,7 @@ def test_a_run_with_other_readings_cannot_be_resumed(
     more.write_text(SUITE.replace("srank,", "srank, pca99,"), encoding="utf-8")
     words = ["run", str(more), "--resume", str(run), "--dry-run"]
     assert main(words) == 2
-    assert "that run was made from another suite" in capsys.readouterr().err
+    assert "this run was made from another suite" in capsys.readouterr().err
     less = tmp_path / "less.yaml"
     less.write_text(SUITE.replace("      data: [pooled, last]\n", "      data: [last]\n"), encoding="utf-8")
     assert main(["run", str(less), "--resume", str(run), "--dry-run"]) == 0, "the same metrics are measured"

@@ -251,7 +251,7 @@ def test_another_kind_of_device_is_refused(cut: Path, tmp_path: Path) -> None:
     record = json.loads((path / "run.json").read_text())
     record["provenance"]["device"] = "cuda:0"
     (path / "run.json").write_text(json.dumps(record))
-    with pytest.raises(UsageError, match="expected device cuda, with which the run was made, got device cpu"):
+    with pytest.raises(UsageError, match="expected device cuda, as in the earlier part of the run, got device cpu"):
         do(path, resume=True)
 
 

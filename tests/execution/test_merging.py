@@ -91,7 +91,7 @@ def altered(folder: Path, name: str) -> None:
     [
         (["even"], r"merge: expected at least two runs, got 1 run"),
         (["even", "even"], r"even: expected each seed in one run, got seed 0 also in \S*even$"),
-        (["even", "other"], r"other: expected the suite of \S*even on other seeds, got another .*batch_size"),
+        (["even", "other"], r"other: expected the suite of \S*even with other seeds, got another .*batch_size"),
         (["even", "cut"], r"cut: expected a complete run, got one that is interrupted; --resume it first"),
         (["even", "edited"], r"edited: expected the same ./mine.py as for \S*even, got another version"),
         (["even", "newer"], r"newer: expected torch \d\S*, as for \S*even, got torch 9.9; .*--force"),

@@ -75,7 +75,7 @@ def test_missing_slurm_is_reported_with_a_hint(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main(["run", "smoke", "--on", "slurm", "--runs-dir", str(tmp_path), *WORDS]) == 2
     assert capsys.readouterr().err == (
-        "optbench: --on slurm: there is no sbatch here; start optbench on a login node of the cluster\n"
+        "optbench: --on slurm: sbatch was not found; start optbench on a login node of the cluster\n"
     )
 
 

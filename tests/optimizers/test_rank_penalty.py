@@ -131,7 +131,7 @@ def test_a_network_without_hidden_layers_is_refused_before_training(
     (tmp_path / "suite.yaml").write_text(dump_suite(suite))
     said = refusal(capsys, tmp_path, "run", tmp_path / "suite.yaml", "--runs-dir", tmp_path / "runs", *more)
     place = f"{tmp_path}/suite.yaml:30:15: experiments.small.models.net"
-    assert said == f"{place}: rank-penalty: expected a model with layers below its last one, got none"
+    assert said == f"{place}: rank-penalty: expected a model with hidden layers, got one without"
 
 
 def test_a_users_model_without_weights_below_the_features_fails(mnist: Dataset, use: Use) -> None:  # noqa: F811
