@@ -1,4 +1,4 @@
-"""Lock-step training: cohorts in, results out."""
+"""Train cohorts of trials in lock-step and return the trials' results."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Anchors:
         return Anchors(found, layout) if any(anchor.strength for anchor in found) else None
 
     def join(self, grads: Tensor, weights: Tensor) -> None:
-        """Add 2λ(w - w₀), at weights (M, P), to the gradients (M, P) in place.
+        """Add 2λ(w - w₀), where w are the weights (M, P), to the gradients (M, P) in place.
 
         Gradients of members with λ = 0 are unchanged bit for bit. All operations are elementwise, so the bits of a
         member's result do not depend on the other members.

@@ -1,8 +1,8 @@
-"""Crop and mirror training images at random, with one gather per batch on the images' device.
+"""Crop and mirror training images at random, with one gather operation per batch on the images' device.
 
-An image is mirrored and then cropped with zero padding, which is black because images are normalised later. A task that
-permutes pixels permutes those of the augmented image. Images of rotation tasks are mirrored before the rotation,
-because mirroring would reverse the direction of rotation, and cropped after the rotation.
+An image is mirrored and then cropped with zero padding, which is black because images are normalised later. Tasks that
+permute pixels permute the pixels of the augmented image. In rotation tasks, an image is mirrored before the rotation,
+because mirroring a rotated image would reverse the direction of rotation, and cropped after the rotation.
 
 Legend: S streams, B batch size, C channels, H rows, W columns.
 """
@@ -24,8 +24,8 @@ OUTSIDE = -(2**40)
 class Augmenter:
     """Augments batches from one or more streams, whose images all have the same shape.
 
-    The augmentation of an image is an integer below `augment.ways`, drawn from its stream, so it does not depend on the
-    device or the rest of the batch.
+    An image's augmentation is an integer below `augment.ways`, drawn by the image's `BatchStream`, so it does not
+    depend on the device or on the rest of the batch.
     """
 
     def __init__(self, augment: Augment, examples: Sequence[Examples]) -> None:
@@ -36,7 +36,7 @@ class Augmenter:
         rows, columns = shifts + torch.arange(height), shifts + torch.arange(width)
         rows = torch.where((rows >= 0) & (rows < height), rows * width, OUTSIDE)
         columns = torch.where((columns >= 0) & (columns < width), columns, OUTSIDE)
-        # If a task provides mirror images, these are used, and cropped like other images.
+        # Mirror images provided by the task are used as they are, and cropped like other images.
         self.has_mirrored = examples[0].mirrored is not None
         mirrored = columns if self.has_mirrored else torch.where(columns >= 0, width - 1 - columns, OUTSIDE)
         self._shifts = len(shifts)
@@ -50,7 +50,7 @@ class Augmenter:
     def __call__(self, images: Tensor, ways: Tensor) -> Tensor:
         """Return augmented images in new memory.
 
-        images: (S B, C, H, W), already mirrored if `has_mirrored`. ways: (S B,), the augmentation of each.
+        images: (S B, C, H, W), already mirrored if `has_mirrored`. ways: (S B,), the augmentation of each image.
         """
         flip, shift = ways // self._shifts**2, ways % self._shifts**2
         down, right = shift // self._shifts, shift % self._shifts
@@ -65,12 +65,12 @@ class Augmenter:
 
     @staticmethod
     def _of_stored(source: Tensor, places: Tensor, stored: Tensor) -> Tensor:
-        """Convert positions in the original images (S, B, H W) to positions of permuted pixels (S B, H W)."""
+        """Convert pixel positions in the original images (S, B, H W) to positions in the permuted images (S B, H W)."""
         source = source.gather(2, places.expand_as(source))
         moved = stored.expand_as(source).gather(2, source.clamp(min=0))
         return torch.where(source >= 0, moved, OUTSIDE).flatten(0, 1)
 
     def mirrored(self, images: Tensor, mirrored: Tensor, ways: Tensor) -> Tensor:
-        """Return each image or its mirror image, according to `ways`: (S B, C, H, W)."""
+        """Return each image (C, H, W) in `images` or its mirror image in `mirrored`, as selected by `ways` (S B,)."""
         flip = (ways >= self._shifts**2).view(-1, *(1,) * (images.ndim - 1))
         return torch.where(flip, mirrored, images)

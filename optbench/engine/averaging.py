@@ -1,4 +1,4 @@
-"""Average the weights of members during training, as set by `protocol.weight_averaging`.
+"""Average members' weights during training, as set by `protocol.weight_averaging`.
 
 Legend: M members, P padded parameter count.
 """
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Averaging:
-    """The weight averages from which a stack continues, and their decay."""
+    """The weight averages that a stack continues, and their decay."""
 
     decay: float
     rows: Sequence[Tensor | None]
-    """The average (P,) of each member, or None if it has not begun."""
+    """Each member's average (P,); None if averaging has not begun."""
 
     @staticmethod
     def of(settings: WeightAveraging | None, layout: Layout, members: Sequence[Member]) -> Averaging | None:
@@ -36,7 +36,7 @@ class Averaging:
 
 
 class Averages:
-    """Exponential moving averages of the weights of a stack, updated after each step.
+    """Exponential moving averages of a stack's weights, updated after each step.
 
         a ← w after the first step,   a ← d a + (1 - d) w after every later step
 
@@ -45,7 +45,7 @@ class Averages:
     """
 
     def __init__(self, averaging: Averaging, weights: Tensor) -> None:
-        """weights: (M, P), the training weights; read-only."""
+        """weights: (M, P), the training weights, which are not modified."""
         self._weights = weights
         self._share = 1 - averaging.decay
         self._rows = weights.clone()

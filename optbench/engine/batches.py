@@ -1,6 +1,6 @@
-"""Gather mini-batches from arrays on the device, converted and normalised in reused buffers.
+"""Gather mini-batches from arrays on the device, and convert and normalise them in reused buffers.
 
-Legend: B batch size, N examples of a task, T positions of a sequence.
+Legend: B batch size, N number of examples in a task, T positions of a sequence.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from optbench.suite.protocol import Augment, Protocol
 from optbench.tasks import Examples
 
 BLOCK = 2**17
-"""Number of values that a CPU converts and scales per block: half a megabyte, which is still cached in the second
-pass."""
+"""Number of values converted and scaled per block on a CPU: half a megabyte, which is still in the cache during the
+second pass."""
 LANES = 64
-"""The rows of a block are a multiple of this, so vector instructions process the same groups of numbers as without
-blocks."""
+"""The number of rows in a block is a multiple of this, so that vector instructions process the same groups of numbers
+as without blocks."""
 
 
 @dataclass(frozen=True)
 class Normaliser:
     """The affine map from stored inputs to network inputs.
 
-    It has one scale and shift, or one for each index of the first axis.
+    The scale and the shift are each a single number, or one number for each index of an input's first axis.
     """
 
     scale: Tensor
     shift: Tensor
     factor: float | None
-    """The scale as a Python number, which needs no synchronisation; None if there are several."""
+    """The scale as a Python number, which requires no synchronisation; None if there are several scales."""
     dtype: torch.dtype = torch.float32
     """The dtype of network inputs."""
     same: bool = False
-    """True if inputs are not changed, as for tokens and for floats under `unit`."""
+    """True if the map leaves inputs unchanged: for tokens, and for floats under `unit` normalisation."""
 
     @staticmethod
     def of(dataset: Dataset, protocol: Protocol, device: torch.device) -> Normaliser:
-        """Build the map for a dataset.
+        """Build the map for a dataset, according to `protocol.normalisation`.
 
-        `standard` maps x to (x - mean) / std, with the dataset's mean and std; `unit` divides bytes by 255 and does not
-        change floats. Tokens are never changed.
+        `standard` maps x to (x - mean) / std, with the dataset's mean and std. `unit` divides bytes by 255 and leaves
+        floats unchanged. Tokens are never changed.
         """
         standard, inputs = protocol.normalisation == "standard", dataset.inputs
         assert dataset.mean is not None
@@ -61,7 +61,7 @@ class Normaliser:
         return Normaliser(scale.to(device), shift.to(device), None if shape else scale.item(), inputs.dtype, same)
 
     def __call__(self, raw: Tensor, out: Tensor | None = None) -> Tensor:
-        """Convert stored inputs (B, ...) to network inputs of the same shape, in `out` if given, else in new memory."""
+        """Convert stored inputs (B, ...) to network inputs of the same shape, in `out` or in a new tensor."""
         if out is None:
             out = torch.empty(raw.shape, dtype=self.dtype, device=raw.device)
         rows = len(raw)
@@ -85,8 +85,9 @@ class Normaliser:
 class BatchStream:
     """The batches of one member in one task, reshuffled every epoch; an incomplete last batch is dropped.
 
-    They depend only on (suite seed, trial seed, task, epoch, order), so every optimizer gets the same batches and
-    augmentations for a seed. A different `order` gives another shuffle of the same examples and other augmentations.
+    The batches and their augmentations depend only on (suite seed, trial seed, task, epoch, order), so all optimizers
+    with the same seed get the same ones. With a different `order`, the same examples are shuffled and augmented
+    differently.
     """
 
     def __init__(
@@ -110,12 +111,12 @@ class BatchStream:
         self._order = self._ways = torch.empty(0)
 
     def order(self, epoch: int) -> Tensor:
-        """Return the indices (N,) of the examples in the order of an epoch (0-based), on the CPU."""
+        """Return the indices (N,) of the examples in the order of epoch `epoch` (0-based), on the CPU."""
         stream = generator(*self._seeds, f"data order/task {self._task}/epoch {epoch}{self._suffix}")
         return torch.randperm(len(self.examples), generator=stream)
 
     def ways(self, epoch: int) -> Tensor:
-        """Return the augmentations (N,), as in `Augmenter`, of the examples in an epoch's order, on the CPU."""
+        """Return the augmentations (N,) for the examples in the order of `order(epoch)`, encoded as in `Augmenter`."""
         assert self.augment is not None
         stream = generator(*self._seeds, f"augmentation/task {self._task}/epoch {epoch}{self._suffix}")
         return torch.randint(self.augment.ways, (len(self.examples),), generator=stream)
@@ -126,7 +127,7 @@ class BatchStream:
         return self._order[self._within(step)]
 
     def augmentation(self, step: int) -> Tensor:
-        """Return the augmentations (B,) of batch `step`."""
+        """Return the augmentations (B,) for the examples of `indices(step)`."""
         self._reach(step // self.steps_per_epoch)
         return self._ways[self._within(step)]
 
@@ -151,12 +152,12 @@ def places(keys: Iterable[Hashable]) -> list[tuple[int, ...]]:
 
 
 def sharing(streams: Sequence[object]) -> list[tuple[int, ...]]:
-    """Return, for each distinct stream (or set of examples), the indices at which it occurs."""
+    """Return, for each distinct stream or other object, by identity, the indices at which it occurs."""
     return places(map(id, streams))
 
 
 class BatchBuffer:
-    """Converts a stream's indices to a batch of network inputs in a reused buffer, valid until the next batch."""
+    """Gathers batches of network inputs and targets in reused buffers; a batch is valid until the next one is taken."""
 
     def __init__(self, batch_size: int, normalise: Normaliser) -> None:
         self.normalise = normalise
@@ -165,7 +166,7 @@ class BatchBuffer:
         self._augmenters: weakref.WeakKeyDictionary[Examples, Augmenter] = weakref.WeakKeyDictionary()
 
     def take(self, stream: BatchStream, step: int) -> tuple[Tensor, Tensor]:
-        """Return inputs (B, ...) and targets (B,) or (B, T) of batch `step`."""
+        """Return the network inputs (B, ...) and targets (B,) or (B, T) of batch `step`."""
         indices = stream.indices(step)
         inputs, targets = stream.examples.inputs, stream.examples.targets
         if self._buffers is None:

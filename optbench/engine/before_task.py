@@ -1,4 +1,4 @@
-"""The state of a network before its first update on a task: its features, its weights and the gradient.
+"""The state of a network before its first update on a task: features, weights and gradient.
 
 Legend: P padded parameter count, Q padded size of the buffers in floats, N examples, d features.
 """
@@ -25,7 +25,7 @@ TAU = 0.025
 
 @dataclass(frozen=True)
 class BeforeTask:
-    """The state of one network before one task; undefined values are None and explained in `note`."""
+    """The state of one network before one task. Undefined values are None, and `note` gives the reason."""
 
     dead: float | None
     """Share of the features that are exactly zero on every example (`sparsity.dead_share`)."""
@@ -45,12 +45,12 @@ class BeforeTask:
 
 
 def probe(examples: Examples, suite_seed: int) -> Examples:
-    """Return at most `PROBED` training examples of a task (fewer for long sequences), the same in every trial."""
+    """Return at most `PROBED` training examples of a task (or fewer long sequences), the same ones in every trial."""
     return examples.drawn(examples.few(PROBED), generator(suite_seed, None, "network before a task"))
 
 
 def before_task(evaluator: Evaluator, row: Tensor, examples: Examples) -> BeforeTask:
-    """Measure the network `row` (P + Q,) on examples of a task before training on it, in eval mode.
+    """Measure the network with weights and buffers `row` (P + Q,) on examples of the next task, in eval mode.
 
     This takes one forward and one backward pass. The features are the input of the last linear layer. Exceptions raised
     by a user's model propagate.

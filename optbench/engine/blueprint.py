@@ -1,4 +1,4 @@
-"""A model of an experiment as the engine uses it: a built-in network or a user's module.
+"""The description of a model, either a built-in network or a user's module, that the engine needs to train it.
 
 A user's module is run on a few training examples to determine where its features are, whether it changes buffers or
 draws random numbers, and whether it is valid.
@@ -48,12 +48,12 @@ class Blueprint:
         network: the module in training mode. Its weights are not used; those of built-in networks are on the meta
             device.
         layout: the layout of its parameters and buffers.
-        features: the name of the last linear layer, whose input is the features; `METHOD` if the module's own method
-            returns them.
+        features: the name of the last linear layer, whose input is the features, or `METHOD` if the module has a method
+            `features` that returns them.
         output: the name of the output layer's weight; None if there is none.
         alone: the reason why members cannot be trained together; None if none is known.
-        aliases: for parameters and buffers with several names (such as an embedding tied to the head), the name in
-            `layout` for each additional name.
+        aliases: maps each additional name of a parameter or buffer with several names (such as an embedding tied to the
+            head) to its name in `layout`.
     """
 
     network: nn.Module
@@ -64,31 +64,31 @@ class Blueprint:
     aliases: Mapping[str, str]
     _start: Callable[[int, int, str], dict[str, Tensor]]
     _modules: Callable[[], Modules] | None = None
-    """Returns the modules of a user's model that can be read; called only if a metric requests one."""
+    """Returns the modules of a user's model; called only if a metric reads one of them."""
 
     @property
     def ours(self) -> bool:
-        """True for a built-in network: its only buffers are those of batch norm, and it draws nothing in eval mode."""
+        """True for a built-in network: its only buffers are batch norm's, and its eval mode draws no random numbers."""
         return isinstance(self.network, Network)
 
     @property
     def plain(self) -> bool:
-        """True if training forward passes depend only on weights and inputs: built in, without dropout or buffers."""
+        """True for a built-in network without dropout or buffers: training passes use only its weights and inputs."""
         return isinstance(self.network, Network) and self.network.alone is None
 
     def answers_for(self, error: Exception) -> bool:
-        """Return whether an error during a measurement is due to a user's model, so that only its trial fails."""
+        """Return whether a user's model is the cause of an error during a measurement, so that only its trial fails."""
         return not (self.ours or isinstance(error, OptbenchError) or of_the_machine(error))
 
     @functools.cached_property
     def ends(self) -> frozenset[str]:
-        """Names of the parameters of the embeddings and the output layer; empty for a network without embeddings."""
+        """Names of the weights of the embeddings and the output layer; empty for a network without embeddings."""
         return ends(self.network, self.output)
 
     def start(self, suite_seed: int, trial_seed: int, task: int = 0) -> dict[str, Tensor]:
-        """Return the initial parameters and buffers by name, on the CPU, the same for every optimizer of a trial seed.
+        """Return initial parameters and buffers by name, on the CPU, the same for every optimizer with this trial seed.
 
-        task: 0..T-1. For tasks after the first, these are the weights of a new network.
+        task: 0..T-1. The values for tasks after the first are those of new networks.
         """
         return self._start(suite_seed, trial_seed, f"initial weights/task {task}" if task else "initial weights")
 
@@ -123,10 +123,12 @@ class Blueprint:
 
     @staticmethod
     def of(experiment: ExperimentSettings, name: str, dataset: Dataset, place: str | None = None) -> Blueprint:
-        """Build the blueprint of the model `name`. place: the location of its settings in the suite, for messages.
+        """Build the blueprint of the model `name`.
+
+        place: the location of the model's settings in the suite, for messages.
 
         Raises:
-            UsageError: the model does not fit the data, or violates the contract of models.
+            UsageError: the model does not fit the data, or violates the contract for models.
         """
 
         def make(seed: int = 0) -> nn.Module:
@@ -216,7 +218,7 @@ def _probed(
             )
 
     module.train().zero_grad()
-    network = copy.deepcopy(module)  # as for every member, so a module that cannot be copied is rejected here
+    network = copy.deepcopy(module)  # every member has a copy, so a module that cannot be copied is rejected here
     output = name if (name := f"{linear}.weight") in start else None
     return Blueprint(
         network,
@@ -273,7 +275,7 @@ def _shape(shape: tuple[object, ...]) -> str:
 
 
 def _evaluated(module: nn.Module, inputs: Tensor) -> Tensor:
-    """Return logits as in the engine's evaluation: with the same buffers and random draws every time."""
+    """Return logits computed as in the engine's evaluation, with the same buffers and random draws in every call."""
     # without tie_weights=False, `functional_call` would leave the copies in a layer that has two names
     with seeded(0, inputs.device):
         logits: Tensor = functional_call(module, _copies(module), (inputs.clone(),), tie_weights=False)

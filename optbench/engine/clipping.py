@@ -16,12 +16,12 @@ class Clip:
 
         g ← g · min(1, bound / (‖g‖ + 1e-6))
 
-    ‖g‖ is the norm over all parameters of a member. The factor stays on the device, so the work can be recorded. This
-    is used by lanes that step from the stack's gradients; per-member instances clip their own (`lanes.per_member`).
+    ‖g‖ is the norm over all parameters of a member. The factor stays on the device, so the work can be recorded. All
+    lanes use this class except `lanes.per_member`, which clips each instance's own gradients.
     """
 
     def __init__(self, bound: float, grads: Tensor, recordings: Recordings) -> None:
-        """grads: (M, P), zero between parameters; scaled in place."""
+        """grads: (M, P), scaled in place; the padding must be zero."""
         self._bound = bound
         # Row by row on a CPU, where the order of summation may depend on the number of rows.
         self._parts = list(grads.unsqueeze(1).unbind()) if grads.device.type == "cpu" else [grads]

@@ -1,4 +1,4 @@
-"""Construct every optimizer of a plan once before training, so that invalid settings cost no training time."""
+"""Construct every optimizer of a plan once before training, so that invalid settings are found at the start."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def try_constructors(
 ) -> None:
     """Construct the optimizer of each variant once, on a network with the shape and initial weights of its model.
 
-    notify: called once for each distinct warning of a constructor.
+    notify: called with the text of each distinct warning that a constructor issues.
 
     Raises:
-        OptimizerError: a constructor rejects some variants; the message has a line for each.
+        OptimizerError: some variants are rejected; the message has a line for each.
     """
     warned: dict[str, None] = {}
     refused: dict[tuple[str, str], str] = {}
@@ -89,7 +89,7 @@ def _places(suite: Suite, trials: Iterable[Trial], data_dir: Path | None) -> Ite
 
 
 class _Place:
-    """A model of an experiment, and the trials whose optimizers are constructed on it."""
+    """A model of an experiment, and the trials whose optimizers are constructed for this model."""
 
     def __init__(self, suite: Suite, experiment: str, model: str, trials: list[Trial], dataset: Dataset) -> None:
         self.trials = trials
@@ -100,9 +100,9 @@ class _Place:
         self._networks: dict[torch.device, nn.Module] = {}
 
     def refusal(self, trial: Trial, device: torch.device) -> str | None:
-        """Return, as text, why the constructor or the protocol rejects a trial's optimizer; None if it is accepted."""
+        """Return the reason why the constructor or the protocol rejects a trial's optimizer; None if both accept it."""
         error = self._raised(trial, torch.device("cpu"))
-        if error is not None and device.type != "cpu":  # the code may be written for another device
+        if error is not None and device.type != "cpu":  # the code may work only on `device`
             error = self._raised(trial, device)
         if error is None:
             return None
@@ -137,7 +137,7 @@ class _Place:
         return None
 
     def _network(self, device: torch.device) -> nn.Module:
-        """Return a separate network, because a constructor may add hooks or change weights."""
+        """Return a new network, because a constructor may add hooks or change weights."""
         network = materialised(self._blueprint.network, device)
         self._blueprint.layout.copy_to(network, self._start)
         return network
@@ -151,13 +151,13 @@ class _Place:
         return self._blueprint.layout.pack(self._blueprint.start(self._suite_seed, 0))
 
     def _shared(self, device: torch.device) -> nn.Module:
-        """Return one network for all registered optimizers, whose constructors do not change parameters."""
+        """Return the network shared by all registered optimizers, whose constructors do not change parameters."""
         if device not in self._networks:
             self._networks[device] = self._network(device)
         return self._networks[device]
 
     def _total_steps(self, trial: Trial) -> int:
-        """Return the total number of steps if all tasks are as long as the first, the only one generated here."""
+        """Return the total number of steps if all tasks are as long as the first, since only the first is generated."""
         protocol = self._experiment.protocol
         tasks = 1 if protocol.optimizer_state == "reset" or renews_state(trial) else self._tasks.count
         return tasks * Schedule.of(protocol, max(1, self._first_task // protocol.batch_size)).total
@@ -175,7 +175,7 @@ class _Place:
 
 @contextlib.contextmanager
 def _collected(optimizer: str, found: dict[str, None]) -> Iterator[None]:
-    """Add the Python warnings in the block to `found` instead of showing them."""
+    """Add the Python warnings issued in the block to the keys of `found` instead of showing them."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield

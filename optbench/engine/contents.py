@@ -1,6 +1,6 @@
-"""The data held by a Python object: its parts, and a digest of them.
+"""List the data that a Python object holds, and compute a digest of these data.
 
-An optimizer and one restored from its `state_dict()` have equal digests if nothing was lost.
+An optimizer and a copy restored from its `state_dict()` have equal digests if nothing was lost.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TEXTS = (type(None), bool, int, float, complex, str, bytes, range, slice, np.ge
 _CODE = (type, types.ModuleType, types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
 _CONTAINERS = (list, tuple, set, frozenset, collections.deque)
 _DERIVED = ("defaults", "_numel_cache", "_need_device_dtype_check_for_fused")
-"""Attributes of PyTorch's optimizers that are not state: `load_state_dict` adds to the first; the rest are caches."""
+"""Attributes of PyTorch's optimizers that are not state: `load_state_dict` adds to `defaults`; the rest are caches."""
 
 
 def parts(value: Any) -> Iterator[tuple[str, Any]]:
@@ -52,10 +52,10 @@ def parts(value: Any) -> Iterator[tuple[str, Any]]:
 def digest(value: Any, known: Sequence[object] = ()) -> bytes:
     """Return a digest of all numbers, text, tensors and random states reachable from `value`.
 
-    known: objects represented by their index instead of their content. The digest also depends on which tensors share
-    memory.
+    The digest also depends on which tensors share memory. Exceptions raised by objects that cannot be inspected, such
+    as a lock or an open file, propagate.
 
-    Exceptions raised by objects that cannot be inspected, such as a lock or an open file, propagate.
+    known: objects represented by their index instead of their content.
     """
     reader = _Reader(known)
     with warnings.catch_warnings():
@@ -66,7 +66,7 @@ def digest(value: Any, known: Sequence[object] = ()) -> bytes:
 
 def _fields(value: Any) -> Iterator[tuple[str, Any]]:
     kind = type(value)
-    if _is_standard(kind):  # e.g. a logger leads to all others; the result of `__reduce__` describes it
+    if _is_standard(kind):  # e.g. a logger refers to all other loggers; `__reduce__` describes such objects instead
         return
     slots = {name for cls in kind.__mro__ for name in _names(vars(cls).get("__slots__", ()))}
     found = {**{name: getattr(value, name, None) for name in slots}, **getattr(value, "__dict__", {})}
@@ -85,7 +85,7 @@ def _names(slots: Any) -> Iterable[str]:
 
 
 def _text(key: Any) -> str:
-    """Return a key as text; other objects are represented only by their type, because their addresses differ."""
+    """Return a key as text; objects whose text may contain an address are represented only by their type."""
     return f"{type(key).__name__} {key!r}" if isinstance(key, (*_TEXTS, tuple)) else type(key).__name__
 
 
@@ -95,7 +95,7 @@ class _Reader:
         self._met: dict[int, int] = {}
         self._open: set[int] = set()
         self._storages = {place(thing): -1 - i for i, thing in enumerate(known) if isinstance(thing, Tensor)}
-        self._kept: list[object] = []  # ids are unique while all objects are alive
+        self._kept: list[object] = []  # ids are unique only while all objects are alive
         self.hash = hashlib.blake2b(digest_size=16)
 
     def read(self, name: str, value: Any) -> None:
@@ -119,9 +119,9 @@ class _Reader:
         self.hash.update("\0".join(map(str, words)).encode() + b"\1")
 
     def _container(self, value: Any) -> None:
-        """Digest a container, even one digested before, because a group may share its betas with the defaults.
+        """Digest a container in full even if it was digested before; cut cycles.
 
-        Cycles are cut.
+        A restored optimizer may have copies where the original shares a container, e.g. betas in groups and defaults.
         """
         if id(value) in self._open:
             self._say("open")
@@ -167,5 +167,5 @@ class _Reader:
 
 
 def place(tensor: Tensor) -> int:
-    """Return the address of a tensor's memory, or a distinct number for an empty tensor, which has none."""
+    """Return the address of a tensor's memory, or the tensor's id if it is empty and has no memory."""
     return tensor.untyped_storage().data_ptr() or id(tensor)

@@ -1,4 +1,4 @@
-"""Apply optimizer wrappers that leave the steps to their base, by changing losses or the network between tasks."""
+"""Apply optimizer wrappers whose base takes the steps: they change the loss, or the network between tasks."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from optbench.streams import stream_seed
 
 @dataclass(frozen=True)
 class Controls:
-    """The effects of wrappers with the lane `its base's` on the members of a cohort; tasks are counted from 0."""
+    """Applies wrappers with the lane `its base's` to the members of a cohort. Tasks are counted from 0."""
 
     blueprint: Blueprint
     suite_seed: int
 
     def penalty(self, trial: Trial, task: int) -> Penalty | None:
-        """Return the penalty on the features of a trial in `task`, or None if it has none."""
+        """Return the penalty on the features of a trial in `task`; None if the trial has no such penalty."""
         if (settings := trial.around.get("rank-penalty")) is None:
             return None
         suite, seed = self.suite_seed, trial.seed
@@ -34,13 +34,13 @@ class Controls:
         return Penalty(settings["strength"], settings["rotated"], draws, self.blueprint.features)
 
     def anchor(self, member: Member) -> Anchor | None:
-        """Return the penalty on the distance from a member's initial weights (of its current network), or None."""
+        """Return the penalty on a member's distance from the initial weights of its current network, if it has one."""
         if (settings := member.trial.around.get("l2-init")) is None:
             return None
         return Anchor(settings["strength"], self.blueprint.layout.weights(member.start))
 
     def renew(self, member: Member, task: int) -> None:
-        """Renew or perturb a member's weights before `task` if a wrapper does so; the first task changes nothing."""
+        """Replace or perturb a running member's weights before any task except the first, if a wrapper requires it."""
         if task == 0 or not member.running:
             return
         if renews_state(member.trial):
@@ -55,11 +55,11 @@ class Controls:
                 layout.weights(row).mul_(settings["shrink"]).add_(noise)
                 return row
 
-            # applying the map to an average equals averaging mapped weights
+            # mapping an average is the same as averaging mapped weights
             member.row, member.raw = moved(member.row), None if member.raw is None else moved(member.raw)
 
     def _fresh(self, member: Member, task: int) -> Tensor:
-        """Return the initial weights and buffers (P + Q,) of a new network, the same for every optimizer of a seed."""
+        """Return the weights and buffers (P + Q,) of a new network, the same for every optimizer with this seed."""
         tensors = self.blueprint.start(self.suite_seed, member.trial.seed, task)
         return self.blueprint.layout.pack(tensors).to(member.row.device)
 

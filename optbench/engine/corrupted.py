@@ -1,4 +1,4 @@
-"""Corrupted versions of a task's test images as network inputs.
+"""Make network inputs from corrupted versions of a task's test images.
 
 Legend: N images, C channels, H rows, W columns.
 """
@@ -19,7 +19,7 @@ from optbench.tasks import Examples
 def corrupter(
     test: Examples, task: int, normalise: Normaliser, suite_seed: int
 ) -> Callable[[Corruption], Tensor] | None:
-    """Return a function that maps a corruption to a task's network inputs (N, C, H, W); None if they are not images.
+    """Return a function that maps a corruption to the corrupted test inputs (N, C, H, W); None if they are not images.
 
     Noise and shifts depend only on the suite and the task, so they are the same for every trial. Images of a permuted
     task are corrupted before the permutation.

@@ -12,17 +12,16 @@ from typing import Any
 import torch
 
 ALERT = r"(?is).*determinis"
-"""Pattern that matches every such warning."""
+"""Pattern that matches all of PyTorch's warnings about non-deterministic operations."""
 _NAME = r"(.+?) (?:does not have a|defaults to a non-)"
 
 
 def ask_for_determinism() -> None:
-    """Use deterministic implementations where they exist, and warn otherwise.
+    """Make PyTorch use deterministic implementations where they exist, and warn where they do not.
 
-    An error instead of a warning would make a user's optimizer fail on one device because of operations that work on
-    another.
+    With errors instead of warnings, a user's optimizer would fail on some devices and work on others.
     """
-    # Not `use_deterministic_algorithms`, which imports the whole compiler, in 1.4 s, only to notify it.
+    # `use_deterministic_algorithms` would also import the entire compiler, which takes 1.4 s, only to notify it.
     torch.set_deterministic_debug_mode("warn")
     os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
     torch.backends.cudnn.benchmark = False
@@ -32,7 +31,7 @@ def ask_for_determinism() -> None:
 
 @contextlib.contextmanager
 def alerts() -> Iterator[set[str]]:
-    """Collect the names of operations used in the block that have no deterministic implementation."""
+    """Collect the names of operations in the block that have no deterministic implementation."""
     found: set[str] = set()
     with warnings.catch_warnings():  # which also restores `showwarning`
         show = warnings.showwarning

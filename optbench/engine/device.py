@@ -1,4 +1,4 @@
-"""Devices of a run."""
+"""Select the devices of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def cores() -> int:
 
 
 def resolve(text: str) -> torch.device:
-    """Resolve `auto`, `cpu`, `cuda`, `cuda:N` or `mps` to a device; `auto` is the best available.
+    """Resolve `auto`, `cpu`, `cuda`, `cuda:N` or `mps` to a device; `auto` selects CUDA, MPS or CPU, in this order.
 
     Raises:
         DeviceError: the kind of device is unknown, or not available on this machine or in this build of PyTorch.
@@ -46,10 +46,13 @@ def resolve(text: str) -> torch.device:
 
 
 def worker_devices(text: str, device: torch.device, jobs: int | None, cores: int) -> list[torch.device]:
-    """Return the device of every worker process. device: resolved from `text`.
+    """Return the device of every worker process.
 
-    By default there is one process per CPU core, one per accelerator with `auto` and `cuda`, and one with `cuda:N`.
-    jobs: the number of processes to use instead; devices are assigned to them in turn.
+    By default there is one process per core on a CPU, one per GPU for `auto` and `cuda`, and one for `cuda:N` and
+    `mps`.
+
+    text: the device as requested. device: the device resolved from `text`.
+    jobs: the number of processes, which use the devices in turn; None for the default.
     """
     devices = [device]
     if device.type == "cuda" and ":" not in text:
@@ -67,11 +70,11 @@ def settle(device: torch.device) -> None:
 def cpu_capability() -> str:
     """Return the instruction set that PyTorch uses on this CPU, such as `AVX2`.
 
-    Initial weights are drawn with it, on the CPU, for every device.
+    The initial weights for every device are drawn on the CPU, with this instruction set.
     """
     return str(torch.backends.cpu.get_cpu_capability())
 
 
 def accelerators() -> list[str]:
-    """Return the names of the GPUs visible to PyTorch."""
+    """Return the names of the CUDA devices visible to PyTorch."""
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

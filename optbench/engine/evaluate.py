@@ -1,4 +1,4 @@
-"""Measure networks: loss, accuracy and features, in eval mode and without gradients.
+"""Measure the loss, accuracy and features of networks in eval mode.
 
 Legend: P padded parameter count, N examples, T positions of a sequence, d features, C classes.
 """
@@ -28,11 +28,11 @@ from optbench.precision import exact_device, widest
 from optbench.tasks import Examples
 
 CHUNK = 2500
-"""Number of examples, or of sequence positions, per forward pass: large enough to be fast, with less than 10 MB of
-floats for MNIST."""
+"""Number of examples, or of sequence positions, per forward pass: large enough to be fast, but small enough for MNIST
+inputs to take less than 10 MB as floats."""
 MOST = 50
-"""Maximum number of networks per forward pass. At this number, each is evaluated on a fifth of a chunk, so that all
-activations together take as much memory as those of ten networks on a whole chunk."""
+"""Maximum number of networks per forward pass. This many networks are evaluated on a fifth of a chunk at a time, so
+that all their activations take as much memory as those of ten networks on a full chunk."""
 LN2 = math.log(2)
 
 
@@ -52,7 +52,7 @@ class Score:
 
     @property
     def accuracy(self) -> float:
-        """The share of targets that are predicted correctly."""
+        """The fraction of targets that are predicted correctly."""
         return self.correct / self.examples
 
     @property
@@ -66,18 +66,18 @@ class ScoreWithFeatures(Score):
     """The score of one network on one set of examples, with its features and logits."""
 
     features: Tensor
-    """(N, d) float32, the input of the last linear layer; (N T, d) of a network with an output for each position, or
-    (K, d) at some of them."""
+    """The input of the last linear layer in float32: (N, d), or (N T, d) for a network with an output for each
+    position; (K, d) if kept only for K targets."""
     targets: Tensor
-    """(N,), (N T,) or (K,): the targets of the features."""
+    """The target for each row of `features`: (N,), (N T,) or (K,)."""
     logits: Tensor | None = None
-    """(N, C), (N T, C) or (K, C), if requested."""
+    """The logits for each row of `features`, if requested: (N, C), (N T, C) or (K, C)."""
     elsewhere: Mapping[Tap, Spectrum] = dataclasses.field(default_factory=dict)
-    """The spectra at the requested taps."""
+    """The spectrum at each requested tap."""
 
 
 class _FeatureReader(nn.Module):
-    """A module that returns the features and logits of its network, and the tensors at requested taps."""
+    """A module that returns a network's features and logits, and the tensors at requested taps."""
 
     def __init__(self, blueprint: Blueprint) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class _FeatureReader(nn.Module):
             hidden = list(self.network.hidden(inputs)) if taps else []  # type: ignore[operator]  # it is a `Network`
             features = hidden[-1][1] if taps else self.network.features(inputs)  # type: ignore[operator]
             return features, self.network.head(features), tapped_of_ours(hidden, taps)  # type: ignore[operator]
-        # Copy the inputs, because a network may modify them in place; seed, because it may draw in eval mode.
+        # Inputs are copied, because a network may modify them in place. It may also draw random numbers in eval mode.
         with seeded(0, inputs.device):
             if self._features == METHOD:
                 own = own_features(self.network)
@@ -111,11 +111,7 @@ class _FeatureReader(nn.Module):
 
 
 class Evaluator:
-    """Evaluates networks of one architecture, given as rows of a stack.
-
-    batched: score networks together in batched forward passes, which is efficient on a GPU. By default networks are
-    scored one by one on a CPU, so that their results do not depend on each other.
-    """
+    """Evaluates networks of one architecture, given as rows of a stack."""
 
     def __init__(
         self,
@@ -125,7 +121,11 @@ class Evaluator:
         batched: bool | None = None,
         token_bytes: Tensor | None = None,
     ) -> None:
-        """token_bytes: as in `Dataset`, for text; scores then include bits per byte."""
+        """batched: True to score networks together in batched forward passes, which is efficient on a GPU; False to
+        score them one by one, so that their results do not depend on each other. The default is False only on a CPU.
+
+        token_bytes: for text, as in `Dataset`; scores then include bits per byte.
+        """
         self.blueprint = blueprint
         self.normalise = normalise
         self._reader = _FeatureReader(blueprint).eval()
@@ -137,7 +137,7 @@ class Evaluator:
 
     @property
     def text(self) -> bool:
-        """True if targets are tokens of text instead of classes."""
+        """True if targets are tokens of a text instead of classes."""
         return self._bytes is not None
 
     @torch.no_grad()
@@ -152,9 +152,10 @@ class Evaluator:
     ) -> ScoreWithFeatures:
         """Evaluate the network with weights `row` (P,) in one pass over `examples`.
 
-        with_logits: True to return the logits. taps: places at which to compute spectra. at: (K,) ascending indices
-        into the flattened targets at which features, logits and tapped tensors are kept; None to keep all. The score
-        always covers all targets.
+        with_logits: True to return the logits.
+        taps: places at which to compute spectra.
+        at: (K,) ascending indices of flattened targets. Features, logits and tapped tensors are kept only at these
+            targets, or at all targets if None. The score always covers all targets.
         """
         weights = self._weights(row)
         count = examples.targets.numel() if at is None else len(at)
@@ -172,11 +173,11 @@ class Evaluator:
             part = part[here]
             if kept is None:
                 kept = part.new_empty(count, part.shape[1])
-            kept[done : done + len(part)] = part  # copied, because without hidden layers these are the reused inputs
+            kept[done : done + len(part)] = part  # copied: without hidden layers, `part` is in reused memory
             done += len(part)
             if with_logits:
                 outputs.append(logits.flatten(0, -2)[here])
-            # Hidden layers may be large, so only a chunk of them is held.
+            # Hidden layers may be large, so only one chunk of their outputs is held at a time.
             for tap, found in at_taps.items():
                 rows = tap.rows(found, targets.ndim)
                 spectra[tap].append(spectrum((rows if at is None else rows[here]).to(to)))
@@ -198,8 +199,8 @@ class Evaluator:
     def differentiate(self, row: Tensor, examples: Examples) -> tuple[Tensor, Tensor]:
         """Return features (N, d) of `examples` and the gradient of their mean cross-entropy at weights `row` (P,).
 
-        The gradient (n,) is unpadded, concatenated over parameters, and zero for parameters that the network does not
-        use. One forward and one backward pass, in eval mode.
+        The gradient (n,) is concatenated over parameters without padding, and is zero for parameters that the network
+        does not use. This takes one forward and one backward pass in eval mode.
         """
         fixed = self._weights(row)
         names = [f"network.{slot.name}" for slot in self._layout.slots]
@@ -227,7 +228,7 @@ class Evaluator:
 
     @torch.no_grad()
     def score(self, rows: Sequence[Tensor], examples: Sequence[Examples]) -> list[Score]:
-        """Score each network, with weights `rows[i]` (P,), on `examples[i]`; results are transferred together."""
+        """Score networks, each with weights `rows[i]` (P,), on `examples[i]`; transfer all results together."""
         if not rows:
             return []
         totals = self._zeros(len(rows), rows[0].device)
@@ -236,11 +237,11 @@ class Evaluator:
         return self._scores(totals, examples)
 
     def _zeros(self, count: int, device: torch.device) -> Tensor:
-        """Return the zero totals for `_count`: losses and hits per network, and bits for text."""
+        """Return zero totals for `_count`: losses, hits and, for text, bits of each network."""
         return torch.zeros(2 if self._bytes is None else 3, count, dtype=widest(device), device=device)
 
     def _scores(self, totals: Tensor, examples: Sequence[Examples]) -> list[Score]:
-        """Compute scores from totals (2 or 3, M) over each network's examples."""
+        """Compute the scores of M networks from their totals (2 or 3, M) over all their examples."""
         losses, correct, *bits = totals.tolist()
         counts = [own.targets.numel() for own in examples]
         found = [Score(loss / n, int(right), n) for loss, right, n in zip(losses, correct, counts, strict=True)]
@@ -264,7 +265,7 @@ class Evaluator:
         return [found for row, own in zip(rows, examples, strict=True) for found in self.try_score([row], [own])]
 
     def _score_each(self, rows: Sequence[Tensor], examples: Sequence[Examples], totals: Tensor) -> None:
-        """Score networks on the same examples chunk by chunk, one after another."""
+        """Score networks one by one on each chunk of examples; networks with the same examples share the chunks."""
         for members in sharing(examples):
             singles = {i: self._weights(rows[i]) for i in members}
             for inputs, targets in self._chunks(examples[members[0]]):
@@ -273,7 +274,7 @@ class Evaluator:
                     _count(totals[:, i], logits, targets)
 
     def _score_together(self, rows: Sequence[Tensor], examples: Sequence[Examples], totals: Tensor) -> None:
-        """Score all networks with equal numbers of examples in one batched forward pass."""
+        """Score networks with equal numbers of examples together, in batched forward passes."""
         forward = partial(functional_call, self._reader)
         each, shared = vmap(forward), vmap(forward, in_dims=(0, None))
         for whole in places(map(len, examples)):
@@ -297,12 +298,12 @@ class Evaluator:
                 totals.index_copy_(1, torch.tensor(members, device=totals.device), found)
 
     def _weights(self, row: Tensor) -> dict[str, Tensor]:
-        # Copies of buffers: a network may change them even in eval mode, and measuring must not change the member.
+        # Buffers are copied: a network may change them even in eval mode, and measuring must not change the member.
         buffers = {name: view.clone() for name, view in self._layout.buffer_views(row).items()}
         return {f"network.{name}": view for name, view in {**self._layout.views(row), **buffers}.items()}
 
     def _chunks(self, examples: Examples) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield inputs and targets; the memory of inputs is reused, because allocation takes as long as filling it."""
+        """Yield inputs and targets; reuse the memory of inputs, because allocating it takes as long as filling it."""
         size = max(1, CHUNK // examples.positions)
         for start in range(0, len(examples), size):
             raw = examples.inputs[start : start + size]
@@ -319,7 +320,8 @@ def finite(value: float | None) -> float | None:
 def _count(totals: Tensor, logits: Tensor, targets: Tensor) -> None:
     """Add the cross-entropies and hits of `logits` (..., B, [T,] C) to `totals` (2, ...), in the dtype of `totals`.
 
-    For text, `totals` (3, ...) has bits as the third row, and the cross-entropies themselves are computed in its dtype.
+    For text, `totals` (3, ...) has bits as the third row, and cross-entropies are also computed in the dtype of
+    `totals`.
     """
     logits, targets = logits.flatten(0, -2), targets.expand(logits.shape[:-1]).flatten()
     exact = logits.to(totals.dtype) if len(totals) > 2 else logits

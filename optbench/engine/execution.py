@@ -1,4 +1,4 @@
-"""The engine's execution options for a kind of device."""
+"""Choose the engine's execution options for a device."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Execution:
     """Execution options that depend on the kind of device."""
 
     together: bool
-    """True if one library call processes all members, and stopped members stay in the stack until half of them have
-    stopped, because an accelerator would otherwise be idle. On a CPU, each member is processed separately and takes no
-    unnecessary steps."""
+    """True if one library call processes all members, and stopped members stay in the stack until half of the stack has
+    stopped, because an accelerator would otherwise be partly idle. If False, as on a CPU, members are processed one by
+    one and take no unnecessary steps."""
     record: Recorder | None
-    """The function that records work on the device; None if work is not recorded."""
+    """The function that records repeated work on the device; None if work is not recorded."""
 
     @staticmethod
     def on(device: torch.device) -> Execution:

@@ -1,4 +1,4 @@
-"""Distinguish errors of the machine from errors of optimizers and members."""
+"""Distinguish errors caused by the machine from errors in optimizers and models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ModelError(Exception):
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Return whether an error means that memory is exhausted; PyTorch has a class for it only on accelerators."""
+    """Return whether an error means that memory is exhausted; on a CPU, PyTorch has no exception class for this."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError | OSError) and any(text in str(error) for text in _OUT_OF_MEMORY)
     )
@@ -28,10 +28,10 @@ def is_broken_device(error: Exception) -> bool:
 
 
 def speaks_of_broken_device(message: str) -> bool:
-    """Return whether an error message describes a broken device; failed captures of CUDA graphs do not count."""
+    """Return whether an error message indicates a broken device. Failed CUDA graph captures do not count."""
     return "CUDA error" in message and "captur" not in message
 
 
 def of_the_machine(error: Exception) -> bool:
-    """Return whether an error concerns the whole cohort and may not occur in a smaller cohort or another process."""
+    """Return whether an error affects the whole cohort and may not recur in a smaller cohort or in another process."""
     return is_out_of_memory(error) or is_broken_device(error)

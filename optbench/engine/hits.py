@@ -1,4 +1,4 @@
-"""Accuracy of members on their training batches before each update, from the forward passes that gradients need.
+"""Measure members' accuracy on each training batch before the update, in the forward passes for the gradients.
 
 Legend: M members, B batch, T positions, C classes.
 """
@@ -14,7 +14,7 @@ from optbench.engine.batches import BatchStream
 
 
 class Hits:
-    """The predictions and targets of each member's last batch."""
+    """The predictions and targets for each member's latest batch."""
 
     def __init__(self, streams: Sequence[BatchStream]) -> None:
         """streams: one per member, all with the same batch size."""
@@ -26,16 +26,16 @@ class Hits:
         """Buffers written by `see` and `see_all`."""
 
     def see(self, i: int, logits: Tensor, targets: Tensor) -> None:
-        """Record the predictions of member `i`: logits (B, C) or (B, T, C), targets (B,) or (B, T)."""
+        """Record the predictions from the logits (B, C) or (B, T, C) of member `i`, and the targets (B,) or (B, T)."""
         guesses, wanted = self._rows[i]
         torch.argmax(logits.detach(), -1, out=guesses)
         wanted.copy_(targets)
 
     def see_all(self, logits: Tensor, targets: Tensor) -> None:
-        """Record the predictions of all members, as in `see`; logits and targets have a leading axis M."""
+        """Record the predictions and targets of all members, as in `see`, from tensors with a leading axis M."""
         torch.argmax(logits.detach(), -1, out=self._guesses)
         self._targets.copy_(targets)
 
     def shares(self) -> Tensor:
-        """Return the accuracy of each member on its batch, (M,) in float32, over B or B·T predictions."""
+        """Return each member's accuracy on its batch, over B or B·T predictions: (M,) in float32."""
         return (self._guesses == self._targets).flatten(1).sum(1) / self._targets[0].numel()

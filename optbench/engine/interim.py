@@ -41,7 +41,7 @@ def saved(value: Any) -> bytes:
 
 
 def loaded(data: bytes, device: torch.device) -> Any:
-    """Deserialise the result of `saved` without executing code; accelerator tensors are put on `device`.
+    """Deserialise the result of `saved` without executing code; move accelerator tensors to `device`.
 
     Raises:
         CannotResume: `data` contains something other than tensors, numbers, text and containers of these.
@@ -64,7 +64,7 @@ def _at(storage: Any, at: str, device: torch.device) -> Any:
 class Interim:
     """The state of one member between two tasks.
 
-    Early stopping has no state at this point, because every task starts a new count.
+    Early stopping has no state between tasks, because every task starts a new count.
     """
 
     trials: tuple[str, ...]
@@ -73,18 +73,18 @@ class Interim:
     """Number of finished tasks, 1..T-1."""
     counters: dict[str, Any]
     state: bytes
-    """Serialised by `saved`: the weights and buffers (P + Q,), the training weights if the former are averages, the
-    states of the generator and the optimizer, and the weights after earlier tasks if they are needed."""
+    """The result of `saved` for the weights and buffers (P + Q,), the training weights if those are averages, the
+    generator's and the optimizer's state, and the weights after earlier tasks if a metric needs them."""
     rows: tuple[Row, ...]
     """The member's results so far."""
     refused: str | None = None
     """Reason why training cannot be resumed and must restart; `state` and `rows` are then empty."""
     apart: str | None = None
-    """Reason why members have separate instances of an optimizer that is declared elementwise."""
+    """Reason why members have separate instances although the optimizer is declared elementwise, if they do."""
 
     @staticmethod
     def of(member: Member, task: int, optimizer: Any, apart: str | None = None) -> Interim:
-        """Save the state of a member. optimizer: the state of its optimizer, in containers, tensors and numbers."""
+        """Save a member's state. optimizer: its optimizer's state, consisting of containers, tensors and numbers."""
         trials = tuple(trial.id for trial in member.trials)
         counters = {name: getattr(member, name) for name in COUNTERS}
         if member.unkept is not None:
@@ -116,7 +116,7 @@ class Interim:
         member.rows = list(self.rows)
 
     def record(self) -> dict[str, Any]:
-        """Return everything except the state and the rows, for JSON."""
+        """Return all fields except `state` and `rows`, for JSON."""
         return {name: getattr(self, name) for name in ("trials", "task", "counters", "refused", "apart")}
 
     @staticmethod
@@ -126,5 +126,5 @@ class Interim:
 
 
 Keep = Callable[[Callable[[], list[Interim]]], None]
-"""keep(take): called at the end of every task except the last. take() returns the interims of all members of the
-cohort, and is slow."""
+"""keep(take): called at the end of every task except the last. take() is slow and returns the interims of all members
+of the cohort."""

@@ -1,6 +1,6 @@
-"""Measure the loss landscape around a trained network: one member at a time, in float64, in eval mode.
+"""Measure the loss landscape around a trained network, for one member at a time, in float64 and eval mode.
 
-Legend: P number of parameters, without padding; N examples.
+Legend: P number of parameters, without padding.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from optbench.tasks import Examples
 EXAMPLES = 1000
 """Number of training examples that define the loss: the first ones of a task, the same for all trials.
 
-A Hessian-vector product on them takes 15 ms for mlp-100 on one core. The trace and an eigenvalue take about fifty such
-products, or one second. On all 55,000 examples of MNIST they would take longer than training.
+With these examples, a Hessian-vector product takes 15 ms for mlp-100 on one core. The trace and an eigenvalue take
+about fifty products, or one second. With all 55,000 examples of MNIST, they would take longer than training.
 """
 
 
@@ -38,12 +38,14 @@ def training_loss(evaluator: Evaluator, examples: Examples, row: Tensor) -> Loss
     """Return the mean cross-entropy on the first `EXAMPLES` of `examples`, as a float64 function of weights (P,).
 
     Fewer examples are used if they are long sequences (see `Examples.few`). The weights are concatenated in the order
-    of the layout, as by `flat`. Buffers are taken from `row` (P + Q,), and the network is in eval mode, so running
-    statistics are constant while weights change: batch norm is a fixed affine map per channel, and examples are
+    of the layout, as in `flat`. Buffers are taken from `row`, and the network is in eval mode. Running statistics are
+    therefore constant while weights change: batch norm is a fixed affine map of each channel, and examples are
     independent.
+
+    row: the weights and buffers of a member, with padding.
     """
     network, layout = evaluator.network, evaluator.blueprint.layout
-    # Bytes are converted to float32 first, to get exactly the training inputs.
+    # Stored inputs are normalised in float32 first, to get exactly the inputs used in training.
     few = slice(examples.few(EXAMPLES))
     inputs = exact_inputs(evaluator.normalise(examples.inputs[few]))
     targets = examples.targets[few].to(inputs.device)
@@ -60,7 +62,7 @@ def training_loss(evaluator: Evaluator, examples: Examples, row: Tensor) -> Loss
 
 
 def in_float64(network: nn.Module, given: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-    """Compute logits of a user's model in eval mode with these parameters and buffers, without modifying them."""
+    """Compute the logits of a user's model in eval mode with parameters and buffers `given`; do not change these."""
     # copied and seeded as in `Evaluator`
     given = {name: tensor if tensor.requires_grad else tensor.clone() for name, tensor in given.items()}
     with unfused(), seeded(0, inputs.device):
@@ -79,7 +81,7 @@ def flat(layout: Layout, row: Tensor) -> Tensor:
 
 
 class Landscape(Reading):
-    """A network's final and initial weights (P,), as from `flat`, and its training loss."""
+    """A network's final and initial weights (P,), as returned by `flat`, and its training loss."""
 
     kinds = frozenset({"landscape"})
 
@@ -92,9 +94,9 @@ class Landscape(Reading):
         *,
         ours: bool = True,
     ) -> None:
-        """make_loss: builds the loss; called only if a metric uses it. ours: True if the network is built in.
-
+        """make_loss: builds the loss; called only if a metric uses the loss.
         draws: returns a generator at the start of the trial's stream, so that values do not depend on other metrics.
+        ours: True if the network is built in.
         """
         super().__init__()
         self.weights, self.start = weights, start
@@ -116,5 +118,5 @@ class Landscape(Reading):
 
     @property
     def generator(self) -> torch.Generator:
-        """A new generator at every access, at the start of the trial's stream."""
+        """A generator at the start of the trial's stream; a new one at every access."""
         return self._draws()

@@ -1,4 +1,4 @@
-"""Find tasks that a finished trial failed to learn, or whose loss stayed above the target, for its row and note."""
+"""Find the tasks that a finished trial failed to learn, or whose loss stayed above the target."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def not_learnt(rows: Sequence[Row]) -> NotLearnt:
 def tasks_above_target(rows: Sequence[Row], protocol: Protocol) -> tuple[int, ...] | None:
     """Return the tasks that ended with a training loss above `early_stopping.target`; None if there is no target.
 
-    rows: all results of a finished trial. A task's last evaluation is at its final weights.
+    rows: all results of a finished trial. The last evaluation in a task uses the final weights.
     """
     if protocol.early_stopping is None or (target := protocol.early_stopping.target) is None:
         return None

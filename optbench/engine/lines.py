@@ -1,11 +1,11 @@
 """Training loss and test accuracy on the straight line between two solutions, and at its ends.
 
-A network with batch norm is evaluated at every point, including the ends, with running statistics re-estimated for that
-point's weights on training examples of all tasks (`statistics`). With the statistics of the ends, or with their means,
-intermediate points would be worse merely because of the statistics (Frankle et al. 2020; Jordan et al. 2022).
+For a network with batch norm, running statistics are re-estimated at every point, including the ends, for the point's
+weights and on training examples of all tasks (`statistics`). With the statistics of the ends, or their means, points
+between the ends would be worse merely because of the statistics (Frankle et al. 2020; Jordan et al. 2022).
 
-Legend: P number of the network's parameters, without padding; Q padded size of the buffers in floats; N training
-examples of all tasks; W width of the first layer; K points on a line.
+Legend: P number of parameters, without padding; N number of training examples of all tasks; W width of the first layer;
+K points on a line. A row holds parameters and buffers with padding, as in `stack`.
 """
 
 from __future__ import annotations
@@ -34,11 +34,15 @@ _FIRST = "layers.0."
 
 @dataclass(frozen=True)
 class End:
-    """The end of one or more lines, with all values that do not depend on their other ends.
+    """One end of one or more lines, with all values that do not depend on the other end.
 
-    weights: (P,) float64. row: (P + Q,), which provides the buffers. loss, accuracy: NaN if not requested. opened:
-    (N, W), the outputs of an MLP's first layer before normalisation and activation; None for other networks, or if the
-    loss is not requested.
+    Attributes:
+        weights: (P,) in float64.
+        row: the row of the solution, which provides the buffers.
+        loss: NaN if not requested.
+        accuracy: NaN if not requested.
+        opened: (N, W), the outputs of an MLP's first layer before normalisation and activation; None for other
+            networks, or if the loss is not requested.
     """
 
     weights: Tensor
@@ -54,12 +58,13 @@ class End:
 
 
 class Lines:
-    """The lines between the solutions of one seed.
+    """Evaluates the lines between the solutions of one seed.
 
-    The first layer of an MLP takes nine tenths of the time, and its outputs are linear in its weights. For the loss it
-    is therefore applied only at the ends, and its outputs between them are interpolated. A point then takes .6 ms
-    instead of 8 ms (1,000 examples, mlp-100, one core), with the same result up to float64 rounding. For the accuracy,
-    in float32, rounding could change predictions near the decision boundary, so the layer is applied at every point.
+    The first layer of an MLP takes nine tenths of the time, and its outputs are linear in its weights. For the loss,
+    the layer is therefore applied only at the ends, and its outputs are interpolated between them. A point then takes
+    0.6 ms instead of 8 ms (1,000 examples, mlp-100, one core), with the same result up to float64 rounding. For the
+    accuracy, the layer is applied at every point, because float32 rounding could change predictions near the decision
+    boundary.
     """
 
     def __init__(
@@ -71,9 +76,9 @@ class Lines:
         statistics: Examples | None = None,
     ) -> None:
         """train: examples for the loss, in parts; empty if the loss is not requested.
-
-        test: examples for the accuracy; None if it is not requested. exact: a device with float64. statistics: training
-        examples on which running statistics are re-estimated; None for networks without running statistics.
+        test: examples for the accuracy; None if the accuracy is not requested.
+        exact: a device with float64.
+        statistics: training examples on which running statistics are re-estimated; None for networks without them.
         """
         self._evaluator = evaluator
         self._layout = evaluator.blueprint.layout
@@ -91,7 +96,7 @@ class Lines:
 
     @torch.no_grad()
     def end(self, weights: Tensor, row: Tensor) -> End:
-        """Evaluate a solution as the end of lines. weights: (P,) float64. row: (P + Q,), with the same weights."""
+        """Evaluate a solution as an end of lines. weights: (P,) in float64. row: the same weights with buffers."""
         row = self._estimated(row)
         parameters = self._layout.parts(weights) | self._layout.buffer_views(row)
         opened = None
@@ -104,7 +109,7 @@ class Lines:
 
     @torch.no_grad()
     def between(self, a: End, b: End) -> tuple[Tensor | None, Tensor | None]:
-        """Return the mean cross-entropy and the accuracy from a to b, (K,) float64 each; None if not requested."""
+        """Return mean cross-entropies and accuracies from `a` to `b`, each (K,) in float64; None if not requested."""
         # The values at the ends are known, so only the points between them are evaluated.
         inner = self._alphas[1:-1]
         points = [
@@ -133,7 +138,7 @@ class Lines:
         # part by part, so that only one part is held as floats
         for part in self._train:
             targets = part.targets.to(self._exact)
-            rows = slice(count, count + len(part))  # for an MLP, with one target per example
+            rows = slice(count, count + len(part))  # used only for an MLP, which has one target per example
             inputs = self._inputs(part) if a is None else a[rows]
             for k, point in enumerate(points):
                 given = inputs if b is None else torch.lerp(inputs, b[rows], alphas[k])
@@ -147,7 +152,7 @@ class Lines:
         return [total / count if count else math.nan for total in totals]
 
     def _accuracies(self, points: Sequence[dict[str, Tensor]]) -> list[float]:
-        """Return the share of test examples classified correctly at each point, in float32 like all accuracies."""
+        """Return the test accuracy at each point, computed in float32 like all accuracies."""
         if self._test is None:
             return [math.nan] * len(points)
         rows = [self._row(point) for point in points]
@@ -157,11 +162,11 @@ class Lines:
         return exact_inputs(self._evaluator.normalise(part.inputs))
 
     def _row(self, point: dict[str, Tensor]) -> Tensor:
-        """Convert parameters and buffers to a row (P + Q,) in float32."""
+        """Convert parameters and buffers to a row on the device of the evaluator."""
         return self._layout.pack(point).to(self._evaluator.normalise.scale.device)
 
     def _point(self, point: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return parameters and buffers with re-estimated running statistics."""
+        """Return the parameters and buffers of `point`, with re-estimated running statistics if there are any."""
         if self._statistics is None:
             return point
         return point | self._layout.buffer_views(self._estimated(self._row(point)))
@@ -170,7 +175,7 @@ class Lines:
         return row if self._statistics is None else reestimated(self._evaluator, row, self._statistics)
 
     def _buffers(self, a: Tensor, b: Tensor, alpha: float) -> dict[str, Tensor]:
-        """Return buffers at `alpha` between two rows: floats are interpolated, other dtypes are taken from `a`."""
+        """Return buffers at the fraction `alpha` from `a` to `b`; interpolate floats and take other dtypes from `a`."""
         there = self._layout.buffer_views(b)
         found = self._layout.buffer_views(a)
         return {n: torch.lerp(x, there[n], alpha) if x.is_floating_point() else x for n, x in found.items()}

@@ -1,4 +1,4 @@
-"""Update members together, step by step: the innermost loop of training.
+"""Update the members of a stack together, step by step: the innermost loop of training.
 
 Legend: A members in the stack, P padded parameter count, K steps.
 """
@@ -51,11 +51,11 @@ class Machinery:
     execution: Execution
     clip_norm: float | None = None
     precision: Precision = "float32"
-    """Precision of forward passes; like `clip_norm`, a setting of the protocol."""
+    """Precision of forward passes in training. Like `clip_norm`, this is a setting of the protocol."""
 
     @property
     def keeps_who_stopped(self) -> bool:
-        """True if stopped members may stay in a stack, because one call processes all members."""
+        """True if stopped members can stay in the stack, because one call processes all members."""
         return self.execution.together and self.spec.lane != "per-member"
 
 
@@ -66,13 +66,13 @@ class Stretch:
     losses: list[list[float]]
     """K rows of A losses."""
     accuracies: list[list[float]]
-    """K rows of A accuracies on each batch before its update; empty unless requested."""
+    """K rows of A accuracies on batches, each measured before the update; empty unless requested."""
     finite: list[bool]
     """For each member, True if all its weights are finite at the end."""
     raised: dict[int, Exception]
-    """Exceptions of members' optimizers in the last step."""
+    """Exceptions raised by members' optimizers or models in the last step, by member."""
     seconds: float
-    """Seconds of training, excluding the time for watching updates."""
+    """Seconds of training, without `watching_seconds`."""
     optimizer_seconds: float
     watching_seconds: float
     updates: Mapping[int, list[UpdateRow]]
@@ -98,12 +98,18 @@ class LockStep:
         averaging: Averaging | None = None,
         watch: Watch | None = None,
     ) -> None:
-        """rows: weights (P,) of each member. begin: True at the start of a task. online: True to record accuracies on
-        batches. averaging: the averages to continue, or None if the protocol does not average weights. watch: measures
-        some of the updates, or None. Sequences have one element per member; sequences with a default may be empty.
+        """Stack the members' weights and build their lane.
+
+        Sequences have one element per member; those with a default can also be empty.
+
+        rows: each member's weights (P,).
+        begin: True at the start of a task.
+        online: True to record accuracies on batches.
+        averaging: the averages to continue; None if the protocol does not average weights.
+        watch: measures some of the updates; None to measure none.
 
         Raises:
-            RefusedError: the shared optimizer rejects the settings of some members.
+            RefusedError: a shared optimizer rejects the settings of some members.
         """
         self._machinery = machinery
         self._streams = streams
@@ -138,7 +144,7 @@ class LockStep:
         self._watch = watch
 
     def run(self, step: int, until: int, of: Collection[int]) -> Stretch:
-        """Take the steps from `step` to `until`, as in `take`, and return their results."""
+        """Take the steps `step` to `until - 1`, as in `take`, and return their results."""
         started = time.perf_counter()
         losses, raised, accuracies = self.take(step, until, of)
         # the only synchronisation with the device in these steps
@@ -149,11 +155,11 @@ class LockStep:
         return Stretch(rows, online, finite, raised, seconds, self._stopwatch.read(), watching, updates)
 
     def take(self, step: int, until: int, of: Collection[int]) -> tuple[Tensor, dict[int, Exception], Tensor]:
-        """Enqueue the steps from `step` to `until` without synchronisation.
+        """Enqueue the steps `step` to `until - 1` without synchronisation.
 
-        Returns the losses (K, A), the exceptions raised by members, and the accuracies on batches before each update:
-        (K, A), or (0, A) unless requested. The first step with an exception is the last one taken. Exceptions raised by
-        members not in `of` are ignored.
+        Return the losses (K, A), the exceptions by member, and the accuracies on each batch before the update: (K, A)
+        if requested, otherwise (0, A). Stop after the first step in which a member in `of` raises an exception, and
+        ignore the exceptions of other members.
         """
         draws = bool(self._passes) or "random" in self._machinery.spec.needs
         with kept(self._weights.device) if draws else contextlib.nullcontext():
@@ -203,7 +209,7 @@ class LockStep:
     def measured(self, i: int) -> Tensor:
         """Return the weights (P,) at which to measure member `i`, valid until the next step.
 
-        If a user's optimizer raises an exception when its mode is switched, it propagates.
+        Exceptions that a user's optimizer raises when its mode is switched propagate.
         """
         found = self._lane.measured(i, self._weights[i]) if self._averages is None else self._averages.of(i)
         return self._passes[i].whole(found) if self._passes else found
@@ -214,7 +220,7 @@ class LockStep:
 
     @property
     def way(self) -> str:
-        """The way in which gradients are computed, as `Gradients.way`."""
+        """How gradients are computed, as in `Gradients.way`."""
         return self._gradients.way
 
     def state(self, i: int) -> MemberState:
@@ -225,15 +231,15 @@ class LockStep:
         return self._lane.state_bytes(i)
 
     def rate(self, i: int) -> float | None:
-        """Return the learning rate of member `i`, as `Lane.rate`."""
+        """Return the learning rate of member `i`, as in `Lane.rate`."""
         return self._lane.rate(i)
 
     def fallbacks(self, i: int) -> int:
-        """Return how often a factorisation of member `i` had to be replaced."""
+        """Return the number of times that a failed factorisation of member `i` was replaced."""
         return self._lane.fallbacks(i)
 
     def _own_loss(self, step: int, i: int) -> Evaluate:
-        """Return `_loss` for a lane that has only member `i`, without changing the member's buffers."""
+        """Return a version of `_loss` for a lane with only member `i`, which does not change the member's buffers."""
         aside = self._passes[i].aside() if self._passes else None
 
         def loss(alone: int, network: nn.Module, given: bool) -> Tensor:
@@ -243,7 +249,7 @@ class LockStep:
         return loss
 
     def _loss(self, step: int, i: int, network: nn.Module, given: bool) -> Tensor:
-        """Return the loss of `network` on member `i`'s batch of this step: mean cross-entropy and penalties."""
+        """Return the loss of `network` on member `i`'s batch of this step: mean cross-entropy plus penalties."""
         return self._of_batch(step, i, network, given, self._passes[i] if self._passes else None)
 
     def _of_batch(self, step: int, i: int, network: nn.Module, given: bool, passes: Passes | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Measurements between tasks: the accuracy matrix, and metrics of representations and weights."""
+"""Measure members between tasks: the accuracy matrix, and metrics of representations, weights and models."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ from optbench.streams import generator
 from optbench.tasks import TaskFamily, TaskSequence
 
 FEATURES = "features"
-"""Value of the `layer` column for metrics of the input of the last linear layer."""
+"""Value of the `layer` column for metrics of the features, the input of the last linear layer."""
 
 _UNTRAINED: WeakKeyDictionary[TaskFamily, dict[tuple[object, ...], list[Row]]] = WeakKeyDictionary()
-"""Rows of untrained networks, shared by all optimizers of a seed and measured once per process."""
+"""Rows of untrained networks, measured once per process and shared by all optimizers with the same seed."""
 
 
 def score_held_out(
@@ -105,17 +105,18 @@ def measure(
     scored: Sequence[int],
     transfer: Transfer | None = None,
 ) -> None:
-    """Append the rows of one member after `after_task` tasks (0: before training).
+    """Measure one member after `after_task` tasks (0: before training) and append the results to its rows.
 
-    scored: the tasks (0..T-1) whose accuracies are measured. held_out: scores on the validation data of these tasks,
-    from `score_held_out`. transfer: the experiment's other dataset, for metrics of transfer.
+    held_out: scores on the validation data of the scored tasks, from `score_held_out`.
+    scored: the tasks (0..T-1) whose accuracies are measured.
+    transfer: the experiment's other dataset, for metrics of transfer.
 
     Metrics of representations, and users' metrics of logits or of the model, are measured on the test data of the task
-    just learnt. After the last task they are measured on the test data of every scored task, and on these data pooled
+    just learnt. After the last task, they are measured on the test data of every scored task, and on these data pooled
     (`task` is null); metrics of the model are averaged over tasks instead. Class similarity is measured on the pooled
-    data. Long sequences are measured at a sample of positions (see `positions`), and text has no metrics by class. If
-    not all tasks are scored, spectra and similarity are measured only after the last task, because over hundreds of
-    tasks they would dominate the size of a run. Pruning curves are measured after the last task if `metrics` includes a
+    data. Long sequences are measured at a sample of positions (see `positions`). Text has no metrics by class. If not
+    all tasks are scored, spectra and similarity are measured only after the last task: over hundreds of tasks, they
+    would account for most of a run's size. Pruning curves are measured after the last task if `metrics` includes a
     pruning metric. A member that is no longer running (diverged or failed) gets null accuracies.
     """
     count, layout = sequence.family.count, evaluator.blueprint.layout
@@ -250,7 +251,7 @@ def _similarity(sums: ClassSums, after_task: int) -> list[SimilarityRow]:
 
 
 def _of_some(row: Row, scored: Sequence[int], count: int) -> Row:
-    """Add a note that lists the scored tasks to a pooled row of a metric; return any other row unchanged."""
+    """Add a note with the scored tasks to a pooled row of a metric; return any other row unchanged."""
     if not isinstance(row, MetricRow):
         return row
     said = f"pooled over {task_list([task + 1 for task in scored])} of {count}: the other tasks were not scored"
@@ -267,7 +268,7 @@ def _of_model(
     ask: Callable[[int | None], Ask],
     suite_seed: int,
 ) -> list[MetricRow]:
-    """Return metrics of the network itself on each task's test data, and also their means after the last task."""
+    """Return metrics of the network itself on each task's test data and, after the last task, their means."""
     rows: list[MetricRow] = []
     network = evaluator.with_weights(member.row)
     for task in tasks:
@@ -286,7 +287,7 @@ def _of_model(
 
 
 def _of_training(member: Member, evaluator: Evaluator, sequence: TaskSequence) -> OfTraining:
-    """Return the features and logits of the last task's training examples, and the output weights; nothing for text."""
+    """Return the features and logits of the last task's training examples, with the output weights; empty for text."""
     if evaluator.text:
         return OfTraining(None)
     score = evaluator.read(member.row, sequence.train(sequence.family.count - 1), with_logits=True)
@@ -297,7 +298,7 @@ def _of_training(member: Member, evaluator: Evaluator, sequence: TaskSequence) -
 
 
 def _updates(member: Member, layout: Layout) -> Updates:
-    """Return the watched updates of a trial, by layer."""
+    """Return a member's watched updates, by layer."""
     found: dict[str, list[Geometry]] = {}
     for row in member.rows:
         if isinstance(row, UpdateRow):
@@ -307,7 +308,7 @@ def _updates(member: Member, layout: Layout) -> Updates:
 
 
 def _matrix(member: Member) -> Matrix:
-    """Return the accuracy matrix R (T+1, T) of a finished trial, on validation data if its stage is `tune`."""
+    """Return the accuracy matrix R (T+1, T) of a finished trial, on validation data if the trial's stage is `tune`."""
     rows = [(member.trial, row) for row in member.rows if isinstance(row, AccuracyRow)]
     return score_matrices(arrow_table(AccuracyRow, rows), accuracy_column([member.trial.stage]))[member.trial.id]
 

@@ -32,12 +32,12 @@ class TrialResult:
 
 @dataclass
 class Member:
-    """One network in training and the trials that share it, which differ only in names."""
+    """One network in training, and the trials that share the network because they differ only in names."""
 
     trials: tuple[Trial, ...]
     row: Tensor
-    """Weights and buffers (P + Q,), up to date while the member is not in a stack; averaged weights if the protocol
-    averages them."""
+    """Weights and buffers (P + Q,), not up to date while the member is in a stack. The weights are averages if the
+    protocol averages weights."""
     init_hash: str
     generator: torch.Generator
     """The trial's generator, for an optimizer that draws random numbers."""
@@ -46,7 +46,7 @@ class Member:
     """Weights and buffers (P + Q,) from which training continues, if `row` is an average of them."""
     status: str = "running"
     failure: tuple[str, str] | None = None
-    """Type and message of the exception that its optimizer or model raised."""
+    """Type and message of the exception that the member's optimizer or model raised; None if there was none."""
     last_step: int = 0
     steps: int = 0
     train_seconds: float = 0.0
@@ -55,30 +55,30 @@ class Member:
     optimizer_state_bytes: int = 0
     fallbacks: int = 0
     gradients: str | None = None
-    """How gradients were last computed, as `Gradients.way`; None before the first step."""
+    """How gradients were last computed, as in `Gradients.way`; None before the first step."""
     rows: list[Row] = field(default_factory=list)
     ended: list[Tensor] = field(default_factory=list)
     """Weights and buffers (P + Q,) after each task so far, if a metric of task overlap needs them."""
     unkept: str | None = None
     """Reason why the optimizer's state cannot be saved between tasks, once known."""
     follower: Verification | None = None
-    """The verification that repeats the member's next steps."""
+    """The verification that repeats the member's steps, if any."""
     validated: Score | None = None
     """The score of `row` on the validation data of the task just finished, if known."""
     start: Tensor = field(init=False)
-    """The initial weights and buffers (P + Q,): the first value of `row`, a tensor that is never modified in place. If
-    each task has a new network, the initial values of the current one."""
+    """The initial weights and buffers (P + Q,) of the current network. This is the first value of `row`, a tensor that
+    is never modified in place."""
 
     def __post_init__(self) -> None:
         self.start = self.row
 
     @property
     def trial(self) -> Trial:
-        """The first of its trials, which represents all of them."""
+        """The first of the member's trials, which represents all of them."""
         return self.trials[0]
 
     def fail(self, error: Exception) -> None:
-        """Record an exception raised by its model."""
+        """Mark the member as failed because its model raised `error`."""
         self.status, self.failure = "failed", (type(error).__name__, spoken(error))
 
     @property
@@ -93,7 +93,7 @@ class Member:
 
 @dataclass
 class Schedule:
-    """The steps of a task at which a member is evaluated, up to the last step; independent of other members."""
+    """The steps of a task after which a member is evaluated, up to the last step; independent of other members."""
 
     steps_per_epoch: int
     interval: int
@@ -106,7 +106,7 @@ class Schedule:
         return Schedule(steps_per_epoch, max(1, round(protocol.evaluate_every * steps_per_epoch)), total)
 
     def next_evaluation(self, step: int) -> int:
-        """Return the first step after `step` at which the member is evaluated."""
+        """Return the number of steps at the first evaluation after `step` steps."""
         return min((step // self.interval + 1) * self.interval, self.total)
 
 
@@ -114,9 +114,9 @@ class Schedule:
 class Stopper:
     """Early stopping of one member in one task.
 
-    With patience, the best weights are kept and evaluations without progress are counted (Prechelt 1998).
-    With a target, the first loss at or below it ends the task, and the weights of that evaluation are kept. With
-    neither, the task ends at its last step with the last weights.
+    With `patience`, the best weights are kept, and the task ends after that many evaluations in a row without a lower
+    loss (Prechelt 1998). With `target`, the task ends at the first loss at or below the target, with the weights of
+    that evaluation. With neither, the task ends at its last step with the last weights.
     """
 
     patience: int | None
@@ -133,7 +133,7 @@ class Stopper:
         return Stopper(None if early is None else early.patience, None if early is None else early.target)
 
     def see(self, loss: float, row: Tensor, raw: Tensor | None = None) -> bool:
-        """Record a loss and its weights; return True to stop. raw: the training weights if `row` is an average."""
+        """Process the loss at weights `row`; return True to stop. raw: the training weights if `row` is an average."""
         if self.target is not None:
             return loss <= self.target
         if self.patience is None:

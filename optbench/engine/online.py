@@ -17,7 +17,7 @@ from optbench.tasks import Examples, TaskSequence
 
 @dataclass
 class _Steps:
-    """The updates of one member in one task."""
+    """The results of one member's steps in one task."""
 
     before: BeforeTask
     begun: int
@@ -27,7 +27,7 @@ class _Steps:
 
 
 class Online:
-    """Collects the rows of the table `online` for one cohort, from the state before each task and from the updates."""
+    """Collects the rows of the table `online` for one cohort, from states before tasks and from training batches."""
 
     def __init__(self, evaluator: Evaluator, sequences: Mapping[int, TaskSequence], suite_seed: int) -> None:
         """sequences: the task sequence of each trial seed."""
@@ -37,7 +37,7 @@ class Online:
         self._steps: dict[str, _Steps] = {}
 
     def begin(self, members: Sequence[Member], task: int) -> None:
-        """Measure the running members before `task`, 0..T-1; a member whose model raises an exception fails."""
+        """Measure all running members before `task`, 0..T-1; a member fails if its model raises an exception."""
         self._steps = {}
         probes: dict[int, Examples] = {}
         for member in members:
@@ -62,7 +62,7 @@ class Online:
         steps.accuracies += accuracies
 
     def end(self, members: Sequence[Member], task: int) -> None:
-        """Append the row of `task`, 0..T-1, for every member that began it."""
+        """Append the row of `task`, 0..T-1, to every member that began the task."""
         for member in members:
             if (steps := self._steps.get(member.trial.id)) is not None:
                 member.rows.append(_row(member, task, steps))

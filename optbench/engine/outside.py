@@ -1,6 +1,6 @@
-"""State that a user's optimizers keep outside of instances: on classes, or in the modules of their files.
+"""Detect state that a user's optimizers keep outside of instances: on classes, or in the modules of their files.
 
-It is shared by all trials in a process, which cannot be prevented, only detected.
+All trials in a process share such state. This can only be detected, not prevented.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _STATEFUL = (int, float, np.ndarray, Tensor, list, dict, set, collections.deque,
 
 
 class OutsideState:
-    """Digests, by name, of the numbers, tensors and containers that a user's code keeps outside of instances."""
+    """Digests of the numbers, tensors and containers that a user's code keeps outside of instances, by name."""
 
     def __init__(self, code: Iterable[Any]) -> None:
-        """Read the attributes of classes, their bases, and functions in `code`, and the variables of their modules."""
+        """code: the classes and functions to read, together with base classes and the variables of their modules."""
         self._code = list(code)
         self._digests = self._now()
 
@@ -35,16 +35,16 @@ class OutsideState:
         found: dict[str, bytes] = {}
         for place, names in _places(self._code):
             for name, value in _values(names):
-                # Also objects of classes defined there: one may hold the state of all instances.
+                # Include objects of classes defined in the same place, since one may hold the state of all instances.
                 own = type(value).__module__ in (names.get("__name__"), names.get("__module__"))
                 if isinstance(value, _STATEFUL) or own:
-                    # Values that hold code are not state, and reading a user's object may raise an exception.
+                    # Some values hold code, which is not state, and reading a user's object may raise an exception.
                     with contextlib.suppress(Exception):
                         found[f"{place}.{name}"] = digest(value)
         return found
 
     def changed(self) -> str | None:
-        """Return the name of a value that is new or has changed, or None."""
+        """Return the name of a value that is new or has changed; None if there is none."""
         return next((name for name, digest in self._now().items() if self._digests.get(name) != digest), None)
 
 
@@ -63,7 +63,7 @@ def _places(code: Iterable[Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _values(names: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield variables by name, and the default arguments of functions, which are shared between calls."""
+    """Yield the name and value of each variable, and of each default argument, since calls share default arguments."""
     for name, value in list(names.items()):
         if isinstance(value, types.FunctionType):
             wrapped = vars(value).get("__wrapped__")  # PyTorch wraps `step`

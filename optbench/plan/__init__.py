@@ -1,4 +1,4 @@
-"""From a suite to its trials and the cohorts in which they are trained."""
+"""Plan a run: expand a suite into trials, group the trials into cohorts and estimate their cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Relative cost of trials, estimated from their settings, for scheduling and the remaining time."""
+"""Estimate the relative cost of trials from their settings, for scheduling and for the remaining time of a run."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ from optbench.tasks import Outline, outline_of
 
 
 def outline(experiment: ExperimentSettings) -> Outline:
-    """Return the tasks of an experiment as far as they are known without loading data or executing a user's code."""
+    """Return the outline of an experiment's tasks without loading data or executing a user's code.
+
+    The outline is empty if it cannot be determined in this way.
+    """
     if experiment.tasks.is_users:
         return Outline()
-    if domains := experiment.dataset.domains:  # only the names, because the vocabulary may depend on the texts
+    if domains := experiment.dataset.domains:  # only the names are certain: the vocabulary may depend on the texts
         return outline_of(experiment.tasks, TEXT_DOMAINS.classes, domains)
     known = experiment.dataset.known
     return outline_of(experiment.tasks, known.classes if known else 0)
 
 
 def expected_cost(trial: Trial, experiment: ExperimentSettings, tasks: Outline) -> float:
-    """Return an upper bound on the trial's cost: its steps, weighted by the optimizer's cost per step; unitless.
+    """Return a trial's expected cost (unitless): its number of steps times the optimizer's cost per step.
 
-    Ignores early stopping and the size of the model, which vary little within an experiment.
+    Early stopping and the size of the model are ignored, because they vary little within an experiment.
     """
     protocol, count = experiment.protocol, max(1, tasks.count)
-    known = (dataset.known for dataset in experiment.dataset.chain)  # a base's size bounds that of a derived one
+    known = (dataset.known for dataset in experiment.dataset.chain)  # a derived dataset is no larger than its base
     examples = protocol.train_examples or next((one.train_size for one in known if one and one.train_size), 1)
     drawn = None if experiment.tasks.is_users else _drawn(experiment)
     per_task = drawn or (examples / count if tasks.disjoint else examples)
@@ -38,7 +41,7 @@ def expected_cost(trial: Trial, experiment: ExperimentSettings, tasks: Outline) 
 
 
 def _drawn(experiment: ExperimentSettings) -> int | None:
-    """Return the number of examples that each task draws; None if it uses all of them."""
+    """Return the number of examples drawn for each task; None if tasks use all of their examples."""
     settings = experiment.tasks.settings
     tokens, context = settings.get("tokens_per_task"), experiment.dataset.settings.get("context")
     drawn: int | None = tokens // context if tokens and context else settings.get("examples_per_task")
@@ -46,9 +49,9 @@ def _drawn(experiment: ExperimentSettings) -> int | None:
 
 
 def step_cost(target: str, hyperparameters: Mapping[str, Any]) -> float:
-    """Return the cost of an optimizer's step, relative to a step of SGD.
+    """Return the cost of one step of an optimizer, relative to one step of SGD.
 
-    The cost of a wrapper includes that of its base; the cost of a switch includes the mean of its two optimizers.
+    A wrapper's cost includes the cost of its base. A switch's cost includes the mean cost of its two optimizers.
     """
     spec = find(target)
     inside = [

@@ -1,4 +1,4 @@
-"""Match each trial with its fresh-network counterpart, which starts each task with a new network."""
+"""Match each trial with its fresh-network counterpart, which trains a new network on each task."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ _Key = tuple[str, ...]
 
 
 def fresh_networks(trials: Iterable[Trial]) -> dict[str, str]:
-    """Map the id of each trial to the id of its counterpart with fresh networks, if there is one.
+    """Map the id of each trial to the id of its fresh-network counterpart; leave out trials that have none.
 
-    The counterpart has the same experiment, model, seed and data order, and its base is the trial's optimizer with the
-    same settings. If there is none and the trial's optimizer is a wrapper that takes no steps (`l2-init`,
-    `shrink-and-perturb`, `rank-penalty`), its base is the innermost optimizer, the one that takes the steps. A trial
-    with fresh networks is its own counterpart. If several match, the first is used.
+    A counterpart has the same experiment, model, seed and data order as the trial, and the trial's optimizer, with the
+    same settings, as the base of `fresh-network`. If there is no such counterpart, and the trial's optimizer is a
+    wrapper that takes no steps (`l2-init`, `shrink-and-perturb`, `rank-penalty`), the base can also be the optimizer
+    inside the wrapper that takes the steps. A fresh-network trial is its own counterpart. If several counterparts
+    match, the first is used.
     """
     listed = list(trials)
     bases: dict[_Key, str] = {}
@@ -33,9 +34,9 @@ def fresh_networks(trials: Iterable[Trial]) -> dict[str, str]:
 
 
 def _key(trial: Trial, *, wrapped: bool) -> _Key:
-    """Return a key that is equal for two trials of a seed if their optimizers differ only in fresh networks.
+    """Return a key that is equal for two trials with the same seed if they differ only in `fresh-network`.
 
-    wrapped: include the wrappers around the optimizer that takes the steps, in any order.
+    wrapped: True to include the wrappers around the optimizer that takes the steps, in any order.
     """
     around = {
         name: {key: value for key, value in settings.items() if key != "base"}
@@ -43,5 +44,5 @@ def _key(trial: Trial, *, wrapped: bool) -> _Key:
         if wrapped and name != FRESH
     }
     place = (trial.experiment, trial.model, str(trial.seed), str(trial.order))
-    # Compared as text: 1, 1.0 and true are equal in Python but may differ for an optimizer.
+    # Compared as text, because 1, 1.0 and True are equal in Python but may have different effects in an optimizer.
     return (*place, json.dumps([trial.stepping[0], dict(trial.settings), around], sort_keys=True))

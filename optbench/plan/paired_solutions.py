@@ -1,4 +1,4 @@
-"""Pairs of trials whose solutions are compared, and the units of work in which they are compared."""
+"""Pairs of trials whose solutions are compared, grouped into units of work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PairKind = Literal["pair", "null"]
 
 @dataclass(frozen=True)
 class TrialPair:
-    """Two trials with the same seed and initial weights. In a `null` pair the second is the first's control."""
+    """Two trials with the same seed and initial weights. In a `null` pair, `b` is a control of the same arm as `a`."""
 
     a: Trial
     b: Trial
@@ -26,7 +26,7 @@ class TrialPair:
 
 @dataclass(frozen=True)
 class PairedSolutions:
-    """All pairs of one seed on one experiment and model, compared together because they share intermediate results."""
+    """All pairs with one experiment, model and seed, compared together because they share intermediate results."""
 
     experiment: str
     model: str
@@ -35,21 +35,22 @@ class PairedSolutions:
 
     @property
     def trials(self) -> tuple[Trial, ...]:
-        """Every trial in these pairs, once."""
+        """The distinct trials in these pairs."""
         return tuple({trial.id: trial for pair in self.pairs for trial in (pair.a, pair.b)}.values())
 
     @property
     def id(self) -> str:
-        """Stable id of exactly these pairs, valid as a file name: readable words and a digest."""
+        """Stable id of these pairs, valid as a file name: a readable label and a digest."""
         text = "\n".join(f"{pair.a.id} {pair.b.id}" for pair in self.pairs)
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         return f"{label(('pairs', self.experiment, self.model), '.')}.{digest}"
 
 
 def comparisons(suite: Suite, all_trials: Sequence[Trial]) -> list[PairedSolutions]:
-    """Return the comparisons that the suite's `pairs` request, in trial order: each unordered pair of arms, then nulls.
+    """Return the comparisons requested by `pairs` in the suite's experiments, in trial order.
 
-    An arm is an optimizer with one of its variants. At least one side of a pair is an optimizer in `against`.
+    Each comparison has the unordered pairs of arms, followed by the null pairs. An arm is an optimizer with one of its
+    variants. If `against` is set, it includes the optimizer of at least one arm in each pair of arms.
     """
     groups: dict[tuple[str, str, int], list[Trial]] = {}
     for trial in all_trials:

@@ -1,4 +1,4 @@
-"""The progress of a trial, reported to the views of a run. Does not import torch."""
+"""Progress of a trial, as reported to the views of a run. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Progress:
     task: int
     """The current task, 1..T."""
     fraction: float
-    """Fraction of all tasks done, 0..1; a task that stops early jumps to its end."""
+    """Completed fraction of all tasks, 0..1; jumps to the end of a task that stops early."""
     accuracy: float | None
-    """Accuracy on the current task, on the examples of evaluations during training."""
+    """Accuracy on the current task, on the examples used for evaluation during training."""
     status: str

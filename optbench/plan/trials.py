@@ -1,4 +1,4 @@
-"""From a suite to its trials, and from trials to cohorts."""
+"""Expand a suite into trials, and group trials into cohorts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from optbench.suite.measured import with_readings
 from optbench.suite.schema import ExperimentSettings, OptimizerSettings
 
 CONTROL = "control"
-"""The stage of a control: a trial trained again with another data order."""
+"""Stage of a control: a trial trained again with a different data order."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Trial:
     target: str
     hyperparameters: Mapping[str, Any]
     kinds: tuple[str, ...] = ()
-    """The user's targets among dataset, tasks, model and metrics."""
+    """User-defined targets among the dataset, tasks, model and metrics."""
     texts: tuple[str, ...] = ()
     """The user's text files in the dataset."""
     order: int = 0
-    """Index of the data order of its seed; all compared trials use 0."""
+    """Index of the data order drawn from the seed; 0 except for controls."""
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -49,12 +49,12 @@ class Trial:
 
     @functools.cached_property
     def stepping(self) -> tuple[str, Mapping[str, Any]]:
-        """Target and hyper-parameters of the optimizer that takes the steps, without wrappers that take none."""
+        """Target and hyper-parameters of the optimizer that takes the steps, inside any wrappers that take none."""
         return registry.stepping(self.target, self.hyperparameters)
 
     @functools.cached_property
     def around(self) -> Mapping[str, Mapping[str, Any]]:
-        """Hyper-parameters of the wrappers that take no steps, by wrapper, outermost first."""
+        """Hyper-parameters of each wrapper that takes no steps, by the wrapper's target, outermost first."""
         return registry.around(self.target, self.hyperparameters)
 
     @property
@@ -69,27 +69,27 @@ class Trial:
 
     @functools.cached_property
     def without_schedule(self) -> str | None:
-        """The target of the stepping optimizer, or of one inside it, if it does not support a schedule; else None."""
+        """Target of the stepping optimizer, or of one inside it, that does not support a schedule; None if all do."""
         return registry.without_schedule(*self.stepping)
 
     @functools.cached_property
     def user_optimizers(self) -> frozenset[str]:
-        """The user's targets among the trial's optimizer and the optimizers inside it."""
+        """User-defined targets among the trial's optimizer and the optimizers inside it."""
         return registry.user_targets(self.target, self.hyperparameters)
 
     @property
     def user_code(self) -> frozenset[str]:
-        """The user's targets that the trial uses."""
+        """All user-defined targets that the trial uses."""
         return self.user_optimizers | frozenset(self.kinds)
 
     @property
     def user_files(self) -> frozenset[str]:
-        """The user's files on which the trial's result depends: code and texts."""
+        """The user's code and text files on which the trial's result depends."""
         return self.user_code | frozenset(self.texts)
 
     @property
     def is_control(self) -> bool:
-        """True for a control, which shows the effect of another data order and is not one of an arm's seeds."""
+        """True for a control, which shows the effect of a different data order and does not count as a seed."""
         return self.stage == CONTROL
 
 
@@ -97,8 +97,7 @@ class Trial:
 class Cohort:
     """Trials trained in lock-step.
 
-    They can differ in the seed, in settings that the optimizer's lane allows to differ, and in the optimizer's name in
-    the suite.
+    The trials can differ in seed, in settings that the optimizer's lane allows to differ, and in the optimizer's name.
     """
 
     experiment: str
@@ -109,13 +108,13 @@ class Cohort:
 
     @property
     def id(self) -> str:
-        """Stable id of exactly these trials, valid as a file name: readable words and a digest."""
+        """Stable id of these trials, valid as a file name: a readable label and a digest."""
         digest = hashlib.sha256("\n".join(trial.id for trial in self.trials).encode()).hexdigest()[:12]
         return f"{label((self.experiment, self.model, self.optimizer), '.')}.{digest}"
 
     @property
     def optimizers(self) -> tuple[str, ...]:
-        """The names of its optimizers in the suite, in order of first appearance."""
+        """Names of the trials' optimizers in the suite, in order of first appearance."""
         return tuple(dict.fromkeys(trial.optimizer for trial in self.trials))
 
     @property
@@ -124,16 +123,19 @@ class Cohort:
         return trainings(self.trials)
 
     def split(self, parts: int) -> list[Cohort]:
-        """Split into at most `parts` cohorts with nearly equal numbers of trainings, keeping the order of trials.
+        """Split into at most `parts` cohorts with nearly equal numbers of trainings, each in the order of `trials`.
 
-        Trials of one training stay together, as do, if possible, trials that see the same batches.
+        Trials of one training stay together. So do trials with the same batches, where possible.
         """
         total = len(self.trainings)
         count = min(parts, total)
         return self._cut([total * i // count for i in range(count + 1)])
 
     def cut(self, count: int) -> list[Cohort]:
-        """Split into a cohort of `count` trainings and one of the rest, if there is any; group trials as in `split`."""
+        """Split into a cohort of `count` trainings and, if any are left, a cohort of the others.
+
+        Trials are grouped as in `split`.
+        """
         total = len(self.trainings)
         return self._cut([0, count, total] if count < total else [0, total])
 
@@ -148,13 +150,13 @@ class Cohort:
 
 
 def trainings(all_trials: Iterable[Trial]) -> tuple[tuple[Trial, ...], ...]:
-    """Group trials that differ only in names (of optimizer, variant and stage), in order of appearance.
+    """Group trials that differ only in the names of optimizer, variant and stage, in order of first appearance.
 
     Each group is trained once; its trials share the results.
     """
     groups: dict[tuple[Any, ...], list[Trial]] = {}
     for trial in all_trials:
-        # Compared as text: 1, 1.0 and true are equal in Python but may differ for an optimizer.
+        # Compared as text, because 1, 1.0 and True are equal in Python but may have different effects in an optimizer.
         settings = json.dumps(dict(trial.hyperparameters), sort_keys=True)
         key = (trial.experiment, trial.model, trial.seed, trial.order, trial.target, settings)
         groups.setdefault(key, []).append(trial)
@@ -162,7 +164,7 @@ def trainings(all_trials: Iterable[Trial]) -> tuple[tuple[Trial, ...], ...]:
 
 
 def complete(suite: Suite) -> Suite:
-    """Return the suite as a run records it, with the registry's defaults written out for every optimizer."""
+    """Return the suite as a run records it: with the registry's defaults and every experiment's optimizers."""
     optimizers = {
         name: OptimizerSettings(target=settings.target, **registry.complete(settings.target, settings.hyperparameters))
         for name, settings in suite.optimizers.items()
@@ -175,9 +177,10 @@ def complete(suite: Suite) -> Suite:
 
 
 def trials(suite: Suite) -> list[Trial]:
-    """Return every trial of the suite, ordered by experiment, model, optimizer, variant and seed as in the suite.
+    """Return all trials of the suite, in the suite's order of experiments, models, optimizers, variants and seeds.
 
-    Controls (same optimizer, seed and initial weights, but another data order) follow the trials of their variant.
+    A variant's controls follow its other trials. They have the same optimizer, seeds and initial weights, but a
+    different data order.
     """
     found: list[Trial] = []
     for experiment_name, experiment in with_readings(suite).experiments.items():
@@ -213,7 +216,7 @@ def trials(suite: Suite) -> list[Trial]:
 
 
 def control_names(experiment: ExperimentSettings, taking_part: Iterable[str]) -> frozenset[str]:
-    """Return the optimizers of an experiment that are also trained with another data order."""
+    """Return the names of the optimizers in an experiment that have controls."""
     if experiment.pairs is None:
         return frozenset()
     chosen = experiment.pairs.controls if experiment.pairs.controls is not None else experiment.pairs.against
@@ -223,8 +226,8 @@ def control_names(experiment: ExperimentSettings, taking_part: Iterable[str]) ->
 def cohorts(all_trials: Sequence[Trial]) -> list[Cohort]:
     """Group trials into the largest cohorts that their optimizers allow, in order of first appearance.
 
-    Names do not matter: trials of two optimizers of a suite share a cohort if the target is the same and the lane
-    allows it.
+    Names of optimizers do not matter: trials of two optimizers in a suite share a cohort if they have the same target
+    and the lane allows it.
     """
     groups: dict[tuple[str, ...], list[Trial]] = {}
     for trial in all_trials:
@@ -234,7 +237,7 @@ def cohorts(all_trials: Sequence[Trial]) -> list[Cohort]:
 
 
 def _shared_settings(trial: Trial) -> str:
-    """Return, as text, the settings that all trials of a cohort must share."""
+    """Return the settings that all trials of a cohort must share, as JSON text."""
     spec, settings = trial.spec, trial.settings
     if spec.lane == "batched":
         shared = {name: value for name, value in settings.items() if name not in spec.per_member}
@@ -243,9 +246,9 @@ def _shared_settings(trial: Trial) -> str:
         # Declarations about a user's optimizer determine how it is called, and apply to a whole cohort.
         shared = {name: value for name, value in settings.items() if name in DECLARATIONS}
     else:
-        # With parameter groups or an instance per member, any setting may differ. The optimizers inside a wrapper could
-        # differ too, but must not: the steps of SGD and of Shampoo have nothing in common, and a cohort of both could
-        # not be split into parts of equal duration.
+        # With parameter groups or an instance per member, any setting can differ. The optimizers inside a wrapper could
+        # differ, too, but are kept the same: a step of Shampoo takes much longer than a step of SGD, so a cohort of
+        # both could not be split into parts of equal duration.
         shared = {"inside": _inside(*trial.stepping)}
     if trial.around:
         shared["around"] = list(trial.around)
@@ -255,7 +258,7 @@ def _shared_settings(trial: Trial) -> str:
 
 
 def _inside(target: str, settings: Mapping[str, Any]) -> list[Any]:
-    """Return every optimizer nested in a wrapper, with its own nested optimizers; empty for other optimizers."""
+    """Return the optimizers nested in a wrapper, each with those nested in it; an empty list for other optimizers."""
     hyperparameters = registry.find(target).hyperparameters.items()
     bases = [registry.base_settings(target, settings[n]) for n, hyper in hyperparameters if hyper.kind == "optimizer"]
     return [[base, _inside(base, within)] for base, within in bases]
