@@ -20,10 +20,8 @@ from optbench.execution.nursery import FORKS
 from optbench.store import read_run
 from optbench.suite import dump_suite
 from tests.conftest import small_suite
+from tests.processes import MAIN
 
-# A process started in the background of a script ignores Ctrl-C, and its children would inherit this.
-MAIN = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-MAIN += "from optbench.cli import main; sys.exit(main(sys.argv[1:]))"
 STUBBORN = """
 import os, pathlib, signal, torch
 class Stubborn(torch.optim.SGD):

@@ -15,9 +15,9 @@ import pytest
 from optbench.store import read_run
 from optbench.suite import Suite, dump_suite
 from tests.conftest import assert_same_tables, small_suite
+from tests.processes import MAIN
 
 KILLS = 40
-MAIN = "import sys; from optbench.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 def started(folder: Path, *words: str) -> subprocess.Popen[bytes]:

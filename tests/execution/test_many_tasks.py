@@ -16,6 +16,7 @@ from optbench.errors import StoreError
 from optbench.store import read_run
 from optbench.store.interim import read_members
 from tests.conftest import assert_same_tables, tables
+from tests.processes import MAIN
 
 SUITE = """
 name: many
@@ -56,7 +57,6 @@ class Leaves(torch.optim.SGD):
                 for p in group["params"]:
                     p.data.fill_(float("nan"))
 '''
-MAIN = "import sys; from optbench.cli import main; sys.exit(main(sys.argv[1:]))"
 WORDS = ("--device", "cpu", "--quiet", "--jobs", "1")
 
 

@@ -16,13 +16,13 @@ import pandas as pd
 import pytest
 
 from tests.conftest import assert_same_tables
+from tests.processes import MAIN
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed"),
     pytest.mark.filterwarnings("ignore"),  # raised by Ray itself
 ]
-MAIN = "import sys; from optbench.cli import main; sys.exit(main(sys.argv[1:]))"
 NODES = 4
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import assert_same_tables
+from tests.processes import MAIN
 
 
 def _answers() -> bool:
@@ -26,7 +27,6 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="submitit is not installed"),
     pytest.mark.skipif(not _answers(), reason="no SLURM answers"),
 ]
-MAIN = "import sys; from optbench.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 def started(folder: Path, *words: str) -> subprocess.Popen[str]:
