@@ -38,9 +38,9 @@ _PUBLIC = {
     "read_run": "optbench.interface.results",
     "run": "optbench.interface.run",
 }
-"""Where each public name is defined."""
+"""Module that defines each public name."""
 
-# Spelt out because ruff and mypy cannot read a computed list; a test checks that it agrees with `_PUBLIC`.
+# Spelt out because ruff and mypy cannot read a computed list; a test checks that this list agrees with `_PUBLIC`.
 __all__ = [
     "Dataset",
     "Examples",

@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def unfused() -> AbstractContextManager[None]:
-    """Return a context in which `scaled_dot_product_attention` uses matrix products and a softmax.
+    """Return a context manager that makes `scaled_dot_product_attention` use matrix products and a softmax.
 
     Unlike a fused kernel, which `torch.func` calls once per member, these operations are batched over the member axis
     and can be differentiated twice. When a single network is trained on a CPU, the fused kernel is twice as fast.

@@ -1,4 +1,4 @@
-"""Counts in words (`2 trials`), and grouping by key."""
+"""Counts with their nouns (`2 trials`), and grouping by key."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def grouped(pairs: Iterable[tuple[Key, Item]]) -> dict[Key, list[Item]]:
 
 
 def count(number: float, noun: str, plural: str | None = None) -> str:
-    """Return a number with its noun: `1 trial`, `2 trials`, `0 trials`, `0.5 epochs`.
+    """Return a number followed by its noun, e.g. `1 trial`, `2 trials`, `0 trials` or `0.5 epochs`.
 
     noun: a noun or noun phrase in the singular; the plural ending is added to its last word.
     plural: the plural, if it is irregular.
@@ -36,5 +36,5 @@ def _plural(noun: str) -> str:
 
 
 def kept(trials: int) -> str:
-    """Return the sentence `3 finished trials are kept`."""
+    """Return a clause such as `3 finished trials are kept`."""
     return f"{count(trials, 'finished trial is', 'finished trials are')} kept"

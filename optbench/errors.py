@@ -1,6 +1,6 @@
-"""The error family: every error a user can cause, and its exit code.
+"""The exceptions for errors that a user can cause, with their exit codes.
 
-A message gives the location, what was expected, what it got, and the nearest valid name. The command line
+A message states the location, what was expected, what was found, and the nearest valid name. The command line
 prints `str(error)` on standard error and exits with `error.exit_code`; any other exception is a bug.
 """
 
@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Line breaks, escape sequences, bidirectional marks and lone surrogates, which must not take effect in any output."""
+"""Control characters (including line breaks), bidirectional marks and lone surrogates, to be escaped in output."""
 
 
 def escaped(text: str) -> str:
@@ -20,7 +20,7 @@ def escaped(text: str) -> str:
 
 
 def spoken(error: BaseException) -> str:
-    """Return `str(error)`; an empty string if this raises, as it may for a user's exception class."""
+    """Return `str(error)`, or an empty string if this raises an error, as it can for a user's exception class."""
     try:
         return str(error)
     except Exception:
@@ -28,9 +28,9 @@ def spoken(error: BaseException) -> str:
 
 
 class OptbenchError(Exception):
-    """Base of all errors shown to the user: one or two lines, no traceback.
+    """Base class of all errors that are shown to the user without a traceback.
 
-    Each argument is one line of the message; control characters in it are escaped.
+    Each argument is one line of the message, in which control characters are escaped.
     """
 
     exit_code = 2
@@ -40,7 +40,7 @@ class OptbenchError(Exception):
 
 
 LONGEST_LINE = 1000
-"""Maximum length of a line, in characters. Longer lines, such as long names, are shortened in the middle."""
+"""Maximum length of a line, in characters. Longer lines, such as those with long names, are shortened in the middle."""
 
 
 def _shortened(line: str) -> str:
@@ -48,7 +48,7 @@ def _shortened(line: str) -> str:
 
 
 class UsageError(OptbenchError):
-    """A wrong flag, argument or setting on the command line."""
+    """An invalid option, argument or setting, on the command line or in a call from Python."""
 
 
 class SuiteError(OptbenchError):
@@ -60,7 +60,7 @@ class DataError(OptbenchError):
 
 
 class DeviceError(OptbenchError):
-    """A device that this machine or this build of PyTorch lacks."""
+    """A device that is not available on this machine or in this build of PyTorch."""
 
 
 class WorkerError(OptbenchError):
@@ -102,13 +102,13 @@ def nearest(name: str, valid: Iterable[str]) -> str | None:
 
 
 def hint(name: object, valid: Iterable[str]) -> str:
-    """Return `; did you mean 'adam'?`, or an empty string if no valid name is similar."""
+    """Return a suggestion such as `; did you mean 'adam'?`, or an empty string if no valid name is similar."""
     guess = nearest(name, valid) if isinstance(name, str) else None
     return f"; did you mean '{guess}'?" if guess else ""
 
 
 def unknown(what: str, name: str, valid: Iterable[str]) -> str:
-    """Return the message `unknown optimizer 'adamm'; did you mean 'adam'? (valid: adam, sgd)`."""
+    """Return a message such as `unknown optimizer 'adamm'; did you mean 'adam'? (valid: adam, sgd)`."""
     names = sorted(valid)
     meant = hint(name, names)
     listed = "" if meant and len(names) > MANY_NAMES else f" (valid: {', '.join(names) or 'none'})"

@@ -1,7 +1,7 @@
 """File names built from names that users choose for experiments, models, optimizers and variants.
 
-Different parts give different file names, even on case-insensitive file systems; file names stay readable and short
-enough for every file system.
+Different sequences of names give different file names, even on case-insensitive file systems. The file names are
+readable, and short enough for every file system.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import re
 from collections.abc import Sequence
 
 LONGEST = 120
-"""Maximum length in bytes. File systems allow 255, some encrypted ones 143; suffixes and temporary names add a few."""
+"""Maximum length in bytes. Most file systems allow 255, and some encrypted ones 143; suffixes add a few bytes."""
 MARK = "@"
-"""Precedes the digest in names whose parts alone would not be a valid file name; other names do not contain it."""
+"""Character before the digest of a file name; file names without a digest do not contain it."""
 DIGITS = 16
-"""Hexadecimal digits of a digest."""
+"""Number of hexadecimal digits in a digest."""
 
-# Lower case only: to case-insensitive file systems, `SGD` and `sgd` are the same name.
+# Lower case only, because `SGD` and `sgd` are the same name on a case-insensitive file system.
 _PLAIN = re.compile(r"[a-z0-9.+=,\[\]-]+(?:_+[a-z0-9.+=,\[\]-]+)*")
 _UNSAFE = re.compile(r"[^A-Za-z0-9.+=,\[\]_-]+")
 _RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?")
@@ -26,14 +26,14 @@ _RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?")
 
 
 def file_name(parts: Sequence[str], underscores: int = 2) -> str:
-    """Return the file name, without a suffix, for `parts`: `small__net__sgd__default__seed=0`.
+    """Return a file name for `parts`, without a suffix, e.g. `small__net__sgd__default__seed=0`.
 
     Parts are joined by more consecutive underscores than occur in any of them, and by at least `underscores`. If the
     parts cannot be recovered from the name (because of capitals, separators, other characters, underscores at an end,
     or a name that is too long), a digest is appended: `small__MLP__sgd@0f3c...`.
 
-    The name has at most `LONGEST` bytes, is ASCII without separators, and does not begin with a dot. Two different
-    sequences of parts have the same name, ignoring case, only if their 64-bit digests are equal.
+    The name is ASCII, has at most `LONGEST` bytes, contains no path separator and does not begin with a dot. Two
+    different sequences of parts have the same name, ignoring case, only if their 64-bit digests are equal.
     """
     count = max([underscores, *(len(run) + 1 for part in parts for run in re.findall("_+", part))])
     name = ("_" * count).join(parts)
@@ -46,9 +46,10 @@ def file_name(parts: Sequence[str], underscores: int = 2) -> str:
 
 
 def label(parts: Sequence[str], joint: str, longest: int = 100) -> str:
-    """Join `parts` into a safe beginning of a file name of at most `longest` bytes; not injective.
+    """Join `parts` into the safe beginning of a file name, at most `longest` bytes long.
 
-    If the result would be too long, the longest parts are shortened, so that all parts remain recognisable.
+    If the result would be too long, the longest parts are shortened, so that all parts remain recognisable. Different
+    parts can give the same result.
     """
     shown = [_UNSAFE.sub("-", part).strip("-._") or "-" for part in parts]
     room = max(len(shown), longest - len(joint) * max(0, len(shown) - 1))

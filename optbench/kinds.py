@@ -1,8 +1,8 @@
 """Kinds: the models, datasets and task sequences, built-in or user-defined, that a suite names with `kind:`.
 
-A kind is a callable. The program passes its first arguments (`Registry.given`); the others are its settings, which are
-read from its signature and validated strictly by a pydantic model built from it. Built-in kinds are registered below,
-one line each; a user's kind is a target. This module does not import torch.
+A kind is a callable. The program passes its first arguments (`Registry.given`); the others are its settings, which a
+pydantic model built from the signature validates strictly. Built-in kinds are registered below, one per line; a user's
+kind is a target such as `./file.py:Class`. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ Scalar = bool | int | float | str | None
 
 
 def plain_value(value: Any) -> Any:
-    """Return the value as JSON and YAML represent it: finite scalars, lists, and mappings with text keys.
+    """Return a copy of a value that JSON and YAML can represent: finite scalars, lists, and mappings with text keys.
 
     Raises:
-        ValueError: JSON and YAML cannot represent it.
+        ValueError: JSON and YAML cannot represent the value.
     """
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"expected a finite number, got {value}")
@@ -71,7 +71,7 @@ _BARE = re.compile(r"(?!(?:true|false|null)\Z)[A-Za-z_][A-Za-z0-9_.:/-]*", re.AS
 
 
 def value_name(value: Any) -> str:
-    """Return a value as text for the name of a variant or metric; floats use `%g` with as few digits as needed."""
+    """Format a value for the name of a variant or metric; floats have the fewest digits that preserve their value."""
     if isinstance(value, float):
         exact = (text for digits in range(6, 18) if float(text := f"{value:.{digits}g}") == value)
         return next(exact)
@@ -107,7 +107,7 @@ class Registry:
         """Load the callable of a kind.
 
         Raises:
-            KindError: it is neither registered nor a target, cannot be imported, is abstract, or is not callable.
+            KindError: the kind is neither registered nor a target, cannot be imported, is abstract, or is not callable.
         """
         if kind in self.names:
             module, _, attribute = self.names[kind].partition(":")
@@ -130,7 +130,8 @@ class Registry:
         """Return the pydantic model of a kind's settings, with fields in the order of the signature.
 
         Raises:
-            KindError: as in `load`, or the signature cannot be read, or a setting cannot be passed by name.
+            KindError: as in `load`; or the signature cannot be read, lacks arguments that the program passes, or has a
+                setting that cannot be passed by name.
         """
         return _own_settings(self, kind) if kind in self.names else self._settings(kind)
 
@@ -184,7 +185,7 @@ class Registry:
 
         Raises:
             KindError: as in `settings`.
-            ValidationError: the signature does not accept them.
+            ValidationError: the kind does not accept these settings.
         """
         model = self.settings(kind)
         written = validated(model, given).model_dump(mode="json", exclude_unset=True, warnings=False)
@@ -201,7 +202,7 @@ class Registry:
         return everything | written
 
     def arguments(self, kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the keyword arguments for complete settings.
+        """Convert complete settings to keyword arguments for the kind's callable.
 
         Raises:
             KindError, ValidationError: as in `complete`.
@@ -229,7 +230,7 @@ def _as_json(value: Any) -> Any:
 
 
 def same(found: Any, default: Any) -> bool:
-    """Return whether a default was read back unchanged: JSON changes nested tuples, and keys that are numbers."""
+    """Return whether a default was read back unchanged: JSON changes nested tuples and numeric keys."""
     return bool(found == default) and (isinstance(found, type(default)) or type(default) is int)
 
 
@@ -260,13 +261,13 @@ class Kind(BaseModel):
 
     registry: ClassVar[Registry]
     short: ClassVar[bool] = False
-    """True if a bare name is accepted as a kind without further settings."""
+    """True if a bare name is accepted as an abbreviation for a kind with no settings."""
 
     kind: Annotated[str, Field(min_length=1, max_length=400)]
 
     @classmethod
     def of(cls, kind: str, **settings: Any) -> Self:
-        """Construct a kind with these settings; raise ValidationError if it does not accept them."""
+        """Construct a kind with these settings; raise ValidationError if the kind does not accept them."""
         return cls.model_validate({"kind": kind, **settings})
 
     @model_validator(mode="before")
@@ -307,7 +308,7 @@ class Kind(BaseModel):
         """Keyword arguments for the callable.
 
         Raises:
-            KindError: it cannot be loaded, or does not accept these settings.
+            KindError: the kind cannot be loaded, or does not accept these settings.
         """
         try:
             return self.registry.arguments(self.kind, self._kept(self.kind, self.settings))
@@ -321,10 +322,10 @@ class Kind(BaseModel):
     def make(self, *given: Any, seed: int | None = None) -> Any:
         """Call the kind with the program's arguments and its settings.
 
-        seed: as in `calling`.
+        seed: see `calling`.
 
         Raises:
-            KindError: it cannot be loaded, or no longer accepts its settings.
+            KindError: the kind cannot be loaded, or no longer accepts its settings.
             Exception: any exception that the user's code raises.
         """
         found, arguments = self.registry.load(self.kind), self.arguments

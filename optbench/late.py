@@ -1,4 +1,7 @@
-"""Import torch on first use, for modules that declare settings of kinds: reading a suite must not import torch."""
+"""Stand-ins for `torch` and `torch.nn` that import the modules on first use.
+
+Modules that declare settings of kinds use these stand-ins, because reading a suite must not import torch.
+"""
 
 from __future__ import annotations
 

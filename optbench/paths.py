@@ -11,7 +11,7 @@ from optbench.errors import UsageError
 def user_path(path: str | os.PathLike[str], where: str) -> Path:
     """Return the path with a leading `~` or `~name` replaced by the home directory.
 
-    A shell does this only at the beginning of a word, so neither in `--runs-dir=~/x` nor within quotes.
+    A shell replaces `~` only at the beginning of an unquoted word, and so not in `--runs-dir=~/x`.
 
     where: the beginning of an error message, such as `--runs-dir`.
 
@@ -37,7 +37,7 @@ def user_path(path: str | os.PathLike[str], where: str) -> Path:
 
 
 def is_utf8(text: str) -> bool:
-    """Return whether `text` can be encoded as UTF-8; undecodable bytes of the command line cannot."""
+    """Return whether `text` can be encoded as UTF-8; an argument with undecodable bytes cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

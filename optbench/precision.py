@@ -1,4 +1,7 @@
-"""Measure in float64, on the CPU if the device does not support it, as on Apple GPUs. Imports torch on first use."""
+"""Devices and dtypes for measuring in float64, on the CPU if the device (such as an Apple GPU) does not support it.
+
+This module imports torch on first use.
+"""
 
 from __future__ import annotations
 
@@ -37,11 +40,11 @@ def exact(values: Tensor) -> Tensor:
 
 
 CASTING = ("cpu", "cuda", "mps", "xpu")
-"""Devices that autocast supports; `meta`, which computes shapes only, is not among them."""
+"""Device types that autocast supports; `meta`, which computes shapes only, is not among them."""
 
 
 def without_casts(device: torch.device) -> AbstractContextManager[object]:
-    """Return a context that disables autocast if it is enabled."""
+    """Return a context manager that disables autocast if it is enabled for the device."""
     import torch
 
     if device.type not in CASTING or not torch.is_autocast_enabled(device.type):

@@ -1,7 +1,7 @@
 """Options that select from a suite or add to it (seeds, experiments, models, optimizers), and the name of a run.
 
 Additions and seeds become overrides (`key.path=value`), so that a user's `--set` can refer to them and all validation
-happens together; experiments, models and optimizers are selected from the validated suite.
+happens together. Experiments, models and optimizers are selected after validation.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from optbench.suite.seed_ranges import instead_of_range
 from optbench.targets import is_file
 
 LONGEST_NAME = 200
-"""Maximum length of a run's name, in characters: file systems allow 255, and the name of its directory is longer while
-it is being created."""
+"""Maximum length of a run's name, in characters. File systems allow 255, and the name of a run's directory is longer
+while the directory is being created."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     """Parse `--seeds`: `10` means the seeds 0 to 9, `0,1,2` these three seeds, and `7,` only the seed 7.
 
     Raises:
-        UsageError: no seeds, a repeated seed, too many of them, or an invalid seed.
+        UsageError: there are no seeds or too many, a seed is repeated, or a seed is invalid.
     """
     if form := instead_of_range(text, brackets=False):
         raise UsageError(f"--seeds {text}: expected a number of seeds or a list, got a range; {form}")
@@ -107,7 +107,7 @@ def parse_optimizers(texts: Sequence[str]) -> tuple[tuple[str, ...], tuple[Addit
 
 
 def check_name(name: str | None) -> None:
-    """Raise UsageError unless `name` is None or a valid name of a run."""
+    """Raise UsageError unless `name` is None or a valid name for a run."""
     if name is not None and not is_name(name):
         raise UsageError(f"--name '{name}': expected letters, digits and . _ + - only, with a letter or digit first")
     if name == "latest":
@@ -117,7 +117,7 @@ def check_name(name: str | None) -> None:
 
 
 def check_directory(name: str | None, resume: Path | None, *, force: bool) -> None:
-    """Raise UsageError if these options exclude each other or the name of the run is invalid."""
+    """Raise UsageError if these options cannot be combined or the run's name is invalid."""
     if name is not None and resume is not None:
         raise UsageError("--name and --resume: a resumed run keeps its name; give one of the two")
     check_name(name)
@@ -126,13 +126,13 @@ def check_directory(name: str | None, resume: Path | None, *, force: bool) -> No
 
 
 def choose(path: Path, choice: Choice, resume: Path | None = None) -> Suite:
-    """Load the suite in the file `path` and apply the choice, with every check that needs no training.
+    """Load the suite in the file `path`, apply the choice, and make every check that requires no training.
 
     Added optimizers take part in every experiment.
 
-    An experiment with none of the chosen optimizers or models is left out; it is an error if the experiment itself was
-    chosen. Claims about anything left out are left out as well, and claims about several models are restricted to the
-    chosen models.
+    An experiment with none of the chosen optimizers or none of the chosen models is left out; if the experiment was
+    itself chosen, this is an error instead. Claims about anything left out are left out as well, and claims about
+    several models are restricted to the chosen models.
 
     resume: the run being resumed, if `path` is its suite.
 
@@ -164,8 +164,8 @@ def choose(path: Path, choice: Choice, resume: Path | None = None) -> Suite:
 def _from_here(addition: Addition, suite_folder: Path) -> Addition:
     """Return an addition with the path of its file made absolute if the suite would find another file of that name.
 
-    A suite's files are looked up next to the suite first (a run's suite uses the copies in the run); files named on the
-    command line are in the working directory.
+    Files named in a suite are looked up next to the suite first (in a run's suite, among the run's copies), but files
+    named on the command line are relative to the working directory.
     """
     where, _, attribute = addition.target.rpartition(":")
     try:
@@ -179,7 +179,7 @@ def _from_here(addition: Addition, suite_folder: Path) -> Addition:
 
 
 def _outline(path: Path) -> Mapping[str, Any]:
-    """Return the suite's content without validation; empty if it cannot be read, which `load_suite` will report."""
+    """Return the suite's content without validation; empty for an unreadable file, which `load_suite` will report."""
     try:
         return _mapping(read_document(path).value)
     except SuiteError:
@@ -286,9 +286,10 @@ def _kept_pairs(pairs: Pairs, kept: Collection[str]) -> Pairs | None:
 def _kept_claim(
     claim: Claim, experiments: Mapping[str, ExperimentSettings], optimizers: Mapping[str, OptimizerSettings]
 ) -> Claim | None:
-    """Return a claim restricted to the remaining models; None if one of its sides, or every model, was left out.
+    """Return a claim restricted to the remaining models; None if its experiment, a side or every model was left out.
 
-    Without `against`, an experiment compares no solutions, not even those of an optimizer with its controls.
+    A claim about pairs is also left out if no optimizer of `against` remains: the experiment then compares no
+    solutions, not even those of an optimizer with its controls.
     """
     if claim.experiment not in experiments:
         return None

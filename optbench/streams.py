@@ -1,7 +1,7 @@
 """Random streams: every random number comes from a generator identified by (suite seed, trial seed, purpose).
 
 No stream depends on another, on the global generator or on a trial's position in its cohort. Drawing more numbers from
-one stream never changes another, and a trial draws the same numbers alone as in a cohort.
+one stream never changes another, and a trial draws the same numbers whether it is trained alone or in a cohort.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def stream_seed(suite_seed: int, trial_seed: int | None, purpose: str) -> int:
-    """Return the stream's seed in [0, 2**63): the first 63 bits of BLAKE2b over the three parts.
+    """Return the stream's seed in [0, 2**63): the first 63 bits of a BLAKE2b hash of the three arguments.
 
     Args:
         suite_seed: the seed of the suite.

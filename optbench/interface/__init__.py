@@ -1,1 +1,1 @@
-"""The Python interface: the commands as functions for scripts and notebooks, which also accept objects."""
+"""The Python interface, for scripts and notebooks: the commands as functions that also accept objects."""

@@ -1,4 +1,4 @@
-"""Misspelt arguments of the Python interface: the error names the nearest valid one."""
+"""Errors for misspelt arguments of the Python interface, which name the nearest valid argument."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`optbench.fingerprint`: the page on what kind of solution an optimizer finds, as an object."""
+"""`optbench.fingerprint`: the page about the kind of solution that an optimizer finds, as an object."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WIDTH = 100
 
 
 class Fingerprint:
-    """What kind of solution an optimizer finds: a table, the nearest neighbours, sentences, and a page to save."""
+    """The kind of solution that an optimizer finds: a table, the nearest neighbours, sentences, and a page to save."""
 
     def __init__(self, found: Drawn, run: Run) -> None:
         self._found = found
@@ -40,19 +40,23 @@ class Fingerprint:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row per strip: value, interval, place in the panel, verdicts against AdamW and SGD, panel values."""
+        """One row per strip: value, interval, place in the panel, verdicts against AdamW and SGD, and panel values."""
         rows = [{**row, **{f"panel_{k}": v for k, v in row["panel"].items()}} for row in records.rows(self._found)]
         return pd.DataFrame(rows).drop(columns="panel")
 
     @property
     def neighbours(self) -> pd.DataFrame:
-        """One row per optimizer of the panel, nearest first: distance, its interval, how often it is the nearest."""
+        """One row per optimizer of the panel, nearest first.
+
+        Columns: distance with its interval, share of resamples in which the optimizer is the nearest, and number of
+        strips compared.
+        """
         columns = ["optimizer", "distance", "low", "high", "nearest_share", "strips"]
         return pd.DataFrame(records.record(self._found)["neighbours"], columns=columns)
 
     @property
     def words(self) -> str:
-        """The verdicts, in sentences."""
+        """A description in sentences: the nearest neighbour and the verdicts."""
         return " ".join(one.text for one in sentences(self._found))
 
     def save(self, path: str | Path) -> None:
@@ -92,16 +96,16 @@ def fingerprint(
     name: str | None = None,
     progress: bool = False,
 ) -> Fingerprint:
-    """Determine what kind of solution an optimizer finds, compared with known ones, as `optbench fingerprint` does.
+    """Compare the kind of solution that an optimizer finds with known optimizers, as `optbench fingerprint` does.
 
     Args:
-        optimizer: a class, a function, a target or a registered name, which is tuned and trained. With `run`, the name
-            of one of its optimizers, required if it has several.
+        optimizer: the optimizer to tune and train: a class, a function, a target or a registered name. With `run`: the
+            name of one of the run's optimizers, required if the run has several.
         run: a finished run of the suite `fingerprint`, drawn without further training.
         set: hyper-parameters. If they include `lr`, the learning rate is not tuned.
-        seeds: the number of the panel's seeds to use, or a list of them. None for all ten, which verdicts require.
+        seeds: how many of the panel's seeds to use, or a list of them; None for all ten. Verdicts require all ten.
         quick: use three seeds and a learning rate tuned on one seed: a first look, without verdicts.
-        device: see the option of `optbench run`.
+        device: see the option `--device` of `optbench run`.
         jobs: number of worker processes.
         runs_dir: the folder that holds the runs.
         name: the run's id; the id of the tuning run ends in `-tune`.
@@ -109,7 +113,7 @@ def fingerprint(
 
     Raises:
         OptbenchError: the optimizer, a setting, the device, the directory or the run is invalid.
-        KeyboardInterrupt: interrupted; what was finished is kept.
+        KeyboardInterrupt: training was interrupted; finished trials are kept.
     """
     if run is not None:
         if optimizer is not None and not isinstance(optimizer, str):

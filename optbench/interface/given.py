@@ -1,4 +1,4 @@
-"""Suites and optimizers given in Python: names, paths, mappings, and objects instead of targets."""
+"""Suites and optimizers passed from Python: names, paths and mappings, with objects allowed instead of targets."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ GivenSuite: TypeAlias = str | Path | Mapping[str, Any] | Suite
 GivenOptimizers: TypeAlias = Sequence[str] | Mapping[str, Any]
 
 _ARGUMENTS = {"experiment": "experiments", "optimizer": "optimizers", "model": "models", "force": "force=True"}
-"""Arguments whose names differ from those of the command-line options."""
+"""Command-line options whose Python arguments have other names, with these names."""
 
 
 @contextlib.contextmanager
 def suite_file(suite: GivenSuite, objects: Objects) -> Iterator[Path]:
-    """Yield the file of a suite: its own, or a temporary one that holds the given mapping.
+    """Yield the path of a suite's file; for a mapping or a `Suite`, this is a temporary file.
 
     Raises:
-        OptbenchError: there is no such suite, or it contains something other than text, numbers, lists, mappings,
-        classes and functions. Errors raised in the block are re-raised with `suite` in place of the temporary file
-        and with arguments in place of command-line options.
+        OptbenchError: there is no such suite, or the mapping contains a value that cannot be written to a file. An
+            error raised in the block is re-raised; its message then names `suite` instead of the temporary file,
+            and arguments instead of command-line options.
     """
     own: Path | None = None
     try:
@@ -95,11 +95,11 @@ def choice_of(
     *,
     only_known: bool = False,
 ) -> Choice:
-    """Convert the arguments of `run` that select from a suite or add to it.
+    """Convert the arguments of `run` that select from a suite or add to it to a `Choice`.
 
     optimizers: a list of names selects these. A mapping adds optimizers: name -> class, function, target, or a mapping
     with one of these as `target` and hyper-parameters next to it; the value None selects an optimizer of the suite.
-    only_known: whether the suite already has the added optimizers, as when a run is resumed.
+    only_known: whether the suite already contains the added optimizers, as it does when a run is resumed.
 
     Raises:
         OptbenchError: a name, a seed or a setting is not valid.
@@ -129,7 +129,7 @@ def _names(given: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def seeds_of(seeds: int | Sequence[int] | None) -> tuple[int, ...]:
-    """Return the seeds given as a number of seeds or as a list; empty for None.
+    """Return the seeds, given as a number of seeds or as a list; empty for None.
 
     Raises:
         UsageError: the argument is not a valid number or list of seeds.

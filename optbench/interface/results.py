@@ -77,8 +77,8 @@ class Run:
     def values(self, *, controls: bool = False) -> pd.DataFrame:
         """Return one row per trial and metric: key columns, `status`, `metric`, and the `value` at the end of training.
 
-        Derived metrics such as forgetting are included. Undefined values are NaN, among them nearly all values of a
-        diverged trial.
+        Derived metrics such as forgetting are included. Undefined values are NaN, including nearly all values of
+        diverged trials.
         """
         rows = []
         for found in self._results.trial_values(controls=controls):
@@ -88,7 +88,9 @@ class Run:
         return pd.DataFrame(rows, columns=[*KEY_COLUMNS, "status", "metric", "value"])
 
     def summary(self, metric: str | None = None) -> pd.DataFrame:
-        """Return n, mean, sd, median and quartiles of each setting over its seeds with status `ok`, as in reports.
+        """Return one row per setting and metric: n, mean, sd, median, quartiles, and number of trials of each status.
+
+        As in reports, the statistics are taken over the seeds with status `ok`.
 
         metric: the only metric to include; None for all.
 
@@ -170,18 +172,19 @@ def compare(
     force: bool = False,
     runs_dir: str | Path = "runs",
 ) -> pd.DataFrame:
-    """Compare two optimizers of one or two runs seed by seed, with the verdicts of `optbench compare`.
+    """Compare two optimizers, from the same run or two runs, seed by seed, with the verdicts of `optbench compare`.
 
     Args:
-        run: the run of `a`, the side that verdicts are about.
+        run: the run that contains `a`, the side that the verdicts are about.
         a: OPTIMIZER or OPTIMIZER/VARIANT; None for every optimizer that both runs have.
-        b: the same for the other side.
-        against: the run of `b`; None for the same run.
+        b: the optimizer on the other side, in the same form as `a`.
+        against: the run that contains `b`; None if it is `run`.
         metric: the metric or metrics to compare; None for all.
         experiments: the experiments to compare; all if empty.
-        force: compare runs of different suites, seeds or versions of the metrics.
+        force: compare runs even if their suites, seeds or versions of the metrics differ.
 
-    Returns one row per experiment, model, pair of settings and metric; `verdict` is None for exploratory metrics.
+    Returns a table with one row per experiment, model, pair of settings and metric; `verdict` is None for exploratory
+    metrics.
 
     Raises:
         UsageError: a name is unknown.

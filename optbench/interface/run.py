@@ -43,33 +43,33 @@ def run(
     force: bool = False,
     progress: bool = False,
 ) -> Run:
-    """Train a suite in worker processes and return the run; failed trials become rows and raise a warning.
+    """Train a suite in worker processes and return the run; failed trials are recorded and cause a warning.
 
     Args:
         suite: the name of a shipped suite, a path, a mapping (as in a suite file, with classes and functions allowed
             instead of targets), or a result of `load_suite`. Optional with `resume`.
         seeds: the number of seeds, or a list of seeds.
         optimizers: a list of names selects these. A mapping adds optimizers: name -> class, function, target, or a
-            mapping with one of these as `target` and hyper-parameters next to it; the value None selects one of the
-            suite's own.
+            mapping with one of these as `target` and hyper-parameters next to it; the value None selects an optimizer
+            of the suite.
         experiments: the experiments to run; all if empty.
         models: the models to train; all if empty.
         set: settings by path, such as `{"experiments.small.protocol.max_epochs": 3}`.
-        device: see the option of `optbench run`, and likewise for the next six arguments.
+        device: as `--device` of `optbench run`; the next six arguments also correspond to options of that command.
         on: where workers run: `local`, `ray`, `ray:HOST:PORT`, `slurm`.
-        set_on: settings of the jobs of `slurm`, such as `{"partition": "gpu"}`.
+        set_on: settings of SLURM jobs, such as `{"partition": "gpu"}`.
         jobs: number of worker processes.
         runs_dir: the folder that holds the runs.
         name: the run's id.
         data_dir: the folder of datasets that do not come with optbench.
         resume: a run to continue. Objects passed to the original call must be passed again.
-        force: with `resume`: continue although torch, the kind of device, the CPU or your code has changed; with `on`:
-            also use workers with other versions of torch and optbench.
+        force: with `resume`: continue even if torch, the kind of device, the CPU or your code has changed; with `on`:
+            also use workers with other versions of torch or optbench.
         progress: show progress on standard error.
 
     Raises:
         OptbenchError: the suite, device, data or directory is invalid.
-        KeyboardInterrupt: interrupted; what was finished is kept.
+        KeyboardInterrupt: training was interrupted; finished trials are kept.
     """
     objects = Objects()
     existing = read_run(resume, runs_dir).path if resume is not None else None
@@ -110,7 +110,7 @@ def run(
 def load_suite(suite: str | Path) -> Suite:
     """Load a suite by name or path, to inspect it or pass it to `run`.
 
-    The files that it names are found from any working directory.
+    Paths of files in the suite are rewritten relative to the working directory.
 
     Raises:
         OptbenchError: there is no such suite, or it is not valid.
@@ -126,18 +126,18 @@ def load_suite(suite: str | Path) -> Suite:
 
 
 def _moved(suite: Suite, folder: Path, to: Path) -> Suite:
-    """Return a suite whose files are named relative to `folder`, with names relative to the folder `to`."""
+    """Return the suite with its file names, which are relative to `folder`, rewritten relative to the folder `to`."""
     return Suite.model_validate(rebased(suite.model_dump(), folder, to), context=AS_WRITTEN)
 
 
 def failures(run: Run) -> list[str]:
-    """Return a list of one sentence if trials failed, else an empty list."""
+    """Return a list with one sentence about failed trials; empty if none failed."""
     trials = run.table("trials", controls=True)
     failed = trials[trials["status"] == "failed"].to_dict("records")
     said = f"{len(failed)} of {count(len(trials), 'trial')} failed"
     return [
-        f"{said}, {one['trial']} with {one['error_type']}: {' '.join(str(one['error_message']).split())}; "
-        "the table 'trials' has all errors"
+        f"{said}; the first is {one['trial']}, with {one['error_type']}: "
+        f"{' '.join(str(one['error_message']).split())}; the table 'trials' lists all errors"
         for one in failed[:1]
     ]
 

@@ -3,7 +3,7 @@
     optbench check ./mine.py:Mine      # check it against the contract, line by line
     optbench run suite.yaml            # train and compare the optimizers of suite.yaml
 
-A run keeps a copy of this file and of the neighbouring modules that it imports.
+A run keeps copies of this file and of the neighbouring modules that the file imports.
 """
 
 import math
@@ -17,8 +17,8 @@ import optbench
 class Mine(torch.optim.Optimizer):
     """Sign momentum: each parameter moves by lr, against the sign of its average gradient.
 
-    Any torch.optim.Optimizer works, or a function (params, **settings) that returns one. The arguments after the
-    parameters are its hyper-parameters; the settings in suite.yaml are checked against them.
+    Any torch.optim.Optimizer works, or a function (params, **settings) that returns one. The arguments after
+    `params` are the hyper-parameters; the settings in suite.yaml are checked against them.
     """
 
     def __init__(self, params, lr: float = 1e-3, momentum: float = 0.9):
@@ -40,7 +40,7 @@ class Mine(torch.optim.Optimizer):
 class Small(nn.Module):
     """One hidden layer with batch normalisation.
 
-    A model takes `inputs` (shape, dtype) and the number of `outputs`; the arguments after them are its settings. The
+    A model takes `inputs` (shape, dtype) and the number of `outputs`; any further arguments are its settings. The
     inputs of its last linear layer are its features, on which many metrics are measured.
     """
 

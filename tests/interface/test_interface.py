@@ -99,7 +99,7 @@ def test_a_run_with_an_object_can_be_resumed_only_with_the_same_object(capsys: p
 
 def test_failed_trials_give_rows_and_a_warning() -> None:
     with pytest.warns(
-        UserWarning, match="2 of 4 trials failed, permuted/net/bad/default/seed=0 with RuntimeError: no such"
+        UserWarning, match="2 of 4 trials failed; the first is permuted/net/bad/default/seed=0, with RuntimeError: no "
     ) as warned:
         run = small(optimizers={"bad": Raising})
     assert warned[0].filename == __file__, "the warning points to the caller"
