@@ -332,7 +332,7 @@ def test_a_run_with_a_changed_task_sequence_resumes_only_with_force_and_has_a_no
     for words in (["report", "a"], ["compare", "a:sgd", "a:adam"]):
         capsys.readouterr()
         main(words)
-        assert "2 versions of its code" in " ".join(capsys.readouterr().out.split()), words
+        assert "2 versions of the code" in " ".join(capsys.readouterr().out.split()), words
 
 
 # --- the package itself ---

@@ -2,14 +2,22 @@
 
 Several trials share a worker process, and a user's optimizer is arbitrary code: `torch.set_num_threads(2)` or
 `torch.set_default_dtype(torch.float64)` in its constructor would change or break every later trial. Two tables
-list what is restored: `NUMERIC`, which computations depend on, takes a few microseconds to compare and is checked
-after every call; `AMBIENT`, the rest (random generators, working directory, environment, ...), is checked after a whole
-unit of work and after an import or a constructor.
+list the settings that are restored:
 
-Not restored: `torch.set_num_interop_threads`, which a process can set only once; objects patched in place
-(`torch.nn.functional.cross_entropy = ...`); and global state of the user's own modules. A worker process that has run
-a user's code is therefore never used for other code (`execution.pool`). `sys.path` stays as a plug-in leaves it,
-because files that extend it often import their neighbours later, inside functions.
+NUMERIC: settings that computations depend on. Comparing them takes a few microseconds, so they are checked after every
+call.
+AMBIENT: all other settings (random generators, working directory, environment, ...). They are checked after a complete
+unit of work and after an import or a constructor call.
+
+Three kinds of changes are not undone:
+
+- `torch.set_num_interop_threads`, which a process can call only once;
+- objects patched in place (`torch.nn.functional.cross_entropy = ...`);
+- the global state of the user's own modules.
+
+A worker process that has run a user's code is therefore never used for other code (`execution.pool`). Changes of
+`sys.path` by a plug-in are kept as well, because files that extend it often import their neighbours later, inside
+functions.
 """
 
 from __future__ import annotations
@@ -26,7 +34,7 @@ ALL = (*NUMERIC, *AMBIENT)
 
 
 class isolated:
-    """Restore all settings at the end of the block, even after an exception."""
+    """A context manager that restores all settings on exit, even after an exception."""
 
     def __enter__(self) -> None:
         self._numeric, self._ambient = Snapshot(NUMERIC), Snapshot(AMBIENT)
@@ -35,6 +43,6 @@ class isolated:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._numeric.put_back()  # first, because a mode left on may break the reading of other settings
+            self._numeric.put_back()  # first, because a mode left active may break the getters of other settings
         finally:
             self._ambient.put_back()

@@ -1,4 +1,4 @@
-"""Process-wide state beyond computations: generators, working directory, environment, streams, ..."""
+"""Process-wide settings other than numeric ones: random generators, working directory, environment, streams, ..."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from optbench.isolation.snapshot import ProcessSetting
 
 
 def seed_generators(seed: int) -> None:
-    """Seed the global generators of PyTorch (on the CPU), NumPy and Python with `seed`, in [0, 2**31)."""
+    """Seed the global random generators of PyTorch (CPU only), NumPy and Python with `seed`, in [0, 2**31)."""
     torch.default_generator.manual_seed(seed)
     np.random.seed(seed)  # noqa: NPY002  # foreign code uses the global generator
     random.seed(seed)
@@ -55,7 +55,7 @@ def _set_numpy_state(value: tuple[Any, ...]) -> None:
 def _directory() -> str | None:
     try:
         return str(Path.cwd())
-    except OSError:  # it was removed
+    except OSError:  # the directory was removed
         return None
 
 
@@ -83,7 +83,7 @@ def _handlers() -> list[Any]:
 def _set_handlers(value: list[Any]) -> None:
     if threading.current_thread() is threading.main_thread():
         for number, handler in zip(_SIGNALS, value, strict=True):
-            if handler is not None:  # it was not set from Python
+            if handler is not None:  # None stands for a handler that was not set from Python
                 signal.signal(number, handler)
 
 
@@ -123,4 +123,4 @@ AMBIENT: tuple[ProcessSetting, ...] = (
     ProcessSetting("numpy print options", np.get_printoptions, lambda value: np.set_printoptions(**value)),
     ProcessSetting("warn_always", torch.is_warn_always_enabled, torch.set_warn_always),
 )
-"""Process-wide state, other than `NUMERIC`, that code may depend on."""
+"""Process-wide settings other than `NUMERIC` that code may depend on."""

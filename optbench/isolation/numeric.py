@@ -1,4 +1,4 @@
-"""Settings that computations in this thread depend on: PyTorch's flags, active modes, hooks, NumPy's error handling."""
+"""Settings that computations in this thread depend on: PyTorch's flags, modes and hooks, NumPy's error handling, ..."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from optbench.isolation.snapshot import ProcessSetting
 
 
 def _private(*names: str, reads: str = "_get_{}", writes: str = "_set_{}") -> Iterator[ProcessSetting]:
-    """Yield settings with private getters and setters in `torch._C`, except those missing from this build.
+    """Yield a setting for each name that has a private getter and setter in `torch._C` and is readable in this build.
 
-    A tuple value is passed to the setter as separate arguments.
+    reads, writes: the patterns for the names of the getter and the setter. A tuple value is passed to the setter as
+    separate arguments.
     """
     for name in names:
         get, set_ = (getattr(torch._C, form.format(name), None) for form in (reads, writes))
@@ -34,7 +35,7 @@ def _setter(set_: Callable[..., object]) -> Callable[[Any], object]:
 
 
 def _precisions() -> list[ProcessSetting]:
-    """Return the float32 precision settings, older ones first, because an older one changes several newer ones."""
+    """Return the float32 precision settings, legacy ones first, since setting a legacy one changes some newer ones."""
     get, set_ = (getattr(torch._C, f"_{verb}_fp32_precision_{verb}ter", None) for verb in ("get", "set"))
     matmul = (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision)
     found = [_older("float32_matmul_precision", *matmul)]
@@ -56,7 +57,10 @@ def _precisions() -> list[ProcessSetting]:
 
 
 def _older(name: str, get: Callable[[], Any], set_: Callable[[Any], object]) -> ProcessSetting:
-    """Return a setting that combines several others; its value is None where PyTorch refuses to read it."""
+    """Return a legacy setting, which combines several newer ones.
+
+    Its value is None if PyTorch refuses to read it; None is not restored.
+    """
 
     def read() -> Any:
         try:
@@ -74,10 +78,12 @@ def _older(name: str, get: Callable[[], Any], set_: Callable[[Any], object]) -> 
 
 
 _REDUCED = "cublas_allow_{}_reduced_precision_reduction"
-"""Names a pair of flags: whether matrix products of a type may use reduced-precision sums. They are set together."""
+"""The pattern for a setting's name. Its value is a pair of flags, set together, for whether matrix products of a data
+type may use reduced-precision sums."""
 _KERNELS_OF_ATTENTION = {"reads": "_get_{}_sdp_enabled", "writes": "_set_sdp_use_{}"}
 _SMALLEST = 5e-324
-"""A denormal number. In a thread that flushes denormals, its product with 1 is 0; PyTorch has no getter for this."""
+"""The smallest denormal number. Its product with 1 is 0 in a thread that flushes denormals, a flag for which PyTorch
+has no getter."""
 
 
 def _default_type() -> tuple[torch.dtype, str]:
@@ -93,7 +99,7 @@ def _set_default_type(value: tuple[torch.dtype, str]) -> None:
 
 
 def _default_device() -> torch.device | None:
-    # The public getter creates a tensor, which takes as long as all other settings together.
+    # The public getter creates a tensor, which takes as long as reading all other settings together.
     context = getattr(getattr(torch, "_GLOBAL_DEVICE_CONTEXT", None), "device_context", None)
     return None if context is None else context.device
 
@@ -113,8 +119,8 @@ def _stack(
 ) -> ProcessSetting:
     """Return a setting for a stack of modes (bottom first) that is restored by popping and pushing modes.
 
-    A closure runs outside the modes of the enclosing `with` blocks. These modes must be pushed again afterwards,
-    because the blocks pop them when they end.
+    The closure passed to an optimizer runs outside the modes that the optimizer has entered by `with`. These modes must
+    be pushed again after the closure, because each `with` block pops its mode on exit.
     """
 
     def put(value: tuple[Any, ...]) -> None:
@@ -142,9 +148,9 @@ def _pop_dispatch_mode() -> None:
 
 
 def _saved_tensor_hooks() -> tuple[Any, ...]:
-    """Return the stack of pairs of hooks, bottom first.
+    """Return the stack of saved-tensor hooks as (pack, unpack) pairs, bottom first.
 
-    PyTorch shows only the top pair, so all pairs are popped and then pushed again.
+    PyTorch gives access to the top pair only, so all pairs are popped and then pushed again.
     """
     found = []
     while (top := torch._C._autograd._top_saved_tensors_default_hooks(False)) is not None:
@@ -176,7 +182,7 @@ def _autocast(device: str) -> list[ProcessSetting]:
 
 
 def _entries(name: str, holder: dict[Any, Any]) -> ProcessSetting:
-    """Return a setting for the entries of a dictionary of global hooks, which is restored in place."""
+    """Return a setting for the entries of `holder`, a dictionary of global hooks that is restored in place."""
 
     def put(value: tuple[tuple[Any, Any], ...]) -> None:
         holder.clear()
@@ -195,8 +201,8 @@ def _hooks() -> list[ProcessSetting]:
 
 
 def _set_filters(value: list[Any]) -> None:
-    warnings.filters[:] = value  # type: ignore[index]  # typeshed calls it a sequence
-    warnings._filters_mutated()  # type: ignore[attr-defined]  # else old decisions to show a warning stay cached
+    warnings.filters[:] = value  # type: ignore[index]  # typeshed declares a sequence
+    warnings._filters_mutated()  # type: ignore[attr-defined]  # else, decisions on showing warnings stay cached
 
 
 def cuda_at_work() -> bool:
@@ -204,7 +210,7 @@ def cuda_at_work() -> bool:
 
 
 def _cuda_device() -> int | None:
-    # Merely querying for a device initialises the driver, which forked processes could then no longer use.
+    # Querying the device would initialise the driver, which forked processes could then no longer use.
     return torch.cuda.current_device() if cuda_at_work() else None
 
 
@@ -261,4 +267,7 @@ NUMERIC: tuple[ProcessSetting, ...] = (
     ProcessSetting("warning filters", lambda: list(warnings.filters), _set_filters),
     ProcessSetting("cuda device", _cuda_device, _set_cuda_device),
 )
-"""Settings that computations in this thread depend on. `inference_mode` precedes `grad_mode`, which it changes."""
+"""Settings that computations in this thread depend on, in the order in which they are restored.
+
+`inference_mode` comes before `grad_mode` because setting it changes `grad_mode`.
+"""

@@ -1,4 +1,4 @@
-"""Snapshots of process-wide settings: compared later, and restored where they differ."""
+"""Snapshots of process-wide settings, used to find and restore the settings that have changed since."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ProcessSetting:
-    """A setting: a getter, whose values compare by `==`, and a setter that accepts such a value."""
+    """A process-wide setting.
+
+    get: returns the current value; values are compared by `==`.
+    set: sets a value that `get` returned earlier.
+    """
 
     name: str
     get: Callable[[], Any]
@@ -18,7 +22,7 @@ class ProcessSetting:
 
 
 class Snapshot:
-    """The values of some settings at the time of its construction."""
+    """The values of some settings, read when the snapshot is constructed."""
 
     __slots__ = ("_getters", "_settings", "_values")
 
@@ -41,7 +45,7 @@ class Snapshot:
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
-        """Run the block with the settings of the snapshot, then return to those in force before it."""
+        """Run the block with the snapshot's settings, then restore the settings that were in force before the block."""
         if [get() for get in self._getters] == self._values:
             yield
             return

@@ -1,1 +1,1 @@
-"""Paired statistics over seeds: an exact test with its interval, corrected over a declared family of metrics."""
+"""Paired statistics over seeds: an exact test and its confidence interval, corrected over a declared set of metrics."""

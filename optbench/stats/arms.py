@@ -1,4 +1,7 @@
-"""Arms: one optimizer setting on one experiment and model over its seeds, shown as a row or compared as a side."""
+"""Arms: the trials of one optimizer setting on one experiment and model, one trial per seed.
+
+Reports show an arm as a row; comparisons and claims use it as a side.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,15 @@ from optbench.suite.schema import ExperimentSettings, Tuning
 from optbench.tasks import Outline
 
 Status = Literal["ok", "diverged", "failed", "missing", "above_target"]
-"""The status of a trial. `above_target`: trained to the end, but above the target training loss on some task."""
+"""The status of a trial. `above_target`: finished, but above the target training loss on at least one task."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One optimizer setting on one experiment and model. trials: the trial of every planned seed."""
+    """One optimizer setting on one experiment and model.
+
+    trials: the trial of each planned seed.
+    """
 
     results: Results
     experiment: str
@@ -36,7 +42,7 @@ class Arm:
 
     @property
     def label(self) -> str:
-        """The name of the arm: `adam`, or `adam lr=0.001` if settings were swept."""
+        """The arm's name: `adam`, or `adam lr=0.001` if settings were swept."""
         return self.optimizer if self.variant == "default" else f"{self.optimizer} {self.variant}"
 
     @property
@@ -46,7 +52,7 @@ class Arm:
 
     @property
     def arms(self) -> tuple[Arm, ...]:
-        """The arms behind a side of a comparison: this one, or the two whose solutions are compared (`Between`)."""
+        """The arms of a side of a comparison: this one or, for `Between`, those whose solutions are compared."""
         return (self,)
 
     @property
@@ -60,7 +66,7 @@ class Arm:
 
     @property
     def in_bits(self) -> bool:
-        """Whether the experiment is on text, where R holds negative bits per byte."""
+        """Whether the experiment is on text, for which the accuracy matrix R holds negative bits per byte."""
         return self.experiment in self.results.in_bits
 
     @property
@@ -73,7 +79,7 @@ class Arm:
         return (self.settings.tuning or {}).get(self.optimizer)
 
     def status(self, seed: int) -> str:
-        """Return the status of the trial of a seed; `missing` if it is not finished or not planned."""
+        """Return the status of the trial with this seed; `missing` if the trial is not finished or not planned."""
         return self.results.status(self.trials[seed].id) if seed in self.trials else "missing"
 
     def count(self, status: Status) -> int:
@@ -90,21 +96,21 @@ class Arm:
         return values.get(metric, {}).get(self.trials[seed].id, math.nan)
 
     def validated(self, metric: str, seed: int) -> float:
-        """Return a metric of the accuracy matrix on validation data, whichever split the run uses; NaN if undefined."""
+        """Return a metric of the accuracy matrix on validation data, whichever split is reported; NaN if undefined."""
         return self.results.validation.get(metric, {}).get(self.trials[seed].id, math.nan)
 
     def values(self, metric: str) -> list[float]:
-        """Return the metric of every trial that is `ok`, in seed order; NaN where undefined."""
+        """Return the metric's value in each trial that is `ok`, in seed order; NaN where undefined."""
         return [self.value(metric, seed) for seed in self.trials if self.status(seed) == "ok"]
 
     def undefined(self, metric: str, seeds: Iterable[int]) -> set[str]:
-        """Return why a metric derived from accuracies has no value on these seeds; only `ok` trials are considered."""
+        """Return the reasons why a metric derived from accuracies is undefined in `ok` trials with these seeds."""
         missing = [s for s in seeds if self.status(s) == "ok" and math.isnan(self.value(metric, s))]
         return {why for s in missing if (why := self.results.undefined(metric, self.trials[s].id))}
 
     @functools.cached_property
     def shortcoming(self) -> Shortcoming | None:
-        """The tasks that its trials failed to learn; None if each of them learnt every task."""
+        """The tasks that trials of the arm failed to learn; None if every trial learnt every task."""
         found = [self.results.not_learnt.get(trial.id, NotLearnt()) for trial in self.trials.values()]
         return Shortcoming.of(self.count("ok"), found)
 
@@ -123,16 +129,16 @@ class Arm:
 
     @property
     def mixed_code(self) -> str | None:
-        """A warning that its trials were trained with different versions of the user's code; None if they were not."""
+        """A warning if trials of the arm were trained with different versions of the user's code; else None."""
         rows = [row for trial in self.trials.values() if (row := self.results.rows.get(trial.id))]
         counts = Counter(row.source_hash for row in rows if row.status != "failed")
         if len(counts) < 2:
             return None
         said = ", ".join(f"{n} with source {source or 'not recorded'}" for source, n in counts.items())
-        return f"its trials were trained with {len(counts)} versions of its code ({said}): means include all of them"
+        return f"its trials were trained with {len(counts)} versions of the code ({said}); means include all trials"
 
     def took(self, metric: str) -> bool:
-        """Return whether the metric was measured in any of its trials, even if it is undefined."""
+        """Return whether the metric was measured in any trial of the arm, even if its value is undefined."""
         found = self.results.values.get(metric, {})
         return any(trial.id in found for trial in self.trials.values())
 

@@ -1,4 +1,4 @@
-"""Two arms whose solutions are compared with each other: a side of a claim about pairs of solutions."""
+"""Pairs of arms whose solutions are compared with each other: the sides of claims about pairs of solutions."""
 
 from __future__ import annotations
 
@@ -18,20 +18,24 @@ WORST_FIRST = ("missing", "failed", "diverged", "above_target", "ok")
 
 @dataclass(frozen=True)
 class Between(Arm):
-    """An arm paired with another arm, or with its own controls. Its trials are those of the first arm.
+    """An arm paired with another arm or with its own controls, seed by seed.
 
-    A metric of two solutions has a value for each seed on which both trials ended.
+    `trials` holds the trials of the first arm. A metric of two solutions has a value for each seed on which both
+    trials ended.
     """
 
     first: Arm
     partners: dict[int, Trial]
     """The trials of the other arm, or the controls, by seed."""
     second: Arm | None
-    """The other arm; None for an arm and its controls: the null, where only the order of the batches differs."""
+    """The other arm, or None if the first arm is paired with its controls.
+
+    The latter is the null: the two trials differ only in the order of the batches.
+    """
 
     @staticmethod
     def of(first: Arm, second: Arm | None = None) -> Between:
-        """Pair the trials of two arms seed by seed; without a second, those of an arm with their controls."""
+        """Pair the trials of two arms, seed by seed, or those of one arm with its controls if `second` is None."""
         if second is None:
             controls = (trial for trial in first.results.controls if _arm(trial) == _arm_of(first))
             partners = {trial.seed: trial for trial in controls}
@@ -47,7 +51,7 @@ class Between(Arm):
 
     @property
     def label(self) -> str:
-        """The name of the pair: `adam with sgd`, `adam lr=0.001 with itself`."""
+        """The pair's name, e.g. `adam with sgd` or `adam lr=0.001 with itself`."""
         return side_text([self.first.label, (self.second or self.first).label])
 
     @property
@@ -55,7 +59,7 @@ class Between(Arm):
         return (self.first, self.second) if self.second else (self.first,)
 
     def status(self, seed: int) -> str:
-        """Return the worse of the statuses of the two trials of a seed."""
+        """Return the worse status of the two trials with this seed."""
         found = (self.first.status(seed), self._status_of_partner(seed))
         return min(found, key=WORST_FIRST.index)
 
@@ -65,7 +69,7 @@ class Between(Arm):
         return found.value if found else math.nan
 
     def compared(self, metric: str) -> dict[int, PairValue]:
-        """Return the values of a metric of two solutions by seed, without the seeds not yet compared."""
+        """Return the values of a metric of two solutions, by seed; seeds that are not compared yet are omitted."""
         found = ((seed, self._found(metric, seed)) for seed in self.trials)
         return {seed: one for seed, one in found if one is not None}
 
@@ -79,7 +83,7 @@ class Between(Arm):
 
     @property
     def shortcoming(self) -> Shortcoming | None:
-        """The shortcoming of the first of the two arms that has one; None if neither has."""
+        """The first arm's shortcoming or, if it has none, the second arm's; None if neither has one."""
         return next((arm.shortcoming for arm in self.arms if arm.shortcoming), None)
 
     def _status_of_partner(self, seed: int) -> str:

@@ -1,7 +1,9 @@
-"""Percentile bootstrap over seeds (Efron 1979): the same resamples are used for everything measured on the seeds.
+"""Percentile bootstrap over seeds (Efron 1979), with the same resamples for everything measured on the same seeds.
 
-Legend: `n` seeds, `B` resamples. These intervals are too narrow for few seeds (nominal 95% covers about 84% at
-5 seeds, 92% at 10): they indicate uncertainty, and no verdict is based on them.
+Legend: `n` seeds, `B` resamples.
+
+The intervals are too narrow if there are few seeds: the coverage of a nominal 95% interval is about 84% with 5 seeds
+and 92% with 10. They only indicate uncertainty; no verdict is based on them.
 """
 
 from __future__ import annotations
@@ -21,13 +23,16 @@ SEED = 0
 
 
 def resampled_means(values: Array) -> Array:
-    """Return means (..., B) of values (..., n) over n seeds drawn with replacement; all rows share the draws."""
+    """Return the mean of `values` over each resample of n seeds, drawn with replacement: (..., n) -> (..., B).
+
+    All rows share the draws.
+    """
     means: Array = values[..., _draws(values.shape[-1])].mean(axis=-1)
     return means
 
 
 def percentile_interval(resampled: Array, level: float = LEVEL) -> tuple[float, float]:
-    """Return the interval that holds the central `level` of a statistic's resampled values (B,), in their unit.
+    """Return the central interval that contains a fraction `level` of the resampled values (B,) of a statistic.
 
     Quantiles are interpolated linearly.
     """

@@ -3,11 +3,14 @@
 A claim has one part for every model it names and every variant of a swept optimizer. Each part is judged by the
 paired test of `verdict`, with Holm's correction over the parts; the claim is supported if all parts are.
 Tasks that trials of either side failed to learn are reported next to the verdict and do not change it.
-A claim with readings gets its verdict from the primary one; the others are reported next to it (`readings`).
-A claim with a condition (`where`) covers the variants that meet it; the others are listed.
-A claim at matched accuracy (`matched`) covers the variants of the two sides that are nearest to each other.
-A claim about pairs of solutions (`left: [adam, sgd]`) compares a metric of two solutions, seed by seed, with that of
-other pairs, with a null, or with a number.
+
+Some claims have further settings:
+
+- A claim with readings gets its verdict from the primary reading; the other readings are reported next to the verdict.
+- A claim with a condition (`where`) covers the variants that meet the condition; the other variants are listed.
+- A claim at matched accuracy (`matched`) covers the variants of the two sides that are nearest to each other.
+- A claim about pairs of solutions (`left: [adam, sgd]`) is about a metric of two solutions. Its value is compared, seed
+  by seed, with its value for other pairs or for a null, or with a number.
 """
 
 from __future__ import annotations
@@ -47,8 +50,9 @@ class ClaimVerdict(StrEnum):
 class ClaimPart:
     """A claim on one model, for one variant of each side.
 
-    beside: metric -> medians of left and right. readings: the result of each reading; empty if the claim has none.
-    match: the two variants and their distance, for a claim at matched accuracy.
+    beside: the medians of the left and right sides, by metric.
+    readings: the result of each reading; empty if the claim has none.
+    match: the two variants and their distance, for a claim at matched accuracy; else None.
     """
 
     model: str
@@ -69,7 +73,7 @@ class ClaimPart:
 
     @property
     def arms(self) -> tuple[Arm, ...]:
-        """The arms on its sides, two on a side that is a pair of solutions; an arm may occur twice."""
+        """The arms of all sides, including both arms of a side that is a pair of solutions; an arm can occur twice."""
         return tuple(arm for side in self.sides for arm in side.arms)
 
     @property
@@ -82,10 +86,10 @@ class ClaimPart:
 class JudgedClaim:
     """A claim with its parts and their combined verdict.
 
-    margin: the smallest relevant difference, the claim's own or its metric's.
-    left_out: the variants of either side that do not meet the claim's condition and belong to no part.
-    unmatched: variants without a sufficiently near variant on the other side, each with the nearest one.
-    in_bits: whether the claim is about text, where R holds negative bits per byte.
+    margin: the smallest relevant difference, as stated by the claim or, by default, by its metric.
+    left_out: the variants of either side that do not meet the claim's condition and are therefore in no part.
+    unmatched: the matches that are too distant: a variant and the nearest variant of the other side.
+    in_bits: whether the claim is about text, for which the accuracy matrix R holds negative bits per byte.
     """
 
     name: str
@@ -99,7 +103,7 @@ class JudgedClaim:
 
     @property
     def partly_judged(self) -> tuple[Arm, ...]:
-        """Variants that meet the claim's condition on only some of their trials, because others are not `ok`."""
+        """The variants whose condition was checked on only some of their trials because the others are not `ok`."""
         if not self.claim.where:
             return ()
         every = {(arm.model, arm.optimizer, arm.variant): arm for part in self.parts for arm in part.arms}
@@ -110,13 +114,13 @@ def judge_claims(results: Results) -> list[JudgedClaim]:
     """Judge every claim of the run's suite, in order.
 
     Raises:
-        StoreError: the run's record lacks the description of a metric of a claim.
+        StoreError: the run's record does not describe a metric that a claim uses.
     """
     everyone, metrics = arms(results), results.metrics
     for name, claim in results.suite.claims.items():
         cells = (claim.primary, *(claim.readings.cells if claim.readings is not None else ()))
         if missing := next((cell.name for cell in cells if cell.name not in metrics), None):
-            what = f"expected a description of '{missing}', which claims.{name} of its suite uses, got none"
+            what = f"expected a description of '{missing}', which claims.{name} uses, got none"
             raise StoreError(f"{results.run.path / 'run.json'}: metrics: {what}")
     found = []
     for name, claim in results.suite.claims.items():
@@ -155,7 +159,11 @@ def _judged(name: str, claim: Claim, metrics: Mapping[str, Metric], everyone: Se
 
 
 def overall(verdicts: Sequence[ClaimVerdict]) -> ClaimVerdict:
-    """Combine the verdicts of parts: contradicted if any part is, supported only if all parts are."""
+    """Combine the verdicts of the parts of a claim.
+
+    The result is `contradicted` if any part is contradicted, `supported` if all parts are supported, `not comparable`
+    if all parts are not comparable or there are none, and otherwise `no evidence`.
+    """
     if ClaimVerdict.CONTRADICTED in verdicts:
         return ClaimVerdict.CONTRADICTED
     if not verdicts or set(verdicts) == {ClaimVerdict.NOT_COMPARABLE}:
@@ -164,7 +172,7 @@ def overall(verdicts: Sequence[ClaimVerdict]) -> ClaimVerdict:
 
 
 def _taking_part(claim: Claim, everyone: Sequence[Arm]) -> tuple[list[Arm], tuple[LeftOut, ...]]:
-    """Split the variants of either side on the claim's models by whether they meet its condition."""
+    """Return the variants of either side, on the claim's models, that meet its condition, and those that do not."""
     named = [
         arm
         for arm in everyone
@@ -176,7 +184,7 @@ def _taking_part(claim: Claim, everyone: Sequence[Arm]) -> tuple[list[Arm], tupl
 
 
 def _sides(claim: Claim, taking_part: Sequence[Arm]) -> list[tuple[Arm, Arm | float]]:
-    """Return the sides of each part: for every model, each left variant against each right variant that differs."""
+    """Return the two sides of each part: on every model, each left variant with each different right variant."""
     models = claim.models or list(dict.fromkeys(arm.model for arm in taking_part))
     found: list[tuple[Arm, Arm | float]] = []
     for model in models:
@@ -196,9 +204,9 @@ def _side(side: Arms, named: Mapping[tuple[str, str], Arm]) -> Arm:
 def _matched(
     claim: Claim, sides: Sequence[tuple[Arm, Arm | float]]
 ) -> tuple[list[tuple[Arm, Arm | float]], list[Match | None], tuple[Match, ...]]:
-    """Return the sides of each part, the match of each, and the matches of variants that are too far apart.
+    """Return the sides of each part, the match of each part, and the matches that are too distant to be parts.
 
-    Without matched accuracy, all `sides` are returned; the matches are then None, and none are too far apart.
+    For a claim without matched accuracy, return all `sides`, None as the match of each, and no distant matches.
     """
     if claim.matched is None:
         return list(sides), [None] * len(sides), ()
@@ -222,20 +230,21 @@ def _verdict(claim: Claim, question: Question, judgement: Judgement) -> tuple[Cl
             return ClaimVerdict.NO_EVIDENCE, judgement.reason
         case Verdict.EQUIVALENT:
             # The claim states a relevant difference, which the data rule out.
-            return ClaimVerdict.CONTRADICTED, "the two are equivalent: any difference is smaller than the margin"
+            return ClaimVerdict.CONTRADICTED, "the two sides are equivalent: any difference is smaller than the margin"
     assert result.difference is not None, "a verdict without a difference"
     if (result.difference > 0) != (claim.expect == "higher"):
-        return ClaimVerdict.CONTRADICTED, "the difference has the other sign"
+        return ClaimVerdict.CONTRADICTED, "the difference has the opposite sign"
     if judgement.verdict is Verdict.BELOW_MARGIN:
         return ClaimVerdict.NO_EVIDENCE, f"there is a difference below the margin: {judgement.reason}"
     return ClaimVerdict.SUPPORTED, ""
 
 
 def _equivalence(question: Question, judgement: Judgement) -> tuple[ClaimVerdict, str]:
-    """Judge a claim of equivalence by two one-sided tests; a difference may be significant and still within the margin.
+    """Judge a claim of equivalence by two one-sided tests.
 
-    The claim is contradicted only if the 90% interval lies outside the margin and the difference is significant after
-    Holm's correction.
+    A significant difference supports the claim, too, if the 90% interval lies within the margin. The claim is
+    contradicted only if the 90% interval lies outside the margin and the difference is significant after Holm's
+    correction.
     """
     if within_margin(question):
         return ClaimVerdict.SUPPORTED, ""

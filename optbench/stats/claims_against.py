@@ -1,4 +1,4 @@
-"""The claims of two runs side by side, paired by name, each judged on its own run's data."""
+"""The claims of two runs, paired by name; each is judged on the data of its own run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ OPPOSITE = {ClaimVerdict.SUPPORTED, ClaimVerdict.CONTRADICTED}
 
 @dataclass(frozen=True)
 class PartsOfBoth:
-    """One part of a claim in each run, with the same model and variants; None in a run without it."""
+    """A part of a claim in two runs A and B, with the same model and variants in both.
+
+    a, b: the part in each run; None if that run has no such part or the claims differ.
+    """
 
     a: ClaimPart | None
     b: ClaimPart | None
@@ -30,11 +33,11 @@ class PartsOfBoth:
 
 @dataclass(frozen=True)
 class ClaimOfBoth:
-    """A claim in each run; at most one of the two is None, if that run's suite does not state the claim.
+    """The claims with one name in two runs A and B.
 
-    Attributes:
-        apart: the settings of the claim that differ between the two suites, as (name, in A, in B).
-        parts: the parts in A in order, then those only in B; never paired if the claims differ.
+    a, b: the claim in each run; at most one is None, which means that the run's suite does not state the claim.
+    apart: the settings of the claim that differ between the two suites, as (name, in A, in B).
+    parts: the parts in A, in order, then those that are only in B; they are not paired if the claims differ.
     """
 
     name: str
@@ -57,7 +60,7 @@ class ClaimOfBoth:
 
     @property
     def compared(self) -> bool:
-        """Whether it is the same claim, judged in both runs; only such claims are counted."""
+        """Whether both suites state the claim and neither verdict is `not comparable`. Only these claims count."""
         return self.alike and ClaimVerdict.NOT_COMPARABLE not in self.verdicts
 
     @property
@@ -70,12 +73,12 @@ class ClaimOfBoth:
 
     @property
     def reversed(self) -> bool:
-        """Whether it is supported in one run and contradicted in the other."""
+        """Whether the claim is supported in one run and contradicted in the other."""
         return self.changes and set(self.verdicts) == OPPOSITE
 
 
 def claims_of_both(a: Sequence[JudgedClaim], b: Sequence[JudgedClaim]) -> list[ClaimOfBoth]:
-    """Pair the claims of two runs by name, in the order of A, then those only in B."""
+    """Pair the claims of two runs by name: those in A, in order, then those that are only in B."""
     of_a, of_b = ({claim.name: claim for claim in side} for side in (a, b))
     return [_both(name, of_a.get(name), of_b.get(name)) for name in {**of_a, **of_b}]
 
@@ -98,7 +101,7 @@ def _both(name: str, a: JudgedClaim | None, b: JudgedClaim | None) -> ClaimOfBot
 
 
 def _stated(claim: Claim) -> dict[str, object]:
-    """Return the content of a claim, without its wording and context."""
+    """Return the settings of a claim, with pairs of solutions as text and without its wording, context and margin."""
     stated = claim.model_dump(exclude={"text", "source", "given", "beside", "margin"})
     pairs = {key: side_text(side) for key in ("left", "right") if isinstance(side := stated[key], list)}
     return stated | pairs

@@ -1,4 +1,4 @@
-"""Compare two runs, or two optimizers, seed by seed: which arms are paired, and how they differ.
+"""Compare two runs or two optimizers seed by seed: pair their arms and judge how the arms differ.
 
 Verdicts are about A: every difference is A - B, over the seeds that finished on both sides, and A is `better` or
 `worse`. The family of Holm's correction consists of the declared primary metrics of one pair of arms.
@@ -34,7 +34,7 @@ class Selection:
 
     @staticmethod
     def of(results: Results, named: str) -> Selection:
-        """Parse a selection. named: OPTIMIZER, OPTIMIZER/VARIANT, or empty."""
+        """Return the selection of a run that `named` stands for: `OPTIMIZER`, `OPTIMIZER/VARIANT`, or empty for all."""
         optimizer, _, variant = named.partition("/")
         return Selection(results, optimizer or None, variant or None)
 
@@ -42,7 +42,7 @@ class Selection:
         """Return the selected arms, in the suite's order.
 
         Raises:
-            UsageError: the run has no such optimizer, or the optimizer no such variant.
+            UsageError: the run does not have the optimizer, or the optimizer does not have the variant.
         """
         found = arms(self.results)
         for what, wanted in (("optimizer", self.optimizer), ("variant", self.variant)):
@@ -56,7 +56,10 @@ class Selection:
 
 @dataclass(frozen=True)
 class MetricComparison:
-    """One metric of two arms. judgement: None for an exploratory metric, which gets no verdict."""
+    """One metric of two arms.
+
+    judgement: None for an exploratory metric, which gets no verdict.
+    """
 
     metric: Metric
     result: PairedResult
@@ -64,7 +67,7 @@ class MetricComparison:
 
     @property
     def has_values(self) -> bool:
-        """Whether either side has a value on any seed; with one task, for example, forgetting has none."""
+        """Whether either side has a value or diverged on any seed. With one task, for example, forgetting has none."""
         result = self.result
         return (result.median_a, result.median_b) != (None, None) or result.diverged_a + result.diverged_b > 0
 
@@ -73,8 +76,8 @@ class MetricComparison:
 class ArmComparison:
     """Two arms on the same experiment and model.
 
-    seeds: seeds that finished, `ok` or diverged, on both sides. same_start: whether both sides had the same initial
-    weights on each of these seeds; None if there are none.
+    seeds: the seeds that finished (`ok` or `diverged`) on both sides.
+    same_start: whether both sides had the same initial weights on each of these seeds; None if there are none.
     """
 
     a: Arm
@@ -118,19 +121,19 @@ class Comparison:
 
 
 def compare(a: Selection, b: Selection, *, experiments: Sequence[str] = (), force: bool = False) -> Comparison:
-    """Compare two selections: every optimizer that both have, or the two that are named.
+    """Compare two selections: the two named optimizers or, unless both are named, every optimizer in both selections.
 
     experiments: the experiments to compare; all of them if empty.
 
     Raises:
-        UsageError: a run has no such optimizer, variant or experiment.
-        ComparisonError: the runs cannot be compared and `force` is not given, or they have nothing in common.
+        UsageError: a run does not have the optimizer, variant or experiment.
+        ComparisonError: the runs cannot be compared and `force` is False, or they have nothing in common.
     """
     found = obstacles(a.results, b.results)
     if found and not force:
         raise ComparisonError(
             f"{a.results.run.id} and {b.results.run.id} cannot be compared: {'; '.join(found)}; "
-            "--force compares what they have in common"
+            "pass --force to compare what they have in common"
         )
     for name in experiments:
         if name not in a.results.suite.experiments:
@@ -143,7 +146,11 @@ def compare(a: Selection, b: Selection, *, experiments: Sequence[str] = (), forc
 
 
 def compare_arms(a: Arm, b: Arm, *, primary_only: bool = False) -> ArmComparison:
-    """Compare every metric that either arm measured, or only the experiment's primary metrics, which get verdicts."""
+    """Compare two arms. Only the experiment's primary metrics get verdicts.
+
+    primary_only: compare only these metrics. By default, compare every metric that either arm measured, except those
+    that only state the size of the features.
+    """
     seeds = tuple(s for s in a.trials if a.status(s) in ENDED and b.status(s) in ENDED)
     same = same_start(a, b, seeds)
     metrics = {**b.metrics, **a.metrics}
@@ -168,7 +175,10 @@ def ask(
     *,
     comparable: bool,
 ) -> Question:
-    """Return the question of whether `a` differs from `b`. comparable: whether both have the same initial weights."""
+    """Return the question of whether `a` differs from `b`.
+
+    comparable: whether both sides have the same initial weights.
+    """
     found = [side.undefined(metric.name, seeds) for side in (a, b) if isinstance(side, Arm)] if result.p is None else []
     undefined = "; ".join(sorted(set().union(*found)))
     return Question(result, metric.direction, margin, comparable, "initial weights differ", undefined)
@@ -181,7 +191,7 @@ def same_start(a: Arm, b: Arm, seeds: Sequence[int]) -> bool | None:
 
 
 def pairs(a: Arm, b: Arm | float, seeds: Sequence[int], metric: Metric, data: Data = "pooled") -> PairedValues:
-    """Return the metric of both sides on each seed, (n,); a number `b` is repeated for every seed."""
+    """Return the values (n,) of a metric on both sides, one per seed; a number `b` is repeated for each seed."""
     left = np.array([a.value(metric.name, seed, data) for seed in seeds], np.float64)
     lost = np.array([a.status(seed) == "diverged" for seed in seeds], np.bool_)
     if not isinstance(b, Arm):
@@ -191,7 +201,7 @@ def pairs(a: Arm, b: Arm | float, seeds: Sequence[int], metric: Metric, data: Da
 
 
 def obstacles(a: Results, b: Results) -> list[str]:
-    """Return why two runs cannot be compared; empty if they can."""
+    """Return the reasons why two runs cannot be compared; empty if they can."""
     found = []
     if suite_hash(a.suite) != suite_hash(b.suite):
         differences = suite_differences(a.suite, b.suite)
@@ -201,15 +211,15 @@ def obstacles(a: Results, b: Results) -> list[str]:
 
 
 def other_metrics(a: Results, b: Results) -> list[str]:
-    """Return the reason if two runs define metrics differently, whatever their suites; empty if the versions agree."""
+    """Return the reason if two runs use different versions of the metrics, whatever their suites; else no reason."""
     versions = [results.run.record.get("metrics_version", 1) for results in (a, b)]
     if versions[0] == versions[1]:
         return []
-    return [f"their metrics are of different versions, {versions[0]} and {versions[1]}"]
+    return [f"they use different versions of the metrics, {versions[0]} and {versions[1]}"]
 
 
 def remarks(a: Results, b: Results) -> list[str]:
-    """Return caveats of a comparison of two runs: differences in how they were made, and unfinished runs."""
+    """Return the caveats of a comparison: unfinished runs, and different metrics, devices or torch versions."""
     found = [
         f"{run.id} is not complete: {run.record.get('status')}"
         for run in {results.run.path: results.run for results in (a, b)}.values()
@@ -218,7 +228,7 @@ def remarks(a: Results, b: Results) -> list[str]:
     for name, metric in a.metrics.items():
         other = b.metrics.get(name, metric)
         if (metric.target, metric.source_hash) != (other.target, other.source_hash):
-            found.append(f"'{name}' is a different metric in each: {_of_whom(metric)} in A, {_of_whom(other)} in B")
+            found.append(f"'{name}' is a different metric in each run: {_of_whom(metric)} in A, {_of_whom(other)} in B")
     for what, key in (("devices", "device"), ("torch versions", "torch")):
         values = [_provenance(results, key) for results in (a, b)]
         if values[0] != values[1]:
@@ -231,7 +241,7 @@ def _of_whom(metric: Metric) -> str:
 
 
 def _too_few(found: Sequence[ArmComparison]) -> Iterator[str]:
-    """Yield a sentence for each number of common finished seeds that is too small for some pairs of arms."""
+    """Yield a sentence for each number of finished seeds in common that is too small for some pairs of arms."""
     usable = [pair for pair in found if pair.seeds and pair.same_start is not False]
     numbers: dict[str, set[int]] = {}
     for pair in usable:
@@ -265,10 +275,13 @@ def _provenance(results: Results, key: str) -> str:
 
 
 def _matched(a: Selection, b: Selection) -> list[tuple[Arm, Arm]]:
-    """Pair arms of equal experiment and model, in A's order: the two named optimizers, else each arm with its namesake.
+    """Pair the arms of two selections on the same experiment and model, in A's order.
+
+    If both selections name an optimizer, pair the arms of these two; otherwise, pair the arms that have the same
+    optimizer and variant.
 
     Raises:
-        ComparisonError: there is no pair, both sides are the same, or two sweeps have different variants.
+        ComparisonError: there are no pairs, both sides are the same, or two sweeps have different variants.
     """
     left, right = a.arms(), b.arms()
     found: list[tuple[Arm, Arm]] = []
@@ -284,7 +297,7 @@ def _matched(a: Selection, b: Selection) -> list[tuple[Arm, Arm]]:
         found = [(x, y) for x, y in found if (x.optimizer, x.variant) != (y.optimizer, y.variant)]
         if not found:
             raise ComparisonError(
-                f"{a.results.run.id}: expected two different sides; name two of its optimizers, "
+                f"{a.results.run.id}: expected two different sides; name two of the run's optimizers, "
                 f"as in {a.results.run.id}:{left[0].optimizer} {a.results.run.id}:{left[-1].optimizer}"
             )
     if not found:
@@ -294,10 +307,10 @@ def _matched(a: Selection, b: Selection) -> list[tuple[Arm, Arm]]:
 
 
 def _crossed(left: Sequence[Arm], right: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
-    """Pair the arms of two optimizers: by variant if both have the same variants, else every arm with the only other.
+    """Pair the arms of two optimizers by variant or, if one of them has a single variant, each arm with that one.
 
     Raises:
-        ComparisonError: the variants differ, and both optimizers have several.
+        ComparisonError: both optimizers have several variants, and the variants differ.
     """
     by_variant = {arm.variant: arm for arm in right}
     if len(left) > 1 and {arm.variant for arm in left} == by_variant.keys():

@@ -15,7 +15,7 @@ from optbench.suite.claims import Bounds
 class Unmet:
     """A condition that a variant does not meet.
 
-    mean: the mean of the metric over the `n` seeds on which it is defined; None if there are none.
+    mean: the mean of the metric over the `n` seeds on which it is defined; None if n = 0.
     planned: the number of planned seeds.
     """
 
@@ -37,7 +37,7 @@ class LeftOut:
 def unmet_conditions(arm: Arm, where: Mapping[str, Bounds]) -> tuple[Unmet, ...]:
     """Return the conditions that a variant does not meet; empty if it meets all of them.
 
-    A condition applies to the mean over the trials that are `ok`. A variant without a defined value does not meet it.
+    A condition is checked on the metric's mean over the trials that are `ok`. It is not met if no trial has a value.
     """
     unmet = []
     for metric, bounds in where.items():

@@ -1,4 +1,4 @@
-"""Networks with many dormant units: inactive units lower a rank regardless of what the active ones represent."""
+"""Networks with many dormant units, which lower a rank regardless of what the active units represent."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ MANY = 0.05
 
 @dataclass(frozen=True)
 class ManyDormant:
-    """The trials of one arm in which more than a fraction `MANY` of the units is dormant.
+    """The trials of one arm in which more than a fraction `MANY` of the units are dormant.
 
-    trials: the number of trials that are `ok`. seeds, shares: the seed and the dormant fraction of each listed trial,
-    in seed order.
+    trials: the number of trials that are `ok`.
+    seeds, shares: the seed and the dormant fraction of each listed trial, in seed order.
     """
 
     trials: int
@@ -30,7 +30,10 @@ class ManyDormant:
 
     @staticmethod
     def of(shares: Sequence[tuple[int, float]]) -> ManyDormant | None:
-        """Select from the seed and fraction (NaN if not measured) of each `ok` trial; None if no trial has many."""
+        """Return the trials with many dormant units; None if there are none.
+
+        shares: the seed and the dormant fraction (NaN if not measured) of each trial that is `ok`.
+        """
         many = [(seed, share) for seed, share in shares if share > MANY]
         seeds, found = tuple(seed for seed, _ in many), tuple(share for _, share in many)
         return ManyDormant(len(shares), seeds, found) if many else None

@@ -1,4 +1,4 @@
-"""Gates for CI: `forgetting:+0.02` fails if the whole 95% interval of A's forgetting minus B's lies above .02."""
+"""Gates for CI: `forgetting:+0.02` fails if the 95% interval of the difference in forgetting, A - B, lies above .02."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ _PATTERN = re.compile(
 class Gate:
     """A parsed gate.
 
-    text: the gate as given by the user. upwards: whether the gate limits an increase. threshold: the signed difference
-    that must not be exceeded, in the metric's unit, or as a fraction of B's median if `relative`."""
+    text: the gate as given by the user.
+    upwards: whether the gate limits an increase.
+    threshold: the signed difference that must not be exceeded, in the metric's unit.
+    relative: whether the threshold is a fraction of B's median instead.
+    """
 
     text: str
     metric: str
@@ -38,7 +41,7 @@ class GateResult(StrEnum):
 
 @dataclass(frozen=True)
 class JudgedGate:
-    """One gate on one pair of arms."""
+    """The result of one gate on one pair of arms; the reason is empty unless the gate is inconclusive."""
 
     gate: Gate
     pair: ArmComparison
@@ -47,10 +50,12 @@ class JudgedGate:
 
 
 def parse_gate(text: str) -> Gate:
-    """Parse `METRIC:+SIZE` or `METRIC:-SIZE`; the size is in the metric's unit or, if followed by `%`, of B's median.
+    """Parse `METRIC:+SIZE` or `METRIC:-SIZE`.
+
+    The size is in the metric's unit or, if it ends in `%`, a percentage of B's median.
 
     Raises:
-        UsageError: the text has another form.
+        UsageError: the text does not have this form.
     """
     match = _PATTERN.fullmatch(text.strip())
     if match is None:
@@ -66,7 +71,10 @@ def judge_gates(gates: Sequence[Gate], pairs: Sequence[ArmComparison]) -> list[J
 
 
 def _judge(gate: Gate, pair: ArmComparison) -> tuple[GateResult, str]:
-    """Fail if the whole 95% interval of A - B exceeds the threshold, pass if no part of it does."""
+    """Return the result and, if it is inconclusive, the reason.
+
+    The gate fails if the entire 95% interval of A - B exceeds the threshold, and passes if no part of it does.
+    """
     found = pair.metric(gate.metric)
     if found is None or found.result.n == 0:
         return GateResult.INCONCLUSIVE, "not measured"
@@ -85,7 +93,7 @@ def _judge(gate: Gate, pair: ArmComparison) -> tuple[GateResult, str]:
     if lost := pair.a.count("failed") + pair.a.count("missing"):
         return GateResult.INCONCLUSIVE, f"{lost} of A's trials failed or are not finished"
     for side, arm in (("A", pair.a), ("B", pair.b)):
-        if above := arm.count("above_target"):  # their seeds are excluded because of their outcome
+        if above := arm.count("above_target"):  # their outcome excludes their seeds from the interval
             return GateResult.INCONCLUSIVE, f"{above} of {side}'s trials ended above the target training loss"
     within = high <= threshold if gate.upwards else low >= threshold
     return (GateResult.PASSED, "") if within else (GateResult.INCONCLUSIVE, "the interval contains the threshold")

@@ -1,8 +1,8 @@
-"""Trials that failed to learn their tasks, derived from the tables of a run.
+"""Find the tasks that trials failed to learn, from the tables of a run.
 
-They are derived when a run is read, like forgetting, so that runs that did not record them are judged by the same rule.
-If a table lacks the fraction of the most frequent class, as in runs of earlier versions, the accuracy of guessing is
-assumed to be 1/C on a task of C classes.
+Like forgetting, these tasks are determined when a run is read, so that the same rule applies to runs that did not
+record them. If a table lacks the fraction of the most frequent class, as in runs of earlier versions, the accuracy of
+guessing is assumed to be 1/C on a task with C classes.
 
 Legend: `T` tasks; matrices (T+1, T), row 0 before any training.
 """
@@ -35,11 +35,13 @@ Vector: TypeAlias = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Held:
-    """The held-out results of one trial; only one matrix is kept, because matrices grow with the square of T.
+    """The held-out results of one trial, with a single matrix, because the size of a matrix grows with the square of T.
 
-    accuracy: (T+1, T). start: (T,), the losses before the first step on each task, as in `start_losses`. guess:
-    (T,), the fraction of the most frequent class, NaN if not recorded. examples: (T,), the number of examples.
-    classes: the number of classes per task, 0 if unknown.
+    accuracy: (T+1, T).
+    start: (T,), the loss before the first step on each task, as in `start_losses`.
+    guess: (T,), the fraction of the most frequent class of each task; NaN if not recorded.
+    examples: (T,), the number of held-out examples of each task.
+    classes: the number of classes per task; 0 if unknown.
     """
 
     accuracy: Matrix
@@ -50,12 +52,12 @@ class Held:
 
 
 def right_after(matrix: Matrix) -> Vector:
-    """Return the entry (T,) of a matrix (T+1, T) for each task right after its training; every protocol scores it."""
+    """Return each task's entry right after training on it: (T+1, T) -> (T,). Every protocol scores these entries."""
     return np.diagonal(matrix[1:]).copy()
 
 
 def not_learnt(held: Mapping[str, Held], curves: pa.Table) -> dict[str, NotLearnt]:
-    """Return the tasks that were not learnt, by trial id; no entry for a trial in which all tasks were learnt.
+    """Return the tasks that were not learnt, by trial id; trials in which all tasks were learnt are omitted.
 
     curves: the table `curves`, with the columns `trial`, `task` and `train_loss`.
     """
@@ -73,8 +75,10 @@ def not_learnt(held: Mapping[str, Held], curves: pa.Table) -> dict[str, NotLearn
 class Shortcoming:
     """The tasks that the trials of one arm failed to learn.
 
-    trials: the number that are `ok`. guessed, exploded: how many of them were no better than guessing on a task, and
-    how many had an exploding loss. tasks: the tasks on which this happened in any of them.
+    trials: the number of trials that are `ok`.
+    guessed: the number of these trials whose accuracy was no better than guessing on some task.
+    exploded: the number of these trials whose loss exploded on some task.
+    tasks: the tasks on which either happened in any of these trials.
     """
 
     trials: int
@@ -98,12 +102,12 @@ class Shortcoming:
 
 
 def without_learning(note: str) -> str:
-    """Return a trial's note without the parts on tasks not learnt, which are derived here; empty if nothing remains."""
+    """Return a trial's note without its parts about tasks not learnt, which this module derives."""
     return "; ".join(part for part in note.split("; ") if not part.startswith((GUESSED, EXPLODED)))
 
 
 def _highest(curves: pa.Table, tasks: Mapping[str, int]) -> dict[str, Vector]:
-    """Return the highest training loss of each task, (T,), by trial; NaN if none is recorded."""
+    """Return the highest training loss on each task, (T,), by trial; NaN where no loss is recorded."""
     trial, ids = codes(curves["trial"])
     place, loss = numbers(curves["task"]), numbers(curves["train_loss"])
     counts = np.array([tasks.get(name, 0) for name in ids], np.int64)

@@ -1,7 +1,7 @@
-"""Matching: pair the variants of two optimizers that are nearest in accuracy.
+"""Matching: pair the variants of one optimizer with the nearest variants of another, by accuracy.
 
-Only validation data determine the pairs. A claim at matched accuracy is judged on test data for these pairs; the
-remaining difference in accuracy is reported next to its verdict.
+Only validation data determine the pairs. A claim at matched accuracy is judged for these pairs on test data; the
+remaining difference in accuracy is reported next to the claim's verdict.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from optbench.suite.matching import Matching
 class Match:
     """Two matched variants and the distance between them.
 
-    left_mean, right_mean: means of the metric on validation data over the n seeds on which both sides are `ok`; NaN if
-    there are none.
+    left_mean, right_mean: means of the metric on validation data, over the n seeds on which both sides are `ok` and
+    have a value; NaN if n = 0.
     choices: the number of variants from which the nearest was chosen.
     """
 
@@ -39,10 +39,10 @@ class Match:
 
 
 def match(lefts: Sequence[Arm], rights: Sequence[Arm], rule: Matching) -> tuple[list[Match], list[Match]]:
-    """Return the matches of two sides within the rule's limit, and those beyond it, in variant order.
+    """Return the matches of two sides that are within the rule's limit and those beyond it, each in variant order.
 
     Each variant of the side with fewer variants (the left side if the numbers are equal) is matched with the nearest
-    variant of the other side. A variant with too few common seeds for a test is used only if all have too few.
+    variant of the other side. Variants with too few common seeds for a test are chosen only if there are no others.
     """
     found = []
     few_left = len(lefts) <= len(rights)

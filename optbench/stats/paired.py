@@ -1,4 +1,4 @@
-"""One metric of two optimizers compared seed by seed: direction, size and uncertainty of the difference.
+"""Compare one metric of two optimizers seed by seed: direction, size and uncertainty of the difference.
 
 Legend: `n` seeds. Each seed is a pair with the same initial weights and the same data in the same order. d = a - b.
 
@@ -27,7 +27,7 @@ class PairedValues:
     """One metric of optimizers A and B over the same seeds, in the same order.
 
     a, b: (n,) values, NaN where undefined; the value of a diverged trial is ignored.
-    diverged_a, diverged_b: (n,) whether that trial diverged.
+    diverged_a, diverged_b: (n,) whether the trial of A, or of B, diverged.
     """
 
     a: Array
@@ -43,15 +43,17 @@ class PairedValues:
 
 @dataclass(frozen=True)
 class PairedResult:
-    """Result for the pairs of one metric; values in the metric's unit.
+    """The result of comparing one metric over all pairs.
 
     pairs: number of seeds common to both sides.
     n: number of pairs used by the test.
     diverged_a, diverged_b: number of pairs in which A, or B, diverged.
-    undefined: number of pairs not used because a side that did not diverge has no value; in the other unused pairs, a
-    side diverged.
-    median_a, median_b: median of that side's values, except those of diverged trials; None if there are none.
-    difference: Hodges-Lehmann estimate of a - b, ±inf if too many seeds of one side diverged; None if n = 0.
+    undefined: number of pairs not used because a side has no value although it did not diverge. In all other unused
+    pairs, a side diverged.
+    median_a, median_b: median of the values of A, or of B, except those of diverged trials, in the metric's unit; None
+    if there are none.
+    difference: Hodges-Lehmann estimate of a - b, in the metric's unit; ±inf if too many seeds of one side diverged;
+    None if n = 0.
     interval, interval_90: the matching 95% and 90% intervals; None if n is too small for the level.
     p: p-value of the exact signed-rank test; None if n = 0.
     d_z: mean / sample standard deviation of d (Cohen 1988); None if not finite or all d are equal.

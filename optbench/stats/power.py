@@ -1,7 +1,8 @@
-"""The number of seeds that a verdict needs, and the tests that cannot show a difference on any data.
+"""The number of seeds that a verdict needs, and the tests with too few seeds to show a difference on any data.
 
 Legend: `n` paired seeds, `m` tests in the family of Holm's correction. The smallest two-sided p of the exact
-signed-rank test is 2/2ⁿ, and Holm's first step multiplies it by m; if that exceeds .05, no difference is significant.
+signed-rank test is 2/2ⁿ, and Holm's first step multiplies it by m. If the product exceeds .05, no difference can be
+significant.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ NAMED = 3
 class Shortage:
     """Tests for which there are too few seeds.
 
-    about: their subject, in words: `permuted-mnist and digit-pairs`, `all 11 claims`.
-    family: the size of the largest family. tests: the family in words: `3 primary metrics`.
-    seeds: the number of seeds available. needed: the number that is enough for all of the tests.
+    about: what the tests are about, e.g. `permuted-mnist and digit-pairs` or `all 11 claims`.
+    family: the size of the largest family.
+    tests: the family in words, e.g. `3 primary metrics`.
+    seeds: the number of seeds available.
+    needed: the number of seeds needed for all of the tests.
     """
 
     about: str
@@ -47,7 +50,7 @@ class Shortage:
 
 
 def smallest_holm_p(n: int, m: int) -> float:
-    """Return the smallest p, after Holm's correction over a family of m, that n pairs can reach."""
+    """Return the smallest p, after Holm's correction over a family of m tests, that n pairs can reach."""
     return min(1.0, m * smallest_p(n))
 
 
@@ -62,8 +65,11 @@ def seeds_needed(m: int) -> int:
 def suite_shortages(suite: Suite, planned: Iterable[Trial], parts: Sequence[int] | None = None) -> list[Shortage]:
     """Return the tests for which a suite has too few seeds, comparisons first; empty if all of them have enough.
 
-    planned: the suite's trials. parts: the number of parts of each claim; None counts all variants of a claim with a
-    condition, since it is unknown before training which of them meet it. A tuning suite has no tests.
+    A tuning suite has no tests.
+
+    planned: the suite's trials.
+    parts: the number of parts of each claim. If None, the parts are counted for the planned trials, including all
+    variants of a claim with a condition, since it is unknown before training which of them meet the condition.
     """
     if suite.stage == "tune":
         return []
@@ -76,9 +82,9 @@ def suite_shortages(suite: Suite, planned: Iterable[Trial], parts: Sequence[int]
 
 
 def comparison_shortages(families: Mapping[str, int], n: int) -> list[Shortage]:
-    """Return the experiments, or pairs of arms, whose family of metrics is too large for n seeds.
+    """Return the experiments or pairs of arms whose family of metrics is too large for n seeds.
 
-    families: name -> number of primary metrics. Names with families of the same size are combined into one shortage.
+    families: the number of primary metrics, by name. Names with equal numbers are combined into one shortage.
     """
     short = {place: m for place, m in families.items() if n < seeds_needed(m)}
     return [
@@ -88,7 +94,10 @@ def comparison_shortages(families: Mapping[str, int], n: int) -> list[Shortage]:
 
 
 def claim_shortages(parts: Sequence[int], n: int) -> list[Shortage]:
-    """Return the shortage of the claims with too many parts for n seeds. parts: the number of parts of each claim."""
+    """Return one shortage for all claims with too many parts for n seeds; empty if there are none.
+
+    parts: the number of parts of each claim.
+    """
     short = [m for m in parts if m and n < seeds_needed(m)]
     if not short:
         return []
@@ -100,10 +109,10 @@ def claim_shortages(parts: Sequence[int], n: int) -> list[Shortage]:
 
 
 def shortage_text(shortages: Sequence[Shortage]) -> str:
-    """Return one sentence about shortages of the same n: what cannot be shown, and how many seeds are needed.
+    """Return a sentence about shortages with the same number of seeds: what is lacking, and how many seeds are needed.
 
-    `6 seeds are too few to show a difference: expected at least 7 for permuted-mnist (3 primary metrics: smallest p
-    after Holm's correction 0.0938)`.
+    For example, `6 seeds are too few to show a difference: expected at least 7 for permuted-mnist (3 primary metrics:
+    smallest p after Holm's correction 0.0938)`.
     """
     [n] = {shortage.seeds for shortage in shortages}
     needs = [
@@ -134,9 +143,9 @@ def _parts(claim: Claim, arms: Iterable[tuple[str, str, str, str]]) -> int:
 
 
 def corrected_for(claim: Claim, parts: int) -> int:
-    """Return the size of the family of a claim in Holm's correction: the number of parts.
+    """Return the size of a claim's family in Holm's correction: the number of parts.
 
-    A claim of equivalence needs no correction, because all parts must support it; its family is a single part.
+    A claim of equivalence needs no correction, because all parts must support it; its family has one member at most.
     """
     return min(1, parts) if claim.expect == "equivalent" else parts
 

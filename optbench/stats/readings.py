@@ -1,8 +1,8 @@
-"""The results of a claim's readings, reported next to the verdict on the primary one.
+"""The results of a claim's readings, reported next to the verdict on the primary reading.
 
-Readings are descriptive: those of the same networks are correlated, so there is no correction over them and no verdict
-based on their number. A reading is `higher` or `lower` if the uncorrected signed-rank test of `verdict` shows a
-difference (p ≤ .05, and the 95% interval excludes 0) of any size; otherwise it is `open`.
+Readings are descriptive. Readings of the same networks are correlated, so their p-values are not corrected, and no
+verdict is based on the number of readings that agree. A reading is `higher` or `lower` if the uncorrected signed-rank
+test of `verdict` shows a difference (p ≤ .05, and the 95% interval excludes 0) of any size; otherwise it is `open`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Says(StrEnum):
 class JudgedReading:
     """One reading of one part of a claim.
 
-    primary: whether it gives the claim's verdict. reason: why it is undefined; else empty.
+    primary: whether the reading determines the claim's verdict.
+    reason: why the reading is undefined; empty if it is defined.
     """
 
     cell: ReadingCell
@@ -47,7 +48,7 @@ class JudgedReading:
     def relative(self) -> tuple[float, float, float] | None:
         """The difference and the ends of its 95% interval, divided by the absolute median of the right side.
 
-        Puts readings of different units on a common axis. None if that median is 0 or the interval is unbounded.
+        This puts readings with different units on a common axis. None if that median is 0 or the interval is unbounded.
         """
         result = self.result
         if not result.median_b or result.difference is None or result.interval is None:
@@ -67,7 +68,8 @@ def judge_readings(
 ) -> tuple[JudgedReading, ...]:
     """Judge every reading of one part, without correction.
 
-    seeds: the seeds that finished on both sides. comparable: False if trials of equal seeds are not pairs.
+    seeds: the seeds that finished on both sides.
+    comparable: False if trials with the same seed do not form pairs.
     """
     return tuple(_judged(cell, cell == primary, sides, seeds, metrics[cell.name], comparable) for cell in cells)
 
@@ -87,7 +89,7 @@ def _judged(
     comparable: bool,
 ) -> JudgedReading:
     result = compare_paired(pairs(*sides, seeds, metric, cell.data), metric.direction)
-    # A family of one question without a margin gets no correction, and a direction whatever the size of the difference.
+    # With one question and no margin, there is no correction, and any significant difference gets a direction.
     [found] = judge([Question(result, metric.direction, 0.0, comparable=comparable, reason="initial weights differ")])
     if found.verdict is Verdict.NOT_COMPARABLE:
         return JudgedReading(cell, metric, primary, result, Says.UNDEFINED, found.reason)

@@ -61,7 +61,7 @@ SplitName = Literal["test", "validation"]
 
 @dataclass(frozen=True)
 class TrialValue:
-    """The final value of one metric of one trial; NaN if undefined, as all but cost are for a diverged trial."""
+    """The final value of one metric in one trial; NaN if undefined. In a diverged trial, only cost is defined."""
 
     trial: Trial
     status: str
@@ -80,13 +80,13 @@ class Results:
     rows: Mapping[str, TrialRow]
     """The outcome and cost of each finished trial, by trial id, except controls."""
     controls: tuple[Trial, ...] = ()
-    """Trials planned with another data order, used only for the null distribution of `pairs`."""
+    """Trials planned with a different data order, used only for the null distribution of `pairs`."""
     control_rows: Mapping[str, TrialRow] = field(default_factory=dict)
     """Like `rows`, but for controls."""
 
     @property
     def split(self) -> SplitName:
-        """The split of reported accuracies: validation in a tuning run, since test data must not choose settings."""
+        """The split whose accuracies are reported: validation in a tuning run, which must not use test data."""
         return "validation" if self.suite.stage == "tune" else "test"
 
     @functools.cached_property
@@ -96,7 +96,7 @@ class Results:
 
     @functools.cached_property
     def outlines(self) -> dict[str, Outline]:
-        """The tasks of each experiment, from the run's record or, for runs of earlier versions, from built-in kinds."""
+        """The tasks of each experiment, from the run's record or, for runs of earlier versions, from its suite."""
         recorded = self.run.record.get("experiments") or {}
         return {
             name: Outline.from_record(recorded[name]["tasks"]) if name in recorded else outline(experiment)
@@ -127,13 +127,13 @@ class Results:
 
     @functools.cached_property
     def claims(self) -> list[JudgedClaim]:
-        """Every claim of the suite, judged once for tables and figures."""
-        from optbench.stats.claims import judge_claims  # late, because it imports this module
+        """Every claim of the suite, judged only once; tables and figures share the result."""
+        from optbench.stats.claims import judge_claims  # not at the top, because that module imports this one
 
         return judge_claims(self)
 
     def metrics_of(self, experiment: str) -> Mapping[str, Metric]:
-        """Return `metrics` in the form for an experiment: on text, the continual ones have units of bits per byte."""
+        """Return `metrics` with their units in an experiment: on text, continual metrics are in bits per byte."""
         if experiment not in self.in_bits:
             return self.metrics
         return {name: metric_in_bits(metric) for name, metric in self.metrics.items()}
@@ -146,7 +146,10 @@ class Results:
 
     @functools.cached_property
     def pruning(self) -> dict[tuple[str, str], Matrix]:
-        """The pruning curve after the last task, (K, 2), by trial and scope: fraction kept, ascending, and accuracy."""
+        """The pruning curve after the last task, (K, 2), by trial and scope.
+
+        The columns are the fraction of weights kept, ascending, and the accuracy.
+        """
         table = self.run.table("pruning", "trial", "after_task", "scope", "keep", "accuracy")
         return pruning_curves(table, self.matrices)
 
@@ -164,7 +167,7 @@ class Results:
 
     @functools.cached_property
     def lower_bounds(self) -> dict[str, dict[str, str]]:
-        """A remark on each value that is only a lower bound (steps to an accuracy not reached), by metric and trial."""
+        """A remark on each value that is only a lower bound, e.g. on steps to an accuracy, by metric and trial."""
         return lower_bounds(self.run.table("metrics", "trial", "metric", "value", "note"))
 
     def undefined(self, metric: str, trial: str) -> str | None:
@@ -173,12 +176,12 @@ class Results:
 
     @functools.cached_property
     def values(self) -> Values:
-        """The values of `trial_values`, except those of controls."""
+        """The value of each metric in each finished trial, by metric and trial id, except controls."""
         return {name: {t: v for t, v in of.items() if t in self.rows} for name, of in self.every_value.items()}
 
     @functools.cached_property
     def last_task_values(self) -> Values:
-        """Like `values`, but on the last task's data only, for metrics that are measured on each task's test data."""
+        """Like `values`, but on the last task's test data only. Metrics not measured per task are omitted."""
         metrics = self.run.table("metrics", *FINAL_COLUMNS)
         good = {trial for trial, row in self.rows.items() if row.status == "ok"}
         found = final_metrics(metrics, self.matrices, "last")
@@ -191,13 +194,13 @@ class Results:
         For nulls, these are the ids of a trial and its control.
 
         Raises:
-            StoreError: the table is unreadable.
+            StoreError: the table of pairs is unreadable.
         """
         return pair_values(self.run.pairs)
 
     @functools.cached_property
     def unlisted(self) -> dict[str, frozenset[str]]:
-        """The metrics measured only for readings of claims, and their companions, by experiment."""
+        """The metrics measured only for readings of claims, and the metrics recorded alongside them, by experiment."""
         found = {}
         for name in self.suite.experiments:
             entries = [self.metrics[entry.name] for entry in unlisted(self.suite, name) if entry.name in self.metrics]
@@ -233,7 +236,7 @@ class Results:
 
     @functools.cached_property
     def not_learnt(self) -> dict[str, NotLearnt]:
-        """The tasks that a trial with status `ok` did not learn, by trial id; trials that learnt all are omitted."""
+        """The tasks not learnt by each trial with status `ok`, by trial id; trials that learnt all are omitted."""
         right = accuracy_column([self.suite.stage])
         column = {"validation": "validation_loss", "test": "loss"}[self.split]
         table = self.run.table("accuracy", "trial", "after_task", "task", right, column, "majority", "examples")
@@ -257,10 +260,10 @@ class Results:
         return not_learnt(held, self.run.table("curves", "trial", "task", "train_loss"))
 
     def status(self, trial: str) -> str:
-        """Return `ok`, `diverged`, `failed`, `above_target`, or `missing` if planned but not finished.
+        """Return the status of a trial: `ok`, `diverged`, `failed`, `above_target`, or `missing` if it is not finished.
 
-        A trial that ended above the target training loss is `ok` in its table but not here, because it must not enter
-        means or pairs of solutions at equal training loss. Reports count such trials, as they count diverged ones.
+        A trial that ended above the target training loss is `ok` in the table of trials but not here, because it must
+        not enter means or pairs of solutions at equal training loss. Reports count such trials, like diverged ones.
         """
         row = self.rows.get(trial) or self.control_rows.get(trial)
         if row is None:
@@ -299,9 +302,10 @@ def check_matrices(
 ) -> None:
     """Raise StoreError unless every matrix has one row for each entry that its protocol scores (null after divergence).
 
-    place: the path quoted in the message. tasks: T of each trial; if it is missing or 0 (unknown), the largest task
-    number in the trial's rows. protocols: the protocol of each trial; if it is missing or does not name the entries to
-    score, a matrix with all (T+1) T entries is valid as well.
+    place: the path quoted in the message.
+    tasks: T of each trial. If it is missing or 0 (unknown), the largest task number in the trial's rows is used.
+    protocols: the protocol of each trial. If it is missing or does not name the entries to score, a matrix with all
+    (T+1) T entries is valid as well.
     """
     trial, ids = codes(accuracy["trial"])
     after, task = (numbers(accuracy[name]).astype(np.int64) for name in ("after_task", "task"))
@@ -330,7 +334,8 @@ def check_matrices(
 def check_online(place: Path, online: pa.Table, tasks: Mapping[str, int], good: Set[str]) -> None:
     """Raise StoreError unless each trial in `good` has one row per task, and every other trial at most one per task.
 
-    place: the path quoted in the message. tasks: T of each trial.
+    place: the path quoted in the message.
+    tasks: T of each trial. If it is missing or 0 (unknown), the largest task number in the trial's rows is used.
     """
     trial, ids = codes(online["trial"])
     task = numbers(online["task"]).astype(np.int64)
@@ -344,8 +349,8 @@ def check_online(place: Path, online: pa.Table, tasks: Mapping[str, int], good: 
     for name, n, reached in zip(ids, rows.tolist(), last.tolist(), strict=True):
         count = tasks.get(name) or reached
         if reached > count or (n < count and name in good):
-            got = f"{n} up to task {reached}"
-            raise StoreError(f"{place}: {name}: expected {count} rows, tasks 1 to {count}, got {got}")
+            got = f"{n} rows up to task {reached}"
+            raise StoreError(f"{place}: {name}: expected {count} rows, for tasks 1 to {count}, got {got}")
 
 
 @functools.cache
@@ -365,4 +370,4 @@ def _count(score: Rule | None, tasks: int) -> int:
 def _expected(score: Rule | None, tasks: int) -> str:
     n = _count(score, tasks)
     some = "" if n == (tasks + 1) * tasks else ", as selected by protocol.score"
-    return f"expected {n} rows, after tasks 0 to {tasks} on tasks 1 to {tasks}{some}"
+    return f"expected {n} rows, for tasks 1 to {tasks} after tasks 0 to {tasks}{some}"

@@ -1,6 +1,6 @@
 """The exact Wilcoxon signed-rank test with the matching Hodges-Lehmann estimate and interval.
 
-Legend: `d` (n,) float differences, one per pair; ±inf takes the highest rank; never NaN. W is the sum of the ranks of
+Legend: `d` (n,) float differences, one per pair, never NaN; ±inf has the highest rank. W is the sum of the ranks of
 |d| over the positive d. All results are in the unit of d and invariant under permutation of pairs.
 
 Source: Hollander, Wolfe & Chicken 2014, Nonparametric Statistical Methods, §3.1-3.3; Pratt & Gibbons 1981 for
@@ -23,7 +23,7 @@ Array: TypeAlias = NDArray[np.float64]
 EXACT_UP_TO = 200
 """Number of pairs up to which null distributions are exact; above it, a normal approximation is used."""
 DIGITS = 12
-"""Significant digits that are kept, relative to the largest difference; the rest is rounding error."""
+"""Significant digits kept, relative to the largest difference. Further digits are treated as rounding error."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class SignedRank:
 
     p: two-sided p-value.
     positive, negative: the sums of the ranks of the positive and of the negative differences.
-    n: number of non-zero differences; only they are ranked.
+    n: number of non-zero differences; only these are ranked.
     exact: whether p comes from the exact null distribution (n ≤ 200) or from its normal approximation.
     """
 
@@ -46,10 +46,11 @@ class SignedRank:
 def round_differences(d: Array, magnitude: float = 0.0) -> Array:
     """Round d (n,) to 12 significant digits of its largest finite |d|, or of `magnitude` if that is larger.
 
-    This makes ties exact: .05 - .02 and .03 differ in the last bit. Callers that subtract pass the magnitude of the
-    operands, because the noise is relative to them. ±inf is unchanged.
+    This makes ties exact: .05 - .02 and .03 differ in the last bit. ±inf is unchanged.
+
+    magnitude: if d was computed by subtraction, the largest operand, because the rounding error is relative to it.
     """
-    assert not np.isnan(d).any(), "a difference without a value"
+    assert not np.isnan(d).any(), "a difference is NaN"
     largest = np.max(np.abs(d), where=np.isfinite(d), initial=magnitude)
     if largest == 0:
         return d + 0.0  # removes minus zero
@@ -60,17 +61,18 @@ def round_differences(d: Array, magnitude: float = 0.0) -> Array:
 
 
 def smallest_p(n: int) -> float:
-    """Return the smallest two-sided p that n pairs can reach, 2/2ⁿ if all have the same sign."""
+    """Return the smallest two-sided p that n pairs can reach: 2/2ⁿ, if all differences have the same sign."""
     return min(1.0, 2 * 0.5**n)
 
 
 def signed_rank_test(d: Array) -> SignedRank:
     """Test whether d (n,) is symmetric about 0, two-sided (Wilcoxon 1945).
 
-    Zeros are left out (scipy's `zero_method="wilcox"`; p = 1 if all are zero). Tied |d| share their mean rank, and the
-    null distribution, in which every sign is equally likely, is computed from these ranks, so p is exact even with
-    ties. With more than 200 non-zero differences, p is a normal approximation with the same variance (and therefore
-    corrected for ties) without continuity correction, and `exact` is False.
+    Zeros are left out (scipy's `zero_method="wilcox"`; p = 1 if all are zero). Tied |d| share their mean rank. The null
+    distribution, in which every sign is equally likely, is computed from these ranks, so p is exact even with ties.
+
+    With more than 200 non-zero differences, p comes from a normal approximation without continuity correction, and
+    `exact` is False. The approximation has the variance of the null distribution, which accounts for ties.
     """
     d = round_differences(d)
     d = d[d != 0]
@@ -88,7 +90,7 @@ def signed_rank_test(d: Array) -> SignedRank:
 
 
 def walsh_averages(d: Array) -> Array:
-    """Return (d_i + d_j)/2 for all i ≤ j, ascending, rounded like differences: (n,) -> (n(n+1)/2,).
+    """Return (d_i + d_j)/2 for all i ≤ j, ascending, rounded by `round_differences`: (n,) -> (n(n+1)/2,).
 
     +inf and -inf, from two pairs in which opposite sides diverged, average to 0.
     """
@@ -99,13 +101,13 @@ def walsh_averages(d: Array) -> Array:
 def hodges_lehmann(d: Array) -> float:
     """Return the median of the Walsh averages of d (n,), n ≥ 1 (Hodges & Lehmann 1963).
 
-    It is ±inf if too many d are infinite.
+    The result is ±inf if too many d are infinite.
     """
     return middle(walsh_averages(d))
 
 
 def interval(d: Array, level: float = 0.95) -> tuple[float, float] | None:
-    """Return the confidence interval that matches the test: the shifts of d that it does not reject.
+    """Return the confidence interval that matches the test: the shifts of d that the test does not reject.
 
     d: (n,), including zeros. level: the minimum coverage, 0 < level < 1. Endpoints are Walsh averages, and may be
     ±inf. None if even the widest interval does not reach the level (n ≤ 5 at .95). With n > 200 the ranks of the
@@ -117,8 +119,8 @@ def interval(d: Array, level: float = 0.95) -> tuple[float, float] | None:
 def detectable(d: Array, level: float = 0.95) -> float | None:
     """Return the smallest effect that n seeds with this spread could have shown to be significant.
 
-    It is the longer arm of `interval(d, level)`: the interval of a larger effect excludes 0.
-    None if n pairs cannot reach the level, or the interval is unbounded.
+    This is the larger distance from the estimate to an endpoint of `interval(d, level)`: with a larger effect, the
+    interval excludes 0. None if n pairs cannot reach the level, or the interval is unbounded.
     """
     averages = walsh_averages(d)
     ends = bounds(averages, len(d), level)
@@ -139,7 +141,7 @@ def middle(averages: Array) -> float:
 
 
 def bounds(averages: Array, n: int, level: float) -> tuple[float, float] | None:
-    """Return the interval that `interval` returns, given the Walsh averages of the n differences."""
+    """Return the same interval as `interval`, given the Walsh averages of the n differences."""
     assert 0 < level < 1
     rank = _lowest_rank(n, level)
     return None if rank is None else (float(averages[rank]), float(averages[-1 - rank]))
@@ -154,13 +156,13 @@ def _midpoint(x: Array, y: Array) -> Array:
 
 @lru_cache(maxsize=32)
 def _pairs(n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the indices of all pairs i ≤ j < n, as two arrays (n(n+1)/2,); they are cached: do not modify them."""
+    """Return the indices of all pairs i ≤ j < n, as two cached arrays (n(n+1)/2,), which must not be modified."""
     i, j = np.triu_indices(n)
     return i, j
 
 
 def _doubled_midranks(sizes: Array) -> NDArray[np.int64]:
-    """Return twice the mean rank of each |d|, an integer: (n,) -> (n,)."""
+    """Return twice the mean rank of each |d|, which is always an integer: (n,) -> (n,)."""
     _, group, counts = np.unique(sizes, return_inverse=True, return_counts=True)
     doubled: NDArray[np.int64] = (2 * np.cumsum(counts) - counts + 1).astype(np.int64)[group]
     return doubled
@@ -168,7 +170,7 @@ def _doubled_midranks(sizes: Array) -> NDArray[np.int64]:
 
 @lru_cache(maxsize=256)
 def _null(doubled: tuple[int, ...]) -> Array:
-    """Return the probabilities of 2W = 0, 1, ..., Σ doubled if each rank is in W with probability 1/2; read-only."""
+    """Return the probabilities of 2W = 0, 1, ..., Σ doubled if W includes each rank with probability 1/2; read-only."""
     probabilities = np.zeros(sum(doubled) + 1)
     probabilities[0] = 1.0
     for rank in doubled:
@@ -182,7 +184,7 @@ def _null(doubled: tuple[int, ...]) -> Array:
 
 @lru_cache(maxsize=256)
 def _lowest_rank(n: int, level: float) -> int | None:
-    """Return the largest k with P(W ≤ k) ≤ (1 - level)/2 for n untied pairs, or None."""
+    """Return the largest k with P(W ≤ k) ≤ (1 - level)/2 for n untied pairs; None if there is no such k."""
     tail = (1 - level) / 2
     if n <= EXACT_UP_TO:
         cumulative = np.cumsum(_null(tuple(range(2, 2 * n + 1, 2)))[::2])

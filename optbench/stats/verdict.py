@@ -1,8 +1,9 @@
-"""Verdicts on each metric of a declared family, drawn from the results of tests.
+"""Verdicts on the metrics of a declared family, based on test results.
 
-A verdict needs significance (Holm p ≤ .05 over the family, and a 95% interval that excludes 0) and size (the metric's
-margin). `no evidence` never means "no difference": it reports what the pairs could have shown. Only `equivalent` states
-that there is no relevant difference, and it needs an interval inside the margin, not a large p.
+A verdict that A and B differ requires significance (Holm p ≤ .05 over the family, and a 95% interval that excludes 0)
+and an effect of at least the metric's margin. `no evidence` never means "no difference": it reports what the pairs
+could have shown. Only `equivalent` states that there is no relevant difference, and it requires an interval inside the
+margin, not a large p.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ DIFFERENT = frozenset({Verdict.BETTER, Verdict.WORSE, Verdict.HIGHER, Verdict.LO
 class Question:
     """One metric of the family: does A differ from B?
 
-    margin: the smallest relevant difference, in the metric's unit, ≥ 0; at 0, the verdict is never `equivalent`.
-    comparable: False if trials of equal seeds are not pairs, as with different initial weights; `reason` says why.
+    margin: the smallest relevant difference, in the metric's unit, ≥ 0. If it is 0, the verdict is never `equivalent`.
+    comparable: False if trials with the same seed do not form pairs, e.g. if their initial weights differ.
+    reason: why they do not form pairs.
     undefined: why values are undefined, if known.
     """
 
@@ -64,7 +66,8 @@ class Judgement:
     reason: why there is no stronger verdict; empty if the verdict needs no explanation.
     detectable: with `no evidence`, the smallest effect that these pairs could have shown to be significant at Holm's
     first step, in the metric's unit; None if they could not have shown any.
-    seeds_needed: the smallest number of pairs that can show a difference in this family, if there are fewer; else None.
+    seeds_needed: the smallest number of pairs that can show a difference in this family; None if more pairs are not
+    needed or would not help.
     """
 
     holm_p: float | None
@@ -115,7 +118,7 @@ def _judge_one(question: Question, holm_p: float | None, m: int) -> Judgement:
 
 
 def _why_no_test(question: Question) -> str | None:
-    """Return why the p-value of a question is missing or not valid; None if it is valid."""
+    """Return why the p-value of a question is missing or invalid; None if it is valid."""
     result = question.result
     if not question.comparable:
         return question.reason or "the pairs are not comparable"
@@ -133,11 +136,12 @@ def _why_no_test(question: Question) -> str | None:
 def _why_no_verdict(result: PairedResult) -> str | None:
     """Return why no verdict is possible although the p-value is valid; None if one is possible."""
     if result.n < MIN_PAIRS:
-        which = count(result.n, "pair") + (f" of {result.pairs} can be used" if result.n < result.pairs else "")
-        return f"{which}; the smallest two-sided p of {count(result.n, 'pair')} is {_short(smallest_p(result.n))}"
+        n = count(result.n, "pair")
+        which = f"{result.n} of {count(result.pairs, 'pair')} can be used" if result.n < result.pairs else n
+        return f"{which}; the smallest two-sided p for {n} is {_short(smallest_p(result.n))}"
     assert result.difference is not None
     if math.isinf(result.difference):
-        return f"no size of effect: {_diverged(result)}"
+        return f"the size of the difference is unknown: {_diverged(result)}"
     # Two diverged trials tie in the worst rank without having equal values.
     if result.diverged_both and result.median_a is None and result.median_b is None:
         return f"no values: {_diverged(result)}"
@@ -160,14 +164,15 @@ def within_margin(question: Question) -> bool:
 
 
 def _what_would_have_shown(result: PairedResult, holm_p: float, m: int) -> tuple[float | None, str]:
-    """Return the smallest effect that these pairs could have shown in a family of m, or None, and an explanation."""
+    """Return the smallest effect (or None) that these pairs could have shown in a family of m, and an explanation."""
     d = np.array(result.differences)
     equal = int((d == 0).sum())
     ties = f"equal values in {equal} of {count(result.n, 'pair')}" if equal else "differences of the same size"
     least = smallest_holm_p(result.n, m)
     if least > ALPHA:
         return None, (
-            f"{count(result.n, 'pair')} cannot show anything in a family of {m}: the smallest Holm p is {_short(least)}"
+            f"{count(result.n, 'pair')} cannot show a difference in a family of {m}: "
+            f"the smallest Holm p is {_short(least)}"
         )
     if holm_p <= ALPHA:
         return None, f"the 95% interval includes 0: {ties}"
@@ -180,7 +185,7 @@ def _what_would_have_shown(result: PairedResult, holm_p: float, m: int) -> tuple
 
 
 def _diverged(result: PairedResult) -> str:
-    """Describe divergence: `A diverged on 7 of 10 seeds, B on 1`."""
+    """Describe the divergence of both sides, e.g. `A diverged on 7 of 10 seeds, B on 1`."""
     counts = [(side, n) for side, n in (("A", result.diverged_a), ("B", result.diverged_b)) if n]
     said = [f"{side} diverged on {n}" if i == 0 else f"{side} on {n}" for i, (side, n) in enumerate(counts)]
     said[0] += f" of {count(result.pairs, 'seed')}"

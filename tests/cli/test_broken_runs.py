@@ -306,19 +306,19 @@ TABLES_BROKEN: dict[str, tuple[Damage, str, str]] = {
     "after_task beyond the tasks": (
         cell("accuracy", "after_task", 3),
         JSON,
-        "expected 6 rows, after tasks 0 to 2 on tasks 1 to 2",
+        "expected 6 rows, for tasks 1 to 2 after tasks 0 to 2",
     ),
     "task 0": (cell("accuracy", "task", 0), JSON, "'task': expected a whole number from 1"),
     "task beyond the tasks": (
         cell("accuracy", "task", 9999),
         JSON,
-        "expected 6 rows, after tasks 0 to 2 on tasks 1 to 2",
+        "expected 6 rows, for tasks 1 to 2 after tasks 0 to 2",
     ),
     "accuracy duplicated": (cell("accuracy", "task", 1), JSON, "the accuracy on task 1 after task 0 is listed twice"),
     "accuracy missing": (
         lambda run: change_rows(run, "accuracy", lambda rows: rows.pop()),
         JSON,
-        "expected 6 rows, after tasks 0 to 2 on tasks 1 to 2, got 5 rows up to task 2",
+        "expected 6 rows, for tasks 1 to 2 after tasks 0 to 2, got 5 rows up to task 2",
     ),
     "all accuracies duplicated": (twice("accuracy"), JSON, "expected 6 rows"),
     "accuracy above 1": (
@@ -368,7 +368,7 @@ TABLES_BROKEN: dict[str, tuple[Damage, str, str]] = {
         JSON,
         "'online_accuracy': expected a number from 0 to 1",
     ),
-    "online task beyond the tasks": (cell("online", "task", 9), JSON, "expected 2 rows, tasks 1 to 2"),
+    "online task beyond the tasks": (cell("online", "task", 9), JSON, "expected 2 rows, for tasks 1 to 2"),
     "pair of seed -1": (cell("pairs", "seed", -1), JSON, "'seed': expected a whole number from 0"),
     **{
         f"checkpoint at {place!r}": (

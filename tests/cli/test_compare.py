@@ -287,7 +287,7 @@ def test_different_seeds_are_refused_and_can_be_forced_on_common_seeds(tmp_path:
 
 def test_different_versions_of_metrics_are_refused(tmp_path: Path) -> None:
     a, b = make(tmp_path, name="a"), make(tmp_path, name="b", metrics_version=99)
-    with pytest.raises(ComparisonError, match="their metrics are of different versions, 1 and 99"):
+    with pytest.raises(ComparisonError, match="they use different versions of the metrics, 1 and 99"):
         compare(Selection(a), Selection(b))
 
 
@@ -388,7 +388,7 @@ def test_claims_are_reported_with_verdict_effect_and_source(tmp_path: Path) -> N
     shown = " ".join(file.getvalue().split())
     assert "4 supported, 2 contradicted, 1 no evidence, 0 not comparable" in shown
     assert "1 forgetting of sgd lower than that of adam, by 0.005 or more (Figure 0) supported (2 of 2)" in shown
-    assert "claim 2, small; claim 2, wide: contradicted: the difference has the other sign" in shown
+    assert "claim 2, small; claim 2, wide: contradicted: the difference has the opposite sign" in shown
     told = json.loads(report_json(summary))["claims"]
     assert [claim["verdict"] for claim in told][:2] == ["supported", "contradicted"]
     assert told[0]["parts"][0]["low"] < told[0]["parts"][0]["difference"] < told[0]["parts"][0]["high"] < 0

@@ -126,7 +126,7 @@ def assert_noted_everywhere(capsys: pytest.CaptureFixture[str], done: pd.DataFra
     """Check that every report format with remarks, standard error, and a comparison mention the changed code."""
     counts = done[done.optimizer.isin(OF_USERS)].optimizer.value_counts()
     mixed = [name for name in OF_USERS if counts.get(name) == 1]
-    words = "trained with 2 versions of its code"
+    words = "trained with 2 versions of the code"
     for form in ("terminal", "markdown", "html", "latex", "json", "csv"):
         capsys.readouterr()
         assert main(["report", "a", "--format", form]) == 0
@@ -261,7 +261,7 @@ def test_runs_without_source_hashes_can_be_read(tmp_path: Path, capsys: pytest.C
     assert read_run(Path("runs/a")).table("trials", "trial", "source_hash").schema.types[1] == pa.string()
     assert main(["report", "a"]) == 0
     assert main(["compare", "a:mine", "a:sgd"]) == 0
-    assert "versions of its code" not in capsys.readouterr().err
+    assert "versions of the code" not in capsys.readouterr().err
     assert main(["run", "--resume", "a", *QUICK]) == 2, "the file is neither recorded nor in the working directory"
     assert main(["run", "suites/s.yaml", "--resume", "a", *QUICK]) == 0
 

@@ -224,7 +224,7 @@ def test_a_metric_with_changed_code_is_reported(run: Path, tmp_path: Path, capsy
     suite = written(tmp_path, code=MINE.replace("** power", "** 2"))
     assert main(["run", str(suite), "--runs-dir", str(tmp_path), "--name", "b", "--quiet"]) == 0
     main(["compare", str(run), str(tmp_path / "b")])
-    assert "'margin' is a different metric in each" in capsys.readouterr().err
+    assert "'margin' is a different metric in each run" in capsys.readouterr().err
 
 
 WRONG = """

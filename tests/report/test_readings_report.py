@@ -258,5 +258,5 @@ def test_a_record_that_lacks_a_metric_of_a_reading_is_refused_in_one_line(
     change_record(path, lambda record: record.pop("metrics"))
     said = refusal(capsys, tmp_path, "report", path)
     assert said.endswith(
-        "run.json: metrics: expected a description of 'srank delta=0.1', which claims.c of its suite uses, got none"
+        "run.json: metrics: expected a description of 'srank delta=0.1', which claims.c uses, got none"
     )

@@ -162,7 +162,7 @@ def test_a_report_mentions_too_few_seeds_once(form: str, runs: Path, capsys: pyt
         shown = words(capsys.readouterr().out)
         assert shown.count("too few to show") == said
         assert "smallest two-sided p" not in shown
-        assert "cannot show anything" not in shown
+        assert "cannot show a difference" not in shown
 
 
 def test_a_report_says_which_parts_have_too_few_seeds_after_failures(
@@ -172,7 +172,7 @@ def test_a_report_says_which_parts_have_too_few_seeds_after_failures(
     assert main(["report", "lost", "--runs-dir", str(runs), "--format", "markdown"]) == 0
     shown = words(capsys.readouterr().out)
     assert "too few to show" not in shown
-    assert shown.count("6 pairs cannot show anything in a family of 4") == 1
+    assert shown.count("6 pairs cannot show a difference in a family of 4") == 1
 
 
 def test_compare_mentions_too_few_seeds_once(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,7 +181,7 @@ def test_compare_mentions_too_few_seeds_once(runs: Path, capsys: pytest.CaptureF
     out, err = capsys.readouterr()
     assert (words(out).count("too few"), err.count("too few")) == (1, 1)
     assert SIX in err
-    assert "cannot show anything" not in out
+    assert "cannot show a difference" not in out
     assert main(["compare", *sides, "--format", "json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert SIX in told["remarks"][0]

@@ -137,15 +137,15 @@ def test_every_verdict_has_an_example(d: Array, direction: Direction, margin: fl
 
 
 def test_verdicts_come_with_reasons() -> None:
-    assert only(shifted(EXAMPLE[:5])).reason == "5 pairs; the smallest two-sided p of 5 pairs is 0.0625"
-    assert only(shifted(EXAMPLE[:1])).reason == "1 pair; the smallest two-sided p of 1 pair is 1"
+    assert only(shifted(EXAMPLE[:5])).reason == "5 pairs; the smallest two-sided p for 5 pairs is 0.0625"
+    assert only(shifted(EXAMPLE[:1])).reason == "1 pair; the smallest two-sided p for 1 pair is 1"
     assert only(shifted(EXAMPLE), margin=0.05).reason == "0.03 is less than the margin 0.05"
     assert only(shifted(EXAMPLE - 0.025), margin=0.025).reason == "the 90% interval lies within ±0.025"
     assert only(shifted([])).reason == "no pairs"
     undefined = compare_paired(pairs([math.nan] * 7, [0.5] * 7), "higher")
     assert only(undefined).reason == "none of 7 pairs has a value on both sides"
     missing = compare_paired(pairs([math.nan] * 2 + [0.5] * 5, [0.4] * 7), "higher")
-    assert only(missing).reason == "5 pairs of 7 can be used; the smallest two-sided p of 5 pairs is 0.0625"
+    assert only(missing).reason == "5 of 7 pairs can be used; the smallest two-sided p for 5 pairs is 0.0625"
 
 
 def test_no_evidence_states_the_detectable_effect() -> None:
@@ -165,7 +165,7 @@ def test_no_evidence_states_when_no_effect_is_detectable() -> None:
     judgements = judge([Question(result, "higher", 0.005)] * 4)
     assert {j.verdict for j in judgements} == {Verdict.NO_EVIDENCE}
     assert judgements[0].detectable is None
-    assert judgements[0].reason == ("7 pairs cannot show anything in a family of 4: the smallest Holm p is 0.0625")
+    assert judgements[0].reason == ("7 pairs cannot show a difference in a family of 4: the smallest Holm p is 0.0625")
     assert judge([Question(result, "higher", 0.005)] * 3)[0].verdict == Verdict.BETTER
 
 
@@ -308,7 +308,7 @@ def test_divergence_never_improves_a_verdict(seed: int, n: int, ahead: int, m: i
 def test_too_many_diverged_seeds_leave_no_effect_size() -> None:
     judgement = only(shifted(EXAMPLE, fell_a=range(8), fell_b=[9]))
     assert judgement.verdict == Verdict.NOT_COMPARABLE
-    assert judgement.reason == "no size of effect: A diverged on 8 of 10 seeds, B on 1"
+    assert judgement.reason == "the size of the difference is unknown: A diverged on 8 of 10 seeds, B on 1"
     assert judgement.holm_p == shifted(EXAMPLE, fell_a=range(8), fell_b=[9]).p
 
 

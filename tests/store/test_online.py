@@ -99,8 +99,11 @@ def test_comparisons_gates_and_claims_judge_plasticity_metrics(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda table: table.slice(0, table.num_rows - 1), "expected 30 rows, tasks 1 to 30, got 29 up to task 29"),
-        (lambda table: table.slice(1), "expected 30 rows, tasks 1 to 30, got 29 up to task 30"),
+        (
+            lambda table: table.slice(0, table.num_rows - 1),
+            "expected 30 rows, for tasks 1 to 30, got 29 rows up to task 29",
+        ),
+        (lambda table: table.slice(1), "expected 30 rows, for tasks 1 to 30, got 29 rows up to task 30"),
         (lambda table: table.take([0, *range(table.num_rows)]), "task 1 is listed twice"),
     ],
     ids=["last missing", "first missing", "duplicate"],
