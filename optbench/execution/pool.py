@@ -43,7 +43,8 @@ PIECES = 8
 """Maximum number of pieces into which a cohort is cut after its worker process died, so that the member that caused the
 death shares a piece with few others."""
 TRIES_ELSEWHERE = 2
-"""Maximum number of times a unit is retried, undivided, after its worker was lost for an unrelated reason."""
+"""Maximum number of times a unit is retried, undivided, after its worker was lost for an unrelated reason. Losses
+before the unit last finished a task and saved its state do not count."""
 LOST_AT_START = 3
 """Maximum number of workers per place that can be lost in a row before any worker is ready."""
 
@@ -165,12 +166,15 @@ class Pool:
                     yield from self._unsaid()
                 elif isinstance(event, Lost):
                     self._let_go(slot, event)
-                    if unit is not None and (lost := self._lost[unit.id] + (not slot.rested)) > TRIES_ELSEWHERE:
-                        yield Failed(unit, "WorkerLost", f"its worker was lost {lost} times ({event.cause})")
-                    elif unit is not None:
-                        self._lost[unit.id] = lost
-                        waiting.append(_again(unit, places))
-                        yield Said(f"a worker was lost ({event.cause}): {_size(unit)} again elsewhere")
+                    if unit is not None:
+                        again = _again(unit, places)
+                        before = 0 if _tasks(again) > _tasks(unit) else self._lost[unit.id]
+                        self._lost[unit.id] = lost = before + (not slot.rested)
+                        if lost > TRIES_ELSEWHERE:
+                            yield Failed(unit, "WorkerLost", f"its worker was lost {lost} times ({event.cause})")
+                        else:
+                            waiting.append(again)
+                            yield Said(f"a worker was lost ({event.cause}): {_size(unit)} again elsewhere")
                 elif isinstance(event, Divide):
                     slot.unit = None
                     waiting += reversed(halved(event, places))
@@ -264,6 +268,11 @@ _OF_THE_POOL = (Divide, OptbenchError, Died, Lost, Ready, Refused, Saved)
 def _again(unit: Unit, places: Callable[[Cohort], Mapping[str, Begun]]) -> Unit:
     """Return the unit, to be resumed from the latest saved states."""
     return Train(unit.cohort, places(unit.cohort), unit.note) if isinstance(unit, Train) else unit
+
+
+def _tasks(unit: Unit) -> int:
+    """Return the number of tasks, over all trials, that a unit need not train because their states were saved."""
+    return sum(begun.task for begun in unit.begun.values()) if isinstance(unit, Train) else 0
 
 
 def _size(unit: Unit) -> str:

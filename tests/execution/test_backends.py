@@ -23,6 +23,8 @@ from optbench.execution.elsewhere import refusal, versions
 from optbench.execution.messages import Failed, Finished, Job, Said, Train, Unit
 from optbench.execution.pool import LOST_AT_START, Pool
 from optbench.execution.schedule import make_plan, spread
+from optbench.plan import Cohort
+from optbench.store.interim import Begun
 from tests.conftest import small_suite
 
 SUITE = small_suite({f"sgd-{i}": {"target": "sgd", "lr": 0.1, "momentum": 0.1 * i} for i in range(6)}, seeds=2)
@@ -92,10 +94,10 @@ def units() -> list[Train]:
     return [Train(cohort, {}) for cohort in spread(make_plan(SUITE), 2, 1)]
 
 
-def train(backend: ScriptedBackend, given: Sequence[Train] | None = None) -> list[Any]:
+def train(backend: ScriptedBackend, given: Sequence[Train] | None = None, **more: Any) -> list[Any]:
     pool = Pool(backend)
     job = Job(SUITE, None, Path("nowhere"))
-    return list(pool.train(units() if given is None else given, job))
+    return list(pool.train(units() if given is None else given, job, **more))
 
 
 def trained(events: Sequence[Any]) -> list[str]:
@@ -128,6 +130,24 @@ def test_a_unit_fails_with_the_reason_after_its_worker_was_lost_three_times() ->
     assert (failed.error_type, failed.message) == ("WorkerLost", "its worker was lost 3 times (its node has died)")
     assert [unit.id for _, unit in backend.given].count(first.id) == 3
     assert trained(events) == sorted(unit.id for unit in rest), "the other units are still trained"
+
+
+@pytest.mark.parametrize(
+    ("saved", "failures"), [([1, 2, 3, 4], 0), ([0, 1, 2, 2], 0), ([0, 0, 2, 3], 0), ([1, 1, 1], 1), ([0, 0, 0], 1)]
+)
+def test_only_losses_without_a_newly_saved_task_count_against_a_unit(saved: list[int], failures: int) -> None:
+    """A training that takes longer than several of the jobs' time limits finishes if it saves its state in each."""
+    (unit, *_) = units()
+    backend = ScriptedBackend(1, [*[[Ready(), GONE]] * 4, [Ready(), DONE]])
+    tasks = iter(saved)
+
+    def places(cohort: Cohort) -> dict[str, Begun]:
+        task = next(tasks)
+        return {trial.id: Begun(Path("part"), task) for trial in cohort.trials} if task else {}
+
+    events = train(backend, [unit], places=places)
+    assert len([event for event in events if isinstance(event, Failed)]) == failures
+    assert len(trained(events)) == 1 - failures
 
 
 def test_idle_workers_that_were_lost_unnoticed_do_not_count_against_a_unit() -> None:
