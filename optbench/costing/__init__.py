@@ -1,5 +1,6 @@
-"""Cost of an optimizer's step on the parameters of a transformer: time, state and memory, in separate processes.
+"""The cost of an optimizer's step on a transformer's parameters: time, state and memory.
 
-`sizes` lists the networks and `contenders` the optimizers; `worker` measures one pair in a separate process, `session`
-starts workers, `result` is the output file, `document` its report. Importing this package does not import torch.
+`sizes` lists the networks and `contenders` the optimizers. `session` starts a process, `worker`, for each optimizer and
+network. `result` defines the output file, and `document` the report on it. Importing this package does not import
+torch.
 """

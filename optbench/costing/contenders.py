@@ -1,4 +1,4 @@
-"""The default optimizers to measure, and those named on the command line. Does not import torch."""
+"""The optimizers to measure: the default ones, or those named on the command line. Does not import torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from optbench.suite.variants import with_values
 class Contender:
     """A named optimizer with its settings.
 
-    twin: the optimizer with which it is compared at equal α (see `sparse`).
+    twin: name of the optimizer with which this one is compared at equal α (see `sparse`), if any.
     """
 
     name: str
@@ -27,7 +27,10 @@ class Contender:
 
 
 def sparse(alpha: float, lr: float = 0.1) -> tuple[Contender, Contender]:
-    """Return Powerpropagation, and SGD preconditioned by diag(|θ|^β) with the same gradient flow (see PowerSgd)."""
+    """Return Powerpropagation and its twin: SGD preconditioned by diag(|θ|^β), which has the same gradient flow.
+
+    See `PowerSgd` for how the settings of the two correspond.
+    """
     twin = {"lr": alpha**2 * lr, "beta": 2 - 2 / alpha, "bias_scale": alpha**-2}
     names = f"powerpropagation-{alpha:g}", f"power-sgd-{alpha:g}"
     base = {"target": "sgd", "lr": lr}
@@ -48,7 +51,7 @@ CONTENDERS: Mapping[str, Contender] = {
         Contender("shampoo", "shampoo"),
         Contender("shampoo-1024", "shampoo", {"block_size": 1024}),
         Contender("shampoo-512", "shampoo", {"block_size": 512}),
-        # as used at scale: Adam's step lengths, which tolerate stale roots
+        # as used at scale, with Adam's step lengths, which tolerate stale roots
         Contender(
             "shampoo-512-every-20",
             "shampoo",
@@ -64,13 +67,14 @@ CONTENDERS: Mapping[str, Contender] = {
 
 
 def chosen(words: Sequence[str], settings: Sequence[str] = ()) -> list[Contender]:
-    """Return the optimizers named on the command line: `adamw`, `./mine.py:Mine` or `NAME=TARGET`; by default all.
+    """Return the optimizers named on the command line; if none is named, return all default optimizers.
 
-    settings: `NAME.key=value`, with the name of an optimizer, or `key=value` if there is only one.
+    words: the names, each of the form `adamw`, `./mine.py:Mine` or `NAME=TARGET`.
+    settings: `NAME.key=value`, where NAME is one of the optimizers, or `key=value` if there is only one.
 
     Raises:
-        UsageError: an optimizer is named twice, or a setting belongs to none of them.
-        OptimizerError: an optimizer is unknown, or rejects its settings.
+        UsageError: an optimizer is unknown or named twice, or a setting is invalid or belongs to none of them.
+        OptimizerError: an optimizer rejects its settings.
     """
     found = [_named(word) for word in words] if words else list(CONTENDERS.values())
     names = [one.name for one in found]
@@ -96,7 +100,7 @@ def _named(word: str) -> Contender:
         return replace(CONTENDERS[target], name=name, twin=CONTENDERS[target].twin if name == target else None)
     if not is_plugin(target) and target not in OPTIMIZERS:
         known = {*CONTENDERS, *OPTIMIZERS}
-        raise UsageError(f"cost: {unknown('optimizer', target, known)}; or module:Class, or ./file.py:Class")
+        raise UsageError(f"cost: {unknown('optimizer', target, known)}; or give module:Class or ./file.py:Class")
     return Contender(name, target)
 
 

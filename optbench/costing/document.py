@@ -1,4 +1,4 @@
-"""The report on the cost of optimizers, as a document. Does not import torch."""
+"""The report on optimizers' costs, as a document. Does not import torch."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ CSV_COLUMNS = (
 _LEGEND = (
     "step: time of the optimizer alone, with refreshes weighted by their actual frequency; ordinary: median [lowest, "
     "highest] of the steps without a refresh; refresh: mean of the steps with one; every: number of steps between "
-    "refreshes (every other step while measuring).",
+    "refreshes (while measuring, every other step has one).",
     "by need: roots are renewed when they are stale, most often at the beginning of training; the percentage is the "
     "mean share of roots renewed per step, measured from the step in parentheses.",
-    "tokens: the number of tokens whose gradient takes as long as the optimizer's step. Divided by the number in your "
-    "batch, it is the time of the step relative to that of the gradient.",
-    "statistics, roots, update: parts of the step, reported for the optimizers of optbench and for those that mark "
+    "tokens: the number of tokens whose gradient takes as long as the optimizer's step. Divided by the number of "
+    "tokens in your batch, it is the time of the step relative to that of the gradient.",
+    "statistics, roots, update: parts of the step, reported for optbench's own optimizers and for others that mark "
     "these parts with torch.profiler.record_function.",
     "peak: peak memory of a separate process, including weights, gradients, activations and libraries; needed: the "
     "estimate made before anything was allocated.",
@@ -60,7 +60,7 @@ class _Unit:
 
 
 def digits(value: float) -> str:
-    """Format three significant digits without an exponent: `0.123`, `12.3`, `1,230`."""
+    """Format a number with three significant digits and without an exponent, e.g. `0.123`, `12.3` or `1,230`."""
     if value == 0:
         return "0"
     if abs(value) >= 100:
@@ -72,7 +72,7 @@ def digits(value: float) -> str:
 
 
 def size_text(value: int | None) -> str:
-    """Format a size: `12.3 MiB`, `4.56 GiB`."""
+    """Format a number of bytes, e.g. `12.3 MiB` or `4.56 GiB`; `–` for None."""
     if value is None:
         return UNDEFINED
     unit, name = (1 << 30, "GiB") if value >= 1 << 30 else (1 << 20, "MiB")
@@ -92,7 +92,7 @@ def cost_report(results: Sequence[tuple[str, CostResult]]) -> Report:
     def tree(key: str) -> Callable[[], Any]:
         return lambda: trees[0][key]
 
-    if len(trees) == 1:  # the JSON format is then that of the file
+    if len(trees) == 1:  # the JSON output then has the format of the result file
         blocks += [Records(key, tree(key)) for key in trees[0]]
     else:
         blocks.append(Records("results", lambda: trees))
@@ -222,7 +222,7 @@ def _holdings(name: str, rows: Sequence[Row]) -> Table:
             texts.append(f"{h.bytes / h.weights:.1f}" + (f"; {sides}" if sides else ""))
         lines.append((Cell(row.optimizer), *map(Cell, texts)))
     heads = (Column("optimizer", numeric=False), *(Column(kind, numeric=False) for kind in kinds))
-    return Table(f"{name}: bytes of state per weight, and its largest square factors", heads, tuple(lines))
+    return Table(f"{name}: bytes of state per weight, and the state's largest square factors", heads, tuple(lines))
 
 
 def _twins(name: str, pairs: Sequence[tuple[Row, Row]]) -> Table:
@@ -247,7 +247,7 @@ def _twins(name: str, pairs: Sequence[tuple[Row, Row]]) -> Table:
                 f"{size_text(row.peak)}, {size_text(twin.peak)}",
             )
             lines.append((Cell(row.optimizer), Cell(twin.optimizer), *map(Cell, texts)))
-    caption = f"{name}: Powerpropagation over SGD with P = diag(|θ|^β) at equal α; training: gradient and step"
+    caption = f"{name}: Powerpropagation relative to SGD with P = diag(|θ|^β) at equal α; training: gradient and step"
     return Table(caption, heads, tuple(lines), keys=2)
 
 

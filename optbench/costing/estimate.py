@@ -1,6 +1,6 @@
-"""Estimate the memory of a measurement before allocating any, by doing the same work on the `meta` device.
+"""Estimate how much memory a measurement needs, by doing the same work on the `meta` device, which allocates nothing.
 
-Every tensor is counted during its lifetime, so the peak includes the temporaries of a step.
+Every tensor is counted for as long as it exists, so the peak includes a step's temporaries.
 """
 
 from __future__ import annotations
@@ -22,22 +22,26 @@ from optbench.costing.sizes import Size
 from optbench.engine.lanes.reach import state_bytes
 
 ALLOWANCE = 160 << 20
-"""Reserve for libraries: kernels, BLAS buffers, memory cached by the allocator."""
+"""Bytes reserved for libraries: kernels, BLAS buffers, and memory that the allocator caches."""
 SLACK = 1.1
-"""Factor for allocators, which round sizes up."""
+"""Factor applied to the estimate, because allocators round sizes up."""
 Make = Callable[[nn.Module], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Estimated bytes. state: optimizer state, None if unknown. total: the peak, without the process itself."""
+    """Estimated bytes.
+
+    state: the optimizer's state; None if unknown.
+    total: peak memory, not counting what the process uses before the measurement.
+    """
 
     state: int | None
     total: int
 
 
 class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of all live storages returned by operations in the block."""
+    """Context in which the bytes of live tensors are counted; `live` is the current number, `peak` the highest."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -71,8 +75,8 @@ def estimate(size: Size, make: Make, *, users: bool, planned: bool) -> Estimate:
     Args:
         make: function that constructs the optimizer for a network.
         users: True for a user's optimizer; see `state_bytes`.
-        planned: whether to use the estimate that the optimizer's method `planned` returns, if it has one; optimizers
-            whose work depends on the data have one.
+        planned: whether to use the estimate that the optimizer's method `planned` returns, if there is such a method.
+            Optimizers whose work depends on the data have one.
     """
     with Footprint() as footprint:
         model = networks.network(size, "meta")
@@ -116,7 +120,7 @@ def estimate(size: Size, make: Make, *, users: bool, planned: bool) -> Estimate:
 
 
 def _stepped(optimizer: torch.optim.Optimizer, *closure: Callable[..., Tensor]) -> bool:
-    """Try a step without data and return whether it succeeded; it fails for data-dependent optimizers."""
+    """Try a step on tensors without values, and return whether it succeeded; data-dependent optimizers fail."""
     with contextlib.suppress(Exception):
         optimizer.step(*closure)  # type: ignore[arg-type]
         return True

@@ -1,4 +1,4 @@
-"""The job of one worker: created by `session`, sent as JSON, read by `worker`. Does not import torch."""
+"""A worker's job: created by `session`, sent as JSON and read by `worker`. Does not import torch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class CostJob:
-    """The measurement of one optimizer at one size.
+    """A request to measure one optimizer at one size.
 
-    seconds: time limit for the steps with each number of threads, and for the warm-up. limit: memory limit in bytes.
+    batch: number of sequences per step.
+    threads: numbers of threads to measure with, in order.
+    steps: maximum number of measured steps for each number of threads.
+    seconds: time limit, separately for the warm-up and for each number of threads.
+    limit: memory limit in bytes.
+    warm_up: maximum number of steps between the first step and the measured ones.
     """
 
     name: str

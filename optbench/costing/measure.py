@@ -32,11 +32,11 @@ SHORT = 2
 """Steps between refreshes while measuring; the cost of refreshes is scaled to the configured interval."""
 SHOWN_FACTORS = 4
 LEAST = 1 << 30
-"""Bytes that a worker may always allocate, because the estimate itself needs memory."""
+"""Number of bytes that a worker can always allocate, because making the estimate needs memory, too."""
 
 
 class Training:
-    """A plain training loop with a network, its batches and an optimizer, whose declared needs are met."""
+    """A plain training loop: a network, its batches, and an optimizer that is called as its declared needs require."""
 
     def __init__(self, job: CostJob, spec: OptimizerSpec, settings: Mapping[str, Any], size: Size) -> None:
         self._size, self._device = size, torch.device(job.device)
@@ -51,7 +51,7 @@ class Training:
         self.loss = 0.0
 
     def step(self, number: int, watch: RegionTimer) -> dict[str, float]:
-        """Take step `number` and return the seconds of its parts."""
+        """Take step `number`, and return the time of each part of the step in seconds."""
         batch = networks.batch(self._size, number, self._device)
 
         def evaluated(*_: object, **__: object) -> Tensor:
@@ -77,15 +77,16 @@ class Training:
 
 
 def make(spec: OptimizerSpec, settings: Mapping[str, Any], model: nn.Module, steps: int) -> torch.optim.Optimizer:
-    """Construct the optimizer for all parameters of a network, with substitutes for a trial's values that it needs."""
+    """Construct the optimizer for all parameters of a network, with substitutes for what a trial would pass to it."""
     given = {"generator": torch.Generator(), "model": model, "total_steps": steps, "examples": steps}
     return maker(spec, settings, given)(list(model.parameters()))
 
 
 def measured(job: CostJob) -> Iterator[Row]:
-    """Yield rows with the estimate and, if it is within the limit, the measurements; any error is recorded in a row.
+    """Yield rows with the memory estimate and, if the estimate is within the limit, the measurements.
 
-    The last row is final; an earlier row, if any, has the results of the first step.
+    The last row is final; an earlier row, if any, has the results of the first step. Exceptions are recorded in a row
+    instead of being raised.
     """
     idle = memory.resident()
     size = SIZES[job.size].with_batch(job.batch)
@@ -97,7 +98,7 @@ def measured(job: CostJob) -> Iterator[Row]:
         spec = resolve_spec(find(job.target), settings)
         row |= {"settings": settings, "parameters": sum(p.numel() for p in networks.network(size, "meta").parameters())}
         users, on_cpu = spec.source == "yours", job.device == "cpu"
-        if on_cpu:  # before a user's code runs, which may allocate any amount
+        if on_cpu:  # before running a user's code, which may allocate any amount
             memory.bound(max(job.limit, LEAST))
         told = estimate(size, lambda model: make(spec, settings, model, job.steps), users=users, planned=on_cpu)
         row |= {"needed": told.total + (idle if on_cpu else 0), "planned_state": told.state}
@@ -144,12 +145,12 @@ def _measured(job: CostJob, spec: OptimizerSpec, settings: Mapping[str, Any], si
     yield _known(training, spec, first) | {
         "split": any(t.statistics + t.roots > 0 for t in timings),
         "timings": tuple(timings),
-        "note": "the loss is not a number, so its times may not be those of normal training" if bad else "",
+        "note": "the loss is not a number, so the times may not be those of normal training" if bad else "",
     }
 
 
 def _known(training: Training, spec: OptimizerSpec, first: Mapping[str, float]) -> dict[str, Any]:
-    """Return the peak memory, the optimizer's state and the time of its first step."""
+    """Return the fields of a row that are known after the first step: peak memory, state, and the first step's time."""
     device = next(training.network.parameters()).device
     return {
         "peak": memory.peak() if device.type == "cpu" else torch.cuda.max_memory_allocated(device),
@@ -162,7 +163,10 @@ def _known(training: Training, spec: OptimizerSpec, first: Mapping[str, float]) 
 def _steps(
     job: CostJob, training: Training, watch: RegionTimer, numbers: Iterator[int], paired: bool
 ) -> tuple[list[dict[str, float]], float | None]:
-    """Take steps until there are enough or time is up; also return the mean share of renewed roots, if known."""
+    """Take steps until there are enough or time is up; return their times, and the mean share of renewed roots if known.
+
+    paired: whether every other step has a refresh; if time is up after an odd number of steps, one more is then taken.
+    """
     found: list[dict[str, float]] = []
     shares: list[float] = []
     begun = time.perf_counter()
@@ -175,7 +179,10 @@ def _steps(
 
 
 def _renewed(optimizer: torch.optim.Optimizer) -> Iterator[float]:
-    """Yield the share of Shampoo's roots with age 0, those renewed by need in the last step; nothing without ages."""
+    """Yield the share of Shampoo's roots that the last step renewed by need, which have an age of 0.
+
+    Yield nothing if the optimizer does not store the ages of roots.
+    """
     ages = [
         v.flatten()
         for s in optimizer.state.values()
@@ -195,9 +202,10 @@ def _timing(
     every: int | None,
     renewed: float | None,
 ) -> Timing:
-    """Return the mean times of the parts, with refreshes weighted by their actual frequency.
+    """Summarise measured steps; mean times are scaled to a refresh every `every` steps.
 
-    While measuring, every other step is a refresh.
+    steps: the times of the measured steps; if `every` is not None, every other one has a refresh.
+    every: number of steps between refreshes in normal training; None if there are no refreshes.
     """
     whole = [s["statistics"] + s["roots"] + s["update"] for s in steps]
     groups = [list(range(len(steps)))]
@@ -235,7 +243,10 @@ def _mean(values: Sequence[float], places: Sequence[int]) -> float:
 
 
 def _holdings(training: Training) -> Iterator[Holding]:
-    """Yield the state of embeddings, matrices and vectors; it is empty if the state is not stored by parameter."""
+    """Yield the state of each kind of parameter: embeddings and heads, matrices, and vectors.
+
+    State that the optimizer does not store by parameter is not counted.
+    """
     named = dict(training.network.named_parameters())
     kinds = networks.kinds(training.network)
     for kind in dict.fromkeys(kinds.values()):

@@ -1,4 +1,4 @@
-"""Available memory, the memory use of a process, and a limit at which allocations fail before the process is killed.
+"""Available memory, the memory use of this process, and a limit that makes allocations fail before it is killed.
 
 Does not import torch.
 """
@@ -19,7 +19,7 @@ CGROUPS = (
 
 
 def available() -> int:
-    """Return the bytes that can be allocated now: the free memory, or what is left of this container's limit."""
+    """Return how many bytes can be allocated now: the free memory, or the rest of the container's limit if less."""
     found = [_free_of_system()]
     for limit, used, folder in CGROUPS:
         with contextlib.suppress(OSError, ValueError):
@@ -35,7 +35,7 @@ def _free_of_system() -> int:
 
 
 def bound(size: int) -> None:
-    """Make allocations of this process fail once it has allocated `size` more bytes (on Linux only)."""
+    """Make this process's allocations fail once they exceed `size` more bytes (on Linux only)."""
     if sys.platform == "linux":
         import resource
 

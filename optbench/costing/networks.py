@@ -1,6 +1,6 @@
-"""The shipped `gpt`, a plain BERT with the original parameter names, and real text for both.
+"""The networks to measure, trained on real text: the shipped `gpt`, and a BERT with the original parameter names.
 
-Shapes: B sequences, T tokens each, D width, V vocabulary, R predicted tokens.
+Shapes: B sequences of T tokens, D width, V vocabulary, R predicted tokens.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from optbench.models.network import cross_entropy
 from optbench.optimizers.ends import ends, is_end, mark
 
 MASK, UNUSED = 103, 1000
-"""The id of [MASK] in BERT's vocabulary, and the number of ids at its start that are not used for words."""
+"""The id of [MASK] in BERT's vocabulary, and the number of ids at the start of the vocabulary that no word uses."""
 BERT_POSITIONS, BERT_SEGMENTS, NEXT_OR_NOT = 512, 2, 2
 OUTPUT = {"gpt": "head.weight", "bert": "cls.seq_relationship.weight"}
-"""Name of each network's output weight; that of BERT's other output layer is the token embedding."""
+"""Name of each network's output weight. BERT's other output layer uses the token embedding as its weight."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,16 @@ class Batch:
 
 
 def attended(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Compute multi-head attention over (B, T, D), without a mask."""
+    """Compute multi-head attention without a mask for queries, keys and values of shape (B, T, D)."""
     q, k, v = (x.view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q, k, v))
     return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 class Bert(nn.Module):
-    """BERT for pre-training, which predicts masked tokens (R, V) and whether the next sentence follows (B, 2).
+    """BERT with its pre-training heads, for masked tokens, (R, V), and for next-sentence prediction, (B, 2).
 
-    The decoder is tied to the token embedding. Post-norm, GELU, learned positions, two segments, pooler; no dropout,
-    because it does not affect an optimizer's cost.
+    It has post-norm blocks with GELU, learnt positions, two segments and a pooler. The decoder is tied to the token
+    embedding. There is no dropout, because dropout does not affect an optimizer's cost.
     """
 
     bert: Any
@@ -93,9 +93,9 @@ class Bert(nn.Module):
         self.cls = nn.ModuleDict({"predictions": predictions, "seq_relationship": nn.Linear(d, NEXT_OR_NOT)})
 
     def forward(self, tokens: Tensor, segments: Tensor, places: Tensor) -> tuple[Tensor, ...]:
-        """Return the logits of masked tokens (R, V) and of the next sentence (B, 2).
+        """Return the logits for masked tokens, (R, V), and for next-sentence prediction, (B, 2).
 
-        places: indices of the masked tokens among all B·T, (R,).
+        places: indices of the masked tokens among all B · T tokens, (R,).
         """
         table = self.bert["embeddings"]
         x = table["word_embeddings"](tokens) + table["token_type_embeddings"](segments)
@@ -114,11 +114,9 @@ class Bert(nn.Module):
 
 
 def network(size: Size, device: torch.device | str = "cpu") -> nn.Module:
-    """Build the network of the given size, with the initial weights of GPT-2 and BERT (normal, .02).
+    """Build the network of the given size, with initial weights from N(0, .02²), as in GPT-2 and BERT.
 
-    Its embeddings and output layers are marked as ends.
-
-    On `meta`, the weights have no values.
+    The embeddings and output layers are marked as ends. On the `meta` device, weights have no values.
     """
     with torch.device(device):
         if size.family == "gpt":
@@ -137,7 +135,7 @@ def network(size: Size, device: torch.device | str = "cpu") -> nn.Module:
 
 
 def loss(outputs: Tensor | tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
-    """Return the sum over outputs of the mean cross-entropy."""
+    """Return the mean cross-entropy of each output, summed over outputs."""
     each = (outputs,) if isinstance(outputs, Tensor) else outputs
     return torch.stack([cross_entropy(logits, wanted) for logits, wanted in zip(each, targets, strict=True)]).sum()
 
@@ -151,7 +149,7 @@ def kinds(model: nn.Module) -> dict[str, str]:
 
 
 def batch(size: Size, step: int, device: torch.device | str = "cpu") -> Batch:
-    """Return the batch of a step, which depends only on the number of the step; on `meta`, it has no values."""
+    """Return the batch for a step, which depends only on the size and the step; on `meta`, tensors have no values."""
     draw = torch.Generator().manual_seed(step)
     text = tokens(size.vocabulary)
     b, t = size.batch, size.context
@@ -174,9 +172,10 @@ def batch(size: Size, step: int, device: torch.device | str = "cpu") -> Batch:
 
 @functools.cache
 def tokens(vocabulary: int) -> Tensor:
-    """Return text as token ids, int64: bytes for a vocabulary of up to 256, else words and punctuation by frequency.
+    """Return the shipped text domain of word definitions, which has a large vocabulary, as int64 token ids.
 
-    The text is the shipped domain of word definitions, which has a large vocabulary.
+    With a vocabulary of up to 256, tokens are bytes. Otherwise, they are words and punctuation marks, and the more
+    frequent a token, the lower its id.
     """
     text = embedded_texts()["glosses"]
     if vocabulary <= 256:

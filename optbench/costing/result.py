@@ -1,4 +1,4 @@
-"""The result of measurements: a JSON file, which `optbench report` renders. Does not import torch."""
+"""The result of the measurements: a JSON file, which `optbench report` renders. Does not import torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ VERSION: Final = 1
 MAX_BYTES = 64 << 20
 """Size limit of a result file in bytes; far larger than any result."""
 Status = Literal["ok", "too large", "too slow", "failed", "started"]
-"""`too slow`: stopped, with the time of its first step if that step finished. `started`: never written to a file."""
+"""`too slow`: stopped at the time limit; the row has the time of the first step if that step finished. `started`: the
+row of a worker that has taken only its first step so far; never written to a file."""
 
 
 class _Record(Settings):
@@ -27,15 +28,17 @@ class _Record(Settings):
 
 
 class Timing(_Record):
-    """Seconds of a step with a number of threads.
+    """The times of a step in seconds, measured with one number of threads.
 
     clock: `processor` (CPU time, which other processes hardly affect), `wall` or `device` (time between device events).
-    after: number of preceding steps.
-    gradient, statistics, roots, update: means of the parts, the last three with refreshes at their actual frequency.
-    ordinary, low, high: median, minimum and maximum of the optimizer's steps without a refresh.
-    refresh: mean of the optimizer's steps with a refresh.
-    every: steps between refreshes; None if there are none, or if roots are renewed by need.
-    renewed: mean share of roots renewed per step if they are renewed by need.
+    after: number of steps taken before the measured ones.
+    steps: number of measured steps.
+    gradient, statistics, roots, update: mean times of the parts; the last three weight steps with a refresh by their
+        frequency in normal training.
+    ordinary, low, high: median, minimum and maximum of the optimizer's time in steps without a refresh.
+    refresh: mean of the optimizer's time in steps with a refresh; None if there are none.
+    every: number of steps between refreshes; None if there are none, or if roots are renewed by need.
+    renewed: mean share of roots renewed per step; None unless roots are renewed by need.
     """
 
     threads: int
@@ -55,12 +58,15 @@ class Timing(_Record):
 
     @property
     def step(self) -> float:
-        """Mean seconds of the optimizer per step, including refreshes."""
+        """The optimizer's mean time per step in seconds, including refreshes."""
         return self.statistics + self.roots + self.update
 
 
 class Holding(_Record):
-    """The state of one kind of parameters: number of weights, bytes, and the sides of square factors."""
+    """The state held for one kind of parameter.
+
+    weights: number of weights of this kind. bytes: size of their state. factors: sides of the largest square factors.
+    """
 
     kind: str
     weights: int
@@ -71,8 +77,12 @@ class Holding(_Record):
 class Row(_Record):
     """The measurement of one optimizer at one size.
 
-    needed, peak: estimated and measured peak bytes, on a GPU those of the device. idle: bytes of the process before the
-    measurement. first: seconds that the optimizer takes for the first step, which creates the state.
+    note: the reason if the measurement failed, else a caveat or empty.
+    idle: memory of the process before the measurement, in bytes.
+    needed, peak: estimated and measured peak memory, in bytes; on a GPU, of the device.
+    state, planned_state: measured and estimated size of the optimizer's state, in bytes.
+    split: whether the optimizer reports the times of its parts.
+    first: time that the optimizer takes for the first step, which creates the state, in seconds.
     """
 
     optimizer: str
@@ -97,7 +107,7 @@ class Row(_Record):
 
 
 class CostResult(_Record):
-    """All measurements of one command, and their conditions."""
+    """All measurements made by one command, and the conditions under which they were made."""
 
     format: Literal["optbench-cost"]
     version: Literal[1]
@@ -135,7 +145,7 @@ def load(file: Path) -> CostResult:
 
 
 def find(text: str, runs_dir: Path) -> Path | None:
-    """Return the file of a result named by path, or by name in `runs_dir`; None if there is none."""
+    """Return the file of a result, given its path or its name in `runs_dir`; None if there is no such file."""
     for file in (Path(text).expanduser(), runs_dir / text, runs_dir / f"{text}.json"):
         if file.suffix == ".json" and os.path.isfile(file):  # noqa: PTH113 (also False for a name that is too long)
             return file

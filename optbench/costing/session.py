@@ -26,12 +26,17 @@ from optbench.errors import escaped
 
 WORKER = (sys.executable, "-P", "-m", "optbench.costing.worker")
 LEFT = 512 << 20
-"""Bytes of free memory that are left to the rest of the system."""
+"""Number of bytes of free memory that are left to the rest of the system."""
 
 
 @dataclass(frozen=True)
 class CostPlan:
-    """The measurements to make. limit: memory limit in bytes; timeout: seconds per process."""
+    """The measurements to make, with the settings of their jobs (see `CostJob`).
+
+    timeout: time limit of each process, in seconds.
+    limit: memory limit of each process, in bytes.
+    batch: number of sequences per step; None for the default of each size.
+    """
 
     contenders: tuple[Contender, ...]
     sizes: tuple[str, ...]
@@ -45,7 +50,7 @@ class CostPlan:
     batch: int | None = None
 
     def jobs(self) -> Iterator[CostJob]:
-        """Yield the jobs of all workers, in order."""
+        """Yield one job for each size and optimizer, in the order of execution."""
         for size in self.sizes:
             for one in self.contenders:
                 yield CostJob(
@@ -71,9 +76,9 @@ def measure(
     command: Sequence[str],
     told: Callable[[str, int, int], None],
 ) -> CostResult:
-    """Execute the plan, saving the result after every row.
+    """Execute the plan, saving the result to `file` after every row, and return the complete result.
 
-    told: called before each job with its description, its number and the number of jobs.
+    told: function called before each job with the job's description, its number (from 1) and the number of jobs.
 
     Raises:
         StoreError: the file cannot be written.
@@ -103,7 +108,7 @@ def measure(
 
 
 def ask(job: CostJob, timeout: float) -> Row:
-    """Run one job in a separate process, which ends with this call, and return its row."""
+    """Run one job in a separate process, and return the job's row; the process is killed after `timeout` seconds."""
     told = dataclasses.asdict(job)
     lost = {name: told[name] for name in ("target", "settings", "size", "twin")}
     lost |= {"optimizer": job.name, "tokens": job.batch * SIZES[job.size].context, "parameters": 0}

@@ -1,4 +1,4 @@
-"""Measure the time of each part of a step. The time of a region excludes nested regions."""
+"""Measure the time of each part of a step. The time of a region excludes that of nested regions."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ NAMES = ("gradient", "statistics", "roots", "update")
 
 
 class RegionTimer:
-    """Times the regions of `optbench.optimizers.regions` and `torch.profiler.record_function`.
+    """Timer of the regions marked with `optbench.optimizers.regions` or `torch.profiler.record_function`.
 
-    clock: `processor` (time of all threads of this process), `wall` or `device` (events on a CUDA device, read once per
-    step).
+    clock: `processor` (CPU time of all threads of this process), `wall` or `device` (events on a CUDA device, which is
+        synchronised once per step).
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -30,7 +30,7 @@ class RegionTimer:
 
     @contextlib.contextmanager
     def step(self) -> Iterator[dict[str, float]]:
-        """Time a block; at its end, the yielded mapping holds the seconds of each part by name."""
+        """Time a `with` block; once it ends, the yielded mapping has the time of each part in seconds, by name."""
         found = dict.fromkeys(NAMES, 0.0)
         self._inside, self._marks = ["update"], []
         with self._watching():

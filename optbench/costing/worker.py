@@ -1,6 +1,7 @@
-"""`python -m optbench.costing.worker`: a job as JSON on standard input, its row on standard output.
+"""`python -m optbench.costing.worker`: read a job as JSON from standard input, and write its rows to standard output.
 
-It is a separate process so that its peak memory is that of one optimizer, and a user's code cannot affect the others.
+Each job has a separate process, so that the peak memory is that of a single optimizer, and a user's code cannot affect
+the measurements of other optimizers.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def main() -> None:
 
     told = json.load(sys.stdin)
     with answer:
-        # The last line is final; an earlier one has the results of the first step in case of a crash.
+        # The last line is final; an earlier one preserves the results of the first step in case of a later crash.
         for row in measured(CostJob(**{**told, "threads": tuple(told["threads"])})):
             answer.write(f"{row.model_dump_json()}\n")
             answer.flush()

@@ -1,4 +1,4 @@
-"""Construct a module from a model's settings, and its initial weights from a generator."""
+"""Build a module from a model's settings, and draw its initial weights from a generator."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 
 def build(settings: ModelSettings, inputs: InputSpec, outputs: int, seed: int = 0) -> nn.Module:
-    """Build the module of `settings`; built-in ones are on the meta device, with weights from `initialise`.
+    """Build the module described by `settings`.
 
-    A user's module draws its initial weights itself, on the CPU from the global generators, seeded with `seed`.
+    A built-in module is on the meta device, so its weights have no values; `initialise` draws them. A user's module is
+    on the CPU and draws its own initial weights from the global generators, which are seeded with `seed`.
 
     Raises:
         ValueError: the settings do not fit the inputs.
@@ -29,16 +30,16 @@ def build(settings: ModelSettings, inputs: InputSpec, outputs: int, seed: int = 
 
 
 def initialise(model: nn.Module, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """Draw initial parameters and buffers on the CPU, by name, from `generator` in module order.
+    """Return initial parameters and buffers by name; weights are drawn from `generator` in module order.
 
-    Linear and convolution layers are initialised by the model's settings (`optbench.models.network.Initialisation`), by
-    default as in PyTorch: U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases (LeCun-style uniform, as
-    `nn.Linear.reset_parameters` does). Normalisations start with weights 1 and biases 0, running statistics with mean 0
-    and variance 1. A network may draw its weights itself (`Network.draw`).
+    Linear and convolutional layers are initialised according to the model's settings
+    (`optbench.models.network.Initialisation`). The default is PyTorch's: U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights
+    and biases, as in `nn.Linear.reset_parameters`. Normalisation layers start with weights of 1, biases of 0, running
+    means of 0 and running variances of 1. A network can draw weights itself by overriding `Network.draw`.
 
-    Draws are on the CPU for every device, so that all devices start with the same bits.
+    Weights are drawn on the CPU whatever the device, so that all devices start with the same bits.
     """
-    assert isinstance(model, Network), "a user's module draws its own"
+    assert isinstance(model, Network), "a user's module draws its own weights"
     found: dict[str, torch.Tensor] = {}
     for prefix, module in model.named_modules():
         own = dict(module.named_parameters(prefix=prefix, recurse=False))
@@ -56,7 +57,7 @@ def initialise(model: nn.Module, generator: torch.Generator) -> dict[str, torch.
                 found[name] = torch.ones(parameter.shape) if name.endswith("weight") else torch.zeros(parameter.shape)
         elif left:
             raise AssertionError(f"no initialisation is defined for {type(module).__name__}")
-    # the order of `named_parameters` is that of the stack
+    # in the order of `named_parameters`, which the stack uses
     return {name: found[name] for name, _ in (*model.named_parameters(), *model.named_buffers())}
 
 

@@ -23,7 +23,7 @@ Channels = Annotated[tuple[Annotated[Whole, Field(ge=1, le=4096)], ...], Field(m
 class Cnn(Network):
     """Small convolutional network: 3x3 convolutions with 2x2 max-pooling, then one hidden linear layer.
 
-    Convolutions have a padding of 1. Each pooling halves rows and columns, rounding down.
+    Convolutions have a padding of 1. Each pooling halves the height and the width, rounding down.
     """
 
     def __init__(
@@ -36,7 +36,11 @@ class Cnn(Network):
         activation: Activation = "relu",
         initialisation: Initialisation = "uniform",
     ) -> None:
-        """Raise ValueError if the inputs are not images, or too small for this number of poolings."""
+        """Build the network for images.
+
+        Raises:
+            ValueError: the inputs are not images, or are too small for this number of poolings.
+        """
         super().__init__()
         if len(inputs.shape) != 3:
             raise ValueError(f"expected images (channels, rows, columns), got inputs of shape {inputs.shape}")

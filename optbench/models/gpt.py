@@ -1,6 +1,6 @@
 """A small GPT: a causal transformer that predicts the next token at every position.
 
-Shapes: B sequences, T positions, d width, V vocabulary, H heads, L layers.
+Shapes: B sequences, T positions, d width, L layers.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ if TYPE_CHECKING:
 STD = 0.02
 """Standard deviation of the initial weights (Radford et al. 2019)."""
 RESIDUAL = ("attended", "contract")
-"""Layers whose output is added to the residual stream, with initial weights smaller by a factor of √(2L)."""
+"""Layers whose output is added to the residual stream; their initial weights are smaller by a factor of √(2L)."""
 
 
 class Gpt(Transformer):
-    """Causal transformer over tokens, with pre-norm blocks, GELU, learned positions, and logits of the next token.
+    """Causal transformer that predicts the next token, with pre-norm blocks, GELU and learnt positions.
 
-    Features are the output of the final norm, `width` numbers per position. Initial weights are those of GPT-2: N(0,
-    .02²), biases 0, projections into the residual stream smaller by a factor of √(2 · layers) (Radford et al. 2019).
-    Queries, keys and values have separate matrices, which optimizers for matrices treat separately.
+    Features are the output of the final norm, `width` numbers per position. As in GPT-2 (Radford et al. 2019), initial
+    weights are drawn from N(0, .02²) and biases are 0; weights of projections into the residual stream are smaller by a
+    factor of √(2 · layers). Queries, keys and values have separate matrices, so that matrix optimizers treat them
+    separately.
     """
 
     reads_tokens: ClassVar[bool] = True
@@ -51,11 +52,14 @@ class Gpt(Transformer):
     ) -> None:
         """Build the network.
 
-        context: maximum number of tokens of a sequence; null: the length of the dataset's sequences.
-        dropout: of the embedding, of attention and of residual branches; if above 0, members are trained one by one.
-        tied: the head shares the embedding's matrix.
+        context: maximum number of tokens in a sequence; null for the length of the dataset's sequences.
+        dropout: probability of dropping elements of the embedding, of attention and of residual branches; above 0,
+            members are trained one by one.
+        tied: whether the head shares the embedding's matrix.
 
-        Raises ValueError if the inputs are not sequences of tokens, or `context` or `heads` does not fit.
+        Raises:
+            ValueError: the inputs are not sequences of tokens, `context` is shorter than a sequence, `heads` does not
+                divide `width`, or `tied` is set although the outputs are not the tokens.
         """
         super().__init__()
         if inputs.vocabulary is None or len(inputs.shape) != 1:
@@ -63,9 +67,11 @@ class Gpt(Transformer):
         (length,) = inputs.shape
         context = length if context is None else context
         if context < length:
-            raise ValueError(f"context: expected at least {length}, the length of sequences, got {context}")
+            raise ValueError(f"context: expected at least the sequence length ({length}), got {context}")
         if tied and inputs.vocabulary != outputs:
-            raise ValueError(f"tied: expected as many outputs as tokens, got {outputs} and {inputs.vocabulary}")
+            raise ValueError(
+                f"tied: expected as many outputs as tokens, got {outputs} outputs and {inputs.vocabulary} tokens"
+            )
         self.tokens = None if tied else table(inputs.vocabulary, width)
         self.positions = table(context, width)
         self.stack(layers, width, heads, dropout)
@@ -80,7 +86,7 @@ class Gpt(Transformer):
         return True
 
     def hidden(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield for each block the input of its GELU, (B, T, 4d), and its output (B, T, d), normalised in the last."""
+        """Yield each block's GELU input, (B, T, 4d), and output, (B, T, d); the last output is normalised."""
         embedding = self.head if self.tokens is None else self.tokens
         stream = nn.functional.embedding(x, embedding.weight) + self.positions.weight[: x.shape[-1]]
         return self.read(stream, causal=True)

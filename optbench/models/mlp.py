@@ -24,7 +24,7 @@ Width = Annotated[Whole, Field(ge=1, le=100_000)]
 class Mlp(Network):
     """Fully connected network; `hidden` lists the widths of its hidden layers.
 
-    Each has an optional layer normalisation before its activation. Inputs are flattened.
+    Each hidden layer has an optional layer normalisation before its activation. Inputs are flattened.
     """
 
     def __init__(

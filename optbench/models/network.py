@@ -1,4 +1,4 @@
-"""Base class of built-in networks: features with a linear head."""
+"""Base class of the built-in networks, which compute features and pass them to a linear head."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ else:
 
 Activation = Literal["relu", "tanh", "gelu"]
 Initialisation = Literal["uniform", "truncated-normal"]
-"""`uniform`: PyTorch's default, weights and biases in ±1/√fan_in. `truncated-normal`: weights with a standard deviation
-of 1/√fan_in, truncated at two standard deviations of the untruncated distribution, and biases 0 (as in the reference
-implementation of Powerpropagation)."""
+"""`uniform`: PyTorch's default, with weights and biases uniform in ±1/√fan_in. `truncated-normal`: biases of 0, and
+weights from a normal distribution truncated at two of its standard deviations, which has a standard deviation of
+1/√fan_in after the truncation (as in the reference implementation of Powerpropagation)."""
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
@@ -28,7 +28,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> T
 
 
 def materialised(network: nn.Module, device: torch.device) -> nn.Module:
-    """Return a copy of a network on `device`; weights copied from the meta device are uninitialised."""
+    """Return a copy of a network on `device`; if the network is on the meta device, the copy is uninitialised."""
     copied = copy.deepcopy(network)
     if not next(copied.parameters()).is_meta:
         return copied.to(device)
@@ -40,18 +40,19 @@ def materialised(network: nn.Module, device: torch.device) -> nn.Module:
 class Network(Module):
     """A classifier whose last layer is linear: `logits = head(features(x))`.
 
-    The representation for all metrics (rank, similarity, dormant units) is `features(x)`, the input of the last
-    linear layer and the last of the `hidden` layers. In eval mode outputs are determined by weights, buffers and
-    inputs; buffers, if any, are the running statistics of batch norm.
+    Metrics of representations (rank, similarity, dormant units) use `features(x)`, the output of the last hidden layer
+    and the input of the linear head. In eval mode, outputs depend only on weights, buffers and inputs. The only buffers
+    are the running statistics of batch norm.
 
-    A subclass becomes an `nn.Module` on first construction, so that settings can be read without importing torch.
+    A subclass is not an `nn.Module` until it is first constructed, so that its settings can be read without importing
+    torch.
     """
 
     reads_tokens: ClassVar[bool] = False
-    """True if its inputs are sequences of tokens (B, T), with logits (B, T, V), instead of images or vectors."""
+    """True if the inputs are sequences of tokens (B, T), with logits (B, T, V), rather than images or vectors."""
     deep: ClassVar[bool] = False
-    """True if its size is not obvious from the settings, or members may be trained one by one; a dry run reports
-    both."""
+    """True if the settings do not make the network's size obvious, or may require members to be trained one by one. A
+    dry run then reports the number of parameters and how members are trained."""
 
     head: nn.Linear
     initialisation: Initialisation
@@ -66,18 +67,18 @@ class Network(Module):
 
     @property
     def alone(self) -> str | None:
-        """The reason for training members one by one, `dropout` or `batch norm`; None if there is none."""
+        """Why members must be trained one by one: `dropout` or `batch norm`; None if they can be trained together."""
         return None
 
     def draw(self, name: str, weights: Tensor, generator: torch.Generator) -> bool:
-        """Fill a parameter's zero `weights` with its initial weights.
+        """Overwrite `weights`, which are zeros, with the initial values of the parameter `name`, and return True.
 
-        Return False to use the initialisation given by the settings and the layer (`optbench.models.initialise`).
+        Return False to let `optbench.models.initialise` draw them according to the model's settings and the layer.
         """
         return False
 
     def hidden(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Return for each hidden layer the input of its activation and its output, for inputs (B, *shape)."""
+        """Yield each hidden layer's input to its activation, and the layer's output, for inputs (B, *shape)."""
         raise NotImplementedError  # abstract: every network defines its own
 
     def features(self, x: Tensor) -> Tensor:

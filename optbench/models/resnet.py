@@ -1,6 +1,6 @@
-"""The residual network for CIFAR of He et al. 2016, with batch, group or layer normalisation.
+"""The residual network for CIFAR (He et al. 2016), with batch, group or layer normalisation.
 
-Shapes: B images of C channels, H x W pixels.
+Shapes: B images with C channels and H x W pixels.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from optbench.data import InputSpec
 
 GROUPS = 8
-"""Default number of groups of group normalisation; fewer if this does not divide the width."""
+"""Default number of groups in group normalisation; if it does not divide the width, the next smaller divisor."""
 SMALLEST = 5
 """Minimum number of pixels per side, so that batch norm averages over at least two pixels in the last stage."""
 
@@ -31,13 +31,14 @@ SMALLEST = 5
 class ResNet(Network):
     """Residual network of depth 6n + 2: a 3x3 convolution, 3 stages of n blocks, the mean over pixels, a linear layer.
 
-    The stages have `width`, 2 · `width` and 4 · `width` channels; the second and third start by halving rows and
-    columns, rounding up. A block consists of two 3x3 convolutions without biases, each normalised, with a ReLU between
-    them and after the sum with the shortcut. Shortcuts have no parameters: if the shape changes, they take every second
-    pixel and add zero channels (option A). ResNet-20 of width 16 has 269,722 weights for CIFAR-10.
+    The stages have `width`, 2 · `width` and 4 · `width` channels; the second and third stages start by halving the
+    height and the width of images, rounding up. A block has two 3x3 convolutions without biases, each followed by a
+    normalisation. A ReLU follows the first normalisation, and another one the sum with the shortcut. Shortcuts have no
+    parameters: where the shape changes, they take every second pixel and add channels of zeros (option A). ResNet-20
+    with a width of 16 has 269,722 weights for CIFAR-10.
 
-    Initial weights are N(0, 2/fan_in) (He et al. 2015), biases 0. The hidden layers are the first convolution and the
-    blocks; features are the mean over pixels of the last block's output.
+    Initial weights are drawn from N(0, 2/fan_in) (He et al. 2015), and biases are 0. The hidden layers are the first
+    convolution and the blocks; features are the mean over pixels of the last block's output.
 
     Source: He et al. 2016, arXiv:1512.03385, section 4.2.
     """
@@ -56,11 +57,13 @@ class ResNet(Network):
     ) -> None:
         """Build the network for images.
 
-        norm: `batch`, with which members are trained one by one; `group`, over groups of channels and all pixels of an
-        image (Wu & He 2018); or `layer`, the same with a single group. groups: number of groups; null: 8, or the next
-        smaller divisor of the width.
+        norm: the normalisation. With `batch`, members are trained one by one. `group` normalises over the pixels of an
+            image and groups of its channels (Wu & He 2018), `layer` over the pixels and all channels.
+        groups: number of groups of `group`; null for 8, or the next smaller divisor of `width`.
 
-        Raises ValueError if the inputs are not images or too small, or `depth` or `groups` does not fit.
+        Raises:
+            ValueError: the inputs are not images or are too small, `depth` is not 6n + 2, or `groups` does not divide
+                `width` or is given for another norm.
         """
         super().__init__()
         if len(inputs.shape) != 3:
@@ -114,9 +117,9 @@ class ResNet(Network):
         return True
 
     def hidden(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield for the first convolution and each block the input of its last ReLU, (B, C, H, W), and its output.
+        """Yield the last ReLU's input, (B, C, H, W), and the output of the first convolution and of each block.
 
-        The output of the last block is the mean over pixels, (B, C).
+        For the last block, the output is the mean over pixels, (B, C).
         """
         before = self.norm(self.stem(x))
         x = before.relu()
@@ -132,7 +135,7 @@ class ResNet(Network):
 def _shortcut(x: Tensor, channels: int) -> Tensor:
     """Return images (B, C, H, W) unchanged if they have `channels` channels.
 
-    Otherwise return every second pixel, with zero channels added before and after the others.
+    Otherwise, return every second pixel, with channels of zeros added before and after the existing channels.
     """
     extra = channels - x.shape[1]
     return x if extra == 0 else nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, extra // 2, extra - extra // 2))

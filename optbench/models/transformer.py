@@ -1,4 +1,4 @@
-"""Common parts of transformers: pre-norm blocks of attention and an MLP with GELU.
+"""Parts that all transformers share: pre-norm blocks, each with attention and an MLP with GELU.
 
 Shapes: B sequences, T positions, d width.
 """
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def block(width: int) -> nn.ModuleDict:
-    """Build the layers of one block, with separate matrices for queries, keys and values, as optimizers may need."""
+    """Build the layers of one block.
+
+    Queries, keys and values have separate matrices, so that matrix optimizers treat them separately.
+    """
     parts: dict[str, Callable[[], nn.Module]] = {
         "attention_norm": lambda: nn.LayerNorm(width),
         "query": lambda: nn.Linear(width, width),
@@ -36,15 +39,17 @@ def through(
 ) -> tuple[Tensor, Tensor]:
     """Return the input of a block's GELU, (B, T, 4d), and the residual stream (B, T, d) after the block.
 
-    layers: from `block`. causal: each position attends to itself and earlier ones. dropout: of attention and of
-    residual branches; 0 in eval mode.
+    layers: the block's layers, from `block`.
+    dropout: probability of dropping elements of attention and of residual branches; must be 0 in eval mode.
+    causal: whether each position attends only to itself and earlier positions.
     """
     assert isinstance(layers, nn.ModuleDict)
     x = layers["attention_norm"](stream)
     query, key, value = (
         layers[name](x).unflatten(-1, (heads, -1)).transpose(-3, -2) for name in ("query", "key", "value")
     )
-    # Under autocast the three are already in bfloat16; in `torch.func` parts of the function would be cast again.
+    # Under autocast, queries, keys and values are already in bfloat16; in `torch.func`, parts of the attention function
+    # would cast them again.
     with without_casts(x.device):
         found = nn.functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=causal)
     stream = stream + dropped(layers["attended"](found.transpose(-3, -2).flatten(-2)), dropout)
@@ -53,7 +58,7 @@ def through(
 
 
 class Transformer(Network):
-    """A network whose hidden layers are pre-norm blocks of attention, with a norm after the last."""
+    """A network whose hidden layers are pre-norm attention blocks; a norm follows the last block."""
 
     deep: ClassVar[bool] = True
 
@@ -79,9 +84,9 @@ class Transformer(Network):
         return "dropout" if self.dropout else None
 
     def read(self, stream: Tensor, *, causal: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield for each block the input of its GELU, (B, T, 4d), and its output (B, T, d), normalised in the last.
+        """Yield each block's GELU input, (B, T, 4d), and output, (B, T, d); the last output is normalised.
 
-        stream: (B, T, d), the embedding.
+        stream: the embedded inputs, (B, T, d).
         """
         dropout = self.dropout if self.training else 0.0
         stream = dropped(stream, dropout)
@@ -91,13 +96,13 @@ class Transformer(Network):
 
 
 def dropped(x: Tensor, dropout: float) -> Tensor:
-    """Apply dropout to `x`; random numbers are drawn only if `dropout` is above 0."""
+    """Apply dropout to `x`, drawing random numbers only if `dropout` is above 0."""
     return nn.functional.dropout(x, dropout) if dropout else x
 
 
 def table(count: int, width: int) -> nn.Embedding:
-    """Build an embedding without drawing weights.
+    """Build an embedding with uninitialised weights.
 
-    On the meta device, drawing them would import torch._dynamo, which takes seconds.
+    On the meta device, initialising them would import torch._dynamo, which takes seconds.
     """
     return nn.Embedding(count, width, _weight=torch.empty(count, width))

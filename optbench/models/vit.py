@@ -1,4 +1,4 @@
-"""A small vision transformer: pre-norm blocks of attention on the sequence of an image's patches.
+"""A small vision transformer: pre-norm attention blocks over the sequence of an image's patches.
 
 Shapes: B images, T patches, d width.
 """
@@ -27,16 +27,16 @@ GRID = 8
 
 
 class Vit(Transformer):
-    """Vision transformer with learned positions, pre-norm blocks with GELU, and a linear head on the mean over patches.
+    """Vision transformer with learnt positions, pre-norm blocks with GELU, and a linear head on the mean over patches.
 
-    Images are split into squares of `patch` pixels per side, each mapped linearly to a token. Instead of a class token,
+    Images are split into squares of `patch` pixels per side, each mapped linearly to a token. There is no class token:
     features are the mean over patches of the last norm's output (Beyer et al. 2022). Queries, keys and values have
-    separate matrices, which optimizers for matrices treat separately.
+    separate matrices, so that matrix optimizers treat them separately.
 
-    Initial weights are those of the reference implementation: Glorot's uniform in the blocks, LeCun's truncated normal
-    for the patches, N(0, .02²) for positions, biases 0. The head, whose weights are 0 there, also uses LeCun's
-    truncated normal here, because a matrix of zeros has no polar factor and no norm for scaling steps, and
-    Powerpropagation could never move it.
+    Initial weights follow the reference implementation: Glorot uniform in the blocks, LeCun truncated normal for the
+    patch projection, N(0, .02²) for positions, and biases of 0. The head is an exception: the reference initialises its
+    weights to 0, whereas here they too are LeCun truncated normal. A matrix of zeros has no polar factor and no norm by
+    which to scale steps, and Powerpropagation could never move it.
 
     Source: Dosovitskiy et al. 2021, arXiv:2010.11929; Beyer et al. 2022, arXiv:2205.01580.
     """
@@ -54,11 +54,14 @@ class Vit(Transformer):
     ) -> None:
         """Build the network for images.
 
-        patch: pixels per side of a patch; null: the smallest size with at most 8 patches per side, which is 4 for 28x28
-        and 32x32 pixels and 2 for 14x14. dropout: of the embedding, of attention and of residual branches; if above 0,
-        members are trained one by one.
+        patch: pixels per side of a patch; null for the smallest size that gives at most 8 patches per side, which is 4
+            for images of 28x28 and 32x32 pixels and 2 for 14x14.
+        dropout: probability of dropping elements of the embedding, of attention and of residual branches; above 0,
+            members are trained one by one.
 
-        Raises ValueError if the inputs are not images, or `patch` or `heads` does not fit.
+        Raises:
+            ValueError: the inputs are not images, `patch` does not divide their sides, or `heads` does not divide
+                `width`.
         """
         super().__init__()
         if len(inputs.shape) != 3:
@@ -87,9 +90,9 @@ class Vit(Transformer):
         return True
 
     def hidden(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield for each block the input of its GELU, (B, T, 4d), and its output (B, T, d).
+        """Yield each block's GELU input, (B, T, 4d), and output, (B, T, d).
 
-        The output of the last block is the mean over patches after the norm, (B, d).
+        For the last block, the output is the mean over patches after the norm, (B, d).
         """
         for i, (before, found) in enumerate(self.read(self.patches(self._cut(x)) + self.positions.weight), 1):
             yield before, found if i < self.depth else found.mean(-2)

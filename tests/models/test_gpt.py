@@ -160,7 +160,7 @@ def test_features_are_the_input_of_the_head(tied: bool) -> None:
     ("settings", "message"),
     [
         ({"heads": 5}, "heads: expected a divisor of the width 12, got 5"),
-        ({"context": 8}, "context: expected at least 9, the length of sequences, got 8"),
+        ({"context": 8}, r"context: expected at least the sequence length \(9\), got 8"),
     ],
 )
 def test_incompatible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
