@@ -24,6 +24,11 @@ def test_an_unknown_name_raises_attribute_error() -> None:
         _ = optbench.trani  # type: ignore[attr-defined]
 
 
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "optbench", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"optbench {optbench.__version__}\n"
+
+
 def test_importing_the_package_imports_no_submodules() -> None:
     code = "import sys; before = set(sys.modules); import optbench; print(*sorted(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -1,0 +1,8 @@
+"""`python -m optbench` is the command `optbench`."""
+
+import sys
+
+from optbench.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
