@@ -1,4 +1,6 @@
-"""Measure task overlap in a trial, from features of each task's test data after training on that task and at the end.
+"""Measure task overlap in a trial.
+
+The features of each task's test data are computed right after training on that task and again at the end.
 
 Legend: P padded parameter count, Q padded size of the buffers in floats.
 """
@@ -19,8 +21,8 @@ from optbench.streams import generator
 from optbench.tasks import Examples, TaskSequence
 
 SEQUENCES = 512
-"""Maximum number of long test sequences to read per task. With length 128 they have 65,000 positions, on which two
-forward passes of a network of 2 layers and width 64 take about a second on one core."""
+"""Maximum number of long test sequences to read per task. At length 128, they have 65,000 positions, for which two
+forward passes of a network with 2 layers of width 64 take about a second on one core."""
 
 
 def overlaps(
@@ -30,7 +32,7 @@ def overlaps(
     metrics: Sequence[Metric],
     suite_seed: int,
 ) -> list[tuple[int | None, Measurement]]:
-    """Measure the metrics of the kind `overlap`; return each value with its task (1..T), or None for all tasks.
+    """Measure the metrics of kind `overlap`; return each value with its task (1..T), or with None for all tasks.
 
     ended: the weights and buffers (P + Q,) after each task, including the last.
     """
@@ -47,7 +49,7 @@ def overlaps(
 
 
 def _few(test: Examples, suite_seed: int) -> Examples:
-    """Return a limited number of a task's test examples, the same for every trial of a suite."""
+    """Return a limited number of a task's test examples, the same ones for every trial of a suite."""
     most = max(SEQUENCES, MOST // test.positions)
     return test.drawn(most, generator(suite_seed, None, "examples of overlaps"))
 

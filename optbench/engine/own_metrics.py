@@ -1,4 +1,4 @@
-"""Call users' metrics on copies, with seeds of the trial, and restore the process's settings afterwards."""
+"""Call users' metrics on copies of their arguments, with seeds of the trial, and restore the process's settings."""
 
 from __future__ import annotations
 
@@ -32,11 +32,14 @@ from optbench.suite.schema import ExperimentSettings
 from optbench.targets import said
 
 EXAMPLES, WIDTH = 512, 32
-"""Numbers of examples and features of the random data on which metrics are tried."""
+"""Numbers of examples and features in the random data on which metrics are tried."""
 
 
 def asked(device: torch.device, suite_seed: int, trial_seed: int, purpose: str) -> Ask:
-    """Return a function that calls users' metrics with a seed derived from both seeds and `purpose`."""
+    """Return a function that calls users' metrics with a seed derived from both seeds and `purpose`.
+
+    If a metric raises an exception, the function returns NaN and a note.
+    """
     seed = stream_seed(suite_seed, trial_seed, f"metrics/{purpose}") % SEEDS
 
     def ask(metric: Metric, arguments: Sequence[Any]) -> tuple[float, str | None]:

@@ -1,4 +1,4 @@
-"""Forward passes of a user's model in training, with the trial's buffers and random draws.
+"""Run a network's forward passes in training with the trial's buffers and random draws.
 
 Legend: P padded parameter count, Q padded size of the buffers in floats, B batch.
 """
@@ -16,20 +16,21 @@ from optbench.engine.randomness import seed_all, seeded
 from optbench.engine.stack import EMPTY, Layout
 
 Draws = Callable[[int, int], int]
-"""draws(step, evaluation) -> the seed of a forward pass, the same for every optimizer of a trial seed."""
+"""draws(step, evaluation) -> the seed of a forward pass, the same for every optimizer with a given trial seed."""
 
 
 class Passes:
     """The forward passes of one member in one task.
 
-    As in a plain loop, if an optimizer evaluates the loss several times per step (SAM, L-BFGS), each evaluation draws
-    new dropout masks and updates running statistics. The first evaluation, however, repeats the pass of the step's
-    gradients, with the same masks and from the same statistics, if it is at the same weights or if the optimizer did
-    not receive these gradients; a plain loop would not have computed them before.
+    If an optimizer evaluates the loss several times per step (SAM, L-BFGS), each evaluation draws new dropout masks and
+    updates running statistics, as in a plain loop. The first evaluation is an exception if it uses the same weights as
+    the step's gradients, or if the optimizer did not receive these gradients. It then repeats the forward pass of the
+    gradients, with the same masks and from the same statistics, because a plain loop would not have run this pass
+    separately.
     """
 
     def __init__(self, network: nn.Module, layout: Layout, row: Tensor, draws: Draws) -> None:
-        """network: a copy for this member only. row: (P + Q,), from which the buffers are copied."""
+        """network: a copy used only by this member. row: (P + Q,), from which the buffers are copied."""
         self.network = network
         self._layout = layout
         # Not views of one row: autograd would treat a change of one buffer as a change of all.
@@ -39,7 +40,7 @@ class Passes:
         self._weights: Mapping[str, Tensor] = EMPTY
         self._step = self._evaluations = 0
         self._opening: tuple[Mapping[str, Tensor], int] | None = None
-        """Buffers and index of the optimizer's first own evaluation in this step."""
+        """Initial buffers and index of the optimizer's first own evaluation in this step; None before it."""
 
     def begin(self, step: int) -> None:
         """Begin a step, counted within the task."""
@@ -48,9 +49,9 @@ class Passes:
         self._step, self._opening = step, None
 
     def first(self, weights: Mapping[str, Tensor], inputs: Tensor, *, bound: bool = False) -> Tensor:
-        """Compute logits for the gradients of the step, with these weights.
+        """Compute the logits for the step's gradients at `weights`.
 
-        bound: True if the network's parameters are views of `weights`, which then need not be passed.
+        bound: True if the network's parameters are already views of `weights`.
 
         The global generators are seeded but not restored; `LockStep` restores them after many steps.
         """
@@ -61,7 +62,7 @@ class Passes:
         return logits
 
     def again(self, network: nn.Module, inputs: Tensor, given: bool) -> Tensor:
-        """Compute logits with an optimizer's network, for its evaluation of the loss. given: as in `Evaluate`."""
+        """Compute logits with an optimizer's network when the optimizer evaluates the loss. given: as in `Evaluate`."""
         if self._opening is None:
             own = dict(network.named_parameters())
             repeats = not given or all(torch.equal(own[name], weight) for name, weight in self._weights.items())
@@ -71,7 +72,7 @@ class Passes:
             return self._run(network, inputs)
 
     def aside(self) -> Passes:
-        """Return a copy that repeats the evaluations of this step, for a verification."""
+        """Return a copy with which a verification repeats the evaluations in this step."""
         found = copy.copy(self)
         found._open(self._opening or (self._after, 1))
         return found
@@ -96,7 +97,7 @@ class Passes:
             found: Tensor = network(inputs)
             return found
         logits: Tensor = functional_call(network, given, (inputs,))
-        # Buffers may have been assigned instead of changed in place; `functional_call` puts those into `given`.
+        # Buffers may have been replaced instead of changed in place; `functional_call` stores the new ones in `given`.
         self._buffers = {name: given[name].detach() for name in self._buffers}
         return logits
 

@@ -23,26 +23,26 @@ from optbench.optimizers.rank_penalty import entropy, random_frame
 
 @dataclass(frozen=True)
 class Penalty:
-    """λ H on the features of one member, as in `RankPenalty`."""
+    """The penalty λ H on the features of one member, as in `RankPenalty`."""
 
     strength: float
     """λ; 0 has no effect."""
     rotated: bool
-    """True to rotate the features; the same for all members of a stack."""
+    """True for the rotated penalty; the same for all members of a stack."""
     draws: Callable[[int], int]
-    """draws(step) -> the seed of the rotation at a step of the task: the same for every optimizer of a trial seed."""
+    """draws(step) -> the seed of the rotation at a step, the same for every optimizer with a given trial seed."""
     features: str
-    """The place of the features, as in `Blueprint.features`; the same for all members of a stack."""
+    """The location of the features, as in `Blueprint.features`; the same for all members of a stack."""
 
     def frame(self, features: Tensor, step: int) -> Tensor | None:
-        """Return the rotation of this step, (d, r) for features (N, d); None if features are not rotated."""
+        """Return the rotation (d, r) of a step for features (N, d); None if the penalty is not rotated."""
         if not self.rotated:
             return None
         return random_frame(features, torch.Generator().manual_seed(self.draws(step)))
 
 
 class Penalties:
-    """The penalties of the members of a stack, step by step."""
+    """Computes the penalties of a stack's members, step by step."""
 
     def __init__(self, penalties: Sequence[Penalty]) -> None:
         self._penalties = list(penalties)
@@ -61,28 +61,28 @@ class Penalties:
         self._step = step
 
     def push(self, i: int, features: Tensor) -> Tensor | None:
-        """Return the gradient of member `i`'s penalty with respect to features (N, d); None if it has no penalty."""
+        """Return the gradient of member `i`'s penalty with respect to features (N, d); None if its λ is 0."""
         own = self._penalties[i]
         if own.strength == 0:
             return None
         return entropy(features, own.frame(features, self._step))[1].mul_(own.strength)
 
     def join(self, gradients: Tensor, features: Tensor) -> Tensor:
-        """Add penalty gradients to feature gradients, both (M, N, d); members without a penalty are unchanged."""
+        """Return feature gradients (M, N, d) plus penalty gradients; those of members with λ = 0 are unchanged."""
         strengths = self._all(features)[:, None, None]
         push = entropy(features, self._frames(features[0]))[1] * strengths
         return torch.where(strengths != 0, gradients + push, gradients)
 
     @contextlib.contextmanager
     def added(self, i: int, network: nn.Module, axes: int) -> Iterator[list[Tensor]]:
-        """Collect the penalty of member `i` in a forward pass; the list then contains it, or is empty if there is none.
+        """Collect the penalty of member `i` in the block's forward pass in a list, which stays empty if λ is 0.
 
-        axes: the number of leading axes of the features, for examples and positions. The value of the term is λ H, and
-        its gradient is treated as a constant in second derivatives.
+        axes: the number of leading axes of the features, for examples and positions. The value of the penalty is λ H,
+        and its gradient is treated as a constant in second derivatives.
 
         Raises:
             ValueError: the model has a method `features` that its forward pass does not call, or the features do not
-                depend on weights.
+                depend on the weights.
         """
         own = self._penalties[i]
         if own.strength == 0:
@@ -91,11 +91,11 @@ class Penalties:
         with self._watched(network, axes, lambda rows: (own.strength, own.frame(rows, self._step))) as found:
             yield found
         if torch.is_grad_enabled() and not found[0].requires_grad:
-            raise ValueError(f"rank-penalty: expected weights below the features of {type(network).__name__}, got none")
+            raise ValueError(f"rank-penalty: expected features of {type(network).__name__} to depend on its weights")
 
     @contextlib.contextmanager
     def added_together(self, member: Tensor, network: nn.Module, axes: int) -> Iterator[list[Tensor]]:
-        """Collect the penalty of `member` as `added` does, within `torch.func.vmap` over the members 0..M-1."""
+        """Collect the penalty of `member`, as in `added`, within `torch.func.vmap` over members 0..M-1."""
 
         def settings(rows: Tensor) -> tuple[Tensor, Tensor | None]:
             frames = self._frames(rows)
@@ -118,7 +118,7 @@ class Penalties:
                 strength, frame = settings(rows)
                 value, gradient = entropy(rows.detach(), frame)
                 term = (rows * gradient).sum()
-                # For a layer called several times the last call counts, as in measuring.
+                # If a layer is called several times, only the last call counts, as in measurements.
                 found[:] = [strength * (term + (value - term.detach()))]
 
         with seen(network, self._features, see):
@@ -127,14 +127,14 @@ class Penalties:
             raise ValueError(NOT_CALLED.format(type(network).__name__))
 
     def _all(self, features: Tensor) -> Tensor:
-        """Return every λ, (M,), created once."""
+        """Return the members' λ (M,), a tensor that is created once."""
         if self._strengths is None:
             values = [own.strength for own in self._penalties]
             self._strengths = torch.tensor(values, dtype=features.dtype, device=features.device)
         return self._strengths
 
     def _frames(self, features: Tensor) -> Tensor | None:
-        """Return the rotations of all members, (M, d, r) for features (N, d)."""
+        """Return the rotations (M, d, r) of all members for features (N, d); None if penalties are not rotated."""
         frames = [own.frame(features, self._step) for own in self._penalties]
         found = [frame for frame in frames if frame is not None]
         return torch.stack(found) if found else None
@@ -145,7 +145,7 @@ NOT_CALLED = "rank-penalty: expected {0}.forward to call its method features(x),
 
 @contextlib.contextmanager
 def seen(network: nn.Module, features: str, see: Callable[[Tensor], None]) -> Iterator[None]:
-    """Call `see` with the features of every forward pass. features: their place, as in `Blueprint.features`."""
+    """Call `see` with the features of every forward pass. features: the location, as in `Blueprint.features`."""
     if features != METHOD:
         layer = network.get_submodule(features)
         handle = layer.register_forward_pre_hook(lambda _, arguments: see(arguments[0]))
@@ -162,7 +162,7 @@ def seen(network: nn.Module, features: str, see: Callable[[Tensor], None]) -> It
         see(result)
         return result
 
-    network.features = seeing  # type: ignore[assignment]  # hides the class's own
+    network.features = seeing  # type: ignore[assignment]  # hides the class's method
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Positions of sequences at which features are measured: all of them, or a sample for long texts.
+"""Select the positions of sequences at which features are measured: all of them, or a sample for long texts.
 
 Legend: N sequences, T positions.
 """
@@ -12,16 +12,18 @@ from optbench.streams import generator
 from optbench.tasks import Examples
 
 MOST = 8192
-"""Maximum number of positions in each task's test data: 128 times a width of 64; a rank needs only ten times the width.
-All metrics together take .013 s on one core. On all 60,000 positions of a domain of `text-domains` they take .09 s and
+"""Maximum number of positions that are measured in each task's test data.
+
+For a width of 64, this is 128 times the width; a rank needs only ten times the width. At these positions, all metrics
+together take 0.013 s on one core. At all 60,000 positions of a domain in `text-domains`, they would take 0.09 s and
 seven times the memory.
 """
 
 
 def sampled(examples: Examples, suite_seed: int) -> Tensor | None:
-    """Return ascending indices of `MOST` targets among all N T, drawn for a suite; None to use all.
+    """Return ascending indices of `MOST` of the N T targets, drawn at random for a suite; None to use all targets.
 
-    They depend only on N T, so features of the same text in two networks are read at the same positions.
+    In a suite, the indices depend only on N T, so two networks are measured at the same positions of a text.
     """
     count = examples.targets.numel()
     if examples.positions == 1 or count <= MOST:

@@ -36,7 +36,7 @@ def seed_all(seed: int, device: torch.device) -> None:
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed the global generators in the block and restore them afterwards.
 
-    An optimizer's draws thus depend only on its own trial.
+    Draws in the block thus depend only on `seed`.
     """
     with kept(device):
         seed_all(seed, device)
@@ -47,7 +47,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 def kept(device: torch.device) -> Iterator[None]:
     """Restore the global generators after the block.
 
-    This takes .2 ms, nearly all of it for NumPy. Therefore many steps of a stack share one such block, in which the
+    This takes 0.2 ms, nearly all of it for NumPy. Many steps of a stack therefore share one block, in which the
     generators are only seeded.
     """
     numpy = np.random.get_state()  # noqa: NPY002  # users' code draws from the global generator

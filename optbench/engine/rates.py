@@ -9,7 +9,7 @@ D = min(max(round(decay · N), 1), N - W) steps of decay, and steps t = 0, ..., 
     cosine:             f + (1 - f) (1 + cos(π (t - W) / (N - W))) / 2
     wsd:                1 for t < N - D,  then  1 - (1 - f) (t - N + D) / D
 
-So the factor is 1 at the first step after the warm-up, would be f one step after the last, and is never 0.
+The factor is 1 at the first step after the warm-up, would be f one step after the last step, and is never 0.
 In PyTorch: `LinearLR(1 / (W + 1), 1, W)`, then `ConstantLR(1)`, `LinearLR(1, f, N - W)` or
 `CosineAnnealingLR(N - W, f · lr)`, joined by `SequentialLR`; for wsd `ConstantLR(1)` and then `LinearLR(1, f, D)`.
 """
@@ -28,7 +28,7 @@ UNSCHEDULED = "trained without the schedule"
 
 
 def factor(schedule: RateSchedule, steps: int, step: int) -> float:
-    """Return the factor of `step` (0..steps-1); later steps have the factor of the last one."""
+    """Return the factor at `step` (0..steps-1); later steps have the factor of the last step."""
     step = min(step, steps - 1)
     warmup = min(round(schedule.warmup * steps), steps - 1)
     if step < warmup:
@@ -48,21 +48,21 @@ def factor(schedule: RateSchedule, steps: int, step: int) -> float:
 
 @dataclass(frozen=True)
 class RateCurve:
-    """The factors of one member in one task."""
+    """The learning rate factors of one member in one task."""
 
     schedule: RateSchedule
     steps: int
-    """N: the number of steps of the task, or of all tasks, without early stopping."""
+    """N, the number of steps in the schedule's span (the task or all tasks) without early stopping."""
     before: int = 0
     """Number of steps taken in earlier tasks, if the schedule spans all tasks."""
 
     def factor(self, step: int) -> float:
-        """Return the factor of a step of the task, counted from 0."""
+        """Return the factor at a step of the task, counted from 0."""
         return factor(self.schedule, self.steps, self.before + step)
 
 
 def unscheduled(schedule: RateSchedule | None, trial: Trial, rows: Iterable[Row]) -> str | None:
-    """Return, for a note, why a trial's learning rate did not follow the schedule; None if it did or there is none."""
+    """Return a note if a trial's learning rate did not follow the schedule; None if it did, or without a schedule."""
     if schedule is None or schedule.is_flat:
         return None
     if (name := trial.without_schedule) is not None:

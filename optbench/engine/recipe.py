@@ -9,7 +9,7 @@ from optbench.suite.protocol import Protocol
 
 
 def obstacle_to(protocol: Protocol, needs: Set[Need]) -> str | None:
-    """Return why an optimizer with these needs cannot follow `protocol`; None if it can."""
+    """Return the reason why an optimizer with these needs cannot follow `protocol`; None if it can."""
     if protocol.clip_norm is not None and "loss" in needs:
         return (
             "protocol.clip_norm: expected an optimizer that steps from gradients, got one that takes the loss "

@@ -2,7 +2,7 @@
 
 With a small network, a GPU is idle while Python launches kernels. A recording repeats the kernels of one call on the
 same memory, so it is correct only if all numbers that change are on the device: counters in Python do not advance.
-Callers must guarantee this; it is checked once per recording.
+Callers must ensure this. Each recording is checked once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from optbench.engine.faults import is_out_of_memory, of_the_machine
 
 T = TypeVar("T")
 Recorder = Callable[[Callable[[], object]], Callable[[], None]]
-"""Calls work in order to record it, possibly executing it, and returns a function that repeats it."""
+"""recorder(work): calls `work` to record it, possibly executing it, and returns a function that repeats the work."""
 WARM_UP = 3
 """Number of calls before recording, during which state, buffers and libraries are initialised."""
 NO_MEMORY = "not enough memory"
@@ -29,7 +29,7 @@ NO_MEMORY = "not enough memory"
 
 @dataclass(frozen=True)
 class Recordings:
-    """A cohort's recordings."""
+    """How a cohort's work is recorded, and the reasons why some of it is not."""
 
     record: Recorder | None
     """The function that records work; None to record nothing."""
@@ -69,7 +69,7 @@ class Recorded(Generic[T]):
         return self._answer
 
     def _attempt(self, record: Recorder, work: Callable[[], T], tensors: list[Tensor]) -> None:
-        """Execute the work again, and check that a recording gives the same result."""
+        """Execute the work, record it, and check that a replay gives the same result."""
         before = _copies(tensors)
         self._answer = work()
         after = _copies(tensors) if before is not None else None
@@ -113,12 +113,12 @@ def record_cuda(device: torch.device, work: Callable[[], object]) -> Callable[[]
     """Record work as a CUDA graph, without executing it.
 
     Raises:
-        RuntimeError: it contains something that cannot be recorded, such as a synchronisation.
+        RuntimeError: the work contains something that cannot be recorded, such as a synchronisation.
     """
     graph = torch.cuda.CUDAGraph()
     here, side, pool = torch.cuda.current_stream(device), _side_stream(device), _pool(device).id
     side.wait_stream(here)
-    # Not `torch.cuda.graph`, which empties the allocator's cache each time: a run makes hundreds of recordings.
+    # A run makes hundreds of recordings, and `torch.cuda.graph` would empty the allocator's cache for each of them.
     with torch.cuda.stream(side), _no_collection():
         graph.capture_begin(pool)  # type: ignore[arg-type]  # torch gives the same pair two types
         try:
@@ -127,7 +127,7 @@ def record_cuda(device: torch.device, work: Callable[[], object]) -> Callable[[]
         except BaseException:
             with contextlib.suppress(Exception):  # it would only report that there was an earlier error
                 graph.capture_end()
-            with contextlib.suppress(Exception):  # older versions leave the allocator in recording mode
+            with contextlib.suppress(Exception):  # older PyTorch leaves the allocator in recording mode
                 torch._C._cuda_endAllocateToPool(side.device_index, pool)
             raise
     here.wait_stream(side)
@@ -138,8 +138,8 @@ def record_cuda(device: torch.device, work: Callable[[], object]) -> Callable[[]
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
     """Return the stream used only for recordings.
 
-    The default stream cannot be recorded, and a library's workspace belongs to a stream and must outlive its
-    recordings."""
+    The default stream cannot be recorded. A library's workspace belongs to a stream and must outlive the recordings
+    that use it, so one stream is kept for all recordings."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # of torch
 
 
@@ -147,7 +147,8 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
 def _pool(device: torch.device) -> torch.cuda.MemPool:
     """Return the memory pool for temporaries of all recordings.
 
-    They can share it, because nothing in it outlives a replay and replays never overlap; no other code uses it."""
+    All recordings can share the pool, because nothing in it outlives a replay and replays never overlap. No other code
+    uses the pool."""
     with torch.cuda.device(device):
         return torch.cuda.MemPool()
 

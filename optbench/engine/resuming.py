@@ -25,14 +25,14 @@ from optbench.errors import spoken
 
 BEFORE, AFTER = 12, 12
 """Numbers of test steps before and after saving an instance; neither is a multiple of a usual refresh interval."""
-UNTRIED = "it raised an exception before its state could be tested"
+UNTRIED = "the optimizer raised an exception before its state could be tested"
 
 
 def proven_state(machinery: Machinery, member: LaneMember, row: Tensor) -> MemberState:
     """Return the state of a member's instance, after verifying that a restored instance holds the same data.
 
     Raises:
-        CannotResume: the verification failed.
+        CannotResume: the verification fails.
     """
     instance: Instance = member.state
     name = type(instance.optimizer).__name__
@@ -62,10 +62,12 @@ def obstacle(
     stream: BatchStream,
     passes: Callable[[Tensor], Passes | None],
 ) -> str | None:
-    """Return why trials of this optimizer cannot be resumed, or None if they can.
+    """Return the reason why trials of this optimizer cannot be resumed; None if they can.
 
-    member: a member before its first step. row: its initial weights and buffers (P + Q,). stream: its batches.
-    passes: returns its forward passes from the weights and buffers of a row.
+    member: a member before its first step.
+    row: the member's initial weights and buffers, a row of its stack.
+    stream: the member's batches.
+    passes: returns the member's forward passes, starting from the buffers of a row.
     """
     noise = member.generator
 
@@ -90,14 +92,14 @@ def obstacle(
                 return f"a restored {name} raised {type(error).__name__}: {spoken(error)}"
             same = same_bits(original.row(0), copy.row(0)) and torch.equal(noise.get_state(), draws.get_state())
             if not same:
-                return f"a restored {name} takes different steps; it may look up state by id(p) or keep it elsewhere"
+                return f"a restored {name} takes different steps; it may look up state by id(p) or keep state elsewhere"
         _compare(original.state(0), noise, copy.state(0), draws)
     except CannotResume as error:
         return str(error)
     except Exception as error:  # raised by the optimizer's code
         if of_the_machine(error):
             raise
-        return f"a test of resuming it raised {type(error).__name__}: {spoken(error)}"
+        return f"testing whether it can be resumed raised {type(error).__name__}: {spoken(error)}"
     return None
 
 

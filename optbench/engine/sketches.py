@@ -17,9 +17,9 @@ from optbench.suite.schema import ExperimentSettings
 
 
 class Sketcher:
-    """Records weight sketches of the members of one cohort whose optimizer has a twin.
+    """Records weight sketches of those members of a cohort whose optimizer has a twin.
 
-    All trials of a suite whose networks have P weights share one draw, so that any two of them can be compared.
+    All networks in a suite with the same number of weights use one random sketch, so that any two can be compared.
     """
 
     def __init__(self, experiment: ExperimentSettings, layout: Layout, suite_seed: int) -> None:

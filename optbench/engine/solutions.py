@@ -1,4 +1,4 @@
-"""Compare the solutions of one seed: final weights in, rows out, without disk access.
+"""Compare the solutions of one seed: compute the rows of their pairs from final weights, without disk access.
 
 Legend: P number of parameters, without padding.
 """
@@ -29,14 +29,14 @@ from optbench.store.pairs_table import PairRow
 from optbench.tasks import Examples
 
 TRAIN_EXAMPLES = 1000
-"""Maximum number of training examples, the first ones of each task, that are pooled for the loss on a line, in
-float64. Each of the nine points between the ends takes 3 ms per task for LeNet-300-100 on one core, .6 ms for
-mlp-100."""
+"""Maximum number of training examples, the first ones of each task, that are pooled for the loss on a line. On one core
+in float64, each of the nine points between the ends takes 3 ms per task for LeNet-300-100, and 0.6 ms for mlp-100."""
 TEST_EXAMPLES = 1000
-"""Maximum number of test examples of each task for the accuracy on a line, to resolve a thousandth. The examples are
-evenly spaced, because the first half of MNIST's test data is easier. A point takes 8 ms per task, 3 ms for mlp-100."""
+"""Maximum number of test examples of each task for the accuracy on a line, which resolves 0.001. The examples are
+evenly spaced, because the first half of MNIST's test data is easier. On one core, a point takes 8 ms per task for
+LeNet-300-100, and 3 ms for mlp-100."""
 BUDGET = 256 * 2**20
-"""Maximum bytes of solutions in memory (but at least two solutions); other solutions are evaluated again
+"""Maximum bytes of solutions kept in memory, except that at least two are kept; other solutions are evaluated again
 from their weights."""
 
 Weights = Mapping[str, Tensor]
@@ -50,10 +50,12 @@ def compare(
     missing: Mapping[str, str],
     budget: int = BUDGET,
 ) -> list[PairRow]:
-    """Measure every metric of every pair, in order.
+    """Measure all requested metrics of every pair, and return their rows in the order of the pairs.
 
-    weights: returns the final weights of a trial; called only for trials that have them, and again if a solution was
-    evicted. missing: for each trial without weights, the reason; values of its pairs are null, with the reason as note.
+    weights: returns the final weights of a trial; called only for trials that have weights, and again for a solution
+        that has been evicted.
+    missing: maps each trial without weights to the reason. Values of its pairs are null, with the reason as a note.
+    budget: as in `BUDGET`.
     """
     names = workspace.experiment.pairs.metrics if workspace.experiment.pairs else None
     chosen = PAIR_METRICS if names is None else tuple(names)
@@ -102,7 +104,7 @@ class _SolutionReader:
         self.suite_seed = workspace.suite_seed
         self._initial = self.blueprint.start(workspace.suite_seed, comparison.seed)
         self.start = flat(self.layout, self.layout.pack(self._initial).to(self.device))
-        # stored as bytes instead of floats, so that a hundred tasks fit into memory
+        # inputs are stored as bytes, not as floats, so that a hundred tasks fit in memory
         loss, accuracy = (name in metrics for name in ("loss_barrier", "accuracy_barrier"))
         moves = bool(running(self.blueprint.network)) and (loss or accuracy)
         train = [_first(self.sequence.train(task)) for task in self.tasks] if loss or moves else []
@@ -158,7 +160,7 @@ class _Kept:
 
 
 def _tiled(pairs: Sequence[TrialPair], room: Callable[[Trial], int]) -> Iterator[TrialPair]:
-    """Order the pairs in tiles, so that each solution is read as rarely as `room` allows."""
+    """Yield the pairs in tiles, so that solutions are evaluated again as rarely as `room` allows."""
     if not pairs:
         return
     order = {trial: i for i, trial in enumerate(dict.fromkeys(t.id for pair in pairs for t in (pair.a, pair.b)))}

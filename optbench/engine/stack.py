@@ -1,4 +1,4 @@
-"""The weights of a cohort in one matrix, and its views for models and optimizers.
+"""Store the weights of a cohort in one matrix, with views for models and optimizers.
 
 Legend: M members, P padded parameter count of one network, Q padded size of its buffers in floats.
 """
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 EMPTY: Mapping[str, Tensor] = MappingProxyType({})
 ALIGNMENT = 16
-"""Every parameter starts at a multiple of 16 floats, 64 bytes.
+"""Every parameter starts at a multiple of 16 floats (64 bytes).
 
-This ensures that a trial has the same bits alone and in a cohort. In BLAS kernels, the order of a sum may depend on the
-alignment of its operands, and a vectorised kernel may round its last few elements (which do not fill a vector)
+This ensures that a trial gives the same bits alone and in a cohort. In BLAS kernels, the order of a sum may depend on
+the alignment of its operands, and a vectorised kernel may round its last few elements (which do not fill a vector)
 differently. With alignment and padding, every member is processed by the same code on the same bytes.
 """
 
@@ -28,7 +28,7 @@ differently. With alignment and padding, every member is processed by the same c
 class Slot:
     """The location of one parameter or buffer in a member's row.
 
-    persistent: True if it is saved in checkpoints. offset: its start in the row, in floats for every dtype.
+    offset: the start in the row, in floats for any dtype. persistent: True if the tensor is saved in checkpoints.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Layout:
         return {slot.name: part.view(slot.shape) for slot, part in zip(self.slots, parts, strict=True)}
 
     def weights(self, rows: Tensor) -> Tensor:
-        """Return rows (..., P + Q) without buffers, (..., P), as a view."""
+        """Return a view (..., P) of rows (..., P + Q) that excludes the buffers."""
         return rows[..., : self.width]
 
     def buffer_views(self, rows: Tensor) -> dict[str, Tensor]:
@@ -127,7 +127,7 @@ def _aligned(floats: int) -> int:
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:
-    """Return 16 hexadecimal digits of the SHA-256 over names, shapes and bytes."""
+    """Return the first 16 hexadecimal digits of the SHA-256 hash of the weights' names, shapes and bytes."""
     state = hashlib.sha256()
     for name, weight in weights.items():
         state.update(f"{name}{tuple(weight.shape)}".encode())
@@ -138,7 +138,7 @@ def digest(weights: Mapping[str, Tensor]) -> str:
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Return whether two float32 tensors have the same bits, treating all NaN as equal.
 
-    Which NaN an operation returns depends on the order of its operands, and any NaN means divergence.
+    The bits of a NaN depend on the order of an operation's operands, and any NaN means divergence.
     """
     same = a.view(torch.int32) == b.view(torch.int32)
     return bool(same.all()) or bool((same | (a.isnan() & b.isnan())).all())

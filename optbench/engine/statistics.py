@@ -1,4 +1,4 @@
-"""Batch norm's running statistics for weights not reached by training: averages, and points between two solutions.
+"""Re-estimate batch norm's running statistics for weights outside of training, such as averages of weights.
 
 Legend: P padded parameter count, Q padded size of the buffers in floats, N examples.
 """
@@ -14,7 +14,7 @@ from optbench.engine.randomness import seeded
 from optbench.tasks import Examples
 
 EXAMPLES = 2000
-"""Maximum number of examples for statistics, evenly spaced among those given."""
+"""Maximum number of examples for statistics, evenly spaced among the given ones."""
 BATCH = 500
 """Maximum number of examples per forward pass."""
 
@@ -27,14 +27,14 @@ def running(network: nn.Module) -> dict[str, _NormBase]:
 
 @torch.no_grad()
 def reestimated(evaluator: Evaluator, row: Tensor, examples: Examples) -> Tensor:
-    """Return `row` (P + Q,) with running statistics re-estimated on `examples`, usually from training.
+    """Return `row` (P + Q,) with running statistics re-estimated on `examples`, usually training examples.
 
     Running statistics belong to the weights at which they were collected. At other weights, such as an average, they
     would normalise activations incorrectly (Izmailov et al. 2018; Jordan et al. 2022, REPAIR). As in
     `torch.optim.swa_utils.update_bn`, the new statistics are averages over batches of the batch means and (unbiased)
     variances, in forward passes with all other modules in eval mode. With K batches, every K-th example is in the same
-    batch, so all tasks contribute to each batch. The same examples give the same bits. `row` is not modified; without
-    running statistics, it is returned as it is.
+    batch, so all tasks contribute to each batch. The same examples give the same bits. `row` is not modified; it
+    is returned unchanged if the network has no running statistics.
     """
     if not running(evaluator.network):
         return row

@@ -1,4 +1,4 @@
-"""Numbers of steps in a trial's tasks, and learning rate schedules over these steps."""
+"""Count the steps in a trial's tasks, and build learning rate schedules over these steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from optbench.tasks import TaskSequence
 
 
 class Steps:
-    """Counts the steps of tasks without early stopping; counts are cached, because counting generates a task."""
+    """Counts the steps in tasks without early stopping; counts are cached, because counting generates a task."""
 
     def __init__(self, protocol: Protocol, sequences: Mapping[int, TaskSequence], tasks: int) -> None:
         """sequences: the task sequence of each trial seed. tasks: T."""
@@ -19,22 +19,25 @@ class Steps:
         self._counted: dict[tuple[int, int], int] = {}
 
     def of_task(self, trial_seed: int, task: int) -> int:
-        """Return the steps of `task`, 0..T-1."""
+        """Return the number of steps in `task`, 0..T-1."""
         if (trial_seed, task) not in self._counted:
             per_epoch = len(self._sequences[trial_seed].train(task)) // self._protocol.batch_size
             self._counted[trial_seed, task] = Schedule.of(self._protocol, per_epoch).total
         return self._counted[trial_seed, task]
 
     def of_all(self, trial_seed: int) -> int:
-        """Return the steps of all tasks together."""
+        """Return the number of steps in all tasks together."""
         return sum(self.of_task(trial_seed, task) for task in range(self._tasks))
 
     def of_optimizer(self, member: Member, task: int, *, kept: bool) -> int:
-        """Return the total steps of an optimizer that is kept from the first task on, or constructed for `task`."""
+        """Return the total number of steps of a member's optimizer.
+
+        kept: True if the optimizer is kept from the first task on; False if it is constructed for `task`.
+        """
         return self.of_all(member.trial.seed) if kept else self.of_task(member.trial.seed, task)
 
     def curve(self, member: Member, task: int) -> RateCurve | None:
-        """Return the schedule of a member's learning rate in `task`, 0..T-1; None if it has none."""
+        """Return a member's learning rate schedule in `task`, 0..T-1; None if the member has none."""
         schedule, seed = self._protocol.schedule, member.trial.seed
         if schedule is None or schedule.is_flat or member.trial.without_schedule is not None:
             return None
