@@ -30,7 +30,7 @@ def check_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def filled(path: Path) -> Iterator[None]:
-    """Create the folder for the block to fill. If the block raises, remove its files and the folders created for it.
+    """Create a folder that the block fills. If the block raises an exception, remove its content and any new folders.
 
     Raises:
         UsageError: as in `check_folder`.

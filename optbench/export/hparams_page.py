@@ -31,7 +31,7 @@ class HparamsPage:
         return HparamsPage(run, {name: tuple(values.values()) for name, values in found.items()})
 
     def columns(self) -> Any:
-        """Return the value that declares the columns: settings, starting with those that differ, and final metrics."""
+        """Return the `Summary.Value` that declares the columns: first settings that differ, other settings, metrics."""
         infos = [_setting_info(name, values) for name, values in self.settings.items()]
         experiment = api_pb2.Experiment(
             name=self.run.name,
@@ -42,9 +42,10 @@ class HparamsPage:
         return _value(metadata.EXPERIMENT_TAG, experiment=experiment)
 
     def start(self, log: TrialLog) -> Any:
-        """Return the value that records a trial's settings.
+        """Return the `Summary.Value` that records a trial's settings.
 
-        Each trial is a separate group, because for a group of seeds the page would show means without diverged trials.
+        Each trial is a separate group, because for a group of seeds the page would show means that leave out diverged
+        trials.
         """
         info = SessionStartInfo(start_time_secs=self.run.created)
         for name, value in _settings(log).items():
@@ -58,7 +59,7 @@ class HparamsPage:
         return _value(metadata.SESSION_START_INFO_TAG, session_start_info=info)
 
     def end(self, log: TrialLog) -> Any:
-        """Return the value that records how a trial ended.
+        """Return the `Summary.Value` that records how a trial ended.
 
         The page distinguishes only success and failure. A diverged trial counts as a success, because it is a result;
         the setting `status` identifies it.
@@ -83,7 +84,7 @@ def _kind(values: tuple[Any, ...]) -> int:
 
 
 def _text(value: Any) -> str:
-    """Return a value of a text column: text unchanged, anything else as JSON."""
+    """Return a value as the content of a text column: text unchanged, anything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value)
 
 

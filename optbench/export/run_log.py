@@ -1,7 +1,7 @@
 """The data of a run that every tracker receives: the settings, final values and series of each trial.
 
 Final values are those shown in reports. Controls are left out, as in reports, because a tracker that averages over
-seeds would include them.
+seeds would include controls in its means.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from optbench.suite.variants import leaves
 KEYS = ("experiment", "model", "optimizer", "target", "variant", "seed", "stage")
 """Settings that identify a trial."""
 TAKEN = (*KEYS, "status", "trial", "run")
-"""A hyper-parameter with one of these names is logged as `hyperparameters.<name>`."""
+"""Reserved names. A hyper-parameter with one of these names is logged as `hyperparameters.<name>`."""
 
 
 @dataclass(frozen=True)
 class TrialLog:
     """One finished trial.
 
-    status: as returned by `Results.status`. final: metric -> value at the end, without undefined values.
-    hyperparameters: as in the table `trials`; those of a nested optimizer are a mapping.
+    status: as returned by `Results.status`. final: metric -> final value, without undefined values.
+    hyperparameters: as in the table `trials`, with a mapping for those of a nested optimizer.
     """
 
     trial: Trial
@@ -46,13 +46,13 @@ class TrialLog:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """`KEYS` followed by the hyper-parameters; those of a nested optimizer are a mapping."""
+        """The settings in `KEYS`, then the hyper-parameters, with a mapping for those of a nested optimizer."""
         named = {f"hyperparameters.{name}" if name in TAKEN else name: v for name, v in self.hyperparameters.items()}
         return {**{name: getattr(self.trial, name) for name in KEYS}, **named}
 
     @property
     def flat_settings(self) -> dict[str, Any]:
-        """`settings` without mappings: `base.lr` is the learning rate of the nested optimizer."""
+        """`settings` without mappings: the learning rate of a nested optimizer, for example, becomes `base.lr`."""
         return {".".join(path): value for path, value in leaves(self.settings).items()}
 
     @property
@@ -81,7 +81,7 @@ class RunLog:
 
     @functools.cached_property
     def metrics(self) -> tuple[Metric, ...]:
-        """Every metric for which a trial has a final value, starting with the primary metrics of the suite."""
+        """Every metric for which any trial has a final value, starting with the primary metrics of the suite."""
         experiments = self.results.suite.experiments.values()
         primary = dict.fromkeys(name for one in experiments for name in one.primary or PRIMARY_METRICS)
         known = self.results.metrics
@@ -90,7 +90,7 @@ class RunLog:
 
     @property
     def about(self) -> dict[str, Any]:
-        """The texts and numbers of the run's record: its suite, status and times, its command and its provenance."""
+        """The texts and numbers in the run's record: suite, status, times, command and provenance."""
         record = self.results.run.record
         told = {"run": self.name, **{name: record.get(name) for name in ("suite", "status", "created", "finished")}}
         told["command"] = shlex.join(record.get("command") or ())
@@ -99,7 +99,7 @@ class RunLog:
 
     @functools.cached_property
     def created(self) -> float:
-        """Time at which the run was created, in seconds since 1970; 0 if its record does not have it."""
+        """Time at which the run was created, in seconds since 1970; 0 if the record does not contain it."""
         try:
             return datetime.fromisoformat(self.results.run.record["created"]).timestamp()
         except (KeyError, TypeError, ValueError, OverflowError):
@@ -124,7 +124,7 @@ class RunLog:
 
     @functools.cached_property
     def _final(self) -> dict[str, dict[str, float]]:
-        """The final values: trial -> metric -> value, without undefined ones."""
+        """The final values, without undefined values: trial -> metric -> value."""
         found: dict[str, dict[str, float]] = {}
         for one in self.results.trial_values():
             if not math.isnan(one.value):

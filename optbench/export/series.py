@@ -1,6 +1,6 @@
-"""The series of a trial as trackers draw them: from the long tables, a value for each name and position on an axis.
+"""The series of a trial that trackers plot: a value for each name and position on an axis.
 
-Values are those of the tables; nulls are left out.
+The values are those in the run's tables; nulls are left out.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Axis: TypeAlias = Literal["step", "after_task", "task"]
 """`step`: optimizer steps of the trial over all its tasks. `after_task`: number of finished tasks, 0 before training.
 `task`: index of a task, from 1."""
 MOST = 2**63
-"""Positions on an axis are below this limit, because trackers count in 64 bits."""
+"""Limit below which all positions on an axis are, because trackers store positions in 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Entry:
 
 
 Series: TypeAlias = Callable[[str], Iterator[Entry]]
-"""Yields the entries of the trial with the given id, along one axis."""
+"""A function that yields the entries of the trial with a given id, along one axis."""
 
 
 def read_series(run: RunDirectory) -> tuple[Series, ...]:
-    """Return the training curves, the accuracies after each task and the online recordings.
+    """Return the series of a run: the training curves, the accuracies after each task and the online recordings.
 
     Raises:
         StoreError: a table is damaged.
@@ -48,7 +48,7 @@ def read_series(run: RunDirectory) -> tuple[Series, ...]:
 
 
 def _curves(run: RunDirectory) -> Series:
-    """Return the series `curves/<column>`, including the task and the step in it, over the steps of the trial."""
+    """Return the series `curves/<column>` over the steps of the trial, including the task and the step in the task."""
     rows = _Rows(run.table(CurveRow.table), ("task", "step"), ("task", "step", *_measured(CurveRow)))
     task, step = rows.order
 

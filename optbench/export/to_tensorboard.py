@@ -1,8 +1,8 @@
 """Export to TensorBoard: one TensorBoard run per trial, with scalars, settings and texts.
 
-The files are records of TensorBoard's own messages, so neither TensorFlow nor a thread per file is needed. Scalars are
-float32, as everywhere in TensorBoard; values outside its range become infinite. All events have the time at which the
-run was created, because the tables do not record when a value was measured.
+The files consist of TensorBoard's own messages, which are written directly, so neither TensorFlow nor a thread per file
+is needed. Scalars are float32, as everywhere in TensorBoard; values outside the range of float32 become infinite. All
+events have the time at which the run was created, because the tables do not record when a value was measured.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from optbench.export.run_log import RunLog, TrialLog
 from optbench.file_names import file_name
 
 Put: TypeAlias = Callable[[int, Sequence[Any]], None]
-"""Writes values (`Summary.Value`) at a step."""
+"""A function that writes values (`Summary.Value`) at a step."""
 
 
 def write(run: RunLog, folder: Path) -> str:
-    """Write event files, with a separate folder for each trial, and return the command that shows them.
+    """Write event files, with a separate folder for each trial, and return the command that displays the files.
 
     Raises:
         StoreError: a table of the run is damaged.

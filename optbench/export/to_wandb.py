@@ -31,7 +31,8 @@ _SETTINGS = {
     "console": "off",
     "symlink": False,
     "disable_job_creation": True,
-    # The rest keeps out data on the machine and folder of the export. The run's record says where trials were trained.
+    # The remaining settings leave out data about the machine and folder of the export. The run's record states where
+    # trials were trained.
     "host": "",
     "disable_git": True,
     "save_code": False,
@@ -43,7 +44,7 @@ _SETTINGS = {
 
 
 def write(run: RunLog, folder: Path) -> str:
-    """Write `wandb/offline-run-*` for each trial and for the report; return the command that uploads them.
+    """Write `wandb/offline-run-*` for each trial and for the report; return the command that uploads these runs.
 
     Raises:
         StoreError: a table of the run is damaged, or W&B cannot write.
@@ -123,7 +124,7 @@ def _begun(run: RunLog, folder: Path, name: str, *, failed: bool = False, **abou
 
 
 def shortened(name: str) -> str:
-    """Return a name of at most `LONGEST` characters, replacing the end of a longer one by a digest of the name."""
+    """Return a name of at most `LONGEST` characters, replacing the end of a longer name with a digest of the name."""
     if len(name) <= LONGEST:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:16]

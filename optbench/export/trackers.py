@@ -1,4 +1,7 @@
-"""The trackers to which a run can be exported. To add one, write a file with a `write` and add a line to `TRACKERS`."""
+"""The trackers to which a run can be exported.
+
+To add a tracker, write a module with a function `write` and add an entry to `TRACKERS`.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,17 @@ from optbench.errors import UsageError, unknown
 from optbench.export.run_log import RunLog
 
 Write: TypeAlias = Callable[[RunLog, Path], str]
-"""Writes the files of a run to a folder that contains only its report; returns the command to show or upload them."""
+"""A function that writes the files of a run to a folder that contains only the run's report. It returns the command to
+show or upload the files."""
 
 
 @dataclass(frozen=True)
 class Tracker:
     """One tracker.
 
-    title: its display name. module: the module that writes its files. needs: a module that `module` imports, and an
-    attribute of it, both installed by the extra with the tracker's name.
+    title: the tracker's display name. module: the module that writes the tracker's files. needs: the name of a module
+        that `module` imports, and of an attribute of the imported module. The extra of optbench that installs it has
+        the tracker's name.
     """
 
     title: str

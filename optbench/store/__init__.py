@@ -1,4 +1,4 @@
-"""The run directory: Arrow schemas, an atomic writer, a reader."""
+"""The run directory: Arrow schemas of its tables, an atomic writer and a reader."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Columns of tables as NumPy arrays.
 
-They are read from Arrow's buffers, because Arrow's conversions to NumPy, and scalars made from Python values, import
-pandas, which takes longer than the rest of a report.
+Columns are read from Arrow's buffers. Arrow's own conversions to NumPy, and Arrow scalars made from Python values,
+would import pandas, and this import takes longer than the rest of a report.
 """
 
 from __future__ import annotations

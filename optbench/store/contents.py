@@ -31,9 +31,9 @@ SEED: Bounds = (0, 2**63 - 1)
 MOST_TASKS = 10_000
 """Maximum number of tasks in a suite."""
 CLASSES: Bounds = (0, 999)
-"""Bounds of class labels, because readers build matrices of this size."""
+"""Bounds of class labels, which are narrow because readers build matrices of this size."""
 NUMBER: Bounds = (-1e100, 1e100)
-"""Bounds of measured values. They include the squares of float32 values, and sums of such values do not overflow."""
+"""Bounds of measured values, which include the squares of float32 values. Sums within these bounds do not overflow."""
 AMOUNT: Bounds = (0, 1e100)
 SHARE: Bounds = (0, 1)
 ROUNDING = 1e-6
@@ -68,9 +68,10 @@ _BOUNDS: Mapping[str, Bounds] = {
     "optimizer_seconds": AMOUNT,
     "evaluation_seconds": AMOUNT,
 }
-"""Ranges by column, in any table; other whole numbers are `WHOLE`, other numbers `NUMBER`."""
+"""Bounds by column, for all tables. Other columns of whole numbers have the bounds `WHOLE`, other columns of numbers
+`NUMBER`."""
 _SET = ("keep",)
-"""Columns of numbers that are settings: finite, and not rounded."""
+"""Columns of numbers that are settings, which must be finite and are checked without a tolerance for rounding."""
 
 
 def _is_checkpoint(text: str) -> bool:
@@ -90,12 +91,12 @@ ONCE = "trials"
 def checked(file: Path, table: pa.Table) -> pa.Table:
     """Return the table unchanged if all of its values are possible.
 
-    file: its path, which identifies the table.
+    file: the path of the table, whose stem is the table's name.
 
     Raises:
-        ContentError: an impossible value; the message names file, column, row and value.
+        ContentError: a value is impossible.
     """
-    table.validate(full=True)  # includes whether text is UTF-8
+    table.validate(full=True)  # also checks that text is UTF-8
     for name, kind in zip(table.schema.names, table.schema.types, strict=True):
         if pa.types.is_integer(kind):
             _check_whole(file, name, table[name])
@@ -131,10 +132,11 @@ def _check_numbers(file: Path, name: str, column: pa.ChunkedArray) -> None:
 
 
 def _check_vectors(file: Path, name: str, column: pa.ChunkedArray) -> None:
-    """Check that all lists of a table have one length, within bounds, and contain no nulls."""
+    """Check that the lists in a column have the same length, are not empty, and contain no nulls."""
     lengths = pc.min_max(pc.list_value_length(column)).as_py()
     if lengths["min"] != lengths["max"] or lengths["min"] == 0:
-        raise ContentError(f"{file}: '{name}': expected lists of one length, got {lengths['min']} to {lengths['max']}")
+        found = f"{lengths['min']} to {lengths['max']}"
+        raise ContentError(f"{file}: '{name}': expected non-empty lists of equal length, got lengths from {found}")
     inner = pc.list_flatten(column)
     if inner.null_count:
         raise ContentError(f"{file}: '{name}': expected lists of numbers, got null")

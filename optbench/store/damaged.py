@@ -19,9 +19,10 @@ DAMAGED = "damaged"
 
 
 def set_damaged_aside(path: Path) -> list[str]:
-    """Move damaged files of a run directory to `damaged/` and return a description of each; their trials are retrained.
+    """Move damaged files of a run directory to `damaged/`, so that the affected trials are trained again.
 
-    A damaged part affects only its own cohort. Merged tables depend on each other: if one is damaged, all are moved.
+    Return a description of each file. A damaged part affects only its own cohort. Merged tables depend on each other,
+    so if one of them is damaged, all are moved.
 
     Raises:
         StoreError: a file cannot be moved, or contains impossible values although its checksum is correct.
@@ -35,12 +36,13 @@ def set_damaged_aside(path: Path) -> list[str]:
                     read_members(part)
             except StoreError as error:
                 _set_aside(path, [part])
-                found.append(f"{error}; its cohort is trained again")
+                found.append(f"{error}; the cohort is trained again")
     tops = [file for name in (*ALL_TABLES, pairs_table.NAME) if (file := path / f"{name}.parquet").exists()]
     try:
         for name in ALL_TABLES:
             file = path / f"{name}.parquet"
-            # `trials` is written last, so the other tables exist if it does. Only a report can do without one of them.
+            # `trials` is written last, so the other tables exist if it does. A report could do without some of them,
+            # but a resumed run cannot.
             if name not in ON_REQUEST and not file.exists() and (path / "trials.parquet").exists():
                 raise StoreError(f"{file}: missing next to trials.parquet")
             read_table(file, name)

@@ -10,16 +10,16 @@ from pathlib import Path
 from optbench.errors import StoreError
 
 DEPTH = 3
-"""The depth of a run's files: `parts/<cohort>/trials.parquet`."""
+"""The maximum depth of a run's files: that of `parts/<cohort>/trials.parquet`."""
 FOLDERS = ("parts", "interim", "checkpoints", "damaged", "plugins")
 SUFFIXES = (".json", ".yaml", ".parquet", ".lock")
 """Suffixes of top-level files that are read or written; other files are ignored."""
 
 
 def check_entries(path: Path) -> None:
-    """Raise StoreError if an entry of the run directory `path` is a link out of it or a special file.
+    """Raise StoreError if a run directory contains a special file, a broken link, or a link out of the directory.
 
-    The directory itself may be a link.
+    path: the run directory, which can itself be a link.
     """
     inside = Path(os.path.realpath(path))
     for entry in _entries(path, DEPTH):

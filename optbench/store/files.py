@@ -1,4 +1,4 @@
-"""Atomic writing, so that a reader never sees a partial file: temporary name, flush to disk, rename."""
+"""Write files atomically, so that a reader never sees a partial file: temporary name, flush to disk, rename."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from optbench.file_names import file_name
 
 @contextlib.contextmanager
 def reported(path: Path) -> Iterator[None]:
-    """Convert an operating-system error about `path` to a one-line StoreError."""
+    """Convert an OSError or SafetensorError raised in the block to a one-line StoreError about `path`."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -29,7 +29,7 @@ def reported(path: Path) -> Iterator[None]:
 def reason(error: OSError | SafetensorError) -> str:
     """Return the operating system's message, such as `No space left on device`, without the text that libraries add.
 
-    Arrow and safetensors, which write files themselves, embed it in their own messages.
+    Arrow and safetensors, which write files themselves, embed the system's message in their own.
     """
     told = re.search(r"\(os error (\d+)\)", str(error))
     number = error.errno if isinstance(error, OSError) else told and int(told[1])
@@ -69,11 +69,13 @@ def json_text(value: Any) -> str:
 
 
 def json_value(file: Path, most: int, what: str) -> Any:
-    """Read the JSON value of a file. most: size limit in bytes, far larger than any `what`.
+    """Read the JSON value of a file.
+
+    most: the size limit in bytes. what: the kind of file, for the message if the file is too large.
 
     Raises:
-        StoreError: it cannot be read, is too large, or is not JSON.
-        FileNotFoundError: it does not exist.
+        StoreError: the file cannot be read, is too large, or is not JSON.
+        FileNotFoundError: the file does not exist.
     """
     try:
         if file.stat().st_size > most:

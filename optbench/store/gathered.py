@@ -26,7 +26,7 @@ class Gathered:
     def table(self, name: str) -> pa.Table:
         """Return a table with all rows added so far, in order of addition."""
         if self._added[name]:
-            # Combined into one chunk, because thousands of small ones take several times the memory of their content.
+            # Combined into one chunk, because thousands of small chunks take several times the memory of their content.
             self._joined[name] = pa.concat_tables([self._joined[name], *self._added[name]]).combine_chunks()
             self._added[name] = []
         return self._joined[name]

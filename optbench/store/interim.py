@@ -1,4 +1,4 @@
-"""The state from which trials can be resumed, saved at the end of a task in parts `interim/<cohort>.<task>/`.
+"""The states from which trials can be resumed, saved at the end of a task in parts `interim/<cohort>.<task>/`.
 
 A new part is written before the older one is removed. Worker processes write the parts, so any part may disappear
 while it is being read.
@@ -26,7 +26,7 @@ MEMBERS = "members.json"
 
 @dataclass(frozen=True)
 class Begun:
-    """Where a trial can be resumed: after `task` tasks, from the part `part`."""
+    """The point at which a trial can be resumed: after `task` tasks, from the state in `part`."""
 
     part: Path
     task: int
@@ -37,7 +37,8 @@ class Kept:
     """The state of one training at the end of a task.
 
     record: JSON values, including `trials` (ids) and `task` (the number of finished tasks). state: bytes written by
-    `torch.save`. rows: the results so far."""
+        `torch.save`. rows: the results so far.
+    """
 
     record: Mapping[str, Any]
     state: bytes
@@ -45,9 +46,7 @@ class Kept:
 
 
 def write_interim(folder: Path, cohort: str, kept: Sequence[Kept], trials: Mapping[str, Trial]) -> Path:
-    """Write the state of a cohort's trainings, which are resumed together, replacing its earlier state.
-
-    Returns the path of the part.
+    """Write the states of a cohort's trainings, replacing the cohort's earlier states; return the path of the part.
 
     cohort: the id of the cohort. trials: all trials named in `kept`, by id.
 
@@ -72,7 +71,7 @@ def write_interim(folder: Path, cohort: str, kept: Sequence[Kept], trials: Mappi
 
 
 def write_arrived(folder: Path, name: str, files: Mapping[str, bytes]) -> None:
-    """Write a part received from another machine, replacing the cohort's earlier one. Ignore it if it is damaged.
+    """Write a part received from another machine, replacing the cohort's earlier part. Ignore a damaged part.
 
     files: the content of each file by name, including the manifest.
 
@@ -96,7 +95,7 @@ def _remove_older(folder: Path, new: str) -> None:
 
 
 def find_holding(folder: Path, trials: Iterable[str]) -> list[Path]:
-    """Return the parts that contain any of these trials. trials: their ids."""
+    """Return the parts that contain any of the trials. trials: ids."""
     wanted = set(trials)
     return [
         part for part in find_parts(folder) if any(wanted & set(member.trials) for member in _members_or_none(part))
@@ -121,7 +120,7 @@ def read_interim(part: Path) -> list[Kept]:
 def find_begun(folder: Path) -> dict[str, Begun]:
     """Return the latest state from which each trial can be resumed, by trial id.
 
-    Invalid parts are ignored, as are the states of trials that failed (which are tried again) or could not be saved.
+    Invalid parts are ignored, as are trials that failed, which start over, and trials whose state could not be saved.
     """
     found: dict[str, Begun] = {}
     for part in find_parts(folder):
@@ -133,7 +132,7 @@ def find_begun(folder: Path) -> dict[str, Begun]:
 
 
 def find_refused(folder: Path) -> dict[str, str]:
-    """Return the reason for each unfinished trial that cannot be resumed, by trial id."""
+    """Return the reasons why unfinished trials cannot be resumed, by trial id."""
     members = [member for part in find_parts(folder) for member in _members_or_none(part)]
     return {trial: member.refused for member in members if member.refused is not None for trial in member.trials}
 
@@ -150,7 +149,10 @@ def drop_begun(folder: Path, is_done: Callable[[str], bool]) -> None:
 
 
 class StoredMember(NamedTuple):
-    """One training in a part: trial ids, number of finished tasks, status, and the reason if it cannot be resumed."""
+    """One training in a part.
+
+    refused: the reason why the training cannot be resumed; None if it can.
+    """
 
     trials: tuple[str, ...]
     task: int
@@ -159,7 +161,7 @@ class StoredMember(NamedTuple):
 
 
 def read_members(part: Path) -> list[StoredMember]:
-    """Read the trainings in a part; raise StoreError if `write_interim` did not write it."""
+    """Read the list of trainings in a part; raise StoreError if it is unreadable or malformed."""
     file = part / MEMBERS
     try:
         records = json.loads(file.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The lock of a run directory: one process at a time writes it."""
+"""The lock of a run directory, which ensures that only one process at a time writes the directory."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ HELD = (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)
 class RunLock:
     """A lock held from construction until `release` or the end of the process.
 
-    The file names the holder. The lock itself belongs to the operating system, so a leftover file is harmless.
+    The lock file names the process that holds the lock. The lock itself belongs to the operating system, so a leftover
+    file is harmless.
 
     Raises:
-        StoreError: another process holds it, the directory cannot be written, or its file system has no locks.
+        StoreError: another process holds the lock, the directory cannot be written, or its file system has no locks.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,8 +54,8 @@ class RunLock:
                     if error.errno in UNSUPPORTED:
                         self._path.unlink(missing_ok=True)
                         raise StoreError(
-                            f"{self._path.parent.parent}: this file system has no locks ({error.strerror}), which keep "
-                            "other processes from writing the same run; choose another with --runs-dir"
+                            f"{self._path.parent.parent}: this file system has no locks ({error.strerror}), which "
+                            "prevent other processes from writing the same run; choose another one with --runs-dir"
                         ) from None
                     if error.errno not in HELD:
                         raise
@@ -70,7 +71,7 @@ class RunLock:
             file.close()
 
     def release(self) -> None:
-        """Release the lock; may be called more than once."""
+        """Release the lock. This can be called more than once."""
         if not self._file.closed:
             with contextlib.suppress(OSError):
                 self._path.unlink()

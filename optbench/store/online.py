@@ -1,6 +1,6 @@
 """Plasticity metrics, derived from the table `online` on reading: one number per trial and metric.
 
-Legend: `T` tasks; a sequence has shape (T,), the online accuracy on each task.
+Legend: `T` is the number of tasks; a sequence (T,) contains the online accuracy on each task.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ ONLINE = tuple(metric for metric in METRICS.values() if metric.kind == "online")
 class Online:
     """Online recordings of a run.
 
-    sequences: the sequence of every trial that has one, NaN after the trial ended. fresh: trial -> its fresh-network
-    counterpart, see `plan.fresh_networks`. good: trials with status `ok`; the other trials have no values.
+    sequences: the sequence of every trial that has one, with NaN for tasks after the end of the trial.
+    fresh: trial -> its counterpart with fresh networks, from `plan.fresh_networks`.
+    good: the trials with status `ok`; other trials have no values.
     """
 
     sequences: Mapping[str, Sequence] = field(default_factory=dict)
@@ -69,7 +70,7 @@ class Online:
         return "the trial with fresh networks diverged or failed"
 
     def _fresh(self, trial: str) -> str | None:
-        """Return the trial's counterpart with fresh networks; None unless it is ok and has the same number of tasks."""
+        """Return the trial's counterpart with fresh networks, if it is `ok` and has the same number of tasks."""
         one = self.fresh.get(trial, "")
         well = one in self.good and one in self.sequences and len(self.sequences[one]) == len(self.sequences[trial])
         return one if well else None
@@ -78,7 +79,7 @@ class Online:
 def sequences(online: pa.Table, tasks: Mapping[str, int], column: str = ACCURACY) -> dict[str, Sequence]:
     """Return a column of the table `online` by trial, (T,), with NaN for missing rows and nulls.
 
-    tasks: T by trial; if unknown or 0, the last task that a trial reaches.
+    tasks: T by trial. If it is missing or 0, T is the last task that the trial reached.
     """
     trial, ids = codes(online["trial"])
     task, values = numbers(online["task"]).astype(np.int64), numbers(online[column])

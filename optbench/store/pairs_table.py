@@ -1,4 +1,4 @@
-"""The table `pairs`, one solution against another, with its own keys because its rows are about two trials."""
+"""The table `pairs`, which compares solutions. It has its own key columns, because each row is about two trials."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from optbench.store.tables import arrow_fields, versioned_schema
 
 NAME = "pairs"
 NOT_COMPARED = "the comparison failed"
-"""Notes that start with this text mark pairs without a result, which a resumed run compares again."""
+"""Start of the notes of pairs that have no result and that a resumed run compares again."""
 
 
 @dataclass(frozen=True)
 class PairRow:
-    """One metric of two solutions with the same initial weights; null with a note if undefined."""
+    """One metric of two solutions with the same initial weights; an undefined value is null, with a note."""
 
     trial_a: str
     """Id of the first trial."""
@@ -46,7 +46,7 @@ class PairRow:
     value: float | None
     """Value of the metric; null if undefined."""
     note: str | None
-    """Why it is undefined."""
+    """Why the value is undefined."""
 
     @staticmethod
     def of(pair: TrialPair, metric: str, value: float | None, note: str | None) -> PairRow:
@@ -73,7 +73,7 @@ class PairValue:
 
 
 def pair_values(table: pa.Table) -> dict[str, dict[frozenset[str], PairValue]]:
-    """Return metric -> ids of the two trials -> value."""
+    """Return the values in a table of pairs: metric -> ids of the two trials -> value."""
     if not len(table):  # Arrow would import pandas to join zero chunks
         return {}
     (a, ids_a), (b, ids_b), (metric, metrics) = (codes(table[name]) for name in ("trial_a", "trial_b", "metric"))
@@ -94,5 +94,5 @@ def settled_pairs(table: pa.Table) -> set[tuple[str, str]]:
 
 
 def is_settled(comparison: PairedSolutions, settled: set[tuple[str, str]]) -> bool:
-    """Return whether all pairs of a comparison are in `settled_pairs`."""
+    """Return whether all pairs of a comparison are in `settled`, which `settled_pairs` returns."""
     return all((pair.a.id, pair.b.id) in settled for pair in comparison.pairs)

@@ -1,4 +1,4 @@
-"""Parts: folders of files written atomically, with a checksum of every file."""
+"""Parts: folders that are written atomically and contain a checksum of every file."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ MANIFEST = "sha256.json"
 
 
 def write_part(folder: Path, name: str, files: Mapping[str, Callable[[Path], object]]) -> None:
-    """Write a part `folder/name` with a single rename, replacing an earlier part of that name.
+    """Write a part `folder/name` with a single rename, replacing an earlier part with the same name.
 
-    files: the function that writes each file, by name.
+    files: functions that write a file to a given path, by file name.
 
     Raises:
         StoreError: the folder cannot be written.
@@ -82,7 +82,7 @@ def find_parts(folder: Path) -> tuple[Path, ...]:
 
 
 def check_part(part: Path) -> None:
-    """Raise StoreError unless every file of the part exists with its checksum."""
+    """Raise StoreError if a file of a part is missing or does not match its checksum, or a table has no checksum."""
     file = part / MANIFEST
     try:
         sums = json.loads(file.read_text(encoding="utf-8"))
@@ -99,13 +99,14 @@ def check_part(part: Path) -> None:
             raise StoreError(f"{part / name}: unreadable: {error.strerror}") from None
         if found != checksum:
             raise StoreError(f"{part / name}: damaged: its checksum differs")
-    # Only files that could be mistaken for tables are rejected, because file managers leave hidden files in any folder.
+    # Of the other files, only those that could be mistaken for tables are rejected, because file managers leave hidden
+    # files in any folder.
     if extra := sorted(p.name for p in part.iterdir() if p.suffix == ".parquet" and p.name not in expected):
         raise StoreError(f"{part / extra[0]}: not a file of this run")
 
 
 def is_whole(files: Mapping[str, bytes]) -> bool:
-    """Return whether these files, given as content by name, are a complete part whose checksums match its manifest."""
+    """Return whether files, given as contents by name, form a complete part with the checksums in its manifest."""
     try:
         sums = json.loads(files[MANIFEST])
     except (KeyError, ValueError):

@@ -1,7 +1,7 @@
 """Copies of the user's code that a run used, in `plugins/`, and their entries in `run.json`.
 
-A run's `suite.yaml` names a file as the user did, so the suite is the same in any directory. In a run directory, the
-name refers to this copy, so that a repeated run uses the original code.
+A run's `suite.yaml` contains the name of a file as the user wrote it, so that the suite is the same in any directory.
+In a run directory, this name refers to the copy, so that a repeated run uses the original code.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Plugin:
     """One of the user's sources, as recorded by a run.
 
     Attributes:
-        target: its name in a suite, without the attribute: `./mine.py`, `mine`.
-        origin: the file from which it was read.
-        main: the file's name within its folder and within the copy.
+        target: the name of the source in a suite, without the attribute, e.g. `./mine.py` or `mine`.
+        origin: the file that `target` refers to, from which the source was read.
+        main: the name of this file within its folder and within the copy.
         copy: the folder of the copy, relative to the run directory; None for an installed package.
-        source_hash: hash of all files.
+        source_hash: the hash of all files.
         files: SHA-256 of each file, by name within its folder.
     """
 
@@ -42,7 +42,7 @@ class Plugin:
 
 
 def plugins_of(record: Mapping[str, Any]) -> dict[str, Plugin]:
-    """Return the newest source of each target in a run's record; may be empty.
+    """Return the newest source of each target in a run's record, by target.
 
     record: the checked content of `run.json`.
     """
@@ -50,7 +50,7 @@ def plugins_of(record: Mapping[str, Any]) -> dict[str, Plugin]:
 
 
 def is_plugin_record(value: Any) -> bool:
-    """Return whether a value has the form of `entries`, with no path outside the run directory."""
+    """Return whether a value has the form of an entry from `entries`, without paths outside the run directory."""
     try:
         plugin = Plugin(**value)
         texts = [plugin.target, plugin.origin, plugin.main, plugin.source_hash, *plugin.files, *plugin.files.values()]
@@ -70,12 +70,12 @@ def _is_inside(place: object) -> bool:
 def entries(
     sources: Mapping[str, Source], before: Sequence[Mapping[str, Any]] = ()
 ) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
-    """Return the entries of sources for `run.json`, and the content of their copies by path in the run directory.
+    """Return the entries of sources for `run.json`, and the contents of the copies by path in the run directory.
 
     Files from the first source's folder are copied to `plugins/` itself; those from other folders, and later versions,
     to subfolders.
 
-    before: entries that the run already has.
+    before: the entries that the run already has.
     """
     found: list[dict[str, Any]] = []
     copies: dict[str, bytes] = {}
@@ -97,7 +97,7 @@ def read_copy(run: Path, plugin: Plugin) -> Source:
         StoreError: a file is missing, is a link out of the run directory, or has changed since it was copied.
     """
     if plugin.copy is None:
-        raise StoreError(f"{run}: no copy of {plugin.target}, because it was in an installed package")
+        raise StoreError(f"{run}: no copy of {plugin.target}, because it was part of an installed package")
     folder = Path(os.path.abspath(run / plugin.copy))  # noqa: PTH100
     files = {}
     for name in plugin.files:

@@ -15,9 +15,9 @@ def provenance(device: str, accelerators: list[str], cpu_capability: str, jobs: 
 
     Args:
         device: the device on which the run trains.
-        accelerators: names of the GPUs it can use.
+        accelerators: names of the GPUs that the run can use.
         cpu_capability: the instruction set that PyTorch uses, which affects the bits of initial weights.
-        jobs: number of worker processes, each with one thread.
+        jobs: the number of worker processes, each with one thread.
     """
     packages = {d.name: d.version for d in importlib.metadata.distributions() if d.name}
     return {

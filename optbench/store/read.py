@@ -48,7 +48,7 @@ class RunDirectory:
 
     @property
     def id(self) -> str:
-        """The name of its directory, preceded by parent names if needed to distinguish runs shown together."""
+        """The name of the run's directory, preceded by parent names if needed to distinguish runs shown together."""
         return self.label or self.path.name
 
     def table(self, name: str, *columns: str) -> pa.Table:
@@ -70,7 +70,7 @@ class RunDirectory:
     def checkpoint(self, place: str) -> dict[str, NDArray[Any]] | None:
         """Return the final weights of a trial by parameter name; None if the file was deleted to save space.
 
-        place: its path relative to the run directory, from the trial's row.
+        place: the path of the file relative to the run directory, from the trial's row.
 
         Raises:
             StoreError: the file is damaged.
@@ -102,7 +102,7 @@ def read_run(path: Path) -> RunDirectory:
     """Read the run in the directory `path`.
 
     Raises:
-        StoreError: it is not a run directory, or has another schema version.
+        StoreError: `path` is not a run directory, a file is damaged, or the schema version differs.
     """
     return RunDirectory(path, read_json(path), read_parts(path))
 
@@ -135,7 +135,7 @@ def read_parts(path: Path) -> tuple[Path, ...]:
     """Return the folders of cohorts that finished after the last merge.
 
     Raises:
-        StoreError: a file in one is missing or damaged.
+        StoreError: a file in one of these folders is missing or damaged.
     """
     parts = find_parts(path / PARTS)
     for part in parts:
@@ -160,7 +160,7 @@ def find_run(text: str, runs_dir: Path) -> Path:
     """Return the directory of a run given as a directory, a run id, or `latest`.
 
     Raises:
-        StoreError: there is no such run, or it has entries outside its directory.
+        StoreError: there is no such run, or an entry of its directory leads out of the directory.
     """
     if text == "latest":
         ids = run_ids(runs_dir)
@@ -182,7 +182,7 @@ def is_run(path: Path) -> bool:
 
 
 def read_created(path: Path) -> str:
-    """Return when a run was created, as a sort key; unreadable records sort first."""
+    """Return the time at which a run was created, as a sort key. Runs with an unreadable record sort first."""
     try:
         return str(read_record(path / "run.json").get("created", ""))
     except (OSError, StoreError, AttributeError):
@@ -190,7 +190,7 @@ def read_created(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read `run.json` of a run directory; raise StoreError if missing, unreadable or of another schema version."""
+    """Read `run.json` of a run directory; raise StoreError if it is missing, invalid or of another schema version."""
     file = path / "run.json"
     check_entries(path)
     try:
@@ -207,7 +207,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_pairs(path: Path, parts: Sequence[Path]) -> pa.Table:
     """Read the table `pairs` of a run: merged rows, and comparisons since the last merge.
 
-    Merged rows are ignored if a trial was retrained, or the seed compared again, since then.
+    Merged rows are ignored if one of their trials was trained or compared again since the last merge.
     """
     merged = read_file(path / f"{pairs_table.NAME}.parquet", pairs_table.SCHEMA)
     if not parts:
@@ -225,13 +225,16 @@ def without(table: pa.Table, trials: pa.Array) -> pa.Table:
 
 
 def done_trials(trials: pa.Table) -> set[str]:
-    """Return ids in the table `trials` that need no training: `ok` or diverged. Failed trials are tried again."""
+    """Return the ids of trials that need no further training, because they are `ok` or diverged.
+
+    trials: the table `trials`. Failed trials are not included, because they are trained again.
+    """
     pairs = zip(trials["trial"].to_pylist(), trials["status"].to_pylist(), strict=True)
     return {trial for trial, status in pairs if status != "failed"}
 
 
 def read_rows(file: Path, row_type: type[Row]) -> list[tuple[str, Row]]:
-    """Return the rows of a table file, none if it does not exist. Raises the errors of `RunDirectory.table`."""
+    """Return the rows of a table file; empty if it does not exist. Raises the errors of `RunDirectory.table`."""
     records = read_file(file, arrow_schema(row_type)).to_pylist()
     found: list[tuple[str, Row]] = []
     for record in records:

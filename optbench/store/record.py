@@ -15,7 +15,8 @@ from optbench.tasks import Outline
 
 NAME = "run.json"
 MAX_BYTES = 256 << 20
-"""Maximum size in bytes, far above that of any real record, which mostly lists the trials left at each resumption."""
+"""Maximum size in bytes, far above that of any real record. Most of a record is the list of the trials that were left
+at each resumption."""
 MAX_WHOLE = 2**63
 
 Check = Callable[[Any], bool]
@@ -72,15 +73,15 @@ _FIELDS: Mapping[str, tuple[Check, str]] = {
     "merged.seeds": (_list_of(_whole), "a list of seeds"),
     "tune": _MAPPING,
 }
-"""Fields that readers rely on, by path: the check for a field that is present, and a description of what it expects."""
+"""Fields that readers rely on, by path, with a check for values that are present and a description of valid values."""
 
 
 def read_record(file: Path) -> Any:
     """Read the JSON value of the file.
 
     Raises:
-        StoreError: it cannot be read, is too large, or is not JSON.
-        FileNotFoundError: it does not exist.
+        StoreError: the file cannot be read, is too large, or is not JSON.
+        FileNotFoundError: the file does not exist.
     """
     return json_value(file, MAX_BYTES, NAME)
 

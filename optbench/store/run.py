@@ -38,12 +38,12 @@ from optbench.store.tables import ALL_TABLES, ON_REQUEST, SCHEMA_VERSION, Row, T
 from optbench.store.values import SUMMARY, summary_table
 
 MERGE_SHARE = 0.05
-"""Maximum fraction of the time between two merges spent on merging."""
+"""Maximum fraction of the time between two merges that is spent on merging."""
 
 
 FOLDERS = (PARTS, INTERIM, "checkpoints")
 LONGEST_NAME = 160
-"""Maximum length in bytes of the name of a file of a run, even a temporary one."""
+"""Maximum length in bytes of a run's file names, including those of temporary files."""
 
 
 class RunExists(StoreError):
@@ -51,7 +51,10 @@ class RunExists(StoreError):
 
 
 class RunWriter:
-    """Writes one run directory during training; every method raises StoreError if the directory cannot be written."""
+    """A writer of one run directory, used during training.
+
+    Every method that writes raises StoreError if the directory cannot be written.
+    """
 
     def __init__(self, path: Path, record: dict[str, Any], order: Sequence[Trial], lock: RunLock) -> None:
         self.path = path
@@ -75,11 +78,11 @@ class RunWriter:
     ) -> RunWriter:
         """Create a new run directory with its suite and record.
 
-        files: the content of further files, by path within the run directory.
+        files: the contents of further files, by path within the run directory.
 
         Raises:
             RunExists: the directory already exists.
-            StoreError: it cannot be written, or its file system does not support locks or names as long as a run's.
+            StoreError: the directory cannot be written, or its file system lacks locks or long file names.
         """
         record = {"schema_version": SCHEMA_VERSION, **record, "run": path.name, "created": now()}
         # The directory has a temporary name until it is complete, so that a kill does not leave a partial run that
@@ -103,7 +106,7 @@ class RunWriter:
                 try:
                     new.rename(path)
                 except OSError as error:
-                    if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another process has created it meanwhile
+                    if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another process has just created it
                         raise RunExists(_exists(path)) from None
                     raise
                 sync(path.parent)
@@ -126,14 +129,15 @@ class RunWriter:
         lock: RunLock | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> RunWriter:
-        """Open an existing run directory to train its missing trials. Its record lists every resumption.
+        """Open an existing run directory to train its missing trials, and add the resumption to its record.
 
-        left: ids of the trials to train. begun: the states from which some of them continue. Both are recorded, so that
-        every result can be traced to the last resumption that lists its trial as left, or to the original run.
-        lock: this process's lock of the directory, if it already holds it. extra: further entries for the record.
+        left: ids of the trials to train. begun: the states from which some of these trials continue. Both are recorded,
+            so that every result can be traced to the last resumption that lists its trial in `left`, or to the original
+            run.
+        lock: the lock of the directory, if this process already holds it. extra: further entries for the record.
 
         Raises:
-            StoreError: another process writes it, or it cannot be read or written.
+            StoreError: another process is writing the directory, or the directory cannot be read or written.
         """
         lock = lock or RunLock(path)
         record = read_json(path)
@@ -150,7 +154,7 @@ class RunWriter:
         return writer
 
     def grow(self, suite_text: str, suite_hash: str, order: Sequence[Trial], left: Sequence[str]) -> None:
-        """Replace the run's suite with one that has more trials. left: ids of those to train."""
+        """Replace the run's suite with one that has more trials. left: ids of the trials to train."""
         write_text(self.path / "suite.yaml", suite_text)
         if self._record.get("resumed"):
             *before, last = self._record["resumed"]
@@ -163,11 +167,11 @@ class RunWriter:
 
     @property
     def plugins(self) -> list[dict[str, Any]]:
-        """The record's entries of the user's code, oldest first."""
+        """The entries for the user's code in the record, oldest first."""
         return list(self._record.get(PLUGINS) or ())
 
     def add_plugins(self, more: Sequence[Mapping[str, Any]], copies: Mapping[str, bytes]) -> None:
-        """Add further versions of the user's code. more: their entries for the record; copies: content by path."""
+        """Add further versions of the user's code. more: entries for the record. copies: contents of files, by path."""
         for place, content in copies.items():
             with reported(self.path / place):
                 _write_new(self.path / place, content)
@@ -175,7 +179,7 @@ class RunWriter:
         self._save_record("running")
 
     def statuses(self) -> dict[str, int]:
-        """Return the number of trials by status."""
+        """Return the number of finished trials by status."""
         return dict(sorted(Counter(status for status, _ in self.endings().values()).items()))
 
     def endings(self) -> Mapping[str, tuple[str, str | None]]:
@@ -183,14 +187,14 @@ class RunWriter:
         return self._gathered.endings
 
     def add(self, cohort: Cohort, rows: Sequence[tuple[Trial, Row]]) -> None:
-        """Write the results of one cohort durably, replacing rows of the same trials from an earlier failure."""
+        """Write the results of one cohort durably, replacing the rows of trials that had failed earlier."""
         found = {
             name: arrow_table(row_type, [(trial, row) for trial, row in rows if isinstance(row, row_type)])
             for name, row_type in ALL_TABLES.items()
         }
         filled = {name: table for name, table in found.items() if table.num_rows}
         write_part(self.path / PARTS, cohort.id, table_files(filled))
-        # The time taken by the rest must not grow with the number of finished trials.
+        # The time that the remaining steps take must not grow with the number of finished trials.
         self._gathered.add(found)
         if self._pairs.num_rows:  # comparisons of these trials' earlier weights are no longer valid
             self._pairs = without(self._pairs, found[TrialRow.table]["trial"].combine_chunks())
@@ -198,7 +202,7 @@ class RunWriter:
         self._merge_now_and_then()
 
     def add_pairs(self, comparison: PairedSolutions, rows: Sequence[PairRow]) -> None:
-        """Write the pairs of one seed durably, replacing earlier ones of its trials."""
+        """Write the pairs of one comparison durably, replacing earlier pairs of the same trials."""
         table = pairs_table(rows)
         write_part(self.path / PARTS, comparison.id, table_files({PAIRS: table}))
         self._pairs = pa.concat_tables([without(self._pairs, table["trial_a"].combine_chunks()), table])
@@ -210,7 +214,7 @@ class RunWriter:
         self._pairs = pa.concat_tables([self._pairs, run.pairs])
         with reported(self.path):
             for place in run.table("trials")["checkpoint"].to_pylist():
-                if place is not None and (run.path / place).exists():  # users may delete them to save space
+                if place is not None and (run.path / place).exists():  # users may delete weights to save space
                     shutil.copy2(run.path / place, self.path / place)
 
     def checkpoint(self, trial: Trial, weights: Mapping[str, np.ndarray[Any, Any]]) -> str:
@@ -222,7 +226,7 @@ class RunWriter:
         return relative
 
     def finish(self, status: str) -> None:
-        """Merge the tables and record how the run ended; the parts of a complete run are removed."""
+        """Merge the tables, record how the run ended, and release the lock. Remove the parts of a complete run."""
         try:
             if status != "complete":
                 self._save_record(status)  # before merging, which may fail on a full disk; the parts are kept
@@ -241,7 +245,7 @@ class RunWriter:
     def _merge(self) -> None:
         started = time.monotonic()
         if self._pairs.num_rows or (self.path / f"{PAIRS}.parquet").exists():
-            names = [self._pairs[side].to_pylist() for side in ("trial_b", "trial_a")]  # sorted by the last one first
+            names = [self._pairs[side].to_pylist() for side in ("trial_b", "trial_a")]  # the last key comes first
             places = np.array([[self._order.get(trial, -1) for trial in side] for side in names], dtype=np.int64)
             self._save_table(PAIRS, self._pairs.take(pa.array(np.lexsort(places))))
         # `trials` is written last, so that all other rows of a trial in it exist.
@@ -277,7 +281,7 @@ def _exists(path: Path) -> str:
 
 
 def _check_names(folder: Path) -> None:
-    """Raise OSError if the file system does not support names as long as a run's, before hours of training are lost."""
+    """Raise OSError if the file system does not support long file names, before hours of training are lost."""
     longest = folder / ("x" * LONGEST_NAME)
     longest.touch()
     longest.unlink()

@@ -1,7 +1,7 @@
-"""The tables of a run: one frozen dataclass per row, and the Arrow schema made from it.
+"""The tables of a run: for each table, a frozen dataclass for its rows and the Arrow schema made from this class.
 
 Every table starts with the key columns, taken from the trial, followed by the row's fields.
-Legend: `after_task` 0 is before training, 1..T after that task; `task` 1..T; null means "does not apply".
+Legend: `after_task` is 0 before training and 1..T after that task; `task` is 1..T; null means "does not apply".
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class TrialRow:
     error_type: str | None
     """Class of the exception of a failed trial."""
     error_message: str | None
-    """Message of that exception."""
+    """Message of the exception of a failed trial."""
     last_step: int
     """The last completed training step of the trial; for a diverged trial, the step at which it diverged."""
     steps: int
@@ -44,7 +44,7 @@ class TrialRow:
     parameters: int
     """Number of trainable parameters of the network."""
     device: str
-    """Device on which it was trained: `cpu`, `cuda`, ..."""
+    """Device on which the trial was trained: `cpu`, `cuda`, ..."""
     hyperparameters: str
     """Hyper-parameters of the optimizer, as JSON."""
     init_hash: str
@@ -58,14 +58,14 @@ class TrialRow:
     checkpoint: str | None
     """Path of the final weights, relative to the run directory."""
     fallbacks: int
-    """Number of matrix factorisations that failed and were replaced (retried, or the last good root kept)."""
+    """Number of matrix factorisations that failed and were retried or replaced by the last good root."""
     note: str | None
     """Remarks, for example on tasks that were not learnt, fallbacks or a resumption."""
     source_hash: str | None = None
     """Hash of the user's files that the trial used; null if it used only optbench and registered optimizers."""
     gradients: str | None = None
     """How gradients were computed: `written out` (plain MLPs), `member by member` or, for all members together,
-    `torch.func`. On a CPU the fastest is chosen; results do not depend on the choice."""
+    `torch.func`. On a CPU, the fastest method is chosen; results do not depend on the choice."""
     evaluation_seconds: float | None = None
     """This trial's share of its cohort's time in scoring and measuring."""
     tasks_above_target: int | None = None
@@ -103,7 +103,7 @@ class AccuracyRow:
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One value of one metric; null with a note if undefined."""
+    """One value of one metric; an undefined value is null, with a note."""
 
     table: ClassVar[str] = "metrics"
 
@@ -112,18 +112,18 @@ class MetricRow:
     task: int | None
     """The task whose data were used; null for all tasks together, or if no data were used."""
     layer: str | None
-    """The layer; null for the whole network or its features."""
+    """The layer; null for the entire network or its features."""
     metric: str
     """Name of the metric, with settings that differ from the defaults."""
     value: float | None
     """Value of the metric; null if undefined."""
     note: str | None
-    """Why it is undefined, or a remark about it."""
+    """Why the value is undefined, or a remark about the value."""
 
 
 @dataclass(frozen=True)
 class SpectrumRow:
-    """One eigenvalue of the covariance of the representation, index 0 the largest."""
+    """One eigenvalue of the feature covariance; index 0 is the largest."""
 
     table: ClassVar[str] = "spectra"
 
@@ -154,19 +154,19 @@ class SimilarityRow:
     class_b: int
     """The second class."""
     cosine: float | None
-    """Cosine between their mean features, which are not centred."""
+    """Cosine between the mean features of the two classes, which are not centred."""
 
 
 @dataclass(frozen=True)
 class PruningRow:
-    """Accuracy on all tasks with only the largest fraction `keep` of the weights, without further training."""
+    """Accuracy on all tasks if only the largest fraction `keep` of the weights is kept, without further training."""
 
     table: ClassVar[str] = "pruning"
 
     after_task: int
     """Number of tasks trained before the measurement."""
     scope: str
-    """`global`: the largest of all weights; `layer`: the largest of each layer."""
+    """`global` if the largest of all weights are kept; `layer` if the largest weights of each layer are kept."""
     keep: float
     """The fraction of weights that is kept."""
     accuracy: float | None
@@ -175,10 +175,10 @@ class PruningRow:
 
 @dataclass(frozen=True)
 class CurveRow:
-    """One evaluation during training; `train_loss` is the mean over the batches since the previous one.
+    """One evaluation during training; `train_loss` is the mean over the batches since the previous evaluation.
 
-    `eval_loss` and `eval_accuracy` use the examples of early stopping, in eval mode: validation or test data, or with
-    `on: train_loss` the fixed subset of the task's training examples.
+    `eval_loss` and `eval_accuracy` are measured in eval mode on the examples used for early stopping: validation or
+    test data or, with `on: train_loss`, the fixed subset of the task's training examples.
     """
 
     table: ClassVar[str] = "curves"
@@ -218,7 +218,7 @@ class SketchRow:
 
 @dataclass(frozen=True)
 class OnlineRow:
-    """How one task was learnt: scores on each batch before its update, and the network before the first update."""
+    """One task: mean scores on its batches before each update, and measurements of the network before the first one."""
 
     table: ClassVar[str] = "online"
 
@@ -231,16 +231,16 @@ class OnlineRow:
     online_loss: float | None
     """Mean over these steps of the cross-entropy on each batch before its update, in nats."""
     dead: float | None
-    """Fraction of features that are zero on every input. This and the following fields are those of
+    """Fraction of features that are zero on every input. This field and those that follow are fields of
     `engine.before_task.BeforeTask`, measured on at most 2,000 of the task's inputs."""
     dormant: float | None
-    """Fraction of units whose activity is at most .025 times the mean."""
+    """Fraction of units whose activity is at most .025 times the mean activity."""
     effective_rank: float | None
     """Effective rank of the features."""
     weight_magnitude: float | None
-    """Mean |w|."""
+    """Mean |w| over all weights, excluding biases and gains."""
     gradient_norm: float | None
-    """Gradient norm of the training loss on these inputs."""
+    """Norm of the gradient of the training loss on these inputs."""
     examples: int
     """Number of inputs."""
     width: int
@@ -262,16 +262,16 @@ class EarlierRow:
     earlier_task: int
     """The task that is scored."""
     loss: float | None
-    """Mean cross-entropy on its validation data, in nats."""
+    """Mean cross-entropy on the validation data of `earlier_task`, in nats."""
     accuracy: float | None
-    """Accuracy on its validation data."""
+    """Accuracy on the same data."""
     bits_per_byte: float | None
-    """For text, bits per byte on its validation data."""
+    """For text, bits per byte on the same data."""
 
 
 @dataclass(frozen=True)
 class UpdateRow:
-    """The geometry of one update of one weight matrix (`optbench.metrics.updates`); null if undefined."""
+    """The geometry of one update of one weight matrix (`optbench.metrics.updates`); undefined values are null."""
 
     table: ClassVar[str] = "updates"
 
@@ -284,13 +284,13 @@ class UpdateRow:
     stable_rank: float | None
     """Stable rank of the update Δ: ‖Δ‖²_F / ‖Δ‖²₂."""
     cosine_gradient: float | None
-    """Cosine between Δ and -G, G the gradient."""
+    """Cosine between Δ and -G, where G is the gradient."""
     cosine_sign: float | None
     """Cosine between Δ and -sign G."""
     cosine_polar: float | None
     """Cosine between Δ and -UVᵀ, the polar factor of -G."""
     relative_size: float | None
-    """‖Δ‖_F / ‖W‖_F, W the weights before the update."""
+    """‖Δ‖_F / ‖W‖_F, where W is the weight matrix before the update."""
     angle: float | None
     """Angle between W and W + Δ, in degrees."""
 
@@ -310,7 +310,7 @@ class ClassRow:
     examples: int
     """Number of test examples of this class."""
     accuracy: float | None
-    """Fraction of them that are classified correctly."""
+    """Fraction of these examples that are classified correctly."""
 
 
 _Measured = AccuracyRow | MetricRow | SpectrumRow | SimilarityRow | PruningRow | ClassRow
@@ -322,7 +322,7 @@ ADDED = frozenset(
     | {("curves", name) for name in ("eval_bits_per_byte", "lr")}
     | {("trials", name) for name in ("source_hash", "gradients", "evaluation_seconds", "tasks_above_target")}
 )
-"""Columns, by table, that runs of earlier versions lack; they are read as nulls."""
+"""Columns that runs made with earlier versions lack, as (table, column); they are read as nulls."""
 ON_REQUEST = frozenset({row.table for row in (SketchRow, OnlineRow, EarlierRow, UpdateRow, ClassRow)})
 """Tables written only if a suite requests their content."""
 TABLES = {name: row_type for name, row_type in ALL_TABLES.items() if name not in ON_REQUEST}
@@ -348,12 +348,12 @@ def arrow_schema(row_type: type[Row]) -> pa.Schema:
 
 
 def versioned_schema(fields: Sequence[pa.Field]) -> pa.Schema:
-    """Return a schema with the version in its metadata."""
+    """Return a schema with the schema version in its metadata."""
     return pa.schema(fields, metadata={VERSION_KEY: str(SCHEMA_VERSION)})
 
 
 def arrow_fields(row_type: type[Any]) -> list[pa.Field]:
-    """Return the Arrow fields of a dataclass of text and numbers, nullable where None is allowed."""
+    """Return the Arrow fields for the fields of a dataclass, nullable where None is allowed."""
     hints = typing.get_type_hints(row_type)
     fields = []
     for field in dataclasses.fields(row_type):

@@ -1,9 +1,9 @@
 """One number per trial and metric: the basis of every table, report, comparison and plot.
 
-Raw accuracies are stored; forgetting and related metrics are derived here, so that a better definition needs no
+Raw accuracies are stored; forgetting and related metrics are derived here, so that a better definition does not require
 retraining.
-Legend: `T` tasks; `R` the matrix (T+1, T) of accuracies (for text, of negative bits per byte), with row 0 before
-training; `K` fractions of weights kept.
+Legend: `T` is the number of tasks; `R` is the matrix (T+1, T) of accuracies (for text, of negative bits per byte), with
+row 0 before training; `K` is the number of fractions of weights kept.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def trial_values(
     pruning: Mapping[tuple[str, str], Matrix],
     online: Online,
 ) -> Values:
-    """Derive every value of the trials in `rows`: continual, measured, online, pruning and cost.
+    """Derive every value of the trials in `rows`: continual, measured, online, pruning and cost metrics.
 
-    Trials that are not `ok` have only a cost: a diverged network has no solution to measure.
+    Diverged trials have only cost metrics, because a diverged network is not a solution. Failed trials have no values.
     """
     found = {**continual_values(matrices), **final_metrics(metrics, matrices), **pruning_values(pruning)}
     good = {trial for trial, row in rows.items() if row.status == "ok"}
@@ -69,15 +69,18 @@ def trial_values(
 
 
 def accuracy_column(stages: Iterable[str]) -> str:
-    """Return the accuracy column to use: validation for a tuning run, because test data must never choose settings."""
+    """Return the accuracy column to use, on validation data if `stages` contains `tune`, otherwise on test data.
+
+    Settings must never be chosen with test data.
+    """
     return "validation_accuracy" if "tune" in stages else "accuracy"
 
 
 def summary_table(tables: Mapping[str, pa.Table], catalog: Mapping[str, Metric], planned: Iterable[Trial]) -> pa.Table:
-    """Return the table `summary`: key columns, metric, value and note of every trial and continual metric.
+    """Return the table `summary`: key columns, metric, value and note, for every trial and continual metric.
 
-    It includes plasticity metrics if online accuracies were recorded. An undefined value is null, with the reason in
-    the note. Like every table, it includes controls, identified by their stage.
+    The table includes plasticity metrics for trials whose online accuracies were recorded. An undefined value is null,
+    with the reason in the note. Like every table, the summary includes controls, which their stage identifies.
 
     tables: the tables in `SUMMED`, by name. catalog: every metric of the run, by name. planned: all planned trials.
     """
@@ -109,7 +112,7 @@ def summary_table(tables: Mapping[str, pa.Table], catalog: Mapping[str, Metric],
 
 
 def undefined(metric: Metric | None, trial: str, matrices: Mapping[str, Matrix], online: Online) -> str | None:
-    """Return why a derived metric is undefined for a trial; None if it is a user's or the trial has no data."""
+    """Return why a derived metric is undefined for a trial; None for a user's metric and for a trial without data."""
     if metric is None or metric.is_users:
         return None
     if metric.kind == "online" and trial in online.sequences:
@@ -120,7 +123,7 @@ def undefined(metric: Metric | None, trial: str, matrices: Mapping[str, Matrix],
 
 
 def accuracy_matrices(accuracy: pa.Table, column: str = "accuracy") -> dict[str, Matrix]:
-    """Return the accuracy matrix (T+1, T) of each trial from `column` of the long table."""
+    """Return the accuracy matrix (T+1, T) of each trial, from `column` of the table `accuracy`."""
     trial, ids = codes(accuracy["trial"])
     after, task = (numbers(accuracy[name]).astype(np.int64) for name in ("after_task", "task"))
     tasks = np.zeros(len(ids), np.int64)
@@ -139,7 +142,7 @@ def in_bits(accuracy: pa.Table) -> frozenset[str]:
 
 
 def score_columns(column: str) -> tuple[str, ...]:
-    """Return the columns that `score_matrices` reads for R with this accuracy column."""
+    """Return the columns that `score_matrices` reads, given its argument `column`."""
     return ("trial", "after_task", "task", column, "bits_per_byte", f"{column.removesuffix('accuracy')}bits_per_byte")
 
 
@@ -157,10 +160,12 @@ MEASURED_ONCE: tuple[Kind, ...] = ("landscape", "collapse", "curve")
 
 
 def final_metrics(metrics: pa.Table, matrices: Mapping[str, Matrix], data: Data = "pooled") -> Values:
-    """Return metric -> trial -> value after the trial's last task, for values of the features and of no single layer.
+    """Return metric -> trial -> value after the trial's last task.
 
-    data: all tasks pooled, or only the last task. Landscape, collapse and training-curve metrics are measured once, on
-    the last task, and count as pooled.
+    Only values of the features and values that do not belong to a layer are included.
+
+    data: `pooled` for values on the data of all tasks together, `last` for values on the last task alone. Landscape,
+        collapse and training-curve metrics are measured once, on the last task, and count as pooled.
     """
     (trial, ids), (metric, names), (layer, layers) = (codes(metrics[key]) for key in ("trial", "metric", "layer"))
     last = np.array([matrices[name].shape[1] if name in matrices else -1 for name in ids], np.int64)
@@ -179,7 +184,7 @@ def final_metrics(metrics: pa.Table, matrices: Mapping[str, Matrix], data: Data 
 
 
 def lower_bounds(metrics: pa.Table) -> dict[str, dict[str, str]]:
-    """Return metric -> trial -> remark, for values of the training curve that are only a lower bound.
+    """Return metric -> trial -> remark, for values of training-curve metrics that are only a lower bound.
 
     metrics: the columns trial, metric, value and note of the table `metrics`.
     """
@@ -196,7 +201,10 @@ def lower_bounds(metrics: pa.Table) -> dict[str, dict[str, str]]:
 
 
 def pruning_curves(pruning: pa.Table, matrices: Mapping[str, Matrix]) -> dict[tuple[str, str], Matrix]:
-    """Return (trial, scope) -> (K, 2) after the last task: fraction kept, ascending, and accuracy, NaN where null."""
+    """Return (trial, scope) -> pruning curve (K, 2) after the last task.
+
+    The columns of a curve are the fraction kept, in ascending order, and the accuracy, NaN where null.
+    """
     (trial, ids), (scope, scopes) = codes(pruning["trial"]), codes(pruning["scope"])
     last = np.array([matrices[name].shape[1] if name in matrices else -1 for name in ids], np.int64)
     keep, accuracy = numbers(pruning["keep"]), numbers(pruning["accuracy"])

@@ -1,12 +1,13 @@
-"""Targets: find the object that a name refers to in a user's code, and a hash of its source.
+"""Targets: find the object that a name refers to in a user's code, and a hash of the object's source.
 
-A name is `module:attribute`, `./file.py:attribute`, or `python:name` for an object passed to a run from Python. A
-user's text, which is never executed, is read, hashed and kept in the same way, under `text-file:` and its path.
+A target is `module:attribute`, `./file.py:attribute`, or `python:name` for an object passed to a run from Python. The
+target of a user's text is `text-file:` followed by its path. Texts are read, hashed and kept in the same way as code,
+but are never executed.
 
 A file and its neighbours (modules in its folder that it imports, directly or indirectly) are read once and executed
-from memory, so that the hash covers exactly what runs, and edits during a run have no effect. Every state of a file is
-executed once per process, in its own package, so that neighbours with equal names in two folders, or before and after
-an edit, are different modules.
+from memory, so that the hash covers exactly the code that runs, and edits during a run have no effect. Every state of a
+file is executed once per process, in its own package, so that neighbours with equal names in two folders, or before and
+after an edit, are different modules.
 
 Does not import torch.
 """
@@ -59,13 +60,16 @@ __all__ = [
     "using",
 ]
 
-# Sources of targets in this context, set for a run so that all of its processes agree.
+# Sources of targets in this context, set for a run so that all of its processes use the same sources.
 _SOURCES: ContextVar[Mapping[str, Source]] = ContextVar("sources", default=types.MappingProxyType({}))
 
 
 @contextlib.contextmanager
 def using(sources: Mapping[str, Source]) -> Iterator[None]:
-    """Within the block, resolve targets to these sources, by the part before the colon, in addition to earlier ones."""
+    """Within the block, resolve targets to these sources, in addition to earlier ones.
+
+    sources: by the part of the target before the colon.
+    """
     token = _SOURCES.set({**_SOURCES.get(), **sources})
     try:
         yield
@@ -74,12 +78,12 @@ def using(sources: Mapping[str, Source]) -> Iterator[None]:
 
 
 def use(sources: Mapping[str, Source]) -> None:
-    """Resolve targets to these sources from now on."""
+    """From now on, resolve targets to these sources, which replace earlier ones."""
     _SOURCES.set(sources)
 
 
 def load(target: str) -> Any:
-    """Return the object that a target names, executing the current state of its module if necessary.
+    """Return the object that a target names, executing the module that contains the object if necessary.
 
     Raises:
         TargetError: there is no such file or module, it cannot be imported, or it has no such attribute.
@@ -101,7 +105,7 @@ def load(target: str) -> Any:
 
 
 def read_text(path: str) -> bytes:
-    """Return the content that a user's text had at the start of the run.
+    """Return the content of a user's text, as read at the start of the run if there is one.
 
     Raises:
         TargetError: there is no such file, or it cannot be read.
@@ -111,11 +115,11 @@ def read_text(path: str) -> bytes:
 
 
 def read_source(target: str, folders: Sequence[Path] = ()) -> Source | None:
-    """Read the source of a target: a file without executing it, an installed module by importing it.
+    """Read the source of a target. Files are not executed, but modules are imported.
 
-    folders: searched for a relative file before the working directory.
+    folders: where to look for a file with a relative path before the working directory.
 
-    Returns None for a module without a source, such as a built-in one.
+    Returns None for a module without Python source, e.g. a built-in one.
 
     Raises:
         TargetError: there is no such file or object, or an installed module cannot be imported.
@@ -131,7 +135,7 @@ def read_source(target: str, folders: Sequence[Path] = ()) -> Source | None:
 
 
 def source_hash(targets: Iterable[str]) -> str | None:
-    """Return the combined hash of the targets' sources, None if there are none. Raises the errors of `read_source`."""
+    """Return the combined hash of the targets' sources; None if there are none. Raises the errors of `read_source`."""
     known = _SOURCES.get()
     found = {source.hash for t in targets if (source := known.get(split(t)[0]) or read_source(t)) is not None}
     if len(found) > 1:

@@ -24,7 +24,7 @@ PACKAGE = "optbench_plugin_"
 
 @contextlib.contextmanager
 def importing(what: str, target: str) -> Iterator[None]:
-    """Convert any exception that user code raises during an import, and redirect its output to standard error.
+    """Convert any exception that user code raises in the block, and redirect the code's output to standard error.
 
     Raises:
         TargetError: the code raised an exception, or tried to end the program.
@@ -40,7 +40,7 @@ def importing(what: str, target: str) -> Iterator[None]:
 def on_its_own() -> Iterator[None]:
     """Seed the global generators during an import, and restore the process-wide settings that the import changes.
 
-    A module is imported once per process, so that a changed setting would affect one trial and not the next.
+    A module is imported only once per process, so a changed setting would affect one trial and not the next.
     """
     from optbench.isolation import isolated, seed_generators  # late, because it imports torch
 
@@ -50,7 +50,7 @@ def on_its_own() -> Iterator[None]:
 
 
 def said(error: BaseException) -> str:
-    """Return an error in one line: its class and the first line of its message, as in `ValueError: no data`."""
+    """Return an error in one line: its class and the first line of its message, e.g. `ValueError: no data`."""
     lines = spoken(error).strip().splitlines()
     if isinstance(error, SystemExit):
         return f"it ends the program with exit({lines[0] if lines else ''})"
@@ -62,7 +62,7 @@ _PACKAGES: dict[str, Source] = {}
 
 
 def execute(source: Source) -> Any:
-    """Return the module of a source's main file; each state of a source is executed once."""
+    """Return the module of a source's main file; each state of a source is executed once per process."""
     key = (source.folder, source.hash)
     if key not in _MODULES:
         place = hashlib.sha256(f"{source.folder}\n{source.hash}".encode(errors="surrogateescape")).hexdigest()[:12]
@@ -85,7 +85,7 @@ def execute(source: Source) -> Any:
 
 
 MAIN = "main_file"
-"""The module name of a file whose own name is not an identifier: `my-optimizer.py`."""
+"""The module name of a file whose own name is not an identifier, e.g. `my-optimizer.py`."""
 
 
 class _Finder(importlib.abc.MetaPathFinder):

@@ -81,7 +81,7 @@ def _captured(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
 
 
 def _shown(value: Any) -> str:
-    """Return the text of numbers, strings and containers; of other values, whose `repr` may vary, only the type."""
+    """Return numbers, strings and containers as text; for other values, whose `repr` may vary, return only the type."""
     if isinstance(value, list | tuple):
         return f"{type(value).__name__}({', '.join(map(_shown, value))})"
     if isinstance(value, dict):

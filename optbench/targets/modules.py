@@ -30,7 +30,7 @@ def starting_processes() -> Iterator[None]:
     """Prevent processes started by this thread in the block from importing the user's modules.
 
     Spawned processes would otherwise execute the main module again, which would require a `__main__` guard in scripts.
-    In an editable installation, where optbench comes last in `sys.path`, a file of the same name in the working
+    In an editable installation, where optbench comes last in `sys.path`, a file named `optbench.py` in the working
     directory would take precedence.
     """
     prepare, thread = spawn.get_preparation_data, threading.get_ident()

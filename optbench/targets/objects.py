@@ -1,7 +1,7 @@
-"""Objects that another process cannot import by name: classes in a notebook or in `__main__`, closures.
+"""Objects that another process cannot import by name: classes in a notebook or in `__main__`, and closures.
 
-They are sent to worker processes by value, pickled once by cloudpickle, only through our own pipes: no file in a run
-directory is ever unpickled.
+These objects are pickled once, by cloudpickle, and sent to worker processes by value. No file in a run directory is
+ever unpickled.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class InMemory(Source):
 
 
 class Objects:
-    """The targets of the objects passed to a run, which are named in the order in which they were passed."""
+    """The targets of the objects passed to a run. Objects with equal names are numbered in the order of passing."""
 
     def __init__(self) -> None:
         self.sources: dict[str, InMemory] = {}
@@ -88,7 +88,7 @@ def is_object(where: str) -> bool:
 
 def lost(target: str) -> TargetError:
     """Return the error for an object that was not passed to this process."""
-    return TargetError(f"{target}: made from a Python object; resume it from Python with the same object")
+    return TargetError(f"{target}: made from a Python object; resume the run from Python with the same object")
 
 
 def _read(value: Any, name: str, target: str) -> InMemory:
@@ -104,7 +104,7 @@ def _read(value: Any, name: str, target: str) -> InMemory:
     module = sys.modules.get(getattr(value, "__module__", None) or "")
     try:
         if module is not None and not is_found(module):
-            cloudpickle.register_pickle_by_value(module)  # otherwise it would be pickled as the name of a module
+            cloudpickle.register_pickle_by_value(module)  # otherwise only a reference to the module would be pickled
         buffer = io.BytesIO()
         Pickler(buffer).dump(value)
     except Exception as error:

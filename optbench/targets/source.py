@@ -1,6 +1,6 @@
 """The source of a target: a file and the modules that it imports from its folder.
 
-Imports are found by parsing the text, so imports within functions are included.
+Imports are found by parsing the code, so imports within functions are included.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pathlib import Path
 from optbench.errors import OptbenchError
 
 NEVER_NEIGHBOURS = sys.stdlib_module_names | {"torch", "numpy", "optbench"}
-"""Modules that a file of the same name in a user's folder does not shadow."""
+"""Modules that files with the same names in a user's folder do not shadow."""
 DIGITS = 16
 """Number of hexadecimal digits in a source hash."""
 NEEDED = "expected module:Class or ./file.py:Class"
 IN_MEMORY = "python"
 """The part before the colon in the target of an object that cannot be imported."""
 TEXT = "text-file:"
-"""Prefix of the target of a user's text; it cannot begin a module name, which contains no hyphen."""
+"""Prefix of the target of a user's text. No module name starts with it, because module names contain no hyphen."""
 
 
 class TargetError(OptbenchError):
@@ -40,7 +40,7 @@ class Source:
         folder: the absolute path to which file names are relative.
         main: the file that the target names.
         files: content by name (`mine.py`, `parts/steps.py`), including `main`.
-        is_installed: whether it belongs to an installed package instead of the user.
+        is_installed: whether the source belongs to an installed package rather than to the user.
     """
 
     folder: Path
@@ -66,17 +66,17 @@ class Source:
     def has_module(self, top: str, importer: str) -> bool:
         """Return whether `import top` in the file `importer` refers to a file of this source."""
         if top in NEVER_NEIGHBOURS or importer == f"{top}.py":
-            return False  # in `lion.py`, it refers to the package `lion`, not to the file itself
+            return False  # in `lion.py`, `import lion` refers to the package `lion`, not to the file itself
         return f"{top}.py" in self.files or any(name.startswith(f"{top}/") for name in self.files)
 
 
 def split(target: str) -> tuple[str, str]:
     """Split a target at the last colon into a module or file and an attribute.
 
-    Each object in memory, and each text, is its own source, identified by the whole of `python:name`.
+    An object in memory and a text are their own sources, so the first part is then the complete target.
 
     Raises:
-        TargetError: one of them is missing.
+        TargetError: one of the two parts is missing.
     """
     if is_text(target):
         return target, ""
@@ -91,9 +91,9 @@ def is_file(where: str) -> bool:
 
 
 def check_names_attribute(target: str) -> None:
-    """Raise TargetError if a target is a file alone, as `./mine.py`, with the names that the file defines.
+    """Raise TargetError if a target is a file without an attribute, e.g. `./mine.py`.
 
-    The file is parsed, not executed.
+    The message lists the classes and functions that the file defines. The file is parsed, not executed.
     """
     if not is_file(target):
         return
@@ -112,14 +112,14 @@ def is_text(where: str) -> bool:
 
 
 def read_file(where: str, folders: Sequence[Path] = (), target: str | None = None) -> Source:
-    """Read a file and its neighbours; a relative path is searched in `folders`, then the working directory.
+    """Read a file and its neighbours. A relative path is looked up in `folders`, then in the working directory.
 
     target: the target to name in error messages.
 
     Raises:
         TargetError: there is no such file, or it cannot be read.
     """
-    # As for a script called through a link, neighbours are those of the link's target.
+    # As with a script that is run through a link, neighbours are those of the link's target.
     path = Path(os.path.realpath(_found(where, folders, target or where)))
     try:
         return read_folder(path.parent, path.name)
@@ -128,7 +128,7 @@ def read_file(where: str, folders: Sequence[Path] = (), target: str | None = Non
 
 
 def read_text_file(target: str, folders: Sequence[Path] = ()) -> Source:
-    """Read a text, searched for as in `read_file`. target: `TEXT` and its path.
+    """Read a text, which is looked up as in `read_file`. target: `TEXT` followed by the path of the text.
 
     Raises:
         TargetError: there is no such file, or it cannot be read.
@@ -144,7 +144,7 @@ def read_text_file(target: str, folders: Sequence[Path] = ()) -> Source:
 
 
 def _found(where: str, folders: Sequence[Path], named: str) -> Path:
-    """Return the absolute path of a file; a relative path is searched in `folders`, then the working directory.
+    """Return the absolute path of a file. A relative path is looked up in `folders`, then in the working directory.
 
     Raises TargetError if there is no such file. named: the target to name in the message.
     """
@@ -160,7 +160,11 @@ _is_regular = os.path.isfile
 
 
 def read_folder(folder: Path, main: str) -> Source:
-    """Read `main` and its neighbours in a folder; raise OSError if `main` is unreadable, skip unreadable neighbours."""
+    """Read `main` and its neighbours in a folder, skipping unreadable neighbours.
+
+    Raises:
+        OSError: `main` is unreadable.
+    """
     files: dict[str, bytes] = {}
     above = main.split("/")[:-1]
     packages = ["/".join([*above[: end + 1], "__init__.py"]) for end in range(len(above))]
@@ -206,7 +210,7 @@ def _imported(file: str, content: bytes) -> Iterator[tuple[str, ...]]:
 
 
 def _files(folder: Path, module: tuple[str, ...]) -> Iterator[str]:
-    """Yield the files in `folder` that importing a module executes, including those of the packages around it."""
+    """Yield the files in `folder` that importing a module executes, including those of its parent packages."""
     for end in range(1, len(module) + 1):
         name = "/".join(module[:end])
         package = f"{name}/__init__.py"

@@ -354,7 +354,7 @@ TABLES_BROKEN: dict[str, tuple[Damage, str, str]] = {
     "sketches of two lengths": (
         cell("sketches", "sketch", [1.0]),
         JSON,
-        "'sketch': expected lists of one length, got 1 to 6",
+        "'sketch': expected non-empty lists of equal length, got lengths from 1 to 6",
     ),
     "sketch empty": (retyped("sketches", "sketch", pa.list_(pa.float32()), []), JSON, "'sketch': expected lists"),
     "sketch with a null": (

@@ -83,7 +83,7 @@ def test_an_object_is_trained_next_to_the_optimizers_of_the_suite(capsys: pytest
 def test_a_run_with_an_object_can_be_resumed_only_with_the_same_object(capsys: pytest.CaptureFixture[str]) -> None:
     path = small(optimizers={"mine": {"target": slowed(1.0), "lr": 0.1}}, name="made").path
     assert main(["run", "--resume", str(path)]) == 2
-    said = "python:Slowed: made from a Python object; resume it from Python with the same object"
+    said = "python:Slowed: made from a Python object; resume the run from Python with the same object"
     assert said in capsys.readouterr().err
     again = optbench.run(resume="made", optimizers={"mine": slowed(1.0)}, jobs=1, device="cpu")
     assert len(again.table("trials")) == 4

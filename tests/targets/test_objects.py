@@ -77,7 +77,7 @@ def test_an_object_that_cannot_be_pickled_is_refused_immediately() -> None:
 
 def test_a_missing_object_is_named_in_the_error() -> None:
     for ask in (load, read_source):
-        with pytest.raises(TargetError, match="python:mine: made from a Python object; resume it from Python"):
+        with pytest.raises(TargetError, match="python:mine: made from a Python object; resume the run from Python"):
             ask("python:mine")
 
 
