@@ -356,7 +356,11 @@ TABLES_BROKEN: dict[str, tuple[Damage, str, str]] = {
         JSON,
         "'sketch': expected non-empty lists of equal length, got lengths from 1 to 6",
     ),
-    "sketch empty": (retyped("sketches", "sketch", pa.list_(pa.float32()), []), JSON, "'sketch': expected lists"),
+    "sketch empty": (
+        retyped("sketches", "sketch", pa.list_(pa.float32()), []),
+        JSON,
+        "'sketch': expected non-empty lists",
+    ),
     "sketch with a null": (
         cell("sketches", "sketch", [None] * 6),
         JSON,
