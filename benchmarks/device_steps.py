@@ -1,4 +1,4 @@
-"""The measurements of the steps of `on_device.py`; each step runs in a separate process with its own imports.
+"""Measurements for the steps of `on_device.py`. Each step runs in a separate process with its own imports.
 
 A step receives a `Finding` and adds its results to it. Every addition is written immediately, so that the results of a
 step that is killed are kept.
@@ -25,7 +25,7 @@ from processes import replace
 
 ROOT = Path(__file__).resolve().parents[1]
 MARGIN = 0.06
-"""Share of its time limit that a step reserves for its end."""
+"""Share of a step's time limit that is reserved for finishing."""
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Finding:
     file: Path
     device: str
     tiny: bool
-    """True in a rehearsal, whose sizes only test that everything runs."""
+    """True in a rehearsal, which uses tiny sizes only to test that everything runs."""
     limit: float
     """Seconds after which the step is killed."""
     values: dict[str, Any] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Finding:
 
     @property
     def deadline(self) -> float:
-        """The time at which to stop measuring, as of `time.perf_counter`."""
+        """The value of `time.perf_counter` at which to stop measuring."""
         return self.started + self.limit * (1 - MARGIN)
 
     def value(self, name: str, value: object) -> None:
@@ -123,7 +123,7 @@ def machine(found: Finding) -> None:
     facts |= {name: packages[name] for name in sorted(packages) if name in NOTED}
     if found.on_cuda:
         facts["CUDA of torch"] = torch.version.cuda
-        facts["cuDNN"] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]  # of torch
+        facts["cuDNN"] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]  # untyped in torch
         facts["TF32 in products"] = torch.backends.cuda.matmul.allow_tf32
         facts["devices"] = torch.cuda.device_count()
     for name, fact in facts.items():
@@ -133,7 +133,7 @@ def machine(found: Finding) -> None:
     release = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     found.check("torch is 2.9 or newer", release >= (2, 9), torch.__version__)
     ours = Path(optbench.__file__).is_relative_to(ROOT)
-    found.check("optbench is that of this checkout", ours, optbench.__file__)
+    found.check("optbench is imported from this checkout", ours, optbench.__file__)
     if not found.on_cuda:
         return
     available = torch.cuda.is_available() and (torch.device(found.device).index or 0) < torch.cuda.device_count()
@@ -148,7 +148,7 @@ def machine(found: Finding) -> None:
         found.line(f"{described.name}, {total / 2**30:.0f} GiB ({free / 2**30:.0f} free), CUDA {torch.version.cuda}")
         a = torch.randn(64, 64, device=found.device)
         apart = float((a @ a.mT - (a.cpu() @ a.cpu().mT).to(found.device)).abs().max())
-        found.check("a product agrees with the CPU's to 1e-3", apart < 1e-3, f"{apart:.1e} apart")
+        found.check("a matrix product agrees with the CPU's to within 1e-3", apart < 1e-3, f"{apart:.1e} apart")
 
 
 NOTED = {"torchvision", "numpy", "scipy", "pandas", "pyarrow", "pydantic", "pytest", "psutil", "pytorch-optimizer"}
@@ -188,7 +188,7 @@ def tests(found: Finding) -> None:
 
         def pytest_runtest_teardown(self, item: pytest.Item) -> None:
             if time.perf_counter() > found.deadline:
-                item.session.shouldstop = "time is over"
+                item.session.shouldstop = "time ran out"
 
         def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
             if report.failed:
@@ -222,12 +222,12 @@ def tests(found: Finding) -> None:
 
 
 CLOSE = 0.01
-"""Largest acceptable mean difference of an optimizer's accuracies on two devices in `smoke`, on 500 test examples each.
-A different order of summation alone does not change any of them."""
+"""Largest acceptable mean difference between an optimizer's accuracies on two devices in `smoke` (500 test examples). A
+different order of summation alone does not change any accuracy."""
 
 
 def smoke(found: Finding) -> None:
-    """`smoke` on the device and on the CPU: the same initial weights, nearly the same results."""
+    """`smoke` on the device and on the CPU: the same initial weights and nearly the same results."""
     import suite
 
     import optbench
@@ -255,7 +255,7 @@ def smoke(found: Finding) -> None:
     found.check("the same trials", set(there.index) == set(here.index), f"{len(there)} and {len(here)}")
     both = there.join(here, lsuffix="", rsuffix="_cpu", how="inner")
     same = (both["init_hash"] == both["init_hash_cpu"]).sum()
-    found.check("the same initial weights to the bit", same == len(both) > 0, f"{same} of {len(both)}")
+    found.check("bit-identical initial weights", same == len(both) > 0, f"{same} of {len(both)}")
     same = (both["status"] == both["status_cpu"]).sum()
     found.check("the trials have the same status", same == len(both) > 0, f"{same} of {len(both)}")
     notes = both["note"].dropna()
@@ -291,7 +291,7 @@ def run_folder(found: Finding, name: str) -> Path:
 
 
 def throughput(found: Finding) -> None:
-    """Member-steps per second of engine, loop and floor, the most important cohorts first."""
+    """Member-steps per second of the engine, loop and floor, the most important cohorts first."""
     import throughput as speed
 
     names = tuple(name for name in speed.ON_CUDA if name != "unrecorded") if found.on_cuda else speed.ON_CPU
@@ -320,7 +320,7 @@ def throughput(found: Finding) -> None:
             if left <= 0:
                 late.append(f"{len(plan) - i} of {len(plan)} cohorts not begun")
                 break
-            # Three times its share of the remaining time, and more for the cohorts that the aims are about.
+            # Three times the cohort's share of the remaining time; more for cohorts that have an aim.
             until = time.perf_counter() + min(left, max(3 * left / (len(plan) - i), 45 if members == 100 else 0))
             slow = found.on_cuda and optimizer in ("shampoo", "newton")
             one = speed.measured(
@@ -330,7 +330,7 @@ def throughput(found: Finding) -> None:
                 rounds,
                 seconds,
                 deadline=until,
-                # The loop's speed does not depend on the members, and Shampoo's loop takes longer than everything else.
+                # The loop's speed does not depend on the number of members, and Shampoo's loop is slower than all else.
                 skip=("loop",) if slow and members != 100 else (),
                 warm_up=3 * speed.REFRESH if slow else speed.WARM_UP,
             )
@@ -345,7 +345,7 @@ def throughput(found: Finding) -> None:
                 | {name: list(values) for name, values in one.speeds.items()}
             )
             found.line(speed.line(one, columns))
-    found.check("no way raises", not raised, "; ".join(raised) or f"{len(rows)} cohorts")
+    found.check("no variant raises an exception", not raised, "; ".join(raised) or f"{len(rows)} cohorts")
     if late:
         found.stop("; ".join(late))
 
@@ -367,7 +367,7 @@ def roots(found: Finding) -> None:
         _, factors, gradients = tensors
         there = ways.by_eigh(factors.to(found.device), torch.float64).cpu() @ gradients
         apart = ways.distance(there, ways.by_eigh(factors, torch.float64) @ gradients)
-        found.check(f"side {n}: eigh in float64 agrees with the CPU's to 1e-8", apart < 1e-8, f"{apart:.1e}")
+        found.check(f"side {n}: eigh in float64 agrees with the CPU's to within 1e-8", apart < 1e-8, f"{apart:.1e}")
     rows: list[dict[str, Any]] = []
     found.values["ways"] = rows
     found.line(ways.HEADING)
@@ -392,7 +392,7 @@ def roots(found: Finding) -> None:
 
 
 def continual(found: Finding) -> None:
-    """The whole of `continual` with 10 seeds: time and peak memory, or the number of trials finished in time."""
+    """The complete suite `continual` with 10 seeds: time and peak memory, or the number of trials finished in time."""
     import suite
 
     import optbench

@@ -2,8 +2,8 @@
 
     python benchmarks/embed_mnist.py FOLDER-OF-THE-IDX-FILES [OUTPUT]
 
-The result has 9.81 MB and is read in 0.2 s (pyarrow 26, zstd level 22, one page of at most 64 MiB; with level 19 and
-pages of 1 MiB it has 10.25 MB). Making it takes about 45 s.
+The resulting file takes 9.81 MB and is read in 0.2 s (pyarrow 26, zstd level 22, one page of at most 64 MiB; with
+level 19 and pages of 1 MiB it takes 10.25 MB). Creating it takes about 45 s.
 """
 
 from __future__ import annotations

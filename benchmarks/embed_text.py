@@ -3,7 +3,7 @@
     python benchmarks/embed_text.py FOLDER-OF-THE-DOMAINS [OUTPUT]
 
 The folder contains scripture.txt.gz, glosses.txt.gz, prose.txt.gz and code.txt.gz. The result is the same in every run
-(pyarrow 26, zstd level 22, one page, so that the window of zstd spans all four domains).
+(pyarrow 26, zstd level 22, one page, so that zstd's window spans all four domains).
 """
 
 from __future__ import annotations

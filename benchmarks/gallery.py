@@ -33,7 +33,7 @@ DPI = 120
 SIZE = 7.5
 """Font size of the names on the map, in points."""
 LOADINGS = 3
-"""Number of strips in the label of an axis of the map."""
+"""Number of strips in each axis label of the map."""
 
 
 def main() -> int:
@@ -158,9 +158,9 @@ def _overlap(a: Box, b: Box) -> bool:
 
 
 def principal_components(values: Array) -> tuple[Array, tuple[str, str]]:
-    """Return the first two components of the standardised strips, (P, S, n) -> (P, 2), and the labels of the axes.
+    """Return the first two components of the standardised strips, (P, S, n) -> (P, 2), and the axis labels.
 
-    A missing value is replaced by the panel's mean on that strip.
+    A missing value is replaced with the panel's mean on that strip.
     """
     table = standardised(values)
     table = np.where(np.isfinite(table), table, 0.0)
@@ -171,7 +171,7 @@ def principal_components(values: Array) -> tuple[Array, tuple[str, str]]:
 
 
 def _axis(i: int, axes: Array, share: Array) -> str:
-    """`component 1 (41%): + stable rank, − cosine, gradient`."""
+    """Return an axis label, e.g. `component 1 (41% of the variance): + stable rank; − cosine`."""
     order = np.argsort(-np.abs(axes[i]))[:LOADINGS]
     loads = "; ".join(f"{'+' if axes[i, j] > 0 else '−'} {STRIPS[j].label}" for j in order)
     return f"component {i + 1} ({100 * share[i]:.0f}% of the variance): {loads}"
@@ -184,7 +184,7 @@ def _row(found: Fingerprint, others: list[Neighbour]) -> str:
 
 
 def _about(found: Fingerprint) -> Iterator[Sentence]:
-    """Yield the sentences that compare an optimizer with others, without those that compare it with itself."""
+    """Yield the sentences that compare an optimizer with others, but not with itself."""
     for one in sentences(found):
         if one.verdicts and all(verdict.other != found.name for verdict in one.verdicts):
             yield one

@@ -1,4 +1,4 @@
-"""Does the cost of a task depend on the number of tasks? Measure processor seconds per task and peak memory.
+"""Measure processor seconds per task and peak memory, to see whether a task's cost depends on the number of tasks.
 
     python benchmarks/many_tasks.py [--optimizer sgd] [--seeds 5] [--tasks 120]
 
@@ -25,7 +25,7 @@ from optbench.plan.progress import Progress
 from optbench.suite import Suite
 
 AROUND = 5
-"""Number of tasks before and after a task that its median includes."""
+"""Number of tasks before and after a given task that are included in its median."""
 
 
 def suite(optimizer: str, seeds: int, tasks: int) -> Suite:

@@ -9,7 +9,7 @@ from optbench import InputSpec
 
 
 class Transformer(nn.Module):
-    """A transformer of two layers with 4 heads over the 28 rows of an image; with biases, or without any."""
+    """A transformer with 4 heads over the 28 rows of an image; `bias=False` also omits the layer norms."""
 
     def __init__(self, inputs: InputSpec, outputs: int, width: int = 64, layers: int = 2, bias: bool = True) -> None:
         super().__init__()

@@ -4,22 +4,23 @@
     python benchmarks/on_device.py --device cpu --rehearse      # tiny sizes on a CPU, to test the script itself
     python benchmarks/on_device.py --list
 
-The steps run one after another, the most important first, each in a separate process. A step that is not done within
-its limit is killed with everything it started, and the next one begins; the last step gets the rest of the budget.
-Every step writes its results as it proceeds, so FOLDER contains everything measured so far, however the script ends:
+The steps run in sequence, the most important first, each in a separate process. A step that does not finish within its
+limit is killed together with all processes that it started, and the next step begins. The last step gets the rest of
+the budget. Every step writes its results as it proceeds, so FOLDER contains everything measured so far, however the
+script ends:
 
 - `STEP.json`: values, checks, aims and how the step ended; `STEP.log`: everything it printed;
 - `summary.json`: all steps and the verdicts on the aims, rewritten after each step;
-- `table.md`: the same as a table to read, and to paste into RESULTS.md;
+- `table.md`: the same as a readable table, for pasting into RESULTS.md;
 - `runs/`: the runs of `smoke` and `continual`, without weights.
 
 With `--only` and the same folder, a step is measured again and the others are kept.
 
 Exit code 0: all steps completed and their checks held. 1: a check failed, or a step did not complete (it raised an
-exception, was killed, was cut off, or lacks a package). 2: usage error. 128 + n: ended by signal n. A missed aim is a
-result. The script requires torch >= 2.9 and optbench's other dependencies, and pytest and hypothesis for `tests`.
-Without psutil, memory on the host is not measured; without pytorch-optimizer, Shampoo is not compared with a loop.
-optbench does not have to be installed.
+exception, was killed, was cut off, or lacks a package). 2: usage error. 128 + n: ended by signal n. A missed aim
+does not affect the exit code. The script requires torch >= 2.9 and optbench's other dependencies, and pytest and
+hypothesis for `tests`. Without psutil, memory on the host is not measured; without pytorch-optimizer, Shampoo is not
+compared with a loop. optbench does not have to be installed.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ BUDGET = 480.0
 LAST = 3.0
 """Seconds of the budget that are reserved for writing the summary."""
 SHORTEST = 5.0
-"""Minimum number of seconds for which a step is started."""
+"""Minimum number of seconds that must remain for a step to start."""
 OPTBENCH: tuple[str, ...] = ("torch", "torchvision", "numpy", "scipy", "pandas", "pyarrow", "typer", "rich", "pydantic")
 OPTBENCH += ("yaml", "cloudpickle", "safetensors", "matplotlib")
 """Modules of the packages that optbench requires."""
@@ -57,13 +58,13 @@ OPTBENCH += ("yaml", "cloudpickle", "safetensors", "matplotlib")
 
 @dataclass(frozen=True)
 class Step:
-    """The measurements of one process."""
+    """A set of measurements made in one process."""
 
     name: str
     limit: float
-    """Time limit in seconds; less if the budget has less left."""
+    """Time limit in seconds; shortened if less of the budget remains."""
     tiny_limit: float
-    """Time limit of a rehearsal, on a machine that may be busy."""
+    """Time limit in a rehearsal, in seconds; it allows for a busy machine."""
     needs: tuple[str, ...] = OPTBENCH
     """Modules without which the step cannot run."""
     wants: tuple[str, ...] = ()
@@ -89,13 +90,13 @@ REHEARSED = (
     Step("hangs", 4, 4, needs=(), ends="killed"),
     Step("fails", 10, 10, needs=(), ends="failed"),
 )
-"""Steps that only a rehearsal has, after its first step."""
+"""Steps that run only in a rehearsal, after its first step."""
 EVERY = {step.name: step for step in (ALL[0], *REHEARSED, *ALL[1:])}
 
 
 @dataclass(frozen=True)
 class Aim:
-    """A number that a step should reach on a CUDA device."""
+    """A bound that a value measured by a step should meet on a CUDA device."""
 
     step: str
     value: str
@@ -104,7 +105,7 @@ class Aim:
     at_least: bool = True
 
     def judged(self, values: dict[str, Any], on_cuda: bool) -> tuple[str, float | None]:
-        """Return `met`, `missed` or `not measured`, and the number."""
+        """Return `met`, `missed` or `not measured`, and the measured value if there is one."""
         found, more = values.get(self.value), values.get(f"{self.value}, more than")
         if not on_cuda:
             return "not measured", None
@@ -140,13 +141,13 @@ class Session:
     steps: Sequence[Step]
     started: float
     ended_by: int | None = None
-    """The signal that ended it, if any."""
+    """The signal that ended this call, if any."""
     no_device: bool = False
     """True if the first step did not find the device, so that all other steps would fail."""
 
     @property
     def left(self) -> float:
-        """Remaining seconds of the budget, without those for the summary."""
+        """Remaining seconds of the budget, excluding those reserved for the summary."""
         return self.started + self.budget - LAST - time.monotonic()
 
     def run(self) -> int:
@@ -218,12 +219,12 @@ class Session:
         return found
 
     def process(self, step: Step, limit: float) -> tuple[str, str | None]:
-        """Run the step in a process; return its status and the reason."""
+        """Run the step in a separate process; return its status and the reason for that status, if known."""
         command = [sys.executable, __file__, "--device", self.device, "--out", str(self.out)]
         command += ["--inside", step.name, "--limit", repr(limit), *(["--rehearse"] if self.rehearse else [])]
         log = self.out / f"{step.name}.log"
         with log.open("wb") as out:
-            # Its standard input reaches its end when this process ends, for whatever reason.
+            # The child's standard input reaches end of file when this process ends, for whatever reason.
             process = subprocess.Popen(
                 command, cwd=ROOT, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
             )
@@ -252,7 +253,7 @@ class Session:
         alive = [pid for pid in pids if is_alive(pid)] + descendants()
         held = len(pids) == 2 and not alive and over < 5
         found = f"{len(pids)} processes, {len(alive)} left, {over:.1f} s over"
-        return {"check": "the step is killed within its limit, with its child", "held": held, "found": found}
+        return {"check": "the step and its child are killed within the limit", "held": held, "found": found}
 
     def aims(self, step: str, values: dict[str, Any]) -> list[dict[str, Any]]:
         found = []
@@ -350,7 +351,7 @@ def find_optbench() -> str | None:
         return None
     sys.path.insert(0, str(ROOT))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return f"optbench is not installed: {ROOT} was put on the path"
+    return f"optbench is not installed: {ROOT} was added to the path"
 
 
 def inside(step: str, out: Path, device: str, rehearse: bool, limit: float) -> None:
@@ -370,10 +371,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu")
     parser.add_argument("--out", type=Path, help="folder for the results; default: a new one")
     parser.add_argument(
-        "--only", action="append", metavar="STEP", help="run only this step (see --list); several in the order given"
+        "--only",
+        action="append",
+        metavar="STEP",
+        help="run only this step (see --list); repeat it to run several, in the order given",
     )
-    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds for everything (%(default)g)")
-    parser.add_argument("--rehearse", action="store_true", help="use tiny sizes, and add two steps that hang and fail")
+    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds for all steps together (%(default)g)")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="use tiny sizes, and add a step that hangs and one that fails"
+    )
     parser.add_argument("--list", action="store_true", help="list the steps and aims")
     parser.add_argument("--inside", choices=names, help=argparse.SUPPRESS)
     parser.add_argument("--limit", type=float, help=argparse.SUPPRESS)

@@ -1,7 +1,7 @@
 """Regenerate the panel of `optbench fingerprint`: all optimizers of the suite, tuned in the same way, on ten seeds.
 
     python benchmarks/panel.py [--runs-dir runs/panel]     # an hour on two cores; resumes after an interruption
-    python benchmarks/panel.py --check PANEL               # only test the distance of an existing panel
+    python benchmarks/panel.py --check PANEL               # only test the distance on an existing panel
 
 An optimizer whose run exists already is not trained again. The panel is written to the package when all runs are
 complete; `python benchmarks/gallery.py` then writes the pages of docs/gallery.
@@ -61,7 +61,7 @@ def train(name: str, runs_dir: Path) -> None:
     started = time.monotonic()
     begun = runs_dir / f"{name}{TUNE}"
     resume = begun if (begun / "run.json").is_file() else None
-    # Not with the command, which ends by drawing a page next to the panel that is about to be replaced.
+    # The command is not used, because it ends by drawing a page from the panel that is about to be replaced.
     options = Options(
         runs_dir=runs_dir, name=None if resume else name, resume=resume, command=("benchmarks/panel.py",), leaves=True
     )
@@ -79,7 +79,7 @@ def results(path: Path) -> Results:
 
 
 def said(runs: list[Results]) -> dict[str, Any]:
-    """Return the provenance of the runs. Raises SystemExit if they differ in it."""
+    """Return the provenance shared by the runs; raise SystemExit if it differs between them."""
     kept = [{key: run.run.record["provenance"].get(key) for key in SAID} for run in runs]
     for run, one in zip(runs, kept, strict=True):
         if one != kept[0]:

@@ -1,7 +1,6 @@
-"""End processes together with everything they started, and write files that are complete at any time.
+"""Functions that end processes together with all processes they started, and that replace files atomically.
 
-On Linux all descendants of a process are found, including orphans and those in other sessions; on other systems only
-the process itself and its group.
+Descendants of a process, including orphans and those in other sessions, are only found on Linux.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from pathlib import Path
 
 PROC = Path("/proc")
 SET_CHILD_SUBREAPER = 36
-"""The option of that name of prctl(2)."""
+"""The option PR_SET_CHILD_SUBREAPER of prctl(2)."""
 PATIENCE = 5.0
-"""Seconds to wait until killed processes disappear; one that waits for a device's driver may take longer."""
+"""Seconds to wait until killed processes disappear; a process waiting for a device driver may take longer."""
 
 
 def adopt_orphans() -> None:
@@ -33,7 +32,7 @@ def descendants() -> list[int]:
     children: dict[int, list[int]] = {}
     for entry in PROC.iterdir() if PROC.is_dir() else ():
         if entry.name.isdigit():
-            with contextlib.suppress(OSError):  # it has ended
+            with contextlib.suppress(OSError):  # the process has ended
                 # The name, in parentheses, may contain any character; state and parent follow it.
                 parent = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[1]
                 children.setdefault(int(parent), []).append(int(entry.name))
@@ -63,9 +62,9 @@ def end_descendants() -> list[int]:
 
 
 def end_with(descriptor: int) -> None:
-    """End this process and its descendants at the end of file of `descriptor`, a pipe whose other end the parent holds.
+    """End this process and its descendants when `descriptor`, a pipe from the parent, reaches end of file.
 
-    So a child ends even if its parent is killed.
+    A child then ends even if its parent is killed.
     """
     ours = os.dup(descriptor)  # pytest replaces standard input
 

@@ -1,9 +1,9 @@
-"""Measure what 44 readings of rank cost in a suite: processor seconds of trials with and without them.
+"""Measure the cost of 44 rank readings in a suite: processor seconds of trials with and without them.
 
     python benchmarks/ranks.py [--rounds 3] [--optimizer sgd] [--model mlp-100]
 
 The readings are eleven measures of rank, before and after the activation, for each task and pooled, on the permuted
-MNIST of `continual`. One process of one thread trains the same trial with both lists of metrics in turn. The extra cost
+MNIST of `continual`. A single-threaded process trains the same trial with each list of metrics in turn. The extra cost
 is the difference in the time spent between tasks, divided by the time of the trial with the default metrics.
 """
 

@@ -4,12 +4,12 @@
 
 The generated run has 2,000 trials and 1,000,000 accuracy rows. The aims are 1.5 s for a finished run of ordinary size,
 3 s for its page with figures, and 5 s for the large run. Every command is a separate process, and the commands are
-interleaved over the rounds. The script prints median [min, max] of wall-clock and processor seconds; other processes
-affect the latter less.
+interleaved over the rounds. The script prints median [min, max] of wall-clock and processor seconds; processor
+seconds are less affected by other processes.
 
 RUN is a run of any suite, such as runs/continual-...; without it, only the large run is read. --only selects commands
-whose names contain this text. --against is the interpreter of another version of optbench, whose commands are run in
-turn with those of this version.
+whose names contain this text. --against is the Python interpreter of an environment with another version of optbench;
+its commands alternate with those of this version.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def main() -> None:
             }
         pythons = {"": sys.executable} | ({" (against)": options.against} if options.against else {})
         chosen = {
-            # -P: import the optbench of the interpreter, not that in the current folder.
+            # -P: import the optbench installed for the interpreter, not the one in the current folder.
             f"{name}{which}": [str(python), "-P", "-m", "optbench.cli", *map(str, words)]
             for name, words in commands.items()
             if options.only in name
@@ -111,7 +111,7 @@ def _processor() -> float:
 
 
 def make_large(path: Path) -> Path:
-    """Write a run of 2,000 trials of 22 tasks: 1,012,000 rows of accuracy, with spectra and metrics as in real runs."""
+    """Write a run with 2,000 trials of 22 tasks and 1,012,000 accuracy rows; spectra and metrics as in real runs."""
     path.mkdir(parents=True)
     source = path.parent.parent / "large.yaml"
     source.write_text(SUITE, encoding="utf-8")

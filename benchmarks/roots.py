@@ -5,8 +5,8 @@
     python benchmarks/roots.py --refresh [--seeds 3]
 
 The factors are those of Shampoo as in suites/continual.yaml (MLP 784-100-10, permuted MNIST, batch 256, factors summed)
-after 200 steps, with one seed per member; for the warm start also those after 150 steps. The roots are fourth roots
-with ε = 1e-4. On a CPU, one thread is used.
+after 200 steps and, for the warm start, also after 150 steps, with one seed per member. The roots are fourth roots with
+ε = 1e-4. On a CPU, one thread is used.
 
 - `eigh float64`: the reference. `float32`: the decomposition in single precision, which `root_precision: auto` uses on
   a CPU if ε is at least n 2⁻²³.
@@ -15,17 +15,18 @@ with ε = 1e-4. On a CPU, one thread is used.
   basis), with the diagonal of QᵀAQ instead of eigenvalues.
 
 `time` is in milliseconds per call for all members, median [min, max] over rounds that run the ways in turn. `error` is
-the relative error of the preconditioned gradient of the factor's layer, compared with the exact root of the same
-definition (eigenvalues raised to at least ε λ_max, or by ε λ_max), the largest over members. `apart` is the same
-compared with the reference.
+the relative error of the preconditioned gradient of the factor's layer, compared with the exact root under the same
+definition (eigenvalues raised to at least ε λ_max, or increased by ε λ_max); the largest over members. `apart` is the
+same error compared with the reference.
 
-`--refresh` compares policies for refreshing the roots instead. The same network is trained on three permuted tasks of
-two epochs, with fixed intervals for the 784-pixel side (and all other roots at every step), and when needed
-(`precondition_frequency: auto`) at several shares. `ms` is the processor time of a whole step. `refreshes` is the
-number of decompositions of each side in 100 steps (100: the hidden layer's output, its bias and the head's input).
-`too long` is the length of a step with the current roots divided by that with fresh roots, every 25 steps: median and
-largest. Accuracy and forgetting are on 5,000 validation images, which are not used for training, mean and standard
-deviation over seeds; `difference` is the difference in accuracy from `every 1`, seed by seed.
+`--refresh` compares policies for refreshing the roots instead. The same network is trained on three permuted tasks for
+two epochs each. Roots are refreshed either at fixed intervals for the 784-pixel side (and at every step for all other
+sides), or when needed (`precondition_frequency: auto`), with several shares. `ms` is the processor time of a complete
+step. `refreshes` is the number of decompositions of each side in 100 steps (100: the hidden layer's output, its bias
+and the head's input). `too long` is the length of a step with the current roots divided by that with fresh roots,
+measured every 25 steps: median and maximum. Accuracy and forgetting are measured on 5,000 validation images, which are
+not used for training, and given as mean and standard deviation over seeds. `difference` is the difference in accuracy
+from `every 1` with the same seed.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def factors_in_training(members: int) -> dict[int, tuple[Tensor, Tensor, Tensor]
             batch = order[step * 256 : (step + 1) * 256]
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(network(inputs[batch]), dataset.train.targets[batch])
-            loss.backward()  # type: ignore[no-untyped-call]  # of torch
+            loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
             optimizer.step()
             if step + 1 == EARLY:
                 early = {n: sides(optimizer, first, last)[n][0].clone() for n in found}
@@ -117,7 +118,7 @@ def factors_in_training(members: int) -> dict[int, tuple[Tensor, Tensor, Tensor]
 
 
 def sides(optimizer: torch.optim.Optimizer, first: Tensor, last: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
-    """Return, by side, a factor (n, n) and the gradient (n, k) that its root is applied to."""
+    """Return, by side, a factor (n, n) and the gradient (n, k) to which its root is applied."""
     assert first.grad is not None
     assert last.grad is not None
     return {
@@ -152,7 +153,7 @@ def main() -> None:
     parser.add_argument("--members", type=positive, nargs="+", default=[1, 10])
     parser.add_argument("--sides", type=int, nargs="+", default=[10, 100, 784], choices=[10, 100, 784])
     parser.add_argument("--rounds", type=positive, default=5)
-    parser.add_argument("--refresh", action="store_true", help="compare when to refresh, instead of how")
+    parser.add_argument("--refresh", action="store_true", help="compare policies for when to refresh the roots")
     parser.add_argument("--seeds", type=positive, default=3, help="number of seeds for --refresh")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -186,15 +187,15 @@ class Measurement:
     milliseconds: list[float]
     """One value per round."""
     error: float
-    """Relative error of the update, compared with the exact root of the same definition; the largest over members."""
+    """Largest relative error of the update over members, compared with the exact root under the same definition."""
     apart: float
-    """The same compared with the default."""
+    """The same error compared with the reference, `eigh float64`."""
 
 
 def measured(
     n: int, members: int, given: tuple[Tensor, ...], rounds: int, deadline: float = float("inf")
 ) -> Iterator[Measurement]:
-    """Time all ways on one stack of factors, in turn; no round starts after `deadline` (of `time.perf_counter`)."""
+    """Time all ways in turn on one stack of factors; no further round starts after `deadline` (`time.perf_counter`)."""
     early, factors, gradients = given
     _, basis = torch.linalg.eigh(early)
     wait: Callable[[], object] = torch.cuda.synchronize if factors.is_cuda else lambda: None
@@ -314,7 +315,7 @@ def train(seed: int, policy: dict[str, Any]) -> Training:
                 started = time.process_time()
                 optimizer.zero_grad()
                 loss = nn.functional.cross_entropy(network(inputs[batch]), labels[batch])
-                loss.backward()  # type: ignore[no-untyped-call]  # of torch
+                loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
                 before = [p.detach().clone() for p in network.parameters()] if steps % 25 == 24 else None
                 torch.linalg.eigh = counted
                 optimizer.step()
@@ -356,7 +357,7 @@ def overshoots(optimizer: torch.optim.Optimizer, before: list[Tensor]) -> list[f
 
 
 def distance(a: Tensor, b: Tensor) -> float:
-    """Return the relative distance, the largest over members."""
+    """Return the largest relative distance over members."""
     return float(((a - b).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1)).max())
 
 

@@ -1,23 +1,25 @@
-"""Measure what a run costs its main process, and how busy it keeps many workers. Nothing is trained.
+"""Measure the cost of a run in its main process, and how busy it keeps many workers. Nothing is trained.
 
     python benchmarks/scale.py [--trials 10000] [--jobs 16] [--out DIR]    # workers answer immediately
     python benchmarks/scale.py --trials 10000 --jobs 500 --seconds 360     # simulated workers
     python benchmarks/scale.py --trials 240 --jobs 4 --seconds 3 --asleep  # processes that sleep
 
 Without `--seconds`, workers answer immediately. The script prints processor and wall-clock milliseconds per trial for
-each thousand trials, from the first cohort that is handed out until the last one is on disk, and the peak memory.
+each thousand trials, from when the first cohort is handed out until the last one is on disk, and the peak memory.
 Preparing a worker's answer is part of the measured time.
 
-With `--seconds`, a trial takes a worker this long on average. There are three optimizers, one of them four times as
-slow as the others, and two models, one of them twice as slow; durations vary by a third (log-normal), as they do with
-early stopping, and a training alone takes a fifth longer than its share of a large cohort. The scheduler knows none of
-this in advance, apart from its own estimate of an optimizer's cost. Efficiency is the time of all trainings in large
-cohorts divided by workers × elapsed time. Simulated workers skip the time in which all of them are busy: their clock is
-the processor time of the main process, which counts in full, plus the skipped time; time spent waiting for the disk is
-left out. With `--asleep`, each worker is a process that sleeps instead of computing, so that it needs no core of its
-own, and the clock is the wall clock.
+With `--seconds`, a trial takes a worker this long on average. One of the three optimizers is four times as slow
+as the others, and one of the two models twice as slow as the other. Durations vary by a third (log-normal), as they do
+with early stopping, and a trial trained alone takes a fifth longer than its share of a large cohort. The scheduler does
+not have this information in advance, only its own estimate of an optimizer's cost. Efficiency is the time that all
+trials would take in large cohorts, divided by workers × elapsed time.
 
-Cohorts, pool, session and store are those of any run. Results: benchmarks/RESULTS.md, "Scale".
+With simulated workers, time in which all workers are busy is skipped. Their clock is the processor time of the main
+process, which counts in full, plus the skipped time; time spent waiting for the disk is not counted. With `--asleep`,
+each worker is a process that sleeps instead of computing, so that it does not need a core, and the clock is the wall
+clock.
+
+Cohorts, pool, session and store are the same as in any run. Results: benchmarks/RESULTS.md, "Scale".
 """
 
 from __future__ import annotations
@@ -51,15 +53,18 @@ from optbench.suite import Suite
 
 TASKS = 2
 ALONE = 0.2
-"""Relative extra time of a training alone, compared with its share of a large cohort; 0.17 to 0.55 were measured."""
+"""Relative extra time of a trial trained alone, compared with its share of a large cohort; 0.17 to 0.55 measured."""
 VARIATION = 0.33
-"""Standard deviation of the logarithm of a training's length."""
+"""Standard deviation of the logarithm of a trial's training time."""
 LENGTHS = {"sgd": 1.0, "adam": 1.0, "shampoo": 4.0, "small": 1.0, "large": 2.0}
-"""Relative length by optimizer and by model."""
+"""Relative training time by optimizer and by model."""
 
 
 def suite(trials: int, *, varied: bool) -> Suite:
-    """Return a suite of at least this many trials, on as many seeds as needed. varied: of several kinds."""
+    """Return a suite of at least this many trials, on as many seeds as needed.
+
+    varied: whether to use several optimizers and models.
+    """
     optimizers = ("sgd", "adam", "shampoo") if varied else ("sgd",)
     models = ("small", "large") if varied else ("net",)
     settings = min(10 if varied else 100, trials)
@@ -96,14 +101,14 @@ def rows(trial: Trial, seconds: float) -> list[Row]:
 
 
 class Lengths:
-    """Durations of trainings. mean: in seconds, over a suite with equal numbers of trials of each kind."""
+    """Training times. mean: their mean in seconds over a suite with equal numbers of trials of each kind."""
 
     def __init__(self, mean: float) -> None:
         kinds = [LENGTHS[a] * LENGTHS[b] for a in ("sgd", "adam", "shampoo") for b in ("small", "large")]
         self._unit = mean / statistics.fmean(kinds)
 
     def of_trial(self, trial: Trial) -> float:
-        """Return the seconds of a training in a large cohort, which depend only on the trial."""
+        """Return the training time of a trial in a large cohort, in seconds; it depends only on the trial."""
         if not self._unit:
             return 0.0
         draw = int.from_bytes(hashlib.sha256(trial.id.encode()).digest()[:6], "big") / 2**48
@@ -111,11 +116,11 @@ class Lengths:
         return self._unit * LENGTHS[trial.optimizer] * LENGTHS[trial.model] * variation
 
     def of_cohort(self, cohort: Cohort) -> float:
-        """Return the seconds of a cohort in lock-step."""
+        """Return the training time of a cohort in lock-step, in seconds."""
         return sum(map(self.of_trial, cohort.trials)) * (1 + ALONE / len(cohort.trainings))
 
     def answer(self, cohort: Cohort) -> Finished:
-        """Return what a worker sends after training a cohort."""
+        """Return the message that a worker sends after training a cohort."""
         share = self.of_cohort(cohort) / len(cohort.trials)
         return Finished(cohort, tuple((trial, row) for trial in cohort.trials for row in rows(trial, share)), ())
 
@@ -177,7 +182,7 @@ class SimulatedWorkers:
 
 
 class SleepingWorker:
-    """A worker of `SleepingWorkers`: a process that sleeps, and our end of its connection."""
+    """A worker of `SleepingWorkers`: a process that sleeps, and this end of its connection."""
 
     is_ready = True
 
@@ -248,7 +253,7 @@ def sleep(connection: Connection, mean: float) -> None:
 
 
 class Clock(View):
-    """Records when each thousand of trials was on disk."""
+    """A view that records when each further thousand trials is on disk."""
 
     def __init__(self) -> None:
         self.done = 0
@@ -263,8 +268,8 @@ class Clock(View):
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=10_000)
-    parser.add_argument("--jobs", type=int, default=16, help="workers")
-    parser.add_argument("--seconds", type=float, default=0.0, help="of a worker for a trial, on average")
+    parser.add_argument("--jobs", type=int, default=16, help="number of workers")
+    parser.add_argument("--seconds", type=float, default=0.0, help="mean time of a trial on a worker")
     parser.add_argument("--asleep", action="store_true", help="workers are processes that sleep")
     parser.add_argument("--out", type=Path, help="keep the run in this folder")
     given = parser.parse_args(arguments)

@@ -6,8 +6,8 @@
 
 The script runs munged, slurmctld and slurmd as the calling user, with their configuration, key, state and logs in a
 temporary folder, so it neither needs nor changes an existing SLURM installation. It works in a container, because it
-needs no systemd, control groups or accounting database (`sacct` does not work). The partition is called `cpu`. Only
-SLURM's bookkeeping limits jobs to the node's number of CPUs, which may exceed that of the machine.
+does not need systemd, control groups or an accounting database (`sacct` does not work). The partition is called `cpu`.
+Only SLURM's bookkeeping limits jobs to the node's number of CPUs, which may exceed that of the machine.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ WITHOUT_CGROUPS = (24, 5)
 
 
 def find(program: str) -> str:
-    """Return the path of a program, also from the folders of daemons, which are not on every user's PATH.
+    """Return the path of a program, also searching the folders of daemons, which are not on every user's PATH.
 
     Raises:
         SystemExit: the program is not installed.
@@ -49,7 +49,7 @@ def find(program: str) -> str:
 
 
 def said_version(environment: Mapping[str, str]) -> str:
-    """Return SLURM's version, such as `slurm-wlm 22.05.8`; even for that, SLURM reads its configuration first."""
+    """Return SLURM's version, such as `slurm-wlm 22.05.8`. Even for this, SLURM reads its configuration."""
     command = [find("sinfo"), "--version"]
     return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.strip()
 

@@ -1,4 +1,4 @@
-"""Measure the time and peak memory of a whole suite, as a user runs it.
+"""Measure the time and peak memory of a complete suite, as a user runs it.
 
     python benchmarks/suite.py [SUITE] [--device cpu] [--seeds 10] [--rounds 1] [-- --set KEY=VALUE ...]
     python benchmarks/suite.py continual --device cuda --seeds 10 --rounds 3
@@ -38,7 +38,7 @@ except ModuleNotFoundError:  # psutil is in the extra `dev`; memory and processo
 EVERY = 0.1
 """Seconds between two samples of the memory."""
 GRACE = 6.0
-"""Seconds that an interrupted run has to write its finished trials."""
+"""Seconds allowed for an interrupted run to write its finished trials."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def headline(found: Round) -> str:
     if psutil is None:
         spent, memory = "", "host memory not measured: psutil is missing"
     else:
-        spent = f", {found.processor_seconds:.1f} s of processors"
+        spent = f", {found.processor_seconds:.1f} s of processor time"
         memory = f"peak {found.host_bytes / 2**20:,.0f} MiB"
     if found.device_bytes:
         memory += f", on the device {found.device_bytes / 2**20:,.0f} MiB"
@@ -148,7 +148,7 @@ def trials_in(run: Path) -> pd.DataFrame:
 
 
 def memory_of(pid: int, processors: dict[int, float]) -> int:
-    """Return the current bytes of a process and its descendants; store the processor time of each in `processors`."""
+    """Return the bytes in use by a process and its descendants; store each one's processor time in `processors`."""
     total = 0
     try:
         family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
@@ -160,7 +160,7 @@ def memory_of(pid: int, processors: dict[int, float]) -> int:
             total += getattr(memory, "pss", memory.rss)
             times = one.cpu_times()
             processors[one.pid] = times.user + times.system
-        except psutil.Error:  # it has ended
+        except psutil.Error:  # the process has ended
             continue
     return total
 

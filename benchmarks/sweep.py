@@ -1,23 +1,24 @@
-"""Measure what a learning-rate grid costs in lock-step, compared with the same trials one by one.
+"""Measure the cost of a learning-rate grid in lock-step, compared with the same trials one by one.
 
     python benchmarks/sweep.py [--optimizers sgd adamw shampoo] [--repeats 5] [--steps 100]
 
-The protocol is that of permuted-mnist in suites/continual.yaml at mlp-100, with seven learning rates × 2 seeds and each
-task limited to a number of steps. Processes are kept between measurements; every repeat measures all ways in turn.
+The protocol is that of permuted-mnist in suites/continual.yaml for mlp-100, with seven learning rates × 2 seeds and
+each task limited to a number of steps. Processes are kept between measurements; every repeat measures all variants in
+turn.
 
 - `lock-step`: the 14 trials in one cohort, divided as by `optbench run --jobs N`.
 - `one by one`: 14 cohorts of one trial.
 
 | on | lock-step | one by one |
 |---|---|---|
-| 2 cores | on 2 processes of one thread | one after another, PyTorch's operations on 2 threads: a loop over trials |
+| 2 cores | on 2 processes of one thread | in a loop over trials, with PyTorch's operations on 2 threads |
 | 2 processes | the same | handed out to 2 processes of one thread |
 | 1 process | on one process of one thread | the same |
 
 `steps` is the time of the optimizers' steps (batches, gradients, updates: `train_seconds` of the trials) on the process
-with the largest such time, and `everything` the time until the last trial has ended, including making the tasks,
-validation and measuring. Ratios are taken within a repeat. The aim is at most 60% of the steps' time one by one on 2
-cores, for SGD and AdamW.
+with the largest such time. `everything` is the time until the last trial has ended, including the generation of tasks,
+validation and measurements. Ratios are taken within a repeat. The aim, for SGD and AdamW on 2 cores, is at most 60% of
+the time that the steps take one by one.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def sweep(optimizer: str, steps: int) -> Suite:
 
 
 def work(connection: multiprocessing.connection.Connection, suite: Suite, threads: int) -> None:
-    """Train the cohorts received by a process, and send back the seconds that their steps took."""
+    """Train cohorts received over the connection, and send back the seconds that the steps of each took."""
     import torch
 
     from optbench.data import load
@@ -104,7 +105,7 @@ class Team:
             connection.recv()
 
     def train(self, units: Sequence[Cohort], processes: Sequence[int]) -> Cost:
-        """Train all units on these processes; a process gets the next unit when it is free."""
+        """Train all units on these processes; each process gets the next unit as soon as it is free."""
         waiting, began = list(reversed(units)), time.perf_counter()
         spent = dict.fromkeys(processes, 0.0)
         busy = set()
@@ -128,7 +129,7 @@ class Team:
 
 
 def measure(optimizer: str, steps: int, repeats: int) -> dict[str, list[Cost]]:
-    """Return the costs of every way, one for each repeat."""
+    """Return the costs of each variant, one per repeat."""
     suite = sweep(optimizer, steps)
     planned = trials(suite)
     (whole,) = cohorts(planned)
@@ -172,7 +173,7 @@ def report(optimizer: str, found: dict[str, list[Cost]]) -> None:
 
 
 def summary(values: Sequence[float], pattern: str) -> str:
-    """`median [smallest, largest]`."""
+    """Return `median [min, max]`."""
     low, middle, high = (pattern.format(v) for v in (min(values), statistics.median(values), max(values)))
     return f"{middle} [{low}, {high}]"
 

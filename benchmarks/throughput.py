@@ -6,23 +6,24 @@
     python benchmarks/throughput.py --device cuda --members 100 --optimizers sgd --profile
 
 The network is an MLP 784-100-10 with batches of 128 on permuted MNIST. `--model` selects another network: `cnn`, or one
-of `benchmarks/networks.py`, which are trained like a user's models. There is then no floor, and `--batch` can be small,
-so that the overhead of framework calls dominates. On a CPU, every variant runs on one process per core with one thread
-each, and the members are spread over the processes; on a CUDA device there is one process. Variants are interleaved:
-each round measures all of them once. The script prints median [min, max] over the rounds.
+from `benchmarks/networks.py`, which are trained like a user's models. There is then no floor, and `--batch` can be
+small, so that the overhead of framework calls dominates. On a CPU, every variant runs on one process per core with one
+thread each, and the members are spread over the processes; on a CUDA device there is one process. Variants are
+interleaved: each round measures all of them once. The script prints median [min, max] over the rounds.
 
 - `engine`: the work of `optbench run` between two evaluations: batches, gradients, updates, and reading the losses.
-- `loop`: plain PyTorch, one network after another, with float inputs in memory, autograd and unmodified `torch.optim`.
-  For Shampoo (`newton`: with roots by matrix products) the loop uses pytorch-optimizer's, and both refresh all roots
-  every 10 steps. On a CUDA device it has at most 4 networks (1 for Shampoo): its speed does not depend on the number.
-- `floor`: only the matrix products of forward and backward passes, batched or one by one, taking the faster. On a CUDA
-  device, the time of the update's memory traffic is added, at the bandwidth of a large copy measured in the same
+- `loop`: plain PyTorch, one network at a time, with float inputs in memory, autograd and unmodified `torch.optim`. For
+  Shampoo (including `newton`, which computes roots by matrix products), the loop uses pytorch-optimizer's class, and
+  both refresh all roots every 10 steps. On a CUDA device, the loop has at most 4 networks (1 for Shampoo), since its
+  speed does not depend on their number.
+- `floor`: only the matrix products of forward and backward passes, batched or one by one, whichever is faster. On a
+  CUDA device, the time of the update's memory traffic is added, at the bandwidth of a large copy measured in the same
   rounds: weights and moments are read and written once, gradients are read once. Shampoo's factors are not counted.
 - `unrecorded` (CUDA): the engine without CUDA graphs.
 
 On a CUDA device the members have at most 10 seeds, as in a suite with a sweep, and share the batches of their seed; the
-engine's peak memory is also printed. On a CPU every member has its own seed. A way that raises an exception is left out
-and the reason is printed; the exit code is then 1.
+engine's peak memory is also printed. On a CPU every member has its own seed. A variant that raises an exception is left
+out and the reason is printed; the exit code is then 1.
 
 `--profile` instead prints how the time of the engine is divided between operations, without CUDA graphs, which hide the
 names of operations.
@@ -157,7 +158,7 @@ def loop(optimizer: str, members: int, where: str, work: Workload) -> Steps:
             return torch.optim.AdamW(parameters, **SETTINGS["adamw"][1])
         from pytorch_optimizer import Shampoo
 
-        # With roots this stale, our learning rate would make it diverge while it is timed.
+        # With roots this stale, our learning rate would make this class diverge while it is timed.
         return Shampoo(parameters, lr=1e-5, preconditioning_compute_steps=REFRESH)
 
     def network() -> nn.Module:
@@ -184,7 +185,7 @@ def loop(optimizer: str, members: int, where: str, work: Workload) -> Steps:
             batch = order[start : start + work.batch]
             update.zero_grad()
             loss = nn.functional.cross_entropy(network(inputs[batch]), labels[batch])
-            loss.backward()  # type: ignore[no-untyped-call]  # of torch
+            loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
             update.step()
 
     return steps
@@ -254,11 +255,11 @@ SEEDS = 10
 WARM_UP = 6 * REFRESH
 """Number of untimed steps at the start, for buffers, caches and recordings of every kind of step."""
 LOOPED = 4
-"""Maximum number of networks of the loop on a CUDA device; one for Shampoo."""
+"""Maximum number of networks in the loop on a CUDA device; one for Shampoo."""
 
 
 def worker(connection: multiprocessing.connection.Connection) -> None:
-    """Build and time the variants named in the orders; send each result, or the exception in one line."""
+    """Build and time variants as ordered over the connection; send back each result, or an exception as one line."""
     import torch
 
     torch.set_num_threads(1)
@@ -275,7 +276,7 @@ def worker(connection: multiprocessing.connection.Connection) -> None:
                 gc.collect()
                 if where != "cpu":
                     wait = torch.cuda.synchronize
-                    torch.cuda.init()  # type: ignore[no-untyped-call]  # of torch
+                    torch.cuda.init()  # type: ignore[no-untyped-call]  # untyped in torch
                     torch.cuda.empty_cache()
                     torch.cuda.reset_peak_memory_stats()
                 steps = VARIANTS[variant](optimizer, members, where, work)
@@ -304,7 +305,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=BATCH, help="examples per step, for models other than `mlp`")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="duration of each measurement")
-    parser.add_argument("--profile", action="store_true", help="print the operations that take the engine's time")
+    parser.add_argument("--profile", action="store_true", help="print the engine's most expensive operations")
     arguments = parser.parse_args()
     work = Workload(arguments.model, arguments.batch)
     if work.model == "mlp" and work.batch != BATCH:
@@ -344,19 +345,19 @@ COLUMNS = [("engine", 31), ("loop", 26), ("floor", 31), ("engine/loop", 21), ("e
 
 @dataclass(frozen=True)
 class Measurement:
-    """The measurements of one cohort in every way, taken in turn."""
+    """The measurements of one cohort with every variant, taken in turn."""
 
     optimizer: str
     members: int
     speeds: Mapping[str, Sequence[float]]
-    """Way -> member-steps per second in each round. `floor` is the faster floor, with the memory traffic."""
+    """Variant -> member-steps per second in each round. `floor` is the faster floor, with the memory traffic."""
     peak: int
     """Peak bytes of device memory allocated by the engine, after the first steps; 0 on a CPU."""
     missing: Mapping[str, str]
-    """Way -> the reason why it was not measured."""
+    """Variant -> the reason why it was not measured."""
 
     def ratios(self, other: str) -> list[float]:
-        """Return the engine's speed relative to another way in each round; empty if one of them was not measured."""
+        """Return the engine's speed relative to another variant in each round; empty if either was not measured."""
         pairs = zip(self.speeds.get("engine", ()), self.speeds.get(other, ()), strict=False)
         return [a / b for a, b in pairs]
 
@@ -378,13 +379,13 @@ def measured(
     skip: Collection[str] = (),
     warm_up: int = WARM_UP,
 ) -> Measurement:
-    """Time every way in turn, each for about `seconds` per round.
+    """Time every variant in turn, each for about `seconds` per round.
 
-    A way that raises an exception, or is not done by `deadline` (of `time.perf_counter`), is left out and listed in
-    `missing`. Rounds that would end after the deadline are not started. If no round fits, the few steps that estimate
-    the time of a step are used instead. If the engine cannot be measured, nothing else is measured.
+    A variant that raises an exception, or does not finish by `deadline` (as given by `time.perf_counter`), is left out
+    and listed in `missing`. Rounds that would end after the deadline are not started. If no round fits, the result
+    comes from the few steps that estimate the time of a step. If the engine cannot be measured, nothing else is.
 
-    skip: ways that are not measured.
+    skip: variants that are not measured.
     warm_up: number of untimed steps at the start.
     """
     on_cuda = crew.device != "cpu"
@@ -413,7 +414,7 @@ def measured(
     if "engine" in missing:
         return Measurement(optimizer, members, {}, 0, missing)
     interval = alive(lambda name: crew[name].time(REFRESH, deadline))
-    # Whole refresh intervals, so that every measurement includes its share of roots.
+    # Complete refresh intervals, so that every measurement includes its share of roots.
     steps = {name: max(1, round(seconds / each)) * REFRESH for name, each in interval.items()}
     a_round = sum(each * steps[name] / REFRESH for name, each in interval.items())
     taken: dict[str, list[float]] = {name: [] for name in names}  # seconds per step, one value per round
@@ -470,15 +471,15 @@ def shares(members: int, processes: int) -> list[int]:
     return [b - a for a, b in itertools.pairwise(cuts) if b > a]
 
 
-LATE = "not done in the time it had"
+LATE = "not finished in time"
 
 
 class TeamError(Exception):
-    """A way raised an exception, ended, or took too long; its processes are not used again."""
+    """A variant raised an exception, ended, or took too long; its processes are not used again."""
 
 
 class Crew:
-    """One team per way, kept between cohorts because a process takes seconds to start (torch, CUDA, data)."""
+    """One team per variant, kept between cohorts because a process takes seconds to start (torch, CUDA, data)."""
 
     def __init__(self, names: Sequence[str], processes: int, device: str, work: Workload = Workload()) -> None:
         self.names, self.processes, self.device, self.work = names, processes, device, work
@@ -505,7 +506,7 @@ class Crew:
 
 
 class Team:
-    """The processes that measure one way."""
+    """The processes that measure one variant."""
 
     def __init__(self, variant: str, processes: int, device: str, work: Workload) -> None:
         context = mp.get_context("spawn")

@@ -1,4 +1,4 @@
-"""Write the verdicts of a findings page from the runs that it reports, so that page and runs agree.
+"""Write the verdicts of a findings page from the runs that it reports, so that the page and the runs agree.
 
     python benchmarks/verdicts.py docs/plasticity.md --runs-dir RUNS [--check]
 
@@ -8,9 +8,9 @@ Markers in the page give the position of the table and the runs:
     ... a table, which is replaced
     <!-- end verdicts -->
 
-If several runs state a claim, the last of them judges it. `<!-- verdicts RUN | detectable -->` adds the smallest
-effect that the seeds could have shown. With --check, the page is not changed, and the exit code is 1 if the page
-differs from its runs.
+If several runs contain the same claim, its verdict comes from the last of them. `<!-- verdicts RUN | detectable -->`
+adds the smallest effect that the seeds could have shown. With --check, the page is not changed, and the exit code is 1
+if the page differs from its runs.
 """
 
 from __future__ import annotations
@@ -70,9 +70,12 @@ def _asked(text: str, runs_dir: Path) -> str:
 
 
 def table(runs: list[str], runs_dir: Path, *, detectable_too: bool = False) -> str:
-    """Return a table with a row for each claim, in the order of the suites. Raises StoreError if a run cannot be read.
+    """Return a table with a row for each claim, in suite order.
 
-    detectable_too: add the smallest effect that the seeds could have shown.
+    detectable_too: whether to add the smallest effect that the seeds could have shown.
+
+    Raises:
+        StoreError: a run cannot be read.
     """
     found: dict[str, str] = {}
     for name in runs:
@@ -95,7 +98,7 @@ def _verdict(claim: JudgedClaim, text: str) -> str:
 
 
 def _detectable(claim: JudgedClaim) -> str:
-    """Return the smallest difference that seeds with this variation could have shown at the first of Holm's steps."""
+    """Return the smallest difference that seeds with this variation could have shown in Holm's first step."""
     family = corrected_for(claim.claim, len(claim.parts))
     parts = [
         (part_label(part), detectable(np.array(part.result.differences), 1 - ALPHA / family))

@@ -1,4 +1,4 @@
-"""An example of your own dataset, task sequence, model and metric; the suite moons.yaml uses them.
+"""A user-defined dataset, task sequence, model and metric, used by the suite moons.yaml.
 
 optbench check ./moons.py:Net       # check it against the contract, line by line
 optbench run moons.yaml
@@ -15,7 +15,7 @@ import optbench
 
 
 def moons(examples: Annotated[int, Field(ge=100)] = 1200, noise: float = 0.15) -> optbench.Dataset:
-    """Two interleaved half circles in the plane; the last fifth of the examples is the test data."""
+    """Two interleaved half circles in the plane; the last fifth of the examples are the test data."""
     generator = torch.Generator().manual_seed(0)  # the same data for every trial
     targets = torch.arange(examples) % 2
     angle = math.pi * torch.rand(examples, generator=generator)
@@ -29,7 +29,7 @@ def moons(examples: Annotated[int, Field(ge=100)] = 1200, noise: float = 0.15) -
 
 
 class Turning:
-    """The same points, rotated by another `degrees` in each task."""
+    """The same points, rotated by a further `degrees` in each task."""
 
     def __init__(self, data: optbench.Parts, seed: int, count: int = 3, degrees: float = 45.0):
         self.data, self.degrees = data, degrees
@@ -56,7 +56,7 @@ class Net(nn.Module):
 
 @optbench.metric(of="features", direction="higher", margin=0.1)
 def separation(features, targets):
-    """Distance between the class means, in standard deviations within the classes."""
+    """Distance between the class means, in within-class standard deviations."""
     groups = [features[targets == c] for c in targets.unique()]
     spread = torch.cat([group - group.mean(0) for group in groups]).std()
     return torch.pdist(torch.stack([group.mean(0) for group in groups])).mean() / spread

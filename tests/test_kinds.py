@@ -258,7 +258,7 @@ BROKEN: dict[str, tuple[str, str, str]] = {
     "draws on and on": (
         " @ turn + 0.01 * torch.randn(len(plain.targets), 2)",
         " @ turn + torch.randn(2, generator=vars(self).setdefault('rng', torch.Generator()))",
-        "expected the same examples at every call, got different ones at the second; draw from torch.Generator()",
+        "expected the same examples on every call, got different ones on the second; draw from torch.Generator()",
     ),
     "no tensors": ("torch.randn(len(plain.targets), 2), plain.targets", "1", "examples(0, 0, 'train'): expected Exam"),
     "fewer targets": (", plain.targets\n", ", plain.targets[1:]\n", "expected as many inputs as targets"),

@@ -164,7 +164,7 @@ def test_without_optbench_the_checkout_is_used(script: Any, monkeypatch: pytest.
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.setenv("PYTHONPATH", "before")
     root = str(BENCHMARKS.parent)
-    assert script.find_optbench() == f"optbench is not installed: {root} was put on the path"
+    assert script.find_optbench() == f"optbench is not installed: {root} was added to the path"
     assert sys.path == [root]
     assert os.environ["PYTHONPATH"] == os.pathsep.join([root, "before"])
 

@@ -1,5 +1,5 @@
-"""Pages that are generated when the site is built, each by a function that returns Markdown.
+"""Pages generated when the site is built, each by a function that returns Markdown.
 
 They are generated from the definitions that the program itself uses (the suite's schema, the registries, the catalog,
-the table rows), so they always agree with it.
+the table rows), so they always agree with the program.
 """

@@ -1,4 +1,4 @@
-"""Generate the reference of the command line from its Typer app."""
+"""Generate the command-line reference from the Typer app."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from optbench.cli.app import app
 HEAD = """# Command line
 
 Results go to standard output; progress, logs and warnings go to standard error. `NO_COLOR` is respected, and
-a pipe gets no colour. `optbench --install-completion` completes commands, options and names in bash, zsh and fish.
+output to a pipe has no colour. `optbench --install-completion` enables completion of commands, options and names in
+bash, zsh and fish.
 
 | exit code | meaning |
 |---|---|
@@ -27,7 +28,7 @@ a pipe gets no colour. `optbench --install-completion` completes commands, optio
 
 
 def page() -> str:
-    group: Any = typer.main.get_command(app)  # Any: its class belongs to a copy of click inside Typer
+    group: Any = typer.main.get_command(app)  # Any: its class comes from the copy of click inside Typer
     context = group.make_context("optbench", [], resilient_parsing=True)
     parts = [HEAD, "## optbench\n", _parameters(group, context)]
     for name in group.list_commands(context):

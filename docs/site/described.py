@@ -1,4 +1,4 @@
-"""Read the descriptions below fields from the source, since Python does not keep them; format Markdown tables."""
+"""Read the descriptions below fields from source code, since Python discards them, and format Markdown tables."""
 
 from __future__ import annotations
 

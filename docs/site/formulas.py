@@ -1,7 +1,8 @@
-"""Render the formulas of the catalog as MathML, which browsers display without a script.
+"""Render the catalog's formulas as MathML, which browsers display without a script.
 
 A formula in the catalog is text that contains mathematics. `PIECES` gives the LaTeX of each piece of mathematics;
-everything else remains text. A piece that occurs in no formula stops the build, because its formula has changed.
+everything else remains text. A piece that does not occur in any formula stops the build, because its formula must
+have changed.
 """
 
 from __future__ import annotations
@@ -136,10 +137,10 @@ def unlisted() -> list[str]:
 
 
 def check_used() -> None:
-    """Raise ValueError if a piece occurs in no formula of the catalog."""
+    """Raise ValueError if a piece does not occur in any formula of the catalog."""
     used = {piece for metric in METRICS.values() for piece in _FOUND.findall(metric.formula)}
     if unused := sorted(set(PIECES) - used):
-        raise ValueError(f"docs/site/formulas.py: expected every piece in some formula, got {unused[0]!r} in none")
+        raise ValueError(f"docs/site/formulas.py: expected every piece in a formula, got {unused[0]!r} in none")
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Generate the reference of the metrics from the catalog."""
+"""Generate the metrics reference from the catalog."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ SUBJECTS = {
         "Computed from the features of training examples of C classes, with class means μ and their mean μ_G.",
     ),
     "updates": ("Geometry of updates", "Computed from the steps Δ of each weight matrix W with gradient G."),
-    "pruning": ("Pruning", "Accuracy with only the largest weights, without further training."),
+    "pruning": ("Pruning", "Accuracy when only the largest weights are kept, without further training."),
     "pairs": (
         "Pairs of solutions",
-        "Computed from two networks of the same seed, next to a null: one optimizer with two data orders.",
+        "Computed from two networks with the same seed, and compared with a null: one optimizer with two data orders.",
     ),
     "transfer": ("Transfer", "Computed from the features of the final network on another dataset."),
     "reaching": ("Speed", "Computed from the training curve of the last task."),
-    "cost": ("Cost", "Recorded by each trial during its training."),
+    "cost": ("Cost", "Recorded while each trial is trained."),
 }
 HEAD = f"""# Metrics
 
 This page lists every metric of the catalog. ↑ means that higher is better, ↓ that lower is better, and · that the
-metric is neutral: one value of it is higher or lower than another, never better. *Margin* is the smallest difference
+metric is neutral: its values are higher or lower, never better. *Margin* is the smallest difference
 that is worth a verdict, in the unit of the metric; 0 means that no margin is set. *Measured* says whether the metric
 is in the default set or must be requested by name. Undefined values are null, with a note that gives the reason. The
 default primary metrics of an experiment are {", ".join(map(code, PRIMARY_METRICS))}. To request metrics, change their
@@ -85,7 +85,7 @@ def _row(metric: Metric, rendered: Callable[[str], str]) -> tuple[str, ...]:
 
 
 def _settings(metrics: list[Metric]) -> str:
-    """Return the settings of these metrics; metrics with the same settings share a line."""
+    """Return a table of these metrics' settings; metrics with the same settings share a row."""
     rows: dict[tuple[tuple[str, ...], ...], list[str]] = {}
     for metric in metrics:
         if metric.kind in UNSET:

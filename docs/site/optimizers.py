@@ -1,4 +1,4 @@
-"""Generate the reference of the registered optimizers from the registry."""
+"""Generate the optimizer reference from the registry."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HEAD = """# Optimizers
 
 This page lists the optimizers that a suite can name as `target`, with their hyper-parameters and defaults. Any other
 optimizer, including your own, is named by `module:attribute` or `./file.py:attribute`: see
-[Your optimizer](../optimizers.md). The lane is the way in which trials are trained together: see
+[Your optimizer](../optimizers.md). The lane determines how trials are trained together: see
 [Lock-step training](../lock-step.md).
 """
 

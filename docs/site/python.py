@@ -1,4 +1,4 @@
-"""Generate the reference of the Python interface: each name that `optbench` exports, documented by mkdocstrings."""
+"""Generate the Python reference: each name that `optbench` exports, documented by mkdocstrings."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ GROUPS = {
 }
 HEAD = """# Python
 
-`import optbench` does not import torch; the names below import it when they are first used. For a tour with examples,
-see [From Python](../python.md).
+`import optbench` does not import torch; the names below import torch when they are first used. For a tour with
+examples, see [From Python](../python.md).
 """
 
 

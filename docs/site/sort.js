@@ -1,4 +1,4 @@
-/* Tables inside an element of class `sortable` are sorted by clicking on a column title, or by pressing Enter on it:
+/* Tables inside an element of class `sortable` can be sorted by clicking a column title, or pressing Enter on it:
    numbers by value, largest first, and text alphabetically. A second click reverses the order. */
 document.addEventListener("DOMContentLoaded", () => {
   const key = (row, column) => row.cells[column].textContent.trim();

@@ -1,4 +1,4 @@
-"""Generate the reference of suite files: keys, from the pydantic models that validate them, and registered kinds."""
+"""Generate the suite-file reference: keys, from the pydantic models that validate them, and registered kinds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def page() -> str:
 
 
 def _paths() -> dict[type[BaseModel], str]:
-    """Return the models of all mappings in a suite file, each with the first path to it, in the order of the file."""
+    """Return the models of all mappings in a suite file, each with the first path at which it occurs, in file order."""
     found: dict[type[BaseModel], str] = {}
     _add(Suite, "", found)
     return found
@@ -80,7 +80,7 @@ def _anchor(registry: Registry) -> str:
 def _kinds() -> str:
     parts = []
     for title, registry in (("Datasets", DATASETS), ("Task sequences", TASKS), ("Models", MODELS)):
-        parts.append(f"## {title}\n\n`kind` is one of these, or a target of [your own](../your-own.md).\n")
+        parts.append(f"## {title}\n\n`kind` is one of these names, or a target [of your own](../your-own.md).\n")
         for kind in registry.names:
             parts.append(f"### {kind}\n\n{_text(registry, kind)}\n")
             fields = registry.settings(kind).model_fields

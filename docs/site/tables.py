@@ -1,4 +1,4 @@
-"""Generate the reference of a run's tables from the dataclasses that define their rows."""
+"""Generate the reference for a run's tables from the dataclasses that define their rows."""
 
 from __future__ import annotations
 

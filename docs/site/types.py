@@ -1,4 +1,4 @@
-"""Describe types of settings in words, such as `whole number of at least 1, or null`."""
+"""Describe the types of settings in words, such as `whole number of at least 1, or null`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from optbench.kinds import Kind
 ANY = 2**62
 """Bounds of this size or larger only exclude integers beyond 64 bits, and are not shown."""
 LONG = 60
-"""Longest default of a mapping that is shown, in characters; a longer one is found in the table of the mapping."""
+"""Maximum length in characters of a mapping's default as shown; the mapping's own table lists longer ones."""
 PLAIN = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null", Any: "any value"}
 BOUNDS = {"gt": "above {}", "ge": "of at least {}", "lt": "below {}", "le": "of at most {}"}
 Link = Callable[[type[BaseModel]], str]

@@ -1,4 +1,4 @@
-"""Datasets: MNIST embedded, others through torchvision. Importing this package imports no torch; `load` does."""
+"""Datasets and their loading. Importing this package does not import torch; calling `load` does."""
 
 from typing import TYPE_CHECKING, Any
 

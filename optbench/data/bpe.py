@@ -1,9 +1,10 @@
 """Byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909), over bytes as in GPT-2.
 
-Text is first split into words, runs of digits, of other characters and of white space, each with its preceding space;
-no token crosses these boundaries. Every byte has a token, so that decoding restores any text exactly.
+Text is first split into words, runs of digits, runs of other characters and runs of white space; no token crosses
+these boundaries. Each of the first three includes one preceding space, if there is one. Every byte has a token, so that
+decoding restores any text exactly.
 
-Legend: L tokens of all distinct words, concatenated, V vocabulary.
+Legend: L tokens in the concatenation of all distinct words, V tokens in the vocabulary.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class Bpe:
     """A trained encoding.
 
     Attributes:
-        pieces: (V,) the bytes of each token, single bytes first.
-        merges: (V − single bytes,) the pair of tokens joined by each further token, in the order of merging.
+        pieces: (V,) the bytes of each token, single-byte tokens first.
+        merges: (V − single bytes,) the pair of tokens that each further token joins, in merge order.
     """
 
     pieces: tuple[bytes, ...]
@@ -36,11 +37,12 @@ class Bpe:
 
     @staticmethod
     def trained(texts: Sequence[bytes], vocabulary: int, alphabet: int) -> Bpe:
-        """Train by merging the most frequent pair of tokens, the first in case of a tie, up to `vocabulary` tokens.
+        """Train by repeatedly merging the most frequent pair of tokens, until there are `vocabulary` tokens.
 
-        Stops earlier if no pair occurs twice. Takes less than a second for 4 MB of text and a vocabulary of 512.
+        Ties go to the pair with the lowest token numbers. Training stops early if no pair occurs twice. It takes less
+        than a second for 4 MB of text and a vocabulary of 512.
 
-        alphabet: the number of single bytes, 128 or 256.
+        alphabet: the number of single-byte tokens, 128 or 256.
         """
         words, indices = _words(texts)
         row = _Row.of(
@@ -48,7 +50,7 @@ class Bpe:
         )
         pieces = [bytes([byte]) for byte in range(alphabet)]
         merges: list[tuple[int, int]] = []
-        counts = np.zeros(vocabulary * vocabulary, np.int64)  # count of the pair (a, b) at a V + b
+        counts = np.zeros(vocabulary * vocabulary, np.int64)  # the count of the pair (a, b) is at index a · V + b
         np.add.at(counts, *row.pairs(row.inside, vocabulary))
         while len(pieces) < vocabulary:
             best = int(counts.argmax())
@@ -65,17 +67,17 @@ class Bpe:
 
     @property
     def token_bytes(self) -> Ints:
-        """Return the number of bytes of each token, (V,)."""
+        """The number of bytes in each token, (V,)."""
         return np.array([len(piece) for piece in self.pieces], np.int64)
 
     def encode(self, texts: Sequence[bytes]) -> list[Tokens]:
-        """Return the tokens of each text, (n,), merging pairs in training order."""
+        """Return the tokens (n,) of each text, merging pairs in the same order as in training."""
         words, indices = _words(texts)
         row = _Row.of(words, np.ones(len(words), np.int64))
         for token, (left, right) in enumerate(self.merges, len(self.pieces) - len(self.merges)):
             if len(at := row.places(left, right)):
                 row.join(at, token)
-        ends = np.flatnonzero(~row.inside) + 1  # start of each word
+        ends = np.flatnonzero(~row.inside) + 1  # the index after the last token of each word
         lengths = np.diff(ends, prepend=0)
         found = []
         for index in indices:
@@ -85,13 +87,13 @@ class Bpe:
         return found
 
     def decode(self, tokens: Tokens) -> bytes:
-        """Return the bytes of tokens (n,)."""
+        """Return the text represented by tokens (n,), as bytes."""
         return b"".join(self.pieces[token] for token in tokens.tolist())
 
 
 @dataclass
 class _Row:
-    """Concatenated words: tokens, whether the next token is in the same word, and the count of the word, each (L,)."""
+    """Concatenated words: tokens, whether the next token is in the same word, and the word's frequency, each (L,)."""
 
     tokens: Tokens
     inside: Flags
@@ -105,7 +107,7 @@ class _Row:
         return _Row(np.frombuffer(b"".join(words), np.uint8).astype(np.int16), inside, np.repeat(counts, lengths))
 
     def places(self, left: int, right: int) -> Ints:
-        """Return the positions of a pair, found from the left and without overlaps: `aaa` holds the pair `aa` once."""
+        """Return the positions of a pair from left to right, without overlaps: `aaa` contains the pair `aa` once."""
         at = np.flatnonzero((self.tokens[:-1] == left) & (self.tokens[1:] == right) & self.inside[:-1])
         if left == right and len(at) > 1:
             order = np.arange(len(at))
@@ -114,19 +116,19 @@ class _Row:
         return at
 
     def touching(self, at: Ints, width: int) -> Flags:
-        """Return which pairs within words share a token with the `width` tokens at `at`."""
+        """Return a mask (L,) of pairs within words that overlap the `width` tokens starting at any position in `at`."""
         found = np.zeros(len(self.tokens), np.bool_)
         for offset in range(-1, width):
             found[(at + offset)[at + offset >= 0]] = True
         return found & self.inside
 
     def pairs(self, which: Flags, vocabulary: int) -> tuple[Ints, Ints]:
-        """Return, for the pair at each chosen position, its key `left * vocabulary + right` and its count."""
+        """Return the key, `left * vocabulary + right`, and the count of each pair selected by the mask `which`."""
         at = np.flatnonzero(which)
         return self.tokens[at].astype(np.int64) * vocabulary + self.tokens[at + 1], self.weights[at]
 
     def join(self, at: Ints, token: int) -> Ints:
-        """Replace the pairs at `at` by `token`; return the new positions of `token`."""
+        """Replace the pairs at positions `at` with `token`; return the new positions of these tokens."""
         self.tokens[at] = token
         self.inside[at] = self.inside[at + 1]
         kept = np.ones(len(self.tokens), np.bool_)

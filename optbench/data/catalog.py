@@ -10,11 +10,11 @@ from types import MappingProxyType
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """The facts about one dataset.
+    """Facts about one dataset.
 
     Attributes:
         shape: (C, H, W) of one image: channels, rows, columns.
-        licence: the terms stated by its authors.
+        licence: the terms stated by the dataset's authors.
         files: the published files, by path in the data folder; empty if the package embeds the data.
     """
 
@@ -35,12 +35,12 @@ class DatasetInfo:
 
 @dataclass(frozen=True)
 class TextInfo:
-    """The facts about a dataset of text.
+    """Facts about a text dataset.
 
     Attributes:
-        domains: the names of the domains, in the fixed order.
-        size: number of bytes of each domain.
-        classes: the vocabulary if tokens are bytes.
+        domains: the names of the domains, in their fixed order.
+        size: the number of bytes in each domain.
+        classes: the vocabulary size if tokens are bytes.
     """
 
     name: str
@@ -125,4 +125,4 @@ TEXT_DOMAINS = TextInfo(
     licence="public domain; WordNet 3.0; PSF version 2 (TEXT-LICENSE.md)",
 )
 TEXT_FILES = "text-files"
-"""The kind of a dataset of a user's texts."""
+"""The name of the dataset kind for users' own texts."""

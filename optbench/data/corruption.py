@@ -19,21 +19,22 @@ Corruption = Literal[
     "noise-0.1", "noise-0.2", "noise-0.4", "shift-1", "shift-2", "shift-3", "contrast-0.5", "contrast-0.25", "blur-1"
 ]
 """Each name ends with a severity s. `noise`: Gaussian noise with a standard deviation of s times the pixel range,
-clipped. `shift`: a shift by s pixels up, down, left or right, drawn for each image; the border gets the lowest value.
-`contrast`: each channel's distance from its mean is multiplied by s. `blur`: a Gaussian blur with a standard deviation
-of s pixels."""
+clipped. `shift`: a shift by s pixels up, down, left or right, drawn for each image; the border is filled with
+the lowest value. `contrast`: each channel's distance from its mean is multiplied by s. `blur`: a Gaussian blur with a
+standard deviation of s pixels."""
 CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
-_CHUNK = 2500  # images at a time: limits memory, and fixes the random numbers of each image
+_CHUNK = 2500  # images at a time: limits memory, and determines the random numbers for each image
 
 
 def corrupt(images: Tensor, corruption: Corruption, generator: Generator) -> Tensor:
-    """Return corrupted images of the same dtype and device, computed on the CPU.
+    """Return corrupted images with the dtype and device of `images`; the computation runs on the CPU.
 
-    Bytes range over 0..255 and are rounded; floats range from their minimum to their maximum.
+    The pixel range is 0..255 for uint8, whose results are rounded, and from the minimum to the maximum of all images
+    for float32.
 
     Args:
         images: uint8 or float32, (N, C, H, W).
-        generator: on the CPU.
+        generator: a CPU generator.
     """
     name, _, severity = corruption.partition("-")
     change = _CHANGES[name]

@@ -19,12 +19,12 @@ from optbench.errors import DataError
 
 @dataclass(frozen=True)
 class InputSpec:
-    """The form of one input of a model.
+    """The form of one model input.
 
     Attributes:
         shape: the shape of one input, such as (C, H, W), (D,) or (T,).
         dtype: float32, or int64 for tokens.
-        vocabulary: number of tokens; None for other inputs.
+        vocabulary: the number of distinct tokens; None for other inputs.
     """
 
     shape: tuple[int, ...]
@@ -40,8 +40,8 @@ class Split:
     Attributes:
         inputs: uint8 in 0..255, float32, or int64 tokens; (N, ...).
         targets: int64, in 0..classes-1; (N,), or (N, T) with one per position.
-        cues: int64, (N,): the class that a spurious cue in each example indicates, used by the metric `cue_following`;
-            None if there are none.
+        cues: int64, (N,): the class indicated by the spurious cue in each example, for the metric `cue_following`;
+            None if there are no cues.
     """
 
     inputs: Tensor
@@ -59,18 +59,18 @@ class Dataset:
     Attributes:
         name: for messages and tables.
         train, test: the two halves.
-        classes: the number of classes, the width of a model's output; for text, its vocabulary.
-        mean, std: for `normalisation: standard`; one number, or one per index of the inputs' first axis. Bytes are
-            scaled to [0, 1] first. By default, they are those of the training inputs, per channel for images (C, H, W)
-            and over everything for other inputs. Tokens have none.
-        vocabulary: number of tokens; by default the number of classes.
-        token_bytes: int64, (classes,): the number of bytes of text per token, all ones if tokens are bytes.
+        classes: the number of classes, which is the width of a model's output; for text, the vocabulary size.
+        mean, std: statistics for `normalisation: standard`: one number, or one for each index of an input's first
+            axis. Bytes are scaled to [0, 1] first. By default, the statistics of the training inputs, per channel for
+            images (C, H, W) and over all values for other inputs. Tokens are not normalised.
+        vocabulary: the number of distinct input tokens; by default the number of classes.
+        token_bytes: int64, (classes,): the number of bytes of text that each token represents, 1 if tokens are bytes.
             Next-token predictions are then scored in bits per byte, Σ −log₂ p(target) / Σ token_bytes[target]. None if
             tokens are not text.
-        texts: complete texts by domain, from which task sequences of domains draw windows; see `of_texts`.
+        texts: the complete text of each domain, from which task sequences draw windows; see `of_texts`.
 
     Raises:
-        DataError: the parts are inconsistent, or violate the above.
+        DataError: the halves are inconsistent with each other, or an attribute is invalid.
 
     Example:
         >>> inputs, targets = torch.rand(20, 3), torch.arange(20) % 2
@@ -98,7 +98,7 @@ class Dataset:
         The two halves are the consecutive windows of the training and test sections, domain by domain.
 
         Raises:
-            DataError: a section is shorter than one window, or holds tokens outside 0..vocabulary-1.
+            DataError: a section is shorter than one window, or contains tokens outside 0..vocabulary-1.
         """
         if (fault := fault_of_texts(texts, vocabulary, context)) is not None:
             raise DataError(f"dataset {name}: texts{fault}")
@@ -120,7 +120,7 @@ class Dataset:
             if (found := fault_of(split, self.classes, self.vocabulary)) is not None:
                 raise DataError(f"dataset {self.name}: {half}{found}")
         if (a := form_of(self.train)) != (b := form_of(self.test)):
-            raise DataError(f"dataset {self.name}: expected test examples of the same form as train, {a}, got {b}")
+            raise DataError(f"dataset {self.name}: test: expected the form of the training examples, {a}, got {b}")
         tokens = self.train.inputs.dtype == torch.int64
         object.__setattr__(self, "vocabulary", (self.vocabulary or self.classes) if tokens else None)
         mean, std = ((0.0,), (1.0,)) if tokens else (self.mean, self.std)
@@ -153,7 +153,7 @@ class Dataset:
         if found.dtype != torch.int64 or found.shape != (self.classes,):
             return f"expected int64 of shape ({self.classes},), one for each class, got {_described(found)}"
         if int(found.min()) < 0:
-            return f"expected numbers of bytes, 0 or more, got {int(found.min())}"
+            return f"expected byte counts of at least 0, got {int(found.min())}"
         for half in ("train", "test"):
             if not bool(found[getattr(self, half).targets].any()):
                 return f"expected {half} targets that represent text, got only tokens of 0 bytes"
@@ -161,22 +161,22 @@ class Dataset:
 
     @property
     def inputs(self) -> InputSpec:
-        """The form of one input of a model; bytes are converted to float32."""
+        """The form of one model input; bytes are converted to float32."""
         dtype = torch.int64 if self.vocabulary is not None else torch.float32
         return InputSpec(tuple(self.train.inputs.shape[1:]), dtype, self.vocabulary)
 
     def unigram_entropies(self) -> dict[str, float]:
         """Return the unigram entropy of each domain's training text, in bits per byte; see `unigram_entropy`.
 
-        Empty without texts, or if the number of bytes per token is unknown.
+        The result is empty if there are no texts, or if the number of bytes per token is unknown.
         """
         known, texts = self.token_bytes, self.texts or {}
         return {} if known is None else {name: unigram_entropy(text.train, known) for name, text in texts.items()}
 
     def without_pixels(self) -> Dataset:
-        """Return the dataset with zero inputs of size 1 along every axis except the first, to save memory.
+        """Return the dataset with zeros as inputs, of size 1 along every axis after the channels, to save memory.
 
-        Text is unchanged.
+        Text datasets are returned unchanged.
         """
         if self.texts is not None:
             return self
@@ -187,7 +187,7 @@ class Dataset:
 
 
 def fault_of(half: Split, classes: int, vocabulary: int | None) -> str | None:
-    """Return a fault in examples, to be appended to their name; None if they are valid."""
+    """Describe a fault in a half's examples, as text to append to its name; return None if they are valid."""
     inputs, targets = half.inputs, half.targets
     if not (isinstance(inputs, Tensor) and isinstance(targets, Tensor)):
         return f": expected two tensors, got {type(inputs).__name__} and {type(targets).__name__}"
@@ -218,7 +218,7 @@ def _fault_of_cues(cues: object, count: int, classes: int) -> str | None:
 
 
 def fault_of_texts(texts: Mapping[str, Text], vocabulary: int, context: int) -> str | None:
-    """Return a fault in the domains of text, to be appended to their name; None if they are valid."""
+    """Describe a fault in text domains, as text to append to a name for them; return None if they are valid."""
     for domain, text in texts.items():
         for part in ("train", "validation", "test"):
             if (fault := _fault_of_tokens(getattr(text, part, None), vocabulary, context)) is not None:
@@ -237,7 +237,7 @@ def _fault_of_tokens(tokens: object, vocabulary: int, context: int) -> str | Non
 
 
 def form_of(half: Split) -> str:
-    """Describe the form of examples: `float32 (2,) with one target`."""
+    """Describe the form of examples, e.g. `float32 (2,) with one target`."""
     targets = f"targets {tuple(half.targets.shape[1:])}" if half.targets.ndim > 1 else "one target"
     return f"{_plain(half.inputs.dtype)} {tuple(half.inputs.shape[1:])} with {targets}"
 

@@ -1,7 +1,7 @@
-"""Datasets derived from another one, named by `of`: with fewer classes or examples, or corrupted.
+"""Datasets derived from the dataset named by `of`: a subset of it, or a modified copy.
 
-Each is the same for every trial of a suite; its random draws depend only on its `seed`. Validation data are held out of
-the training half and are therefore changed in the same way.
+A derived dataset is the same for every trial of a suite; its random draws depend only on its `seed`. Validation data
+are held out of the training half and are therefore changed in the same way.
 
 Legend: N examples, C classes, H rows and W columns of an image.
 """
@@ -68,8 +68,8 @@ def imbalanced(*, of: DatasetSettings, ratio: Annotated[float, Field(ge=1)] = 10
 def noisy_labels(*, of: DatasetSettings, share: Share = 0.2, seed: Seed = 0) -> Dataset:
     """Another dataset with a share of wrong training labels
 
-    Exactly round(share · N) training labels are replaced by another class, drawn uniformly (symmetric noise). The test
-    half is unchanged.
+    Exactly round(share · N) training labels are replaced with another class, drawn uniformly (symmetric noise). The
+    test half is unchanged.
     """
     base, stream = _labelled("noisy-labels", of), generator(seed, None, "noisy-labels")
     if base.classes < 2:
@@ -91,9 +91,10 @@ def spurious_patch(
     """Images with a bright patch whose position correlates with the label in the training half only
 
     Each class has a position at the upper or lower edge (or in a grid, if there are too many classes for two edges).
-    The patch of a training image is at the position of its label with this probability, and otherwise at that of
-    another class. In the test half it is `moved` to the position of another class, or `independent` of the label. The
-    class that the patch indicates is in `Split.cues`, used by the metric `cue_following`.
+    With probability `probability`, the patch of a training image is at the position of the image's own class, otherwise
+    at that of another class. In the test half it is at the position of another class (`moved`), or of a class drawn
+    independently of the label (`independent`). `Split.cues` holds the class indicated by the patch, for the metric
+    `cue_following`.
     """
     base, stream = _labelled("spurious-patch", of), generator(seed, None, "spurious-patch")
     _check_images("spurious-patch", base)
@@ -122,7 +123,7 @@ def corrupted(*, of: DatasetSettings, corruption: Corruption, seed: Seed = 0) ->
 
 
 def _labelled(kind: str, of: DatasetSettings) -> Dataset:
-    """Load the dataset named by `of`; raise DataError if examples have several targets."""
+    """Load the dataset named by `of`; raise DataError if each example has several targets."""
     from optbench.data.loading import loaded
 
     found = loaded(of)
@@ -145,12 +146,12 @@ def _select(half: Split, index: Tensor, what: str) -> Split:
 
 
 def _others(labels: Tensor, classes: int, stream: torch.Generator) -> Tensor:
-    """Draw for each label (N,) one of the other classes, uniformly."""
+    """For each label (N,), draw one of the other classes uniformly."""
     return (labels + torch.randint(1, classes, labels.shape, generator=stream)) % classes
 
 
 def _places(classes: int, height: int, width: int, size: int) -> Tensor:
-    """Return the upper left corner, row and column, of each class's patch, (C, 2), without overlaps.
+    """Return the row and column of the upper left corner of each class's patch, (C, 2); patches do not overlap.
 
     Raises:
         DataError: there is not enough space.
@@ -159,15 +160,15 @@ def _places(classes: int, height: int, width: int, size: int) -> Tensor:
     columns = min(-(-classes // 2), most_columns)
     rows = -(-classes // columns) if columns else 0
     if not columns or rows > most_rows:
-        fits = f"a patch of {size} × {size} fits {most_rows * most_columns} times"
-        raise DataError(f"spurious-patch: size: expected room for {classes} places in {height} × {width}, where {fits}")
+        fits = f"got room for {most_rows * most_columns} of {size} × {size}"
+        raise DataError(f"spurious-patch: size: expected room for {classes} patches in {height} × {width}, {fits}")
     label = torch.arange(classes)
     row, column = label // columns, label % columns
     return torch.stack([row * (height - size) // max(1, rows - 1), _middle(column, columns, width, size)], 1)
 
 
 def _middle(column: Tensor, columns: int, width: int, size: int) -> Tensor:
-    """Return the start of a patch centred in each of a number of equal columns."""
+    """Return where a patch starts if it is centred in one of `columns` columns of equal width."""
     return ((2 * column + 1) * width - columns * size) // (2 * columns)
 
 
@@ -176,6 +177,6 @@ def _patched(images: Tensor, corners: Tensor, size: int, value: float) -> Tensor
     offset = torch.arange(size)
     rows, columns = (corners[:, i, None] + offset for i in (0, 1))
     found = images.clone()
-    # With channels between the indices (N, 1, 1), (N, s, 1) and (N, 1, s), the advanced axes come first.
+    # With the channel axis between the indices (N, 1, 1), (N, s, 1) and (N, 1, s), the indexed axes come first.
     found[torch.arange(len(images))[:, None, None], :, rows[:, :, None], columns[:, None, :]] = value
     return found

@@ -1,4 +1,4 @@
-"""Loading of datasets by registered name, or by kind with settings."""
+"""Loading of datasets by registered name, or by kind and settings."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def load(
 ) -> Dataset:
     """Load a dataset into memory, on the CPU.
 
-    Processes that use the same dataset should not all download it: load it in one of them first.
+    To avoid downloading a dataset several times, load it in one process before others use it.
 
     Args:
-        kind: a registered name, or a suite's dataset.
-        data_dir: the folder of the published files; None: see `data_folder`. The embedded `mnist` needs none.
-        download: fetch missing files into that folder; False never accesses the network.
+        kind: a registered name, or the dataset of a suite.
+        data_dir: the folder of the published files, by default `data_folder()`; embedded datasets do not need it.
+        download: whether to fetch missing files into that folder; if False, the network is never accessed.
         notify: called with a line of text before files are downloaded or unpacked.
 
     Raises:
@@ -44,7 +44,7 @@ def load(
 
 
 def loaded(kind: Kind | str) -> Dataset:
-    """Load a dataset like `load`, with the current `Access` to published files; for derived datasets."""
+    """Load a dataset with the `Access` currently in effect, as derived datasets do."""
     from optbench.data.dataset import Dataset  # late, because it imports torch
 
     name = kind.kind if isinstance(kind, Kind) else kind

@@ -1,4 +1,4 @@
-"""The embedded MNIST: one Parquet file with the published bytes, in the published order.
+"""The embedded MNIST data: one Parquet file with the published bytes, in the published order.
 
 The file has a row per image, training images first: `image` (784 bytes, rows from top to bottom), `label` and
 `split` (`train` or `test`). It was made by `benchmarks/embed_mnist.py`; its licence is in MNIST-LICENSE.md.
@@ -29,14 +29,14 @@ SHA256 = {
 
 
 def embedded_mnist() -> Dataset:
-    """Load MNIST from the package: 60,000 and 10,000 images of shape (1, 28, 28), in about 0.2 s.
+    """Load MNIST from the package: 60,000 training and 10,000 test images of shape (1, 28, 28), in about 0.2 s.
 
     Raises:
         DataError: the file is missing from the installation, or damaged.
     """
     info = FACTS["mnist"]
     try:
-        # pq.read_table, and to_numpy below, import pandas, which takes longer than reading.
+        # pq.read_table and to_numpy would import pandas, which takes longer than reading the file.
         with as_file(files("optbench.data") / FILE_NAME) as path, pq.ParquetFile(path) as file:
             table = file.read(columns=["image", "label"], use_threads=False).combine_chunks()
     except (OSError, pa.ArrowException) as error:

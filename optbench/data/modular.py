@@ -1,4 +1,4 @@
-"""Addition modulo a number, with part of the table used for training (Power et al. 2022, arXiv:2201.02177).
+"""Modular addition, with part of the addition table used for training (Power et al. 2022, arXiv:2201.02177).
 
 Legend: p the modulus, N = p² pairs.
 """
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def sizes(modulus: int, train_share: float) -> tuple[int, int]:
-    """Return the numbers of pairs for training, including validation, and for testing; at least one each."""
+    """Return the numbers of pairs for training, including validation, and for testing; at least one of each."""
     total = modulus * modulus
     train = min(total - 1, max(1, round(train_share * total)))
     return train, total - train
@@ -26,7 +26,7 @@ def modular_addition_dataset(modulus: int, train_share: float, seed: int) -> Dat
 
     Inputs are one-hot: float32 (N, 2p), with a 1 at index a and at index p + b, so that the first layer of an MLP is an
     embedding table for each operand. A mean of 0 and a standard deviation of 1 are declared, so that `normalisation`
-    does not change them.
+    does not change the inputs.
     """
     from optbench.data.dataset import Dataset, Split
 

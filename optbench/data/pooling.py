@@ -13,9 +13,9 @@ _CHUNK = 4096  # images at a time: limits the integer copy to about 13 MB for MN
 
 
 def average_pooled(dataset: Dataset, side: int) -> Dataset:
-    """Return the dataset with images of `side` × `side` pixels, each the mean of a square block of pixels.
+    """Return the dataset with images of `side` × `side` pixels, each of which is the mean of a square block.
 
-    Means of bytes are rounded to bytes, halves up, so that inputs stay uint8 and are the same on every machine.
+    Means are rounded to the nearest integer, halves up, so that inputs stay uint8 and are the same on every machine.
     `normalisation: standard` uses the statistics of the pooled training images, whose pixels vary less than
     those of the original images.
     """
@@ -27,7 +27,7 @@ def average_pooled(dataset: Dataset, side: int) -> Dataset:
 
 
 def _pooled(images: Tensor, side: int) -> Tensor:
-    """Pool images (N, C, H, H) of bytes to (N, C, side, side) of bytes."""
+    """Pool uint8 images (N, C, H, H) to uint8 images (N, C, side, side)."""
     block = images.shape[-1] // side
     pooled = images.new_empty(*images.shape[:2], side, side)
     for source, target in zip(torch.split(images, _CHUNK), torch.split(pooled, _CHUNK), strict=True):

@@ -18,7 +18,7 @@ MODULAR_ADDITION = "modular-addition"
 
 @dataclass(frozen=True)
 class Known:
-    """Facts about a dataset of images or numbers before loading; sizes that depend on labels are None."""
+    """Facts known about a dataset of images or numbers before loading; sizes that depend on labels are None."""
 
     classes: int
     shape: tuple[int, ...]
@@ -27,7 +27,7 @@ class Known:
 
 
 class DatasetSettings(Kind):
-    """A dataset, built in or user-defined; a bare name stands for the dataset without settings."""
+    """A built-in or user-defined dataset; a bare name stands for the dataset with no settings."""
 
     registry = DATASETS
     short = True
@@ -127,5 +127,5 @@ def _known_of_addition(modulus: object, share: object) -> Known | None:
     from optbench.data.modular import sizes
 
     if not isinstance(modulus, int) or not isinstance(share, int | float):
-        return None  # not checked
+        return None  # the settings have not been validated
     return Known(modulus, (2 * modulus,), *sizes(modulus, share))

@@ -1,4 +1,4 @@
-"""The registered datasets: functions that return a `Dataset`, like a user's. torch is imported on the call."""
+"""The registered datasets: functions that return a `Dataset`, as a user's do, and import torch only when called."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 
 Side = Annotated[Whole, Field(ge=1)]
-"""Number of pixels per side to which images are average-pooled first; see `optbench.data.pooling`."""
+"""Number of pixels per side after average pooling; see `optbench.data.pooling`."""
 
 Vocabulary = Annotated[Whole, Field(gt=ASCII, le=MOST)]
-"""Size of the vocabulary for `tokens: bpe`."""
+"""Vocabulary size for `tokens: bpe`."""
 Context = Annotated[Whole, Field(ge=1, le=65_536)]
-"""Number of tokens of one example."""
+"""Number of tokens in one example."""
 DomainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")]
 
 
 @dataclass(frozen=True)
 class Access:
-    """The access to published files: their folder and whether to download missing ones; see `optbench.data.load`."""
+    """How to access published files: their folder, and whether to download missing ones; see `optbench.data.load`."""
 
     data_dir: Path | None = None
     download: bool = True
@@ -46,7 +46,7 @@ ACCESS: ContextVar[Access] = ContextVar("access")
 
 
 def data_folder(data_dir: Path | None = None) -> Path:
-    """Return the folder of datasets: `data_dir`, else $OPTBENCH_DATA, else ~/.cache/optbench/data.
+    """Return the dataset folder: `data_dir`, else $OPTBENCH_DATA, else ~/.cache/optbench/data.
 
     Raises:
         UsageError: a path begins with a home directory that does not exist.

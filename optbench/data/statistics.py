@@ -11,10 +11,11 @@ _CHUNK = 2048
 
 
 def statistics(inputs: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and population standard deviation, per channel for images (N, C, H, W), otherwise over all inputs.
+    """Return the mean and population standard deviation, per channel for images (N, C, H, W), else over all inputs.
 
-    Bytes are scaled to [0, 1], and the results rounded to four digits as in the literature: .1307 and .3081 for MNIST.
-    Sums of bytes are integers, and therefore exact and the same on every machine. A deviation of 0 is returned as 1.
+    Bytes are scaled to [0, 1], and the results are rounded to four decimal places as in the literature, e.g. 0.1307 and
+    0.3081 for MNIST. Sums of bytes are integers, and therefore exact and the same on every machine. A
+    deviation of 0 is returned as 1.
 
     Args:
         inputs: uint8 or float32, (N, ...), with N ≥ 1.

@@ -1,4 +1,4 @@
-"""Build a dataset from the bytes of texts: their sections, and tokens that are bytes or a byte-pair encoding."""
+"""Construction of text datasets: sections for training and testing, and tokens (bytes or a byte-pair encoding)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 Encoding = Literal["bytes", "bpe"]
 SHARE = 20
-"""The last 1/20 of each text is for testing, the preceding 1/20 for validation, rounded down to whole bytes."""
+"""The last 1/20 of each text is for testing, and the preceding 1/20 for validation, both rounded down to bytes."""
 VOCABULARY = 512
-"""Default size of the vocabulary for `tokens: bpe`."""
+"""Default vocabulary size for `tokens: bpe`."""
 MOST = 2048
 ASCII = 128
 NO_LIMIT = "expected none for text, because the task sequence limits the training text (tokens_per_task)"
@@ -37,7 +37,7 @@ def fault_of_text(content: bytes, context: int) -> str | None:
         return f"expected UTF-8, got the byte 0x{content[error.start]:02x} at position {error.start}"
     if len(content) < (least := SHARE * (context + 1)):
         return (
-            f"expected at least {least} bytes, so that the last {100 // SHARE}% hold a window of context {context}, "
+            f"expected at least {least} bytes, so that the last {100 // SHARE}% contain a window of context {context}, "
             f"got {len(content)}"
         )
     return None
@@ -46,13 +46,13 @@ def fault_of_text(content: bytes, context: int) -> str | None:
 def text_dataset(
     name: str, contents: Mapping[str, bytes], tokens: Encoding, vocabulary: int | None, context: int
 ) -> Dataset:
-    """Build a dataset of the domains `contents`, by name.
+    """Build a dataset from `contents`, which maps domain names to texts.
 
-    Bytes: a token is a byte, with a vocabulary of 128, or 256 if a text is not pure ASCII. A byte-pair encoding
-    is trained on the training sections of all domains together. Sections are encoded separately.
+    If tokens are bytes, the vocabulary size is 128, or 256 if any text is not pure ASCII. A byte-pair encoding is
+    trained on the training sections of all domains together. Each section is encoded separately.
 
     Raises:
-        DataError: a text is not UTF-8 or too short, or has fewer tokens than `vocabulary`.
+        DataError: a text is not UTF-8 or is too short, or `vocabulary` is too small or too large for the texts.
     """
     from optbench.data.dataset import Dataset
     from optbench.data.windows import Text

@@ -1,7 +1,7 @@
 """The embedded text: four domains in one Parquet file, with the bytes as collected.
 
-The file has a row per domain: `domain`, its name, and `text`, its bytes, which are ASCII. It was made by
-`benchmarks/embed_text.py`; the terms of each domain are in TEXT-LICENSE.md.
+The file has one row per domain, with the columns `domain` (the name) and `text` (ASCII bytes). It was made by
+`benchmarks/embed_text.py`; the licence terms of each domain are in TEXT-LICENSE.md.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def embedded_texts() -> dict[str, bytes]:
         DataError: the file is missing from the installation, or damaged.
     """
     try:
-        # without functions that import pandas, as for MNIST
+        # avoids functions that import pandas, as for MNIST
         with as_file(files("optbench.data") / FILE_NAME) as path, pq.ParquetFile(path) as file:
             names, texts = (column.to_pylist() for column in file.read(["domain", "text"], use_threads=False))
     except (OSError, pa.ArrowException) as error:

@@ -27,13 +27,13 @@ _TIMEOUT = 30.0  # seconds without data after which a download fails
 
 @dataclass(frozen=True)
 class _Source:
-    """The access to a dataset through torchvision."""
+    """How to access a dataset through torchvision."""
 
     type_name: str
     checksums: Callable[[Any], list[str]]
-    """Returns the MD5 of each of `DatasetInfo.files`, from torchvision's class."""
+    """Function from torchvision's class to the MD5 checksum of each of `DatasetInfo.files`."""
     arrays: Callable[[Any], tuple[Any, Any]]
-    """Returns images (N, C, H, W) and labels (N,) of a torchvision dataset, as NumPy arrays or lists."""
+    """Function from a torchvision dataset to its images (N, C, H, W) and labels (N,), as NumPy arrays or lists."""
     unpacked: tuple[str, ...] = ()
     """The paths in the data folder to which torchvision unpacks the files."""
     train: Mapping[str, Any] = field(default_factory=lambda: {"train": True})
@@ -101,8 +101,8 @@ def load_published(
     """
     source = _SOURCES[info.name]
     datasets = torchvision_datasets()
-    # Parsers of third-party files raise nearly anything (RuntimeError, AssertionError, UnpicklingError, ...), which
-    # here always means that files are missing or damaged; the cause stays attached.
+    # Parsers of third-party files can raise nearly any exception (RuntimeError, AssertionError, UnpicklingError, ...).
+    # Here it always means that files are missing or damaged; it stays attached as the cause.
     try:
         return _read(info, source, datasets, folder, fetch=False)
     except Exception as error:
@@ -118,10 +118,10 @@ def load_published(
 
 
 def torchvision_datasets() -> ModuleType:
-    """Import `torchvision.datasets`, even if torchvision was built for another torch.
+    """Import `torchvision.datasets`, even if torchvision was built for a different build of torch.
 
-    A CUDA build of torchvision with a CPU build of torch cannot load its compiled operators, and its import
-    fails at the first one that it registers. The dataset classes use none of them.
+    With a CPU build of torch, a CUDA build of torchvision cannot load its compiled operators, and importing it fails
+    at the first operator that it registers. The dataset classes do not use these operators.
 
     Raises:
         DataError: torchvision is not installed, or cannot be imported for another reason.

@@ -1,4 +1,4 @@
-"""Text as tokens, and its windows of T + 1 tokens: T inputs and their next tokens.
+"""Tokenised texts, and windows of T + 1 tokens, which provide T inputs and their T next tokens.
 
 Legend: n tokens of a text, N windows, T positions of a sequence (the context).
 """
@@ -31,9 +31,11 @@ class Text:
 
 
 def consecutive_windows(tokens: Tensor, context: int) -> Tensor:
-    """Return a window (T + 1,) every T tokens, int64 (N, T + 1); each token except the first is a target once.
+    """Return windows that start every T tokens, int64 (N, T + 1).
 
-    An incomplete last window is dropped. tokens: (n,), with n > `context`.
+    Each token in the windows, except the first, is a target exactly once. An incomplete last window is dropped.
+
+    tokens: (n,), with n > `context`.
     """
     count = (len(tokens) - 1) // context
     return tokens[: count * context + 1].long().unfold(0, context + 1, context)
@@ -46,10 +48,10 @@ def drawn_windows(tokens: Tensor, context: int, count: int, stream: Generator) -
 
 
 def unigram_entropy(tokens: Tensor, token_bytes: Tensor) -> float:
-    """Return the bits per byte of text predicted from its token frequencies alone.
+    """Return the bits per byte needed to predict a text from its token frequencies alone.
 
-    −Σ_v p_v log₂ p_v / Σ_v p_v b_v, where p_v is the frequency of token v in `tokens` and b_v its number of bytes: the
-    score of predicting from these frequencies without context. 0 to log₂ V per token (Shannon 1948).
+    The value is −Σ_v p_v log₂ p_v / Σ_v p_v b_v, where p_v is the frequency of token v in `tokens` and b_v its number
+    of bytes. In bits per token, the entropy is between 0 and log₂ V (Shannon 1948).
 
     Args:
         tokens: (n,) integers in 0..V-1, n ≥ 1.

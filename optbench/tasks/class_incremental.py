@@ -1,4 +1,4 @@
-"""Groups of classes in sequence, with one head and without task labels (split MNIST)."""
+"""Groups of classes learnt in sequence, with one head and without task labels (split MNIST)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Group = tuple[int, ...]
 
 
 class ClassIncremental:
-    """Groups of classes, one after another; all tasks share one head.
+    """Groups of classes learnt in sequence; all tasks share one head.
 
     Task i holds the examples of the i-th group of classes; targets are those of the dataset. In fixed order the groups
     are 0..k−1, k..2k−1, and so on. In shuffled order, each trial seed shuffles the classes before they are grouped, so
@@ -34,7 +34,7 @@ class ClassIncremental:
         group_size: Annotated[Whole, Field(ge=1)] = 2,
         order: Literal["fixed", "shuffled"] = "fixed",
     ) -> None:
-        """Raise UsageError if the classes cannot be divided into such groups, or a task would have no examples."""
+        """Raise UsageError if the number of classes is not a multiple of `group_size`, or a task would be empty."""
         if data.train.targets.ndim > 1:
             raise UsageError("tasks.kind: expected one target for each example, got one for each position")
         if data.classes % group_size:
@@ -74,7 +74,7 @@ class ClassIncremental:
                 yield seed, task, sum(counts[label] for label in group)
 
     def keeps(self, key: Hashable) -> bool:
-        # All groups of a fixed order take one more copy of the data; those of many shuffled orders are unbounded.
+        # The groups of a fixed order take one more copy of the data; those of shuffled orders, one more for each seed.
         return not self._shuffled
 
     def groups(self, trial_seed: int) -> list[Group]:
@@ -90,7 +90,7 @@ class ClassIncremental:
             counts = torch.bincount(self._parts[part].targets.cpu(), minlength=self._classes)
             absent = {label for label, count in enumerate(counts.tolist()) if count == 0}
             if self._shuffled:
-                # some order groups the absent classes together: reject if they can fill a group
+                # some order puts absent classes together, so reject them if they can fill a group
                 empty = tuple(sorted(absent)[: self._size]) if len(absent) >= self._size else None
             else:
                 empty = next((group for group in self._fixed if absent.issuperset(group)), None)

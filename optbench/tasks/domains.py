@@ -1,4 +1,4 @@
-"""Domains of text, one after another: continual pre-training."""
+"""Text domains learnt in sequence: continual pre-training."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ Order = Annotated[Literal["fixed", "shuffled"] | tuple[str, ...], BeforeValidato
 
 
 class Domains:
-    """Domains of text, one after another: each task is next-token prediction in one domain.
+    """Text domains learnt in sequence: each task is next-token prediction in one domain.
 
     The training set of a task has `tokens_per_task` tokens, in windows at random positions in the domain's training
     text, drawn separately for each trial seed and task. The validation and test sets are consecutive windows of
     held-out text, at most `validation_examples` and `test_examples` of them.
 
-    `order`: `fixed`, the order of the dataset; `shuffled`, a random order for each trial seed; or a list of domains.
+    `order`: `fixed`, the dataset's order; `shuffled`, a random order for each trial seed; or a list of domains.
     """
 
     def __init__(
         self, data: Parts, seed: int, *, order: Order = "fixed", tokens_per_task: TokensPerTask = 1_024_000
     ) -> None:
-        """Raise UsageError if the data are not domains of text, or `order` has an unknown or repeated domain."""
+        """Raise UsageError if the dataset has no text domains, or `order` contains an unknown or repeated domain."""
         self._windows, self._seed = Windows(data, seed, tokens_per_task), seed
         if not isinstance(order, str):
             for i, name in enumerate(order):
@@ -68,15 +68,15 @@ class Domains:
         domain = self.domains(trial_seed)[task]
         if part == "train":
             return self._windows.examples(self._windows.of(domain, trial_seed, task, part))
-        # kept because they are few and the same for all trial seeds, so that members on the same domain are scored
-        # together
+        # kept because they are few and the same for all trial seeds; sharing them allows members on the same domain to
+        # be scored together
         place = domain, part
         if place not in self._held_out:
             self._held_out[place] = self._windows.examples(self._windows.of(domain, trial_seed, task, part))
         return self._held_out[place]
 
     def train_sizes(self, trial_seeds: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-        yield trial_seeds[0], 0, self._windows.count  # in every task
+        yield trial_seeds[0], 0, self._windows.count  # the same in every task
 
     def domains(self, trial_seed: int) -> tuple[str, ...]:
         """Return the domain of each task for a trial seed."""

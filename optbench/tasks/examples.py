@@ -34,8 +34,8 @@ class Examples:
         inputs: (N, ...) as in the dataset: uint8 in 0..255, float32, or int64 tokens.
         targets: int64, (N,) classes, or (N, T) with one per position.
         places: int64, (H W,): the original position of each pixel; None if unchanged.
-        mirrored: like `inputs`, but made from mirror images of the originals; None if that is the same as mirroring
-            `inputs`.
+        mirrored: like `inputs`, but made from mirror images of the originals; None if mirroring `inputs` gives
+            the same result.
         cues: as in `Split`.
     """
 
@@ -64,7 +64,7 @@ class Examples:
         return Examples(inputs, targets, self.places, mirrored, cues)
 
     def drawn(self, most: int, stream: Generator) -> Examples:
-        """Return at most `most` examples, drawn at random, as they may be sorted by class; they keep their order."""
+        """Return at most `most` random examples (those stored may be sorted by class), in their original order."""
         return self if len(self) <= most else self.select(_places(len(self), most, stream).to(self.targets.device))
 
 
@@ -74,8 +74,8 @@ class Parts:
 
     Attributes:
         classes: the number of classes.
-        spec: the form of one input of a model.
-        texts: domains of a dataset of text, by name, with held-out text as limited by the protocol; else None.
+        spec: the form of one model input.
+        texts: a text dataset's domains by name, with held-out text limited as in the protocol; None for other datasets.
         token_bytes: as in `Dataset`.
     """
 
@@ -93,7 +93,7 @@ class Parts:
 
 
 def check_enough(examples_per_task: int, examples: int) -> None:
-    """Raise UsageError if a task needs more training examples than there are."""
+    """Raise UsageError if a task needs more training examples than are available."""
     if examples_per_task > examples:
         raise UsageError(
             f"tasks.examples_per_task: expected at most {examples}, the number of training examples after the "
@@ -102,7 +102,7 @@ def check_enough(examples_per_task: int, examples: int) -> None:
 
 
 def drawn_examples(plain: Examples, size: int, suite_seed: int, trial_seed: int, task: int | None) -> Examples:
-    """Draw `size` examples without replacement, for a trial seed and task; they keep their published order.
+    """Draw `size` examples without replacement for a trial seed and task, and return them in published order.
 
     task: 0..T-1; None for the same examples in every task.
     """
@@ -117,8 +117,8 @@ def split_dataset(dataset: Dataset, protocol: Protocol, suite_seed: int, device:
     A smaller `train_examples` or `test_examples` selects a subset of what a larger one selects, and neither affects
     the validation examples. Within a part the examples keep their published order.
 
-    The parts of text are consecutive windows of each domain's sections, of held-out text at most the first
-    `validation_examples` and `test_examples` windows per domain.
+    The parts of a text dataset are consecutive windows of each domain's sections. Held-out parts contain at most the
+    first `validation_examples` and `test_examples` windows of each domain.
 
     Raises:
         UsageError: the protocol requests more examples than exist, or leaves none for training.
@@ -177,7 +177,7 @@ def check_dataset(protocol: Protocol, dataset: Dataset) -> None:
 
 
 def check_augment(augment: Augment | None, dataset: Dataset) -> None:
-    """Check that images of a dataset can be augmented in this way.
+    """Check that the images of a dataset can be augmented as requested.
 
     Raises:
         UsageError: the inputs are not images, or are too small for the crop.
@@ -224,12 +224,12 @@ def check_task_size(protocol: Protocol, examples_per_task: int, train: int) -> N
     """
     check_enough(examples_per_task, protocol.train_examples or train - protocol.validation_examples)
     if (batch := protocol.batch_size) > examples_per_task:
-        most = f"{examples_per_task}, the number of examples of a task"
+        most = f"{examples_per_task}, the number of examples in a task"
         raise UsageError(f"protocol.batch_size: expected at most {most}, got {batch}")
 
 
 def _subset(part: str, wanted: int | None, available: int, suite_seed: int) -> Tensor:
-    """Return the sorted indices of a random subset of `wanted` examples; those of all examples if it is None."""
+    """Return the sorted indices of a random subset of `wanted` examples, or of all examples if `wanted` is None."""
     if wanted is None:
         return torch.arange(available)
     return _places(available, wanted, generator(suite_seed, None, f"{part} subset"))

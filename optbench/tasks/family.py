@@ -23,7 +23,7 @@ class TaskFamily(Tasks):
 
     Attributes:
         classes: the number of classes, which is the width of the single head.
-        inputs: the form of one input of a model.
+        inputs: the form of one model input.
     """
 
     def __init__(
@@ -39,15 +39,14 @@ class TaskFamily(Tasks):
         Raises:
             UsageError: the protocol requests more examples than exist, or a task would have none.
             KindError: a user's kind violates the contract.
-
-        Exception: any exception raised by a user's kind.
+            Exception: any exception raised by a user's kind.
         """
         super().__init__(settings, split_dataset(dataset, protocol, suite_seed, device), suite_seed)
         self._mirrors = protocol.augment is not None and protocol.augment.flip
         self.classes = dataset.classes
         self.inputs = dataset.inputs
         self._kept: dict[tuple[Hashable, Part], Examples] = {}
-        # A member's permuted copy of the data is large (47 MB for MNIST): shared while in use, then released.
+        # A member's permuted copy of the data is large (47 MB for MNIST), so it is shared while in use, then released.
         self._in_use: weakref.WeakValueDictionary[tuple[Hashable, Part], Examples] = weakref.WeakValueDictionary()
 
     @property
@@ -65,7 +64,7 @@ class TaskFamily(Tasks):
         return TaskSequence(self, trial_seed)
 
     def shared(self, trial_seed: int, task: int, part: Part) -> Examples:
-        """Return the result of `examples`, the same object for equal keys and parts while it is referenced."""
+        """Return the result of `examples`, sharing one object between equal keys and parts while it is referenced."""
         assert 0 <= task < self.count, f"task {task} of {self.count}"
         key = self.key(trial_seed, task)
         place = (key, part)

@@ -7,13 +7,13 @@ A kind is a class `(data: Parts, seed: int, **settings)` with
 
     and optionally
 
-    outline(classes, **settings): a static method that returns the Outline; or instead the attribute disjoint_classes:
-        whether no two tasks share a class.
+    outline(classes, **settings): a static method that returns the Outline. A class without it can instead have the
+        attribute disjoint_classes, which is True if no two tasks share a class.
     key(trial_seed, task): a hashable value; tasks with equal keys have equal arrays. By default, the arguments.
     keeps(key): whether the arrays are kept for the whole run; by default, they are kept only while in use.
-    mirrored(trial_seed, task): the training inputs made from mirror images, for `protocol.augment`, if they differ from
-        the mirrored result of examples(), as for rotations. By default, None.
-    train_sizes(trial_seeds): yields trial seed, task and number of training examples, once for each distinct number.
+    mirrored(trial_seed, task): the training inputs made from mirror images, for `protocol.augment`, or None if
+        mirroring the result of examples() gives the same inputs. By default, None.
+    train_sizes(trial_seeds): yields (trial seed, task, number of training examples), once for each distinct number.
 
     Random draws use streams of `seed` (the suite's), the trial seed and a purpose, as in `optbench.streams`.
 """
@@ -48,9 +48,9 @@ class Outline:
     Attributes:
         names: (T,) one per task; empty if unknown.
         classes: number of classes in one task.
-        disjoint: whether no two tasks share a class.
-        ticks: (T,) names on an axis; empty for task numbers.
-        axis: the name of the axis.
+        disjoint: True if no two tasks share a class.
+        ticks: (T,) tick labels for a task axis; empty to use task numbers.
+        axis: the label of the task axis.
     """
 
     names: tuple[str, ...] = ()
@@ -73,8 +73,8 @@ class Outline:
 def outline_of(settings: TaskSettings, classes: int, domains: Sequence[str] = ()) -> Outline:
     """Return the outline as far as it is known without data; empty if the kind does not provide one.
 
-    classes: the number of classes of the dataset, which built-in kinds need; 0: unknown.
-    domains: the domains of a dataset of text.
+    classes: the number of classes in the dataset, which built-in kinds need; 0 if unknown.
+    domains: the domains of a text dataset.
     """
     find = getattr(settings.registry.load(settings.kind), "outline", None)
     if find is None or not (classes or settings.is_users):
@@ -100,7 +100,7 @@ class Tasks:
     """
 
     def __init__(self, settings: TaskSettings, parts: Parts, suite_seed: int) -> None:
-        """Raise KindError if the kind violates the contract, UsageError if settings do not fit the data."""
+        """Raise KindError if the kind violates the contract, UsageError if the settings do not fit the data."""
         self._settings, self.parts, self._suite_seed = settings, parts, suite_seed
         self._kind = settings.make(parts, suite_seed, seed=stream_seed(suite_seed, None, "task sequence"))
         with _around(settings, 0):
@@ -136,7 +136,10 @@ class Tasks:
     def mirrored(self, trial_seed: int, task: int, examples: Examples) -> torch.Tensor | None:
         """Return the training inputs made from mirror images, as in `Examples.mirrored`; None if the kind has none.
 
-        examples: the training examples of the task. Raises KindError if a user's kind returns an invalid result.
+        examples: the training examples of the task.
+
+        Raises:
+            KindError: a user's kind returns an invalid result.
         """
         found: torch.Tensor | None = self._call("mirrored", None, trial_seed, task)
         if found is None or not self._settings.is_users:
@@ -149,14 +152,14 @@ class Tasks:
         """Generate the first task of a trial seed twice.
 
         Raises:
-            KindError: the results differ, so that a trial would depend on earlier calls.
+            KindError: the results differ, so a trial's results would depend on earlier calls.
         """
         for part in PARTS:
             one, again = (self.examples(trial_seed, 0, part) for _ in range(2))
             if not (torch.equal(one.inputs, again.inputs) and torch.equal(one.targets, again.targets)):
                 call = f"{self._settings.kind}: examples({trial_seed}, 0, '{part}')"
                 raise KindError(
-                    f"{call}: expected the same examples at every call, got different ones at the second; {DRAW}"
+                    f"{call}: expected the same examples on every call, got different ones on the second; {DRAW}"
                 )
 
     def _versions(self) -> list[int]:

@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 class Permuted:
     """Permuted images: each task applies one fixed random permutation of the pixels.
 
-    Task i moves pixel p[j] to position j of the H·W positions, in row-major order, in every image of all three parts.
-    All channels use the same p, which preserves colours. Other inputs are permuted elementwise.
+    In every image of all three parts, task i moves pixel p[j] to position j, where the H·W positions are numbered in
+    row-major order. All channels use the same p, which preserves colours. Other inputs are permuted elementwise.
 
-    With `examples_per_task` each task trains on this number of training examples, drawn for every trial seed and task;
-    validation and test data are complete. With `max_epochs: 1` this is the online form.
+    With `examples_per_task`, each task trains on this number of training examples, drawn for every trial seed and task;
+    validation and test data are not reduced. Together with `max_epochs: 1`, this is the online form, in which each
+    drawn example is used once.
     """
 
     def __init__(
@@ -70,10 +71,10 @@ class Permuted:
         return Examples(permute_pixels(plain.inputs, permutation), plain.targets, permutation, cues=plain.cues)
 
     def train_sizes(self, trial_seeds: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-        yield trial_seeds[0], 0, self._size or len(self._parts.train)  # in every task
+        yield trial_seeds[0], 0, self._size or len(self._parts.train)  # the same in every task
 
     def keeps(self, key: Hashable) -> bool:
-        # The identity uses the family's arrays, so that keeping them costs nothing.
+        # The identity task uses the family's own arrays, so keeping them costs nothing.
         return key == "identity"
 
     def permutation(self, trial_seed: int, task: int) -> Tensor:
@@ -99,13 +100,13 @@ def _names(count: int, first: str) -> tuple[str, ...]:
 def permute_pixels(images: Tensor, permutation: Tensor) -> Tensor:
     """Return images (N, C, H, W) with pixel j (of H·W, row-major) taken from `permutation[j]` in every channel.
 
-    Other inputs (N, ...), with as many numbers as the permutation, are permuted in the same way.
+    Other inputs (N, ...), with one number per element of the permutation, are permuted in the same way.
     """
     rows = images.reshape(-1, len(permutation))
     if images.device.type == "cpu":
-        # NumPy gathers bytes along the last axis about four times as fast as torch does (67 ms against 250 ms for
-        # 60,000 MNIST images on one core), and a fifth faster without reporting indices out of range, of which there
-        # are none.
+        # NumPy gathers bytes along the last axis about four times as fast as torch (67 ms versus 250 ms for 60,000
+        # MNIST images on one core). It is a fifth faster with mode="clip", which does not report indices out of range;
+        # there are none.
         taken = torch.from_numpy(np.take(rows.numpy(), permutation.numpy(), axis=1, mode="clip"))
     else:
         taken = rows.index_select(1, permutation.to(images.device))

@@ -1,4 +1,4 @@
-"""Text with a vocabulary reshuffled for every task (permuted Shakespeare of arXiv:2410.20098, reduced)."""
+"""Text whose vocabulary is reshuffled for every task (a reduced permuted Shakespeare, arXiv:2410.20098)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 class PermutedVocabulary:
-    """Text of one domain, with its vocabulary shuffled by one fixed random permutation in each task.
+    """Text of one domain, whose vocabulary is shuffled by one fixed random permutation in each task.
 
-    Task i replaces token v by p[v], in inputs and targets of all three parts: the structure of the text is the same,
-    but knowledge about single tokens becomes wrong. Each trial seed and task has its own permutation. A token of a
-    byte-pair encoding is exchanged only with tokens of the same number of bytes, so that bits per byte are comparable
-    between tasks; bytes are exchanged with any other byte.
+    Task i replaces token v with p[v] in the inputs and targets of all three parts. The structure of the text stays the
+    same, but knowledge about individual tokens becomes wrong. Each trial seed and task has its own permutation p. A
+    token of a byte-pair encoding is only replaced with tokens of the same number of bytes, so that bits per byte are
+    comparable between tasks. If tokens are bytes, any byte can be replaced with any other.
 
     `domain`: null for the dataset's first domain. Windows are drawn and held out as in the task sequence `domains`.
     """
@@ -38,7 +38,7 @@ class PermutedVocabulary:
         domain: str | None = None,
         tokens_per_task: TokensPerTask = 204_800,
     ) -> None:
-        """Raise UsageError if the data are not domains of text, or lack the named one."""
+        """Raise UsageError if the dataset has no text domains, or none with the given name."""
         self._windows, self._seed = Windows(data, seed, tokens_per_task), seed
         if domain is not None:
             self._windows.check_domain("domain", domain)
@@ -58,11 +58,11 @@ class PermutedVocabulary:
         return self._windows.examples(self.permutation(trial_seed, task)[windows])
 
     def train_sizes(self, trial_seeds: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-        yield trial_seeds[0], 0, self._windows.count  # in every task
+        yield trial_seeds[0], 0, self._windows.count  # the same in every task
 
     def permutation(self, trial_seed: int, task: int) -> Tensor:
         """Return the replacement of each token: int64, (V,)."""
         order = torch.randperm(len(self._alike), generator=generator(self._seed, trial_seed, f"vocabulary {task}"))
-        # Stable sorts pair tokens of equal length, in their own order, with the same tokens in random order.
+        # Stable sorts by length pair the tokens of each length, in ascending order, with the same ones in random order.
         own, drawn = self._alike.argsort(stable=True), order[self._alike[order].argsort(stable=True)]
         return torch.empty_like(own).scatter_(0, own, drawn)

@@ -16,12 +16,12 @@ from optbench.tasks.kind import Outline
 
 
 class RandomLabels:
-    """Images with random labels, which are redrawn for each task, uniformly over the classes.
+    """Images with random labels, which are redrawn uniformly for each task.
 
     `images: once` uses the same images for all tasks, so that only labels change (Kumar et al. 2023); `per-task` also
-    redraws the images. Images and labels are drawn for each trial seed from the training examples. Because such labels
-    do not generalise, validation and test data of a task are its training examples, and its accuracy measures
-    memorisation. Early stopping on validation data therefore uses the training loss.
+    redraws the images. For each trial seed, images are drawn from the training examples. Random labels cannot be
+    predicted for other images, so a task's training examples are also its validation and test examples, and its
+    accuracy measures memorisation. Early stopping on validation data therefore uses the training loss.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class RandomLabels:
         examples_per_task: Annotated[Whole, Field(ge=1)] = 1200,
         images: Literal["once", "per-task"] = "once",
     ) -> None:
-        """Raise UsageError if there are fewer training examples than a task needs."""
+        """Raise UsageError if examples have several targets, or there are fewer than a task needs."""
         if data.train.targets.ndim > 1:
             raise UsageError("tasks.kind: expected one target for each example, got one for each position")
         check_enough(examples_per_task, len(data.train))
@@ -57,7 +57,7 @@ class RandomLabels:
         return Examples(images.inputs, labels.to(images.targets.device))
 
     def train_sizes(self, trial_seeds: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-        yield trial_seeds[0], 0, self._size  # in every task
+        yield trial_seeds[0], 0, self._size  # the same in every task
 
 
 def _names(count: int) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Rotated images: each task rotates the images by its own angle (Lopez-Paz & Ranzato 2017, rotated MNIST)."""
+"""Rotated images: each task rotates the images by a different angle (Lopez-Paz & Ranzato 2017, rotated MNIST)."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Rotated:
         return None if angle in (0, 180) else rotate(self._parts.train.inputs.flip(-1), angle)
 
     def train_sizes(self, trial_seeds: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-        yield trial_seeds[0], 0, len(self._parts.train)  # every task uses all images
+        yield trial_seeds[0], 0, len(self._parts.train)  # the same in every task
 
     def keeps(self, key: Hashable) -> bool:
         # expensive to generate, and the same for every seed
@@ -72,8 +72,9 @@ class Rotated:
 def rotate(images: Tensor, degrees: float) -> Tensor:
     """Rotate images counter-clockwise about their centre, with row 0 at the top.
 
-    Bilinear, with zeros outside the image, rounded to the nearest integer; multiples of 90 degrees are exact.
-    Computed on the CPU for every device, so that all devices train on the same pixels.
+    Interpolation is bilinear, with zeros outside the image, and results are rounded to the nearest integer. Rotations
+    by multiples of 90 degrees are exact. The computation always runs on the CPU, so that training uses the same pixels
+    on every device.
 
     Args:
         images: uint8, (N, C, H, W); H = W if `degrees` is an odd multiple of 90.
@@ -88,8 +89,8 @@ def rotate(images: Tensor, degrees: float) -> Tensor:
         return torch.rot90(images, int(quarters) % 4, dims=(-2, -1)).contiguous()
     height, width = images.shape[-2:]
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    # `theta` maps positions in the result to the source: the inverse rotation, in coordinates from -1 to 1 along each
-    # axis (therefore the aspect ratios), y downwards.
+    # `theta` is the inverse rotation, which maps positions in the result to the source. Coordinates range from -1 to 1
+    # along each axis, which is why aspect ratios appear; y points down.
     theta = torch.tensor([[cos, -sin * height / width, 0.0], [sin * width / height, cos, 0.0]])
     grid = nn.functional.affine_grid(theta[None], [1, 1, height, width], align_corners=False)
     turned = torch.empty(images.shape, dtype=torch.uint8)

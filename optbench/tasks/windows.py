@@ -1,4 +1,4 @@
-"""Examples of text tasks: windows drawn for every trial seed and task, and consecutive held-out windows."""
+"""Examples for text tasks: windows drawn for every trial seed and task, and consecutive held-out windows."""
 
 from __future__ import annotations
 
@@ -20,18 +20,16 @@ TokensPerTask = Annotated[Whole, Field(ge=1, le=10**9)]
 
 
 class Windows:
-    """Windows of the domains of a dataset.
+    """Windows of text from a dataset's domains.
 
-    A task trains on `tokens_per_task` tokens, in whole windows of the dataset's context (rounded down), at random
-    positions in a domain's training text, which depend only on the suite seed, the trial seed and the task.
+    A task trains on `tokens_per_task` tokens, rounded down to complete windows of the dataset's context. The positions
+    of these windows in a domain's training text are random and depend only on the suite seed, trial seed and task.
     """
 
     def __init__(self, data: Parts, seed: int, tokens_per_task: int) -> None:
-        """Raise UsageError if the data are not domains of text, or a task would have no window."""
+        """Raise UsageError if the dataset has no text domains, or a task would have no window."""
         if data.texts is None:
-            raise UsageError(
-                "tasks.kind: expected a dataset with domains of text, such as text-domains, got one without"
-            )
+            raise UsageError("tasks.kind: expected a dataset with text domains, such as text-domains, got one without")
         self.texts: Mapping[str, Text] = data.texts
         (self._context,) = data.train.inputs.shape[1:]
         self.count = tokens_per_task // self._context
@@ -43,7 +41,7 @@ class Windows:
         self._parts, self._seed = data, seed
 
     def check_domain(self, key: str, name: str) -> None:
-        """Raise UsageError if no domain is called `name`. key: the setting that names it."""
+        """Raise UsageError if no domain is called `name`. key: the setting that contains the name."""
         if name not in self.texts:
             raise UsageError(f"tasks.{key}: {unknown('domain', name, self.texts)}")
 

@@ -14,7 +14,7 @@ from optbench.cli import main
             70_000,
             "tasks.examples_per_task: expected at most 59000, the number of training examples after the",
         ),
-        (8, "protocol.batch_size: expected at most 8, the number of examples of a task, got 16"),
+        (8, "protocol.batch_size: expected at most 8, the number of examples in a task, got 16"),
     ],
 )
 def test_a_dry_run_refuses_tasks_with_too_many_examples(

@@ -128,7 +128,7 @@ def test_a_patch_has_the_maximum_brightness_and_many_classes_use_a_grid() -> Non
     bright = (found.train.inputs == top).flatten(1)
     distinct = {tuple(row.nonzero().flatten().tolist()) for row in bright[:15]}
     assert len(distinct) == 15
-    with pytest.raises(DataError, match="expected room for 3 places in 8 × 8, where a patch of 7 × 7 fits 1 times"):
+    with pytest.raises(DataError, match="expected room for 3 patches in 8 × 8, got room for 1 of 7 × 7"):
         made("spurious-patch", faces(), size=7)
 
 

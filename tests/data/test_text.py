@@ -215,7 +215,7 @@ def test_non_ascii_bytes_give_a_vocabulary_of_256(tmp_path: Path) -> None:
     ("content", "more", "message"),
     [
         (b"caf\xe9 " * 99, {}, "mine: expected UTF-8, got the byte 0xe9 at position 3"),
-        (b"short", {}, "mine: expected at least 180 bytes, so that the last 5% hold a window of context 8, got 5"),
+        (b"short", {}, "mine: expected at least 180 bytes, so that the last 5% contain a window of context 8, got 5"),
         (CONTENT, {"tokens": "bpe", "vocabulary": 1000}, "vocabulary: expected at most "),
         (
             "é".encode() * 99,
@@ -288,7 +288,7 @@ def test_a_dataset_gives_the_number_of_bytes_of_its_tokens() -> None:
         ([1, 1, 1], "expected a tensor, got list"),
         (torch.ones(3), "expected int64 of shape (3,), one for each class, got float32 of shape (3,)"),
         (torch.tensor([1, 1]), "expected int64 of shape (3,), one for each class, got int64 of shape (2,)"),
-        (torch.tensor([1, 1, -1]), "expected numbers of bytes, 0 or more, got -1"),
+        (torch.tensor([1, 1, -1]), "expected byte counts of at least 0, got -1"),
         (torch.tensor([0, 0, 0]), "expected train targets that represent text, got only tokens of 0 bytes"),
     ],
 )

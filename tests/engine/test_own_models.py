@@ -338,7 +338,7 @@ def split(inputs: torch.Tensor, targets: list[int]) -> Split:
         (split(torch.full((2, 3), torch.nan), [0, 1]), "train.inputs: expected finite numbers, got NaN or infinity"),
         (
             split(torch.zeros(2, 4), [0, 1]),
-            "expected test examples of the same form as train, float32 (4,) with one target, got "
+            "test: expected the form of the training examples, float32 (4,) with one target, got "
             "float32 (3,) with one target",
         ),
         (split(torch.tensor([[0, 9]]), [0]), "train.inputs: expected integers in 0..1, got 0..9"),

@@ -90,7 +90,7 @@ def written(folder: Path, dataset: str, tasks: str, model: str = OWN, protocol: 
         (
             ("{kind: text-files, files: {a: suite.yaml}}", "{kind: domains}"),
             "7:44",
-            "dataset.files.a: expected at least 2580 bytes, so that the last 5% hold a window of context 128, got ",
+            "dataset.files.a: expected at least 2580 bytes, so that the last 5% contain a window of context 128, got ",
         ),
         (("{kind: text-files, files: {}}", "{kind: domains}"), None, "dataset.files: "),
     ],

@@ -164,6 +164,6 @@ def test_a_limit_on_training_examples_is_refused() -> None:
 
 @pytest.mark.parametrize("kind", ["domains", "permuted-vocabulary"])
 def test_tasks_of_text_are_refused_for_images(kind: str, mnist: Dataset) -> None:
-    with pytest.raises(UsageError, match=r"^tasks\.kind: expected a dataset with domains of text"):
+    with pytest.raises(UsageError, match=r"^tasks\.kind: expected a dataset with text domains"):
         TaskFamily(TaskSettings.of(kind), mnist, Protocol(), 0, CPU)
     assert kind in TASKS.names
