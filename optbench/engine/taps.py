@@ -1,4 +1,4 @@
-"""Read features at named points of a network: from the names in a suite to the tensors of a forward pass.
+"""Read tensors at named points of a network: resolve a suite's names, and capture the tensors in a forward pass.
 
 Legend: B batch, T positions of a sequence, d units.
 """
@@ -19,7 +19,7 @@ ACTIVATIONS = (
     *(nn.Tanh, nn.Hardtanh, nn.Sigmoid, nn.Hardsigmoid, nn.Hardswish, nn.Softplus, nn.Softsign, nn.Threshold),
 )
 _SUCH_AS = "an activation module, such as nn.ReLU"
-_NAME_IT = "name the module whose output goes into the activation as 'layer', without 'activation'"
+_NAME_IT = "name the module whose output is the activation's input as 'layer', without 'activation'"
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Tap:
 
     Attributes:
         layer: a hidden layer of a built-in network, counted from 1, or the name of a user's module.
-        before: True for the input of the layer's activation function, or of a user's module that is one.
-        as_features: True if the tensor has the shape of the features and differs from them only by the activation.
+        before: True for the input of the layer's activation function, or of a user's module that is an activation.
+        as_features: True if the features are the output of the activation function for this tensor.
     """
 
     layer: int | str
@@ -37,9 +37,9 @@ class Tap:
     as_features: bool = False
 
     def rows(self, found: Tensor, target_axes: int) -> Tensor:
-        """Return a row (d,) for each example, position of a sequence, or pixel of images (B, d, H, W).
+        """Return one row (d,) for each example, each position of a sequence, or each pixel of images (B, d, H, W).
 
-        Built-in networks on image patches have a row for each patch.
+        For a built-in network on image patches, there is one row for each patch.
         """
         if found.ndim == 4 and target_axes == 1 and not self.as_features:
             return found.movedim(1, -1).flatten(0, 2)
@@ -58,15 +58,15 @@ def tap_of_ours(place: Place, depth: int) -> Tap | None:
     if place == FEATURES or (layer == depth and place.activation == "after"):
         return None
     if not isinstance(layer, int) or not 1 <= layer <= depth:
-        got = f"got {place.layer!r}" if place.layer is not None else "which has none"
-        expected = f"from 1 to {depth} " if depth > 1 else "1 " if depth else ""
-        raise ValueError(f"expected a hidden layer {expected}of the network, {got}")
+        expected = f"a hidden layer from 1 to {depth}" if depth > 1 else "hidden layer 1" if depth else "a hidden layer"
+        got = f"got {place.layer!r}" if depth else "but the network has none"
+        raise ValueError(f"expected {expected}, {got}")
     return Tap(layer, place.activation == "before")
 
 
 @dataclass(frozen=True)
 class Modules:
-    """Modules of a user's model, observed in a forward pass.
+    """The modules of a user's model, as observed in a forward pass.
 
     Attributes:
         unreadable: for each module, the reason why its output cannot be read; None if it can.
@@ -104,7 +104,10 @@ class Modules:
     def of(
         module: nn.Module, forward: Callable[[], object], features: Callable[[], Tensor], target_shape: tuple[int, ...]
     ) -> Modules:
-        """Run a model in eval mode, then the computation of its features, and record the outputs of modules."""
+        """Observe the modules of a model in eval mode.
+
+        forward: runs the model. features: computes the features. target_shape: (B,), or (B, T) for sequences.
+        """
         parts = {name: part for name, part in module.named_modules() if name}
         unreadable: dict[str, str | None] = {}
         with _outputs(parts) as given:
@@ -122,7 +125,7 @@ class Modules:
         activations = frozenset(name for name, part in parts.items() if isinstance(part, ACTIVATIONS))
         with _outputs({name: parts[name] for name in activations}) as given:
             found = features()
-        # The last call counts. The features may be a view of the output, as after flattening.
+        # Only the last call counts. The features may be a view of its output, for example after flattening.
         last = (name for name, own in given.items() if isinstance(own[-1], Tensor) and _same_memory(own[-1], found))
         return Modules(unreadable, activations, next(last, None))
 
@@ -133,7 +136,7 @@ def _same_memory(a: Tensor, b: Tensor) -> bool:
 
 @contextlib.contextmanager
 def _outputs(parts: Mapping[str, nn.Module]) -> Iterator[Mapping[str, list[object]]]:
-    """Collect the outputs of modules in the block, one per call; modules that are not called are left out."""
+    """Collect the outputs of modules, one for each call in the block; modules that are not called are left out."""
     given: dict[str, list[object]] = {}
 
     def noting(name: str) -> Callable[[nn.Module, object, object], None]:

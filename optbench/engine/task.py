@@ -1,6 +1,6 @@
-"""One task of a cohort: the members' steps, evaluations and early stopping.
+"""Train a cohort on one task: the members' steps, evaluations and early stopping.
 
-Legend: P padded parameter count.
+Legend: P padded parameter count, Q padded size of the buffers in floats.
 """
 
 from __future__ import annotations
@@ -34,16 +34,17 @@ if TYPE_CHECKING:
 
 
 SUBSET = 5000
-"""Number of training examples for a target loss, as many as are held out for validation by default."""
+"""Maximum number of training examples for evaluations of the training loss, equal to the default number of validation
+examples."""
 
 
 def training_subset(examples: Examples, suite_seed: int) -> Examples:
-    """Return at most `SUBSET` training examples of a task, in their order, the same for all trials of a suite."""
+    """Return at most `SUBSET` training examples of a task, in their original order, the same ones for all trials."""
     return examples.drawn(SUBSET, generator(suite_seed, None, "training loss"))
 
 
 class TaskTraining:
-    """One task of a cohort, from the first step until all members have stopped."""
+    """Trains a cohort on one task, from the first step until all members have stopped."""
 
     def __init__(self, cohort: CohortTraining, task: int) -> None:
         self.cohort = cohort
@@ -147,7 +148,7 @@ class TaskTraining:
         return step
 
     def _stack(self, step: int, *, begin: bool) -> LockStep | None:
-        """Stack the active members without those whose settings are rejected; None if none remain."""
+        """Stack the active members, except those whose settings are rejected; return None if no members remain."""
         cohort = self.cohort
         while members := list(self.active):
             try:
@@ -176,7 +177,7 @@ class TaskTraining:
         return Watch(self.cohort.layout, self.task, due)
 
     def _take_out(self, stack: LockStep, i: int, member: Member) -> None:
-        """Copy a member's weights and optimizer state out of the stack when it stops or the stack shrinks."""
+        """Copy a member's weights and optimizer state out of the stack, when the member stops or the stack shrinks."""
         stopper = self.stoppers[member.trial.id]
         over = member.running and member not in self.active  # its task has ended: use the best weights
         if over and stopper.best_row is not None:
@@ -195,12 +196,12 @@ class TaskTraining:
     def _measured(self, stack: LockStep, i: int, member: Member) -> Tensor:
         """Return the weights and buffers (P + Q,) at which to measure a member.
 
-        If these are an average (of the protocol or the optimizer) instead of the training weights, running statistics
-        are re-estimated on training examples of the task.
+        If the weights are averages (set by the protocol or computed by the optimizer) and not the training weights,
+        running statistics are re-estimated on training examples of the task.
 
         Raises:
             ModelError: the user's model raised an exception.
-            Exception: a user's optimizer raised it when its mode was switched.
+            Exception: any exception that a user's optimizer raises when its mode is switched.
         """
         row, layout, evaluator = stack.measured(i), self.cohort.layout, self.cohort.evaluator
         if not running(evaluator.network) or torch.equal(layout.weights(row), layout.weights(stack.row(i))):
@@ -230,7 +231,9 @@ class TaskTraining:
     def _score_earlier(self, due: Mapping[int, Tensor], here: Mapping[int, Member], step: int) -> dict[int, Exception]:
         """Score due members on earlier tasks, if the protocol requests it.
 
-        due: the weights to score, by member. Returns the exceptions raised by members' models.
+        Return the exceptions raised by members' models, by member.
+
+        due: the weights to score, by member. here: all members in the stack.
         """
         raised: dict[int, Exception] = {}
         for task in range(self.task) if self.cohort.protocol.follow_earlier else ():
@@ -246,7 +249,7 @@ class TaskTraining:
     def _evaluated(
         self, member: Member, row: Tensor, score: Score, step: int, rate: float | None, raw: Tensor | None
     ) -> None:
-        """Record the score of the weights `row` after `step`, and end the task if it is finished.
+        """Record the score of the weights `row` after `step`, and end the task for the member if it must stop.
 
         rate: the learning rate, from `Lane.rate`. raw: the training weights, if `row` is an average of them.
         """
@@ -277,7 +280,7 @@ class TaskTraining:
         self._notify(member, 1.0 if stop else step / schedule.total, score.accuracy)
 
     def _leave(self, member: Member, status: str, step: int, error: Exception | None) -> None:
-        """Freeze a member that diverged or failed at `step` of this task, without affecting others."""
+        """End the training of a member that diverged or failed at `step`, without affecting other members."""
         member.status = status
         if isinstance(error, ModelError):
             member.fail(error.error)

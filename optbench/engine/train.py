@@ -1,11 +1,11 @@
 """Train a cohort in lock-step through its task sequence and return every trial's results, without writing to disk.
 
 A *stack* (`lockstep`) holds the members in training. All of them are updated until one is due for evaluation. Members
-that stop there (early, at the last step, or diverged) keep their weights and optimizer state and are removed from the
-stack; the others continue in a smaller stack, immediately on a CPU, and on an accelerator once half of them have
-stopped. Then the next task begins with all running members.
+that then stop (early, at the last step, or because they diverged) keep their weights and optimizer state and leave the
+stack. The others continue in a smaller stack: immediately on a CPU, and once half of them have stopped on an
+accelerator. When all members have stopped, the next task begins with those that have not diverged or failed.
 
-Legend: P padded parameter count.
+Legend: P padded parameter count, Q padded size of the buffers in floats.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from optbench.suite.scoring import scored_tasks
 from optbench.tasks import Examples, TaskSequence
 
 VERIFIED = 2
-"""Number of members verified for each setting of a user's elementwise optimizer: several, because one may diverge."""
+"""Number of members verified for each variant of a user's elementwise optimizer: more than one, as one may diverge."""
 
 
 def train(
@@ -66,12 +66,12 @@ def train(
     keep: Keep | None = None,
     begun: Mapping[str, Interim] = MappingProxyType({}),
 ) -> list[TrialResult]:
-    """Train all trials of `cohort` in lock-step; return results in the order of its trials.
+    """Train all trials of `cohort` in lock-step; return results in the order of the cohort's trials.
 
-    keep: see `Keep`. begun: saved states from which trials continue, by id; all from the same task, or empty.
+    keep: see `Keep`. begun: saved states from which trials continue, by trial id; all from the same task, or empty.
 
-    Trials that differ only in names are trained once, and each gets all results as if it had been trained alone; the
-    seconds in its rows are not divided among them.
+    Trials that differ only in names are trained once. Each gets all results as if it had been trained alone; the
+    seconds in the results are not divided among the trials.
 
     Raises:
         UsageError: a task has fewer training examples than one batch needs, or the model does not fit the data.
@@ -98,12 +98,12 @@ class CohortTraining:
         begun: Mapping[str, Interim],
         apart: str | None = None,
     ) -> None:
-        """apart: why each member gets a separate instance although the optimizer is declared elementwise."""
+        """apart: why members get separate instances although the optimizer is declared elementwise, or None."""
         self.workspace = workspace
         self.protocol = workspace.experiment.protocol
         self.notify = notify
         if len(aparts := {interim.apart for interim in begun.values()}) > 1:
-            raise CannotResume("some of its trials were trained in another lane")
+            raise CannotResume("some trials of the cohort were trained in another lane")
         self.apart = aparts.pop() if aparts else apart
         settings = [equal[0].settings for equal in cohort.trainings]
         self.spec = resolve_shared(cohort.trials[0].spec, settings, believed=self.apart is None)
@@ -180,7 +180,7 @@ class CohortTraining:
         return BatchStream(examples, self.protocol.batch_size, *seeds, task, trial.order, self.protocol.augment)
 
     def lane_member(self, member: Member, task: int) -> LaneMember:
-        """Return the information about a member for its lane in `task`, 0..T-1."""
+        """Return the information that a lane receives about a member in `task`, 0..T-1."""
         kept = self._keeps_state(member)
         made = 0 if kept else task  # the task at which its optimizer is constructed
         return LaneMember(
@@ -202,7 +202,7 @@ class CohortTraining:
     def passes(self, member: Member, task: int, row: Tensor | None = None) -> Passes | None:
         """Return the forward passes of a member in `task`, 0..T-1; None for a plain network.
 
-        row: the initial weights and buffers (P + Q,), by default those of the member.
+        row: weights and buffers (P + Q,) to start from, by default those of the member.
         """
         if self.blueprint.plain:
             return None
@@ -217,12 +217,15 @@ class CohortTraining:
         return Passes(network, self.layout, member.trained if row is None else row, draws)
 
     def _draws(self, trial_seed: int, tasks: Mapping[str, int], task: int, purpose: str) -> int:
-        """Return the seed for an optimizer's random numbers outside of steps; it differs between purposes and tasks."""
+        """Return the seed for an optimizer's random numbers outside of steps, different for each purpose and task.
+
+        tasks: the task for some purposes, which replaces `task`.
+        """
         name = f"optimizer/{purpose}/task {tasks.get(purpose, task)}"
         return stream_seed(self.workspace.suite_seed, trial_seed, name) % SEEDS
 
     def look_at_followers(self, *, at_end: bool = False) -> None:
-        """Check the verifications of members. at_end: True at the end of the task, where verifications end.
+        """Check the results of members' verifications, and end the verifications if `at_end` is True.
 
         Raises:
             NotElementwise: the optimizer is wrongly declared elementwise.
@@ -234,7 +237,7 @@ class CohortTraining:
                 member.follower = None
 
     def _verify(self) -> None:
-        """Repeat the training of two members per variant with separate instances, for one task."""
+        """Verify up to `VERIFIED` members per variant: repeat their steps in the first task with separate instances."""
         settings: dict[str, int] = {}
         for member in self.members:
             key = repr(sorted(member.trial.settings.items()))
@@ -258,23 +261,23 @@ class CohortTraining:
         return Interim.of(member, self.finished, state, self.apart)
 
     def _state(self, member: Member) -> MemberState:
-        """Return the state of a member's optimizer in containers, tensors and numbers.
+        """Return the state of a member's optimizer, consisting of containers, tensors and numbers.
 
         Raises:
-            CannotResume: the optimizer cannot be resumed from such a state.
+            CannotResume: the optimizer cannot be resumed from this state.
         """
         if not member.running or member.state is None or not self._keeps_state(member):
             return None
         if self.spec.lane != "per-member":
             return member.state
         if name := self._outside.changed():
-            raise CannotResume(f"it keeps state outside of its instances: {name}")
+            raise CannotResume(f"the optimizer keeps state outside of its instances: {name}")
         if (reason := self.obstacle(member)) is not None:
             raise CannotResume(reason)
         return proven_state(self.machinery, self.lane_member(member, self.finished), member.trained)
 
     def obstacle(self, member: Member) -> str | None:
-        """Return why members with the settings of `member` cannot be resumed, as found by a test; None if they can."""
+        """Test whether members with the settings of `member` can be resumed; return the reason if they cannot."""
         settings = member.trial.settings.items()
         key = repr([(name, bool(value) if isinstance(value, int | float) else value) for name, value in settings])
         if key not in self._obstacles:

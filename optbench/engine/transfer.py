@@ -19,11 +19,11 @@ from optbench.suite.schema import ExperimentSettings
 from optbench.tasks import Examples
 
 TRAIN, VALIDATION, TEST = 5000, 2000, 10_000
-"""Maximum numbers of examples of the other dataset."""
+"""Maximum numbers of examples in the parts of the other dataset."""
 
 
 def load_transfer(experiment: ExperimentSettings, data_dir: Path | None) -> Dataset | None:
-    """Load the other dataset of an experiment, whose files are known to exist; None if it has no other dataset."""
+    """Load an experiment's other dataset, whose files must exist; return None if there is no other dataset."""
     return None if experiment.transfer is None else load(experiment.transfer, data_dir, download=False)
 
 
@@ -40,9 +40,9 @@ class Transfer:
 
     @staticmethod
     def of(dataset: Dataset, suite_seed: int, device: torch.device) -> Transfer:
-        """Draw the parts for a suite, the same for every trial.
+        """Draw the parts at random for a suite, the same for every trial.
 
-        Up to 2/7 of the training data are held out to choose the penalty of the probe.
+        Up to 2/7 of the training data are held out as validation data, to choose the probe's penalty.
         """
         order = torch.randperm(len(dataset.train), generator=generator(suite_seed, None, "transfer"))
         held_out = min(VALIDATION, max(1, 2 * len(order) // 7))
@@ -55,7 +55,7 @@ class Transfer:
         """Return the data for a probe: the features of all parts from the network with weights `row` (P,)."""
 
         def read(examples: Examples) -> Labelled:
-            # Dummy classes: the network may have no outputs for those of the other dataset.
+            # The targets are placeholders, because the network may have no outputs for the other dataset's classes.
             score = evaluator.read(row, Examples(examples.inputs, torch.zeros_like(examples.targets)))
             return Labelled(score.features, examples.targets.to(score.features.device))
 
@@ -64,10 +64,10 @@ class Transfer:
 
 
 def check_transfer(dataset: Dataset, other: Dataset) -> None:
-    """Check that networks for a dataset accept the inputs of another, which must have classes.
+    """Check that networks for `dataset` accept the inputs of `other`, and that `other` has one class per example.
 
     Raises:
-        UsageError: the inputs differ, or the other dataset has no classes or fewer than two training examples.
+        UsageError: the inputs differ, or `other` has several targets per example or fewer than two training examples.
     """
     ours, theirs = dataset.inputs, other.inputs
     if ours != theirs or dataset.train.inputs.dtype != other.train.inputs.dtype:

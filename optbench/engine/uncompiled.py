@@ -1,7 +1,7 @@
-"""PyTorch's optimizers without `torch._dynamo`, which takes longer to import than the rest of PyTorch (1.7 s).
+"""Use PyTorch's optimizers without `torch._dynamo`, which takes longer to import than the rest of PyTorch (1.7 s).
 
-Optimizer methods import it on first use, to exclude themselves from `torch.compile`. This module defers the exclusion
-until other code has imported it.
+Optimizer methods import `torch._dynamo` on first use, to exclude themselves from `torch.compile`. This module defers
+the exclusion until other code has imported `torch._dynamo`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def spare_dynamo() -> None:
 
 @contextlib.contextmanager
 def made_without_dynamo() -> Iterator[None]:
-    """Construct optimizers in the block without dynamo, with no lasting effect on a user's process."""
+    """Construct optimizers in the block without importing dynamo, and with no lasting effect on a user's process."""
     undecided = _undecided()
     for method, plain in undecided:
         setattr(plain, _KEPT, _until_imported(plain, method))

@@ -1,4 +1,4 @@
-"""Measure the geometry of some updates: each weight matrix's step, at points spread over training.
+"""Measure the geometry of updates: each weight matrix's step, at a few points spread over training.
 
 A step is the total change of the weights, including decay and momentum. The gradient is that of the batch at the
 weights before the step, even if the optimizer evaluates other gradients. No additional steps or gradients are computed.
@@ -22,19 +22,21 @@ from optbench.store.tables import UpdateRow
 
 
 def watched(tasks: int, task: int, steps: int) -> frozenset[int]:
-    """Return the steps of `task` (0..tasks-1) to watch, counted from 0, given its maximum number of steps.
+    """Return the steps of `task` (0..tasks-1) to watch, counted from 0.
 
-    Over all tasks there are `POINTS` points, in the middle of equal parts of training; fewer if they coincide.
+    Over all tasks, there are `POINTS` points, in the middle of equal parts of training; fewer if points coincide.
+
+    steps: the maximum number of steps in the task.
     """
     points = [(i + 0.5) * tasks / POINTS for i in range(POINTS)]
     return frozenset(int((point - task) * steps) for point in points if int(point) == task)
 
 
 class Watch:
-    """The watched updates of the members of a stack in one task."""
+    """Measures the watched updates of a stack's members in one task."""
 
     def __init__(self, layout: Layout, task: int, due: Sequence[frozenset[int]]) -> None:
-        """task: 0..T-1. due: the steps to watch, for each member."""
+        """task: 0..T-1. due: each member's steps to watch, as returned by `watched`."""
         self._layout = layout
         self._matrices = [slot.name for slot in layout.slots if len(slot.shape) > 1]
         self._task = task
@@ -44,7 +46,7 @@ class Watch:
         self._seconds = 0.0
 
     def begin(self, step: int, weights: Tensor, grads: Tensor) -> None:
-        """Save weights and gradients (M, P) before the update of `step` (from 0) for members that are due."""
+        """Save the weights and gradients (M, P) before the update of `step` (from 0), for members that are due."""
         self._before = {i: (weights[i].clone(), grads[i].clone()) for i, due in enumerate(self._due) if step in due}
 
     def end(self, step: int, weights: Tensor) -> None:
@@ -58,7 +60,7 @@ class Watch:
         self._seconds += time.perf_counter() - started
 
     def read(self) -> tuple[float, dict[int, list[UpdateRow]]]:
-        """Return the seconds spent and, by member, the results since the last call."""
+        """Return the seconds spent and the results since the last call; results are by member."""
         found = self._seconds, self._rows
         self._seconds, self._rows = 0.0, {}
         return found

@@ -1,4 +1,4 @@
-"""Call an optimizer's code with seeds of its trial, and restore the process's settings afterwards."""
+"""Call an optimizer's code with seeds of the trial, and restore the process's settings afterwards."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from optbench.optimizers.spec import OptimizerSpec
 
 
 class ProgramEndError(Exception):
-    """An optimizer raised a BaseException that is not an Exception, for example by calling `sys.exit`."""
+    """A user's code raised a BaseException that is not an Exception, for example by calling `sys.exit`."""
 
 
 def ended(error: BaseException) -> BaseException:
     """Return the error that replaces a BaseException raised by a user's code."""
     if isinstance(error, SystemExit):
         return ProgramEndError(f"it ends the program with exit({error})")
-    # Workers ignore Ctrl-C, so in them it can only come from the optimizer.
+    # Workers ignore Ctrl-C, so a KeyboardInterrupt in a worker can only come from the user's code.
     if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         return KeyboardInterrupt()
     return ProgramEndError(f"it raises {type(error).__name__}")
@@ -37,9 +37,9 @@ _NOTHING = contextlib.nullcontext()
 
 @contextlib.contextmanager
 def without_warnings() -> Iterator[None]:
-    """Ignore Python warnings in the block, except PyTorch's about determinism, which results record.
+    """Ignore Python warnings in the block, except PyTorch's warnings about determinism, which results record.
 
-    For constructors, whose warnings are shown once before training instead of for every member.
+    Used for constructors, whose warnings are shown once before training instead of for every member.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -48,7 +48,7 @@ def without_warnings() -> Iterator[None]:
 
 
 class UserCode:
-    """Wraps the calls of one optimizer, whose trials run on one device.
+    """Wraps all calls of one optimizer's code on one device.
 
     Process-wide settings are restored for users' optimizers and for wrappers around them. Registered optimizers do not
     change such settings.
@@ -61,12 +61,14 @@ class UserCode:
         self._settings = Snapshot(NUMERIC) if user_targets(spec.name, hyperparameters) else None
 
     def step(self, generator: torch.Generator | None) -> AbstractContextManager[None]:
-        """Wrap one step. generator: the trial's, for an optimizer that draws random numbers; None for no seeding.
+        """Wrap one step.
 
         The global generators are not restored; `LockStep` restores them after many steps.
 
+        generator: the trial's generator, for an optimizer that draws random numbers; None for no seeding.
+
         Raises:
-            ProgramEndError: in place of a BaseException other than Ctrl-C.
+            ProgramEndError: the step raised a BaseException that is not an Exception, except for Ctrl-C.
         """
         if self._random and generator:
             seed_all(draw_seed(generator), self._device)
@@ -77,7 +79,7 @@ class UserCode:
         try:
             try:
                 yield
-            finally:  # before anything else, which could fail in a mode that the optimizer has left on
+            finally:  # before any other code, which could fail in a mode that the optimizer has left on
                 settings.put_back()
         except Exception:
             raise
@@ -88,7 +90,7 @@ class UserCode:
     def aside(self, seed: int, *, quiet: bool = False) -> Iterator[None]:
         """Wrap all other calls: constructor, `begin_task`, `train`, `eval`.
 
-        seed: the seed of random draws in the call. quiet: True to call it `without_warnings`.
+        seed: the seed for random draws in the call. quiet: True to ignore warnings, as in `without_warnings`.
 
         Raises:
             ProgramEndError: as in `step`.

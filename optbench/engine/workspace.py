@@ -48,7 +48,7 @@ class Workspace:
         return Blueprint.of(self.experiment, model, self.dataset, f"experiments.{experiment}.models.{model}")
 
     def ways(self, model: str, blueprint: Blueprint) -> Ways:
-        """Return the ways to compute gradients of a model of the experiment, determined once."""
+        """Return the ways to compute gradients of a model; they are determined once per model."""
         if model not in self._ways:
             protocol = self.experiment.protocol
             normalise = Normaliser.of(self.dataset, protocol, self.device)

@@ -300,7 +300,7 @@ def test_a_dry_run_of_a_resumption_lists_finished_trials(
 @pytest.mark.parametrize(
     ("suite", "setting", "message"),
     [
-        ("smoke", "experiments.permuted-mnist.metrics=[{kind: srank, layer: 3}]", "expected a hidden layer 1"),
+        ("smoke", "experiments.permuted-mnist.metrics=[{kind: srank, layer: 3}]", "expected hidden layer 1"),
         ("text", "experiments.domains.tasks.tokens_per_task=20", "expected at least 128, the context"),
     ],
 )

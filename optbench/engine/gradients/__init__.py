@@ -1,4 +1,4 @@
-"""Losses and gradients of all members of a cohort, in four equivalent ways.
+"""Compute losses and gradients of all members of a cohort, in four equivalent ways.
 
 | module         | for              | how                                                                     |
 |----------------|------------------|-------------------------------------------------------------------------|
@@ -9,10 +9,11 @@
 
 `ways` selects one for each model.
 
-On one CPU thread a batched product is no faster than separate products (it is a loop in the library), while processing
-one member at a time keeps its weights and gradients in the cache. Batching would only save framework overhead, of which
-the hand-written path saves more. Processing members one at a time also guarantees bit-identity, because a member's
-arithmetic does not depend on the number of other members. On a GPU, in contrast, batching is essential.
+On one CPU thread, a batched product is no faster than separate products (it is a loop in the library), whereas
+processing one member at a time keeps the member's weights and gradients in the cache. Batching would only save
+framework overhead, of which the explicit backpropagation in `mlp` saves more. Processing members one at a time also
+guarantees bit-identity, because a member's arithmetic does not depend on the number of other members. On a GPU, in
+contrast, batching is essential.
 
 In all four ways, members that share a stream (those of one seed) share its batches, which are taken once per step.
 """

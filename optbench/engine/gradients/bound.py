@@ -1,4 +1,4 @@
-"""The inputs and outputs to which a cohort's gradients are bound, and the interface of gradients.
+"""The inputs and outputs that are bound to the computation of gradients, and the interface of this computation.
 
 Legend: M members, P padded parameter count.
 """
@@ -20,18 +20,18 @@ from optbench.suite.protocol import Precision
 
 @dataclass(frozen=True)
 class Bound:
-    """Tensors bound once for many steps, so that a step creates no views."""
+    """Inputs and outputs bound once for many steps, so that a step creates no views."""
 
     weights: Tensor
     """(M, P)"""
     grads: Tensor
     """(M, P), written by each step."""
     streams: Sequence[BatchStream]
-    """The source of each member's batches; members with the same object (those of one seed) share its batches."""
+    """The source of each member's batches. Members with the same stream object (those of one seed) share batches."""
     passes: Sequence[Passes] = ()
-    """For a user's model, the forward passes of each member; empty for built-in networks."""
+    """The forward passes of each member; empty for plain networks (`Blueprint.plain`)."""
     penalties: Penalties | None = None
-    """Penalties added to the members' losses, if any."""
+    """Penalties whose gradients are added to the members' gradients, if any."""
     precision: Precision = "float32"
     """Precision of forward passes, as in the protocol."""
     hits: Hits | None = None
@@ -47,11 +47,11 @@ class Gradients(Protocol):
         ...
 
     def __call__(self, step: int, losses: Tensor) -> Mapping[int, Exception] | None:
-        """Write gradients of the mean cross-entropy of batch `step` to the bound matrix, losses to `losses` (M,).
+        """Write the mean cross-entropy on batch `step` to `losses` (M,), and its gradients to `Bound.grads`.
 
-        Penalties are added to gradients but not to losses, so losses are comparable between trials.
+        Penalties are added to gradients but not to losses, so that losses are comparable between trials.
 
-        Returns the exceptions raised by members' models, by member.
+        Return the exceptions raised by members' models, by member.
         """
         ...
 

@@ -1,10 +1,10 @@
-"""On a CPU, use `torch.func` for all members instead of member by member, if it is faster and gives identical bits.
+"""On a CPU, process all members together with `torch.func` if this is faster and gives identical bits.
 
 Timings are not reproducible, so they may decide only if results do not depend on the decision. The reference is the
 computation member by member, as for a trial trained alone. `torch.func` rarely gives the same bits: a linear layer with
-a bias is one fused product for a single member, but a batched product and a separate sum with the member axis. Where it
-does, as for networks without biases, it takes .2 to .9 of the reference's time; elsewhere it would usually be slower
-(benchmarks/RESULTS.md).
+a bias is one fused product for a single member, but a batched product and a separate sum with a member axis. Where the
+bits are the same, as for networks without biases, `torch.func` takes 0.2 to 0.9 of the reference's time; elsewhere, it
+would usually be slower (benchmarks/RESULTS.md).
 
 Legend: M members, B batch, P padded parameter count.
 """
@@ -25,15 +25,15 @@ from optbench.engine.stack import Layout, same_bits
 from optbench.models import cross_entropy
 
 TRIED = 4
-"""Number of initial steps of a stack that are computed both ways; the very first one is not timed."""
+"""Number of initial steps of a stack that are computed both ways; the first of them is not timed."""
 MEMORY = 2**28
-"""Maximum bytes kept for the backward pass by all members; for larger networks, call overhead is negligible."""
+"""Maximum bytes that all members keep for the backward pass; in larger networks, call overhead is negligible."""
 CHECKED = 100
 """Interval in steps after which both ways are compared again."""
 
 
 class OtherBitsError(Exception):
-    """`torch.func` gave the same bits as each member alone at first, but not later."""
+    """`torch.func` gave the same bits as processing each member alone at first, but not later."""
 
 
 @dataclass
@@ -42,19 +42,19 @@ class Choice:
 
     possible: bool = True
     sizes: set[int] = field(default_factory=set)
-    """Sizes of stacks for which `torch.func` was tried; in a library, the order of sums may depend on the size of a
-    product."""
+    """Stack sizes for which `torch.func` was tried. Other sizes are tried again, because a library's order of summation
+    may depend on the size of a product."""
 
     def open(self, kept: int) -> bool:
-        """Return whether `torch.func` may be tried, given the bytes kept for the backward pass by all members."""
+        """Return whether `torch.func` may be tried. kept: the bytes that all members keep for the backward pass."""
         return self.possible and kept <= MEMORY
 
 
 class ChosenGradients:
-    """Computes the first steps both ways, and then only the faster one if the bits are equal.
+    """Computes the first steps both ways and, if the bits are equal, later steps in the faster way.
 
-    In steps computed both ways, training uses the gradients of each member alone, and only these are computed with the
-    members' own networks.
+    In steps computed both ways, training uses the gradients computed for each member alone. Only these gradients are
+    computed with the members' own networks.
     """
 
     def __init__(self, network: nn.Module, layout: Layout, buffer: BatchBuffer, bound: Bound, choice: Choice) -> None:
@@ -84,7 +84,7 @@ class ChosenGradients:
         started = time.thread_time()
         try:
             logits = self._together(step, losses)
-        except Exception:  # any error: if it is not specific to this way, the other way raises it, too
+        except Exception:  # any error: if it is not specific to `torch.func`, it is raised again below
             self._choice.possible = False
             return self._each(step, losses)
         between = time.thread_time()
@@ -135,7 +135,7 @@ class _Together:
                 for i in members:
                     stacked[i].copy_(part)
         inputs, targets = self._batches
-        # With a member axis, the mean over a batch is summed in another order.
+        # With a member axis, the mean over a batch is summed in a different order, so each member has a separate mean.
         found = self._vmap(inputs, targets, losses)
         for i, logits in enumerate(found):
             losses[i].copy_(cross_entropy(logits, targets[i]))

@@ -1,6 +1,6 @@
 """Take batches of many streams together on an accelerator, without counters in Python.
 
-Legend: S different streams, B batch size, L rows of the longest epoch, T positions.
+Legend: S distinct streams, B batch size, T positions of a sequence.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from optbench.engine.batches import BatchStream, Normaliser
 class Feed:
     """Takes the next batches of all streams in a few library calls.
 
-    The examples of all streams are concatenated, an epoch's order is a row of indices, and each stream's position in
-    its order is on the device, so `take` performs the same operations every time. At the start of an epoch, `aim`
-    copies the epoch's order to the device.
+    The examples of all streams are concatenated. A stream's order in an epoch is a row of indices, and its position in
+    this order is stored on the device, so `take` performs the same operations every time. At the start of an epoch,
+    `aim` copies the epoch's order to the device.
     """
 
     def __init__(self, streams: Sequence[BatchStream], normalise: Normaliser) -> None:
@@ -31,7 +31,7 @@ class Feed:
             offsets[id(part)] = rows
             rows += len(part)
         self._offsets = [offsets[id(stream.examples)] for stream in streams]
-        # This holds a second copy while the stack exists, unless all streams have the same examples.
+        # Unless all streams have the same examples, these are second copies, which exist as long as the stack.
         self._inputs = parts[0].inputs if len(parts) == 1 else torch.cat([part.inputs for part in parts])
         self._targets = parts[0].targets if len(parts) == 1 else torch.cat([part.targets for part in parts])
         device = self._targets.device
@@ -39,7 +39,7 @@ class Feed:
         longest = max(stream.steps_per_epoch for stream in streams) * size
         self._orders = torch.zeros(len(streams), longest, dtype=torch.int64, device=device)
         self.positions = torch.zeros(len(streams), 1, dtype=torch.int64, device=device)
-        """(S, 1): start of the next batch of each stream in its epoch's order."""
+        """(S, 1): the start of each stream's next batch in the order of its epoch."""
         augment, mirrored = streams[0].augment, [part.mirrored for part in parts if part.mirrored is not None]
         self._augmenter = None if augment is None else Augmenter(augment, [stream.examples for stream in streams])
         self._ways = torch.zeros_like(self._orders)
@@ -52,7 +52,7 @@ class Feed:
         """The next step, and the next step at which any stream begins an epoch."""
 
     def aim(self, step: int) -> None:
-        """Prepare `take` to return batch `step` (0-based) next, without synchronisation."""
+        """Prepare `take` to return batch `step` (0-based), without synchronisation."""
         if step != self._next or step == self._until:
             for i, stream in enumerate(self._streams):
                 epoch, position = divmod(step, stream.steps_per_epoch)
@@ -63,7 +63,7 @@ class Feed:
         self._next = step + 1
 
     def take(self) -> tuple[Tensor, Tensor]:
-        """Return inputs (S, B, ...) and targets (S, B) or (S, B, T) of the next batches, valid until the next call."""
+        """Return the next inputs (S, B, ...) and targets (S, B) or (S, B, T), which are valid until the next call."""
         places = self.positions + self._within
         rows = self._orders.gather(1, places).view(-1)
         raw = torch.index_select(self._inputs, 0, rows, out=self._raw)
@@ -86,6 +86,6 @@ class Feed:
 
     @staticmethod
     def _send(numbers: Tensor, row: Tensor) -> None:
-        if row.is_cuda:  # from pinned memory, so that no call waits
+        if row.is_cuda:  # copied from pinned memory, so that no call waits
             numbers = numbers.pin_memory()
         row[: len(numbers)].copy_(numbers, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Losses and gradients of any network by autograd, member by member: on a CPU, or if nothing else works."""
+"""Compute losses and gradients of any network with autograd, member by member: on a CPU, or if no other way works."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from optbench.models import cross_entropy, materialised
 class LoopGradients:
     """Computes gradients with a separate graph for each member and step.
 
-    On a CPU the network is called as in a plain loop, with its parameters in the member's row of the stack.
-    `functional_call` would swap them in and out at every step, which adds up to a fifth to a small network's time.
+    On a CPU, a member's network is called as in a plain loop, with parameters that are views of the member's row.
+    `functional_call` would swap the parameters in and out at every step, which adds up to a fifth to the time of a
+    small network.
     """
 
     way = "member by member"
@@ -35,11 +36,11 @@ class LoopGradients:
         device, rows = bound.weights.device, bound.weights.detach().unbind()
         self._weights = [layout.views(row) for row in rows]
         self._grads = [list(layout.views(row).values()) for row in bound.grads.unbind()]
-        # Built-in networks are stateless, so one serves all members.
+        # Plain networks are stateless, so one network serves all members.
         self._networks = [each.network for each in bound.passes]
         if not self._networks:
             self._networks = [materialised(network, device)] * len(rows)
-        self._binds = device.type == "cpu"  # elsewhere weights are passed to the module
+        self._binds = device.type == "cpu"  # on other devices, weights are passed to the module
         self._parameters: list[list[Tensor]] = (
             [list(own.parameters()) for own in self._networks]
             if self._binds
@@ -70,7 +71,7 @@ class LoopGradients:
             total = sum(added, loss)
         if self._hits is not None:
             self._hits.see(i, logits, targets)
-        # Parameters that a module does not use have no gradient; built-in networks use all.
+        # Parameters that a user's module does not use have no gradient; plain networks use all parameters.
         found = torch.autograd.grad(total, self._parameters[i], allow_unused=bool(self._passes))
         _put(self._grads[i], found)
         losses[i].copy_(loss.detach())

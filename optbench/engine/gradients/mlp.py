@@ -1,4 +1,4 @@
-"""Losses and gradients of plain MLPs on a CPU, with explicit backpropagation.
+"""Compute losses and gradients of plain MLPs on a CPU with explicit backpropagation.
 
 Legend: M members, B batch, D units of the first layer, E inputs of a network, P padded parameter count.
 """
@@ -24,7 +24,7 @@ class MlpGradients:
 
         dz_L = (p - onehot(y)) / B,   dW_l = dz_l^T h_(l-1),   db_l = sum_B dz_l,   dz_(l-1) = (dz_l W_l) * f'(z_(l-1))
 
-    Members with the same batch compute z_1 by one product with their stacked W_1, if that gives the same bits
+    Members with the same batch compute z_1 in one product with their stacked W_1, if this gives the same bits
     (`agrees`).
     """
 
@@ -60,7 +60,7 @@ class MlpGradients:
                     self._member(i, inputs, labels, losses[i], first[k] if first else None)
 
     def _first_layers(self, members: tuple[int, ...], inputs: Tensor) -> Sequence[Tensor] | None:
-        """Return z_1 (B, D) of members with the same inputs, by one product; None if they need separate products."""
+        """Compute z_1 (B, D) of members with the same inputs in one product, if `agrees` is True; else return None."""
         if members not in self._together:
             weights = [self._weights[i][0] for i in members]
             if not agrees(len(members), weights[0][0].shape, inputs.shape[0]):
@@ -112,7 +112,7 @@ class MlpGradients:
 
 
 _MINUS_ONE = torch.tensor(-1.0)
-# Autograd's in-place kernel for ReLU: a product with a boolean mask takes five times as long.
+# Autograd's in-place kernel for ReLU; a product with a boolean mask would take five times as long.
 _mask_by_relu = torch.ops.aten.threshold_backward.grad_input
 
 
@@ -123,7 +123,7 @@ def _layers(layout: Layout, row: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 
 class _FirstLayers:
-    """The first layers of several members on the same inputs, as one layer with all their units."""
+    """The first layers of several members with the same inputs, as one layer with the units of all."""
 
     def __init__(self, layers: Sequence[tuple[Tensor, Tensor]], batch: int) -> None:
         units, inputs = layers[0][0].shape
@@ -148,8 +148,9 @@ class _FirstLayers:
 def agrees(count: int, shape: torch.Size, batch: int) -> bool:
     """Return whether one matrix product for `count` first layers of this shape is bit-identical to separate products.
 
-    A BLAS library may choose the order of summation by the shapes of the operands, but not by their values, so one test
-    on random numbers per process is sufficient. Wide layers are excluded, because separate products are as fast.
+    A BLAS library may choose the order of summation based on the shapes of the operands, but not on their values. One
+    test on random numbers per process is therefore sufficient. For layers with `WIDE` or more units, return False,
+    because separate products are as fast.
     """
     if count == 1 or shape[0] >= WIDE:
         return False
@@ -161,4 +162,4 @@ def agrees(count: int, shape: torch.Size, batch: int) -> bool:
 
 
 WIDE = 200
-"""Number of units above which one product is no faster than separate products (784 inputs, batch 256, one core)."""
+"""Number of units from which one product is no faster than separate products (784 inputs, batch 256, one core)."""

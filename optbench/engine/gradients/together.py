@@ -1,6 +1,6 @@
 """Compute losses and gradients of all members together, on batches taken together, for accelerators.
 
-Legend: M members, S different streams, B batch.
+Legend: M members, B batch, T positions of a sequence, C classes.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ class Way(Protocol):
     def __call__(self, inputs: Tensor, targets: Tensor, losses: Tensor, /) -> Tensor:
         """Write losses and gradients, and return the logits, (M, B, C) or (M, B, T, C).
 
-        inputs: (M, B, ...), possibly one expanded batch. targets: (M, B) or (M, B, T). losses: (M,).
+        inputs: (M, B, ...), where all members may share the memory of one batch. targets: (M, B) or (M, B, T).
+        losses: (M,).
         """
         ...
 
 
 class TogetherGradients:
-    """Computes the gradients of all members together, on batches taken together; recorded if possible."""
+    """Computes the gradients of all members together, on batches taken together; the work is recorded if possible."""
 
     def __init__(self, way: Way, bound: Bound, normalise: Normaliser, recordings: Recordings) -> None:
         places = sharing(bound.streams)

@@ -1,4 +1,4 @@
-"""Test whether `torch.func` can train members of a model together, by training two together and each alone."""
+"""Test whether `torch.func` can train members of a model together, by training two members together and alone."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from optbench.tasks import Examples
 STEPS = 3
 RATE = 0.01
 TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}
-"""Maximum difference of two gradients, relative to the gradient of the member alone (Euclidean norms over all
-parameters)."""
+"""Maximum difference between two gradients, relative to the gradient of the member trained alone (Euclidean norms over
+all parameters)."""
 FEW = 16
-"""Number of training examples per batch on which bits are compared."""
+"""Number of training examples in each batch when bits are compared."""
 
 
 def together_refused(
     blueprint: Blueprint, examples: Examples, normalise: Normaliser, suite_seed: int, precision: Precision = "float32"
 ) -> str | None:
-    """Return why `torch.func` cannot train members of a model together on the device of `normalise`; None if it can."""
+    """Return why `torch.func` cannot train a model's members together on the device of `normalise`; None if it can."""
     try:
         for together, alone in _gradients(blueprint, examples, normalise, suite_seed, precision, PROBED):
             difference = torch.linalg.norm(together - alone, dim=1)
             if not bool((difference <= TOLERANCE[precision] * torch.linalg.norm(alone, dim=1)).all()):
-                return "its gradients in lock-step differ from those of each network alone"
+                return "gradients computed in lock-step differ from those computed for each network alone"
     except Exception as error:  # `torch.func` raises many kinds of exceptions
         if of_the_machine(error):
             raise
@@ -54,7 +54,7 @@ def together_refused(
 def together_alike(
     blueprint: Blueprint, examples: Examples, normalise: Normaliser, suite_seed: int, precision: Precision = "float32"
 ) -> int | None:
-    """Return the bytes per example kept for a member's backward pass, or None if `torch.func` changes bits.
+    """Return the bytes per example that a member keeps for the backward pass; None if `torch.func` changes bits.
 
     The gradients of `torch.func` are compared with those of each member alone, on a few examples.
     """
@@ -88,9 +88,9 @@ def _gradients(
     size: int,
     around: AbstractContextManager[object] = contextlib.nullcontext(),  # noqa: B008  # it has no state
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield gradients (2, P) by `torch.func` and member by member, at a few steps of gradient descent.
+    """Yield gradients (2, P), computed by `torch.func` and member by member, at `STEPS` steps of gradient descent.
 
-    The two members have different weights and batches of `size` examples, and do not depend on the cohort's members.
+    The two members have different weights and batches of `size` examples. They do not depend on a cohort's members.
     around: the context of each step that is computed member by member.
     """
     device, layout, network = normalise.scale.device, blueprint.layout, blueprint.network

@@ -1,4 +1,4 @@
-"""Losses and gradients of any network, for all members together."""
+"""Compute losses and gradients of any network for all members together, with `torch.func`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Vmap:
         network = copy.deepcopy(network)  # `functional_call` would leave weights in a layer with two names
         self._weights = layout.views(bound.weights)
         self._grads = layout.views(bound.grads)
-        # Buffers are constant: members of a network that changes them are not trained together.
+        # Buffers are constant: networks that change their buffers are not trained together.
         rows = [each.whole(row) for each, row in zip(bound.passes, bound.weights, strict=False)]
         self._buffers = layout.buffer_views(torch.stack(rows)) if rows else {}
 

@@ -1,4 +1,4 @@
-"""Choose the way in which gradients of a model are computed, according to tests."""
+"""Choose how to compute a model's gradients, based on tests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from optbench.tasks import Examples
 class Ways:
     """The ways to compute gradients of one model, for all cohorts that train it on the same data and device.
 
-    On first use, a test determines whether `torch.func` works, and whether it gives the same bits as each member alone.
+    Tests on first use determine whether `torch.func` works, and whether it gives the same bits as members alone.
     """
 
     def __init__(
@@ -35,9 +35,9 @@ class Ways:
         together: bool,
         precision: Precision = "float32",
     ) -> None:
-        """examples: training examples. together: True to use one call for all members if possible, for accelerators.
-
-        precision: the precision of forward passes; explicit backpropagation is only for float32.
+        """examples: training examples.
+        together: True to use one call for all members if possible, as on accelerators.
+        precision: the precision of forward passes; explicit backpropagation is used only for float32.
         """
         self._blueprint = blueprint
         self._tried = blueprint, examples, normalise, suite_seed, precision
@@ -55,12 +55,12 @@ class Ways:
 
     @property
     def together(self) -> bool:
-        """True if one call must process all members."""
+        """True if one call processes all members."""
         return self._wanted and self.alone is None
 
     @cached_property
     def _kept(self) -> int | None:
-        """The result of `together_alike`; None if `torch.func` must not be used on a CPU."""
+        """The result of `together_alike`, or None if `torch.func` must not be used on a CPU."""
         return None if self._written_out or self.alone is not None else together_alike(*self._tried)
 
     def distrust(self) -> None:
@@ -68,13 +68,13 @@ class Ways:
         self._kept = None
 
     def factory(self, buffer: BatchBuffer, recordings: Recordings) -> GradientsFactory:
-        """Return the fastest way for the stacks of one cohort."""
+        """Return a function that builds the fastest gradients for the stacks of one cohort."""
         network, layout = self._blueprint.network, self._blueprint.layout
         if self.together:
             way = MlpTogether if self._written_out else Vmap
 
             def together(bound: Bound) -> Gradients:
-                # The matrix decomposition of a penalty synchronises, which cannot be recorded.
+                # A penalty's matrix decomposition synchronises with the device, which cannot be recorded.
                 record = recordings if bound.penalties is None else Recordings(None)
                 return TogetherGradients(way(network, layout, bound), bound, buffer.normalise, record)
 

@@ -1,8 +1,8 @@
 """Three ways to apply an update to a cohort, behind one interface.
 
-A lane is built for the members of a stack and discarded with it: `export` returns a member's optimizer state, and a new
-lane is built from the states of the members that continue. So states are never mixed, and no masks are needed to remove
-a member; if a stopped member stays in the stack, its results are ignored.
+A lane is built for the members of a stack and discarded with the stack. `export` returns a member's optimizer state,
+and a new lane is built from the states of the members that continue. States are therefore never mixed, and no masks are
+needed to remove a member. If a stopped member stays in the stack, its results are ignored.
 
 Legend: A members in training, P padded parameter count.
 """
@@ -50,9 +50,10 @@ def build_lane(
 ) -> Lane:
     """Build the lane of `spec` for weights (A, P) and gradients (A, P).
 
-    network: a network of the members' architecture, without weights. recordings: used by lanes whose steps can be
-    recorded. begin: True if a task begins and `weights` are the measured ones; False within a task. clip_norm: used by
-    lanes with their own gradients; gradients of the stack are clipped before a lane uses them.
+    network: a network of the members' architecture, without weights.
+    recordings: used by lanes whose steps can be recorded.
+    begin: True at the start of a task, where `weights` are those at which members were measured; False within a task.
+    clip_norm: used by lanes with their own gradients; the stack's gradients are clipped before a lane uses them.
     """
     if spec.lane == "per-member":
         return PerMemberLane(spec, members, network, weights, grads, layout, begin=begin, clip_norm=clip_norm)

@@ -1,4 +1,4 @@
-"""The lane of optimizers written with a member axis: one instance for a cohort."""
+"""The lane of optimizers written with a member axis: one instance for all members of a stack."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from optbench.precision import widest
 class BatchedLane(Lane):
     """One instance of a built-in optimizer with a member axis (`stacked=True`).
 
-    In addition to `step`, the optimizer has `begin_task` and `fallbacks`, and its step in two parts: `work` on the
-    device, and `advance` for counters in Python. `upcoming` returns the name of the next work, or None if it must not
-    be recorded. Work with equal names performs the same operations on the same tensors.
+    In addition to `step`, the optimizer has the methods `begin_task` and `fallbacks`, and its step is also available in
+    two parts: `work`, which runs on the device, and `advance`, which updates counters in Python. Its method `upcoming`
+    returns a name for the next call of `work`, or None if this call must not be recorded. Calls of `work` with equal
+    names perform the same operations on the same tensors.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class BatchedLane(Lane):
                     self._works[kind] = Recorded("update", self._recordings)
                 self._works[kind](self._optimizer.work, self._changed)
                 self._optimizer.advance()
-        except Exception as error:  # an aborted step leaves every member in an undefined state
+        except Exception as error:  # an aborted step leaves all members in an undefined state
             if of_the_machine(error):
                 raise
             return dict.fromkeys(range(self._count), error)
@@ -125,12 +126,12 @@ class BatchedLane(Lane):
 
 
 class _Scheduled:
-    """The learning rates (M,) of a batched optimizer, scaled in place because recorded steps read the same memory."""
+    """The members' learning rates in a batched optimizer, scaled in place because recorded steps read fixed memory."""
 
     def __init__(
         self, groups: Sequence[dict[str, Any]], curves: Sequence[RateCurve | None], device: torch.device
     ) -> None:
-        """curves: the schedule of each member; None if its learning rate is not scaled."""
+        """curves: each member's schedule; None if the member's learning rate is not scaled."""
         self._curves = curves
         self._factors = torch.ones(len(curves), dtype=widest(device), device=device)
         distinct = dict.fromkeys(curve for curve in curves if curve is not None)

@@ -18,9 +18,10 @@ from optbench.optimizers.rates import first_rate, rate_groups, scaled
 
 
 class ElementwiseLane(Lane):
-    """Rows with equal settings, step count and schedule share a leaf parameter, with one instance per leaf.
+    """One instance of an elementwise optimizer for each block of neighbouring rows with equal settings.
 
-    There is no common instance, so that an exception caused by some settings does not stop other members.
+    The rows of a block also have equal step counts and schedules, and are one leaf parameter. Blocks have separate
+    instances, so that an exception caused by some settings does not stop other members.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class ElementwiseLane(Lane):
             try:
                 with code.aside(0, quiet=True):  # the members of a block share its random draws
                     optimizer: Optimizer = make([leaf], **settings[start])
-            except Exception as error:  # the settings are rejected: these trials fail, the others continue
+            except Exception as error:  # the settings are rejected: trials with them fail, the others continue
                 if of_the_machine(error):
                     raise
                 refused.update(dict.fromkeys(range(start, stop), error))
@@ -64,7 +65,7 @@ class ElementwiseLane(Lane):
         self._device_rates = self._rates_on(weights.device) if recordings.record is not None else None
 
     def _rates_on(self, device: torch.device) -> list[list[tuple[Tensor, float]]]:
-        """Move scheduled learning rates to the device, for recorded steps; return them with their unscaled values."""
+        """Move scheduled learning rates to the device for recorded steps; return them with their unscaled values."""
         found = []
         for optimizer, curve in zip(self._optimizers, self._curves, strict=True):
             groups = [] if curve is None else rate_groups(optimizer)
@@ -120,7 +121,7 @@ class ElementwiseLane(Lane):
         state = self._optimizers[block].state.get(self._leaves[block])
         if not state:
             return None
-        # A 0-dimensional tensor (the step count) belongs to the whole block: every member gets a copy.
+        # The block shares 0-dimensional tensors (the step count), so every member gets a copy.
         row = index - self._blocks[block][0]
         return {k: v[row].clone() if _is_row(v) else copy.deepcopy(v) for k, v in state.items()}
 
@@ -129,7 +130,7 @@ class ElementwiseLane(Lane):
 
 
 def _signature(setting: Mapping[str, Any], state: Mapping[str, Any] | None, curve: RateCurve | None) -> str:
-    """Return a key of settings, scalar state (step counts) and schedule; members with equal keys may share a leaf."""
+    """Return a key of settings, scalar state (step counts) and schedule; neighbours with equal keys share a leaf."""
     scalars = None
     if state:
         scalars = {k: v.item() if isinstance(v, Tensor) else v for k, v in state.items() if not _is_row(v)}
@@ -147,5 +148,5 @@ def _is_row(value: Any) -> bool:
 
 
 def _join(parts: Sequence[Any]) -> Any:
-    """Stack the rows of members; for a scalar, which is equal for all members, return one copy."""
+    """Stack the rows of members; return one copy of a scalar, which is equal for all members."""
     return torch.stack(list(parts)) if _is_row(parts[0]) else copy.deepcopy(parts[0])

@@ -1,4 +1,4 @@
-"""The interface of lanes, and the information about members that they receive."""
+"""The interface of lanes, and the information about members that lanes receive."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from optbench.engine.rates import RateCurve
 
 Optimizer = torch.optim.Optimizer
 Evaluate = Callable[[int, nn.Module, bool], Tensor]
-"""evaluate(member, network, given) -> mean cross-entropy on the member's batch of this step, a differentiable scalar.
-given: True if the optimizer received the gradients of the step; otherwise its first evaluation replaces them."""
+"""evaluate(member, network, given) -> loss of `network` on the member's batch of this step, a differentiable scalar.
+given: True if the optimizer received the step's gradients; otherwise its first evaluation replaces them."""
 MemberState = Any
-"""One member's optimizer state, opaque except to the lane that exported it; None for a new optimizer. A state
+"""One member's optimizer state, which only the lane that exported it can interpret; None for a new optimizer. A state
 saved at the end of a task consists of containers, tensors and numbers."""
 
 
@@ -35,22 +35,22 @@ class LaneMember:
     generator: torch.Generator
     """The trial's generator."""
     total_steps: int
-    """Total steps of the optimizer from its construction on, without early stopping."""
+    """Total number of steps of the optimizer after its construction, without early stopping."""
     examples: int = 0
     """Number of training examples of the task for which the optimizer is constructed."""
     draws: Callable[[str], int] = _unseeded
     """draws(purpose) -> the seed for the optimizer's random draws outside of steps."""
     ends: frozenset[str] = frozenset()
-    """The parameters at the ends of the network, by name: see `optimizers.ends`."""
+    """Names of the parameters at the ends of the network (see `optimizers.ends`)."""
     curve: RateCurve | None = None
-    """The learning rate schedule of the member in this task; None if it has none."""
+    """The member's learning rate schedule in this task; None if the member has none."""
 
 
 class RefusedError(Exception):
     """The constructor of a shared instance rejected the settings of some members; no step has been taken."""
 
     def __init__(self, errors: Mapping[int, Exception]) -> None:
-        """errors: exceptions of the constructor, by member."""
+        """errors: exceptions raised by the constructor, by member."""
         super().__init__(errors)
         self.errors = dict(errors)
 
@@ -58,7 +58,7 @@ class RefusedError(Exception):
 class Lane(ABC):
     """Applies one optimizer to the members of a stack.
 
-    Its constructor raises RefusedError if members share an instance and some have invalid settings.
+    The constructor of a lane raises RefusedError if members share an instance and some of them have invalid settings.
     """
 
     raised_early: dict[int, Exception]
@@ -66,14 +66,14 @@ class Lane(ABC):
 
     @abstractmethod
     def step(self, evaluate: Evaluate, step: int) -> dict[int, Exception]:
-        """Update every member from the bound gradients; return the exceptions of optimizers, by member.
+        """Update every member using the bound gradients; return the exceptions that optimizers raise, by member.
 
-        evaluate: for an optimizer that needs more than gradients. step: the index of the step in the task, from 0.
+        evaluate: for optimizers that need more than gradients. step: the index of the step in the task, from 0.
         """
 
     @abstractmethod
     def rate(self, index: int) -> float | None:
-        """Return the learning rate of a member's first parameter group, scaled by the last schedule factor, or None."""
+        """Return the learning rate of a member's first parameter group, scaled by the schedule; None if it has none."""
 
     @abstractmethod
     def export(self, index: int) -> MemberState:
@@ -81,7 +81,7 @@ class Lane(ABC):
 
     @abstractmethod
     def state_bytes(self, index: int) -> int:
-        """Return the bytes of a member's optimizer state."""
+        """Return the number of bytes of a member's optimizer state."""
 
     def begin_task(self) -> None:  # noqa: B027
         """Notify the optimizer that a new task begins; most optimizers ignore this."""
@@ -96,7 +96,7 @@ class Lane(ABC):
 
 
 def tensor_bytes(value: Any) -> int:
-    """Return the bytes of all tensors in a nested state, counting each storage once."""
+    """Return the number of bytes of all tensors in a nested state, counting each storage once."""
     seen: dict[int, int] = {}
 
     def visit(item: Any) -> None:

@@ -1,4 +1,4 @@
-"""The lane of all other optimizers: an unmodified instance for each member."""
+"""The lane of optimizers that are neither batched nor elementwise: one unmodified instance for each member."""
 
 from __future__ import annotations
 
@@ -31,8 +31,7 @@ from optbench.optimizers.spec import Need, OptimizerSpec
 class PerMemberLane(Lane):
     """One unmodified instance per member on a separate network, whose weights are copied back to the stack.
 
-    The copies protect the stack from optimizers that rebind `p.data`, keep references to gradients or scale them in
-    place.
+    Copying protects the stack from optimizers that rebind `p.data`, or keep gradients or scale them in place.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class PerMemberLane(Lane):
         begin: bool,
         clip_norm: float | None = None,
     ) -> None:
-        """clip_norm: bound on the norm of every gradient that an instance uses or evaluates; None to clip nothing."""
+        """clip_norm: maximum norm of every gradient that an instance receives or evaluates; None for no clipping."""
         self._clip_norm = clip_norm
         self._users = spec.source == "yours"
         self._layout = layout
@@ -73,18 +72,18 @@ class PerMemberLane(Lane):
     def _taken_up(
         self, spec: OptimizerSpec, member: LaneMember, network: nn.Module, views: Sequence[Tensor], *, begin: bool
     ) -> Instance:
-        """Return the instance of a member, new or existing; if it changes the weights, they are copied to `views`.
+        """Return a member's new, restored or existing instance; copy weights that it changes to `views`.
 
         Raises:
             CannotResume: a saved state does not fit.
-            Exception: the optimizer raised it.
+            Exception: any exception that the optimizer raises.
         """
         if member.state is None:
             return self._new(spec, member, network, views)
         # An existing instance is reused: `load_state_dict` would cast its state to the dtype of the parameters.
         is_live = isinstance(member.state, Instance)
         instance = member.state if is_live else self._restored(spec, member, network, views)
-        # At the start of a task the rows hold the measured weights, within a task the trained ones.
+        # Rows hold the measured weights at the start of a task, and the training weights within a task.
         if begin:
             self._switch(instance, "eval", member)
         _copy(views, instance.parameters)
@@ -94,7 +93,7 @@ class PerMemberLane(Lane):
         return instance
 
     def _new(self, spec: OptimizerSpec, member: LaneMember, network: nn.Module, views: Sequence[Tensor]) -> Instance:
-        """Construct an instance and its network with these weights."""
+        """Construct an instance and its network, with the weights `views`."""
         own = materialised(network, views[0].device)
         mark(own, member.ends)
         parameters = list(own.parameters())
@@ -114,7 +113,7 @@ class PerMemberLane(Lane):
     def _restored(
         self, spec: OptimizerSpec, member: LaneMember, network: nn.Module, views: Sequence[Tensor]
     ) -> Instance:
-        """Construct an instance with a state returned by `Instance.saved`.
+        """Construct an instance and load a state returned by `Instance.saved`.
 
         Raises:
             CannotResume: the state belongs to another optimizer, or restoring it raises an exception.
@@ -129,12 +128,12 @@ class PerMemberLane(Lane):
         except Exception as error:
             if of_the_machine(error):
                 raise
-            raise CannotResume(f"restoring it raised {type(error).__name__}: {spoken(error)}") from error
+            raise CannotResume(f"restoring the state raised {type(error).__name__}: {spoken(error)}") from error
         member.generator.set_state(draws)
         return instance
 
     def begin_task(self) -> None:
-        """Call `begin_task` of optimizers that have it, collecting exceptions in `raised_early`."""
+        """Call `begin_task` of the optimizers that have this method, and collect exceptions in `raised_early`."""
         for i, instance in enumerate(self._instances):
             if instance is None:
                 continue
@@ -181,13 +180,13 @@ class PerMemberLane(Lane):
                 if not (backward and loss.requires_grad):
                     return loss.detach()
                 if "create_graph" in needs:
-                    # Not `backward`, which warns of the cycle created by such a gradient; it is broken below.
+                    # `backward` would warn of the cycle that such a gradient creates; the cycle is broken below.
                     found = torch.autograd.grad(loss, parameters, create_graph=True)
                     for parameter, grad in zip(parameters, found, strict=True):
-                        # Optimizers detach gradients in place, which is impossible for views.
+                        # Optimizers may detach gradients in place, which is impossible for views.
                         parameter.grad = grad.clone() if grad._is_view() else grad
                 else:
-                    loss.backward()  # type: ignore[no-untyped-call]  # unlike `grad` it runs every kind of hook
+                    loss.backward()  # type: ignore[no-untyped-call]  # unlike `grad`, it runs all hooks
                 self._clip(parameters)
             return loss.detach()
 
@@ -214,7 +213,7 @@ class PerMemberLane(Lane):
                 parameter.grad = None
 
     def _clip(self, parameters: Sequence[Tensor]) -> None:
-        """Clip the gradients of an instance as in a user's loop, including differentiable ones.
+        """Clip the gradients of an instance as in a user's training loop, including differentiable gradients.
 
         The factor is treated as a constant, so that second derivatives are those of the loss.
         """
@@ -231,12 +230,12 @@ class PerMemberLane(Lane):
         found = torch.zeros_like(row)
         _copy(instance.parameters, list(self._layout.views(found).values()))
         self._switch(instance, "train", member)
-        # Switching back is exact only up to rounding, and measuring must not change the training.
+        # Switching back may round the weights, and measuring must not change the training.
         _copy(kept, instance.parameters)
         return found
 
     def _switch(self, instance: Instance, mode: Literal["train", "eval"], member: LaneMember) -> None:
-        """Switch the mode of an optimizer; ignore NotImplementedError unless its modes are declared."""
+        """Switch the mode of an optimizer with modes; ignore NotImplementedError unless its modes are declared."""
         if "modes" not in instance.needs:
             return
         try:
@@ -266,11 +265,11 @@ class PerMemberLane(Lane):
 
 @dataclass(frozen=True)
 class StepCall:
-    """How to call an optimizer's `step`, from its needs and its signature."""
+    """How to call an optimizer's `step`, derived from the optimizer's needs and the signature of `step`."""
 
     closure: Literal["first", "by name", "not"]
     loss: bool
-    """True if `step` receives the loss, as an argument of this name."""
+    """True if `step` receives the loss, as an argument named `loss`."""
 
     @staticmethod
     def of(spec: OptimizerSpec, optimizer: Optimizer) -> StepCall:
@@ -316,8 +315,9 @@ class Instance:
     def differs(self, noise: torch.Generator, other: Instance, its_noise: torch.Generator) -> str | None:
         """Return the name of an attribute whose data differ from those of another instance; None if all are equal.
 
-        noise, its_noise: the generators of the two trials. Weights and generators are not compared. Raises exceptions
-        like `contents.digest`.
+        Weights and generators are not compared. Exceptions that `contents.digest` raises propagate.
+
+        noise, its_noise: the generators of the two trials.
         """
         known, its_known = self._known(noise), other._known(its_noise)
         if digest([self.optimizer, *self._marks()], known) == digest([other.optimizer, *other._marks()], its_known):
@@ -327,15 +327,15 @@ class Instance:
         return f"`{names[0]}`" if names else "all of its state"
 
     def _known(self, noise: torch.Generator) -> list[object]:
-        """Return the objects passed to an optimizer, which are not its own data."""
+        """Return the objects that are passed to an optimizer and are not its own data."""
         return [*self.parameters, *self.network.buffers(), *self.network.modules(), noise]
 
     def _marks(self) -> list[object]:
-        """Return everything that an optimizer may have set on parameters: `requires_grad`, and attributes."""
+        """Return everything that an optimizer may have set on parameters: `requires_grad` and attributes."""
         return [(parameter.requires_grad, vars(parameter)) for parameter in self.parameters]
 
     def around_forward(self) -> AbstractContextManager[Any]:
-        """Return the context of a forward and backward pass in training."""
+        """Return the context for a forward and backward pass in training."""
         if "around_forward" not in self.needs:
             return contextlib.nullcontext()
         around: AbstractContextManager[Any] = self.optimizer.around_forward()  # type: ignore[attr-defined]

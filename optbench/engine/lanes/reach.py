@@ -1,4 +1,4 @@
-"""Measure the memory of an optimizer's state, wherever it is stored."""
+"""Measure the memory of an optimizer's state, wherever the state is stored."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _LEAVES = (int, float, complex, str, bytes, type, types.ModuleType, types.Builti
 
 
 def state_bytes(optimizer: torch.optim.Optimizer, network: nn.Module, *, users: bool) -> int:
-    """Return the bytes of an optimizer's state, counting each storage once.
+    """Return the number of bytes of an optimizer's state, counting each storage once.
 
-    users: True for a user's optimizer. For these all reachable tensors count, including the state of inner optimizers
-    and buffers in attributes, but not the network's modules, parameters and gradients. For registered optimizers, only
-    `state` and users' optimizers inside them count.
+    users: True for a user's optimizer. In this case, all reachable tensors count, including the state of inner
+        optimizers and buffers in attributes, but not the network's parameters, buffers and gradients. Otherwise, only
+        `state` and users' optimizers inside the registered one count.
     """
     known = list(network.modules())
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
@@ -36,7 +36,7 @@ def state_bytes(optimizer: torch.optim.Optimizer, network: nn.Module, *, users: 
         if isinstance(item, Tensor):
             if item.layout is torch.strided and (where := place(item)) not in excluded:
                 found[where] = item.untyped_storage().nbytes()
-            elif item.layout is not torch.strided:  # e.g. sparse ones, with separate storages for indices and values
+            elif item.layout is not torch.strided:  # e.g. sparse tensors, with separate storages for indices and values
                 found[id(item)] = item.element_size() * item._nnz()
         else:
             waiting += [part for _, part in parts(item)]
@@ -44,7 +44,7 @@ def state_bytes(optimizer: torch.optim.Optimizer, network: nn.Module, *, users: 
 
 
 def _users_inside(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
-    """Return users' optimizers inside a registered wrapper."""
+    """Return the users' optimizers inside a registered wrapper, at any depth."""
     found = []
     for inside in vars(optimizer).values():
         if isinstance(inside, torch.optim.Optimizer):

@@ -1,7 +1,7 @@
 """Verify `elementwise: true` on a member's own gradients, throughout a task.
 
-A few steps before training expose most optimizers that are not elementwise, but not those whose update depends on other
-weights only later (a clipped norm, a warm-up, a branch on the shape).
+A few test steps before training detect most optimizers that are not elementwise. They do not detect optimizers whose
+updates depend on other weights only later or only for some shapes (a clipped norm, a warm-up, a branch on the shape).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from optbench.errors import spoken
 from optbench.optimizers.spec import OptimizerSpec
 
 TOLERANCE = 1e-3
-"""Maximum distance of the weights, relative to their distance from the start; not 0, because kernels may round the last
-elements of a tensor differently."""
+"""Maximum distance between the member's weights and the second instance's, relative to the latter's distance from the
+start. It is not 0, because kernels may round the last elements of a tensor differently."""
 
 NOT_ELEMENTWISE = "declared elementwise, but trained with one instance per trial"
 """Start of the note on trials that were trained separately because the declaration was wrong."""
 RENEWED_EVERY = 37
-"""Number of steps between rebuilds of the first instance, which check that all of its state is in `state`."""
+"""Number of steps between rebuilds of the first instance. Rebuilding checks that all of its state is in `state`."""
 
 
 class NotElementwise(Exception):
@@ -33,9 +33,10 @@ class NotElementwise(Exception):
 
 
 class Verification:
-    """Two instances that repeat a member's steps: one on its row alone, one on its network's parameters.
+    """Two instances that repeat a member's steps: the first on the member's row alone, the second on a network.
 
-    The first must agree bit for bit, or trials would depend on their companions; the second up to rounding.
+    The first must agree with the member bit for bit; otherwise, trials would depend on the other trials in their
+    cohort. The second must agree up to rounding.
     """
 
     def __init__(
@@ -72,12 +73,12 @@ class Verification:
             if (error := companion.step(evaluate, self._steps - 1)) is not None:
                 if of_the_machine(error):
                     raise error
-                self.difference = f"on its own it raised {type(error).__name__} at step {self._steps}: {spoken(error)}"
+                self.difference = f"a trial alone raised {type(error).__name__} at step {self._steps}: {spoken(error)}"
                 return
         if not same_bits(self._alone.row, row):
             self.difference = (
-                f"step {self._steps} on several trials together differs from the steps on each alone, or part of its "
-                "state is not in `state`"
+                "stepping several trials together gives different results from stepping each alone "
+                f"(at step {self._steps}), or part of the optimizer's state is not in `state`"
             )
             return
         distance, moved = torch.linalg.norm(torch.stack([self._apart.row - row, self._apart.row - self._start]), dim=1)
@@ -85,19 +86,19 @@ class Verification:
             self._over = True
         elif distance > TOLERANCE * moved:
             self.difference = (
-                f"after {self._steps} steps its weights differ by up to {(self._apart.row - row).abs().max():.2g} from "
-                "those of an instance over the network's own parameters"
+                f"after {self._steps} steps, weights differ by up to {(self._apart.row - row).abs().max():.2g} from "
+                "those of an instance that steps the network's own parameters"
             )
 
     def end(self) -> None:
-        """Stop verifying, because the member's optimizer raised an exception and there is nothing to compare with."""
+        """End the verification, because the member's optimizer raised an exception."""
         self._over = True
 
 
 class _Companion:
-    """A lane with one member that receives the gradients of a member of another stack.
+    """A lane with one member, which receives the gradients of a member in another stack.
 
-    It has its own weights, gradients, network and generator.
+    The lane has its own weights, gradients, network and generator.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class _Companion:
             raise error
 
     def renew(self) -> None:
-        """Rebuild the elementwise lane from its exported state, as between tasks and when members stop."""
+        """Rebuild the lane from its exported state, as is done between tasks and when members stop."""
         self._lane = self._build(dataclasses.replace(self._member, state=self._lane.export(0)), begin=False)
 
     def step(self, evaluate: Evaluate, step: int) -> Exception | None:
