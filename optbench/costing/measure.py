@@ -163,8 +163,9 @@ def _known(training: Training, spec: OptimizerSpec, first: Mapping[str, float]) 
 def _steps(
     job: CostJob, training: Training, watch: RegionTimer, numbers: Iterator[int], paired: bool
 ) -> tuple[list[dict[str, float]], float | None]:
-    """Take steps until there are enough or time is up; return their times and, if known, the mean share of renewed roots.
+    """Take steps until there are enough or time is up; return their times.
 
+    Also return the mean share of roots renewed by need per step; None if unknown.
     paired: whether every other step has a refresh; if time is up after an odd number of steps, one more is then taken.
     """
     found: list[dict[str, float]] = []

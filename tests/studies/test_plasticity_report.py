@@ -96,7 +96,7 @@ def test_the_figure_has_a_line_for_each_optimizer_and_shares_the_task_axis(path:
     assert [one.get_ylabel() for one in below] == ["dead units", "dormant units", "effective rank"]
     assert {one.get_xlim() for one in (axes, *below)} == {axes.get_xlim()}
     assert [one.get_xlabel() for one in (axes, *below)] == ["", "", "", "task"]
-    assert "means of 3 tasks in a row" in figure.caption
+    assert "means over 3 consecutive tasks" in figure.caption
     assert figure.alt.startswith("Mean online accuracy on the last 3 tasks: sgd 0.7")
     assert "Dashed (fresh): fresh networks for every task" in figure.caption
     assert "1 of 8 seeds of adam diverged" in figure.caption

@@ -288,7 +288,7 @@ def test_an_end_that_was_never_trained_is_reported_as_missing(tmp_path: Path) ->
     result = made(tmp_path, suite=text)
     assert by_optimizer(result)["to-adam"].pure_first is None
     shown = " ".join(terminal(result).split())
-    said = "no ρ of average accuracy, forgetting, effective rank: no arm uses sgd lr=0.1 alone"
+    said = "no ρ for average accuracy, forgetting, effective rank: no arm uses sgd lr=0.1 alone"
     assert said in shown
 
 
@@ -324,7 +324,7 @@ def test_only_seeds_shared_by_all_three_count_and_missing_ones_are_shown(tmp_pat
     assert found[4].reason == "4 seeds cannot show whether sgd and adam differ; 5 can"
     text = terminal(result)
     assert re.search(r"4 +4 of 6 +–", text)
-    assert "no ρ of average accuracy, forgetting, effective rank at k = 4: 4 seeds cannot show" in " ".join(
+    assert "no ρ for average accuracy, forgetting, effective rank at k = 4: 4 seeds cannot show" in " ".join(
         text.split()
     )
 
@@ -508,7 +508,7 @@ def test_figures_show_every_seed_by_k_between_the_pure_solutions(results: Result
     assert names == {"switch_early_net_to-adam", "switch_early_net_control", "switch_early_net_noisy"}
     figure = drawn["switch_early_net_to-adam"]
     assert len(figure.panels) == 3
-    assert "Horizontal: sgd alone, adam alone, the mean" in figure.caption
+    assert "Horizontal lines: sgd alone, adam alone; means" in figure.caption
     assert "k = 4 0." in figure.alt
     axes = on_axes(figure.panels[0])
     dots = next(line for line in axes.lines if line.get_label() == SEEDS)

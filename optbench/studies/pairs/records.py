@@ -1,4 +1,4 @@
-"""Records of paired solutions for programs."""
+"""Machine-readable records of paired solutions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from optbench.studies.pairs.statistics import SolutionPair
 
 
 def pair_records(found: Sequence[SolutionPair]) -> Iterable[Record]:
-    """Yield a record per metric of each pair of arms, and of each arm and its controls (the null of the arm)."""
+    """Yield one record per metric for each pair of arms, and for each arm paired with its controls (the arm's null)."""
     nulls: dict[tuple[Any, ...], Record] = {}
     for pair in found:
         place = (pair.run, pair.experiment, pair.model)

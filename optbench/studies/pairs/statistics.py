@@ -1,4 +1,4 @@
-"""Paired solutions over seeds: each metric of a pair of arms, with the nulls of the two arms."""
+"""Paired solutions over seeds: the metrics of each pair of arms, with the nulls of the two arms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from optbench.stats.between import Between
 from optbench.stats.results import Results
 
 SeedValues = Mapping[int, float]
-"""Seed -> value; NaN where undefined."""
+"""Values by seed; NaN where undefined."""
 ArmKey: TypeAlias = tuple[str, str, str, str]
 """Experiment, model, optimizer and variant."""
 
@@ -29,14 +29,17 @@ class Measured:
 
     @property
     def null_range(self) -> tuple[float, float] | None:
-        """The smallest and the largest finite value in the two nulls; None if there is none."""
+        """The smallest and the largest finite value in the two nulls; None if there are no finite values."""
         nulls = [*(self.null_a or {}).values(), *(self.null_b or {}).values()]
         finite = [value for value in nulls if math.isfinite(value)]
         return (min(finite), max(finite)) if finite else None
 
     @property
     def outside(self) -> tuple[int, int] | None:
-        """The number of seeds with a value outside `null_range`, and the number with a value; None if undefined."""
+        """The number of seeds whose value is outside `null_range`, and the number of seeds that have a value.
+
+        None if there is no range, or no seed has a value.
+        """
         bounds, finite = self.null_range, [value for value in self.values.values() if math.isfinite(value)]
         if bounds is None or not finite:
             return None
@@ -47,9 +50,10 @@ class Measured:
 class SolutionPair:
     """Two arms of one experiment and model whose solutions are compared seed by seed.
 
-    planned: number of seeds. measures: by metric, in catalog order; values omit seeds not yet compared, and are NaN for
-    seeds on which an arm diverged, failed or ended above the target training loss. notes: why values are undefined,
-    each reason once.
+    planned: number of seeds to compare.
+    measures: by metric, in catalog order. Seeds not yet compared are omitted; the value is NaN on seeds on which an arm
+        diverged, failed or ended above the target training loss.
+    notes: why values are undefined, each reason once.
     """
 
     run: str
@@ -70,7 +74,7 @@ def solution_pairs(results: Results) -> list[SolutionPair]:
     """Return every pair of arms requested by the suite, in order; a pair not yet compared has no measures.
 
     Raises:
-        StoreError: the table is unreadable.
+        StoreError: the table of pairs is unreadable.
     """
     named = {_name(arm): arm for arm in arms(results)}
     requested: dict[tuple[ArmKey, ArmKey], set[str]] = {}
@@ -94,7 +98,7 @@ def _pair(results: Results, a: Arm, b: Arm, planned: int) -> SolutionPair:
 
 
 def _values(pair: Between, metric: str) -> SeedValues:
-    """Return the values of a metric by seed, NaN above the target training loss; without seeds not yet compared."""
+    """Return a metric's values by seed, without seeds not yet compared; NaN if an arm ended above the target loss."""
     found = pair.compared(metric)
     return {seed: math.nan if pair.status(seed) == "above_target" else one.value for seed, one in found.items()}
 

@@ -1,4 +1,4 @@
-"""Paired solutions in a run's report: a line per metric of each pair, with its nulls."""
+"""Paired solutions in a run's report: one line for each pair and metric, with the nulls of the two arms."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from optbench.report.spread import Spread, SpreadText
 from optbench.studies.pairs.statistics import SeedValues, SolutionPair
 
 MANY_PAIRS = 12
-"""Maximum number of pairs shown per experiment and model; the others are counted, and included in csv and json."""
+"""Maximum number of pairs shown per experiment and model; further pairs are counted, and are in the csv and json."""
 MANY_NOTES = 6
-"""Maximum number of reasons given for undefined values; the others are counted."""
+"""Maximum number of reasons given for undefined values; further reasons are counted."""
 CHANCE = "subspace_overlap_chance"
-"""A metric with the same value for every pair of a model, and therefore shown only once, next to the overlap."""
+"""A metric with the same value for every pair of a model; it is shown next to the overlap instead of on a line."""
 
 TITLES = {
     "linear_cka": "CKA",
@@ -30,19 +30,20 @@ TITLES = {
 }
 
 LEGENDS = {
-    "linear_cka": "CKA: linear alignment of the features on all test data, 1 for the same up to rotation and scale",
+    "linear_cka": "CKA: linear alignment of the features on all test data, 1 if equal up to rotation and scale",
     "subspace_overlap": "overlap: between the subspaces of the 10 leading feature directions; chance: between random "
     "subspaces",
     "prediction_disagreement": "disagreement: share of all test examples that the two label differently",
     "loss_barrier": "loss barrier, accuracy barrier: how far the training loss rises above, and the test accuracy "
     "falls below, the straight line between the values of the two solutions (11 points; 1,000 examples of every task)",
-    "weight_distance": "weight distance: between the two, divided by the mean of their distances from the common start",
-    "displacement_angle": "angle: between the displacements of the two from the common start",
+    "weight_distance": "weight distance: between the two solutions, divided by the mean of their distances from the "
+    "common start",
+    "displacement_angle": "angle: between the displacements of the two solutions from the common start",
 }
 
 
 def pair_blocks(pairs: Sequence[SolutionPair], several: bool, spread_text: SpreadText) -> Iterable[Block]:
-    """Yield results of the suites' `pairs`; nothing if none requests them."""
+    """Yield the results of the pairs that suites request; nothing if there are none."""
     if not pairs:
         return
     yield Heading("One solution against another")
@@ -63,9 +64,9 @@ def pair_blocks(pairs: Sequence[SolutionPair], several: bool, spread_text: Sprea
     if shown:
         yield Paragraph(
             "Each measure compares two solutions of the same seed, which started from the same weights. Its null is "
-            "the same measure between an optimizer's solution and that of the same optimizer, seed and initial weights "
-            "with the batches in another order. Outside: the number of seeds on which the pair is outside the range of "
-            "all null values of its two sides.",
+            "the same measure between two solutions of one optimizer, with the same seed and initial weights but with "
+            "the batches in another order. Outside: the number of seeds on which the pair's value is outside the range "
+            "of all null values of its two sides.",
             "quiet",
         )
         yield Items(tuple(text for name, text in LEGENDS.items() if name in shown), "quiet")

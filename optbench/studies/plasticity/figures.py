@@ -1,4 +1,4 @@
-"""Online accuracy over the tasks, and below it the state of networks before each task."""
+"""Figures of online accuracy over the tasks, above the state of the networks before each task."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 HEIGHT, UNDER, NAMES = 3.4, 1.05, 0.35
-"""Heights of the accuracy axes, of those below, and of the space under the last one."""
+"""Heights of the accuracy axes, of each of the axes below, and of the space under the last axes."""
 BESIDE = 1.25
-"""Space for the names of lines."""
+"""Width of the space for the lines' names."""
 PARTS = {"dead": "dead units", "dormant": "dormant units", "effective_rank": "effective rank"}
 BAND, MUTED = 0.14, 0.5
 """Opacity of a spread, and of muted lines."""
@@ -40,11 +40,11 @@ class _Line:
 
     @property
     def muted(self) -> bool:
-        """Whether the arm is a wrapper, such as a remedy or fresh networks, which is drawn in grey in every panel."""
+        """Whether the arm is a wrapper, such as a remedy or fresh networks. Wrappers are grey and in every panel."""
         return self.learnt.is_control
 
     def smooth(self, column: str) -> Array:
-        """Return the means over every w consecutive tasks for each seed, (S, T - w + 1)."""
+        """Return each seed's means over every w consecutive tasks, (S, T - w + 1)."""
         found: Array = sliding_window_view(self.learnt.recorded[column], self.learnt.window, axis=1).mean(axis=-1)
         return found
 
@@ -71,7 +71,7 @@ def _figure(group: Group, lines: Sequence[_Line]) -> Figure:
     by_label = {line.series.label: line for line in lines}
     # muted lines are in every panel
     parts = [[by_label[s.label] for s in part] for part in chunks([line.series for line in lines if not line.muted])]
-    smoothed = f"means of {longest.in_window} in a row, " if longest.window > 1 else ""
+    smoothed = f"means over {longest.window} consecutive tasks; " if longest.window > 1 else ""
     what = (
         f"Online accuracy over the tasks of {group.experiment}, {group.model}, on each batch before its update: "
         f"{smoothed}a line is the mean over seeds, a band one standard deviation on either side."
@@ -107,9 +107,10 @@ def _panel(part: Sequence[_Line], lines: Sequence[_Line]) -> Panel:
 def _drawing(
     part: Sequence[_Line], lines: Sequence[_Line], column: str, name: str, *, last: bool
 ) -> Callable[[Axes], None]:
-    """Return the function that draws a column.
+    """Return the function that draws one column of the table `online`.
 
-    lines: the lines of all panels, which share the limits of their axes. last: whether to label the tasks.
+    part: the lines to draw. lines: the lines of all panels, whose axes share the same limits.
+    name: label of the y axis. last: whether to label the x axis.
     """
 
     def draw(axes: Axes) -> None:
@@ -139,7 +140,7 @@ def _drawing(
 
 
 def _look(line: _Line) -> tuple[str, style.Line, float]:
-    """Return colour, line and opacity: muted lines in the text colour, fresh networks dashed."""
+    """Return a line's colour, style and opacity. Muted lines have the colour of text; fresh networks' are dashed."""
     look = style.look(line.series)
     if not line.muted:
         return look.colour, look.line, 1.0
@@ -147,7 +148,7 @@ def _look(line: _Line) -> tuple[str, style.Line, float]:
 
 
 def _centre(line: _Line, column: str) -> tuple[Array, Array]:
-    """Return mean and standard deviation over seeds, for each window."""
+    """Return the mean and standard deviation over seeds for each window; a single seed has a deviation of 0."""
     values = line.smooth(column)
     middle: Array = values.mean(axis=0)
     spread: Array = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros_like(middle)

@@ -1,4 +1,4 @@
-"""Records of plasticity for programs."""
+"""Machine-readable records of plasticity."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from optbench.store.online import ACCURACY
 from optbench.studies.plasticity.statistics import BEFORE, RECORDED, LearntOnline
 
 TASK = "task"
-"""The task of an online record (`pair_kind` is `online`); empty for windows of tasks."""
+"""Column with the task of an online record (`pair_kind` is `online`); empty for windows of tasks."""
 WINDOWS = {"first": "first_online_accuracy", "best": "best_online_accuracy", "late": "late_online_accuracy"}
-"""Online accuracies over w tasks: first, best consecutive and last."""
+"""Names of the online accuracies over the first, the best and the last w consecutive tasks."""
 
 
 def online_records(found: Sequence[LearntOnline]) -> Iterator[Record]:
-    """Yield a record per arm: its windows, the final state of its networks, and every task."""
+    """Yield one record per arm, with windows of tasks, the final state of the networks, and every task."""
     for learnt in found:
         yield {
             **_keys(learnt),
@@ -34,7 +34,7 @@ def online_records(found: Sequence[LearntOnline]) -> Iterator[Record]:
 
 
 def online_lines(found: Sequence[LearntOnline]) -> Iterator[Record]:
-    """Yield a record per arm and window, then per arm, task and column."""
+    """Yield, for each arm, one record per window of tasks, then one record per task and column."""
     for learnt in found:
         for key, name in WINDOWS.items():
             yield _line(learnt, name, None, getattr(learnt, key))

@@ -1,4 +1,4 @@
-"""Online accuracies of each optimizer by task, over its seeds.
+"""Each optimizer's online accuracies, by task and seed.
 
 Legend: `S` trials that are ok, in seed order; `T` tasks; `w` tasks per window.
 """
@@ -27,7 +27,7 @@ RECORDED = (ACCURACY, *BEFORE)
 
 @dataclass(frozen=True)
 class LearntOnline:
-    """The online recordings of one arm. recorded: (S, T) for each column of the table; NaN where undefined."""
+    """The online recordings of one arm. recorded: (S, T), by column of the table `online`; NaN where undefined."""
 
     arm: Arm
     recorded: Mapping[str, Array] = field(repr=False)
@@ -44,7 +44,7 @@ class LearntOnline:
 
     @property
     def in_window(self) -> str:
-        """The size of a window in words, for use after "the last": `3 tasks`, or `task`."""
+        """The size of a window in words, for use after "the last": `3 tasks`; `task` for a single one."""
         return f"{self.window} tasks" if self.window > 1 else "task"
 
     @property
@@ -59,7 +59,7 @@ class LearntOnline:
 
     @functools.cached_property
     def windows(self) -> Array:
-        """Online accuracies of every w consecutive tasks, (S, T - w + 1)."""
+        """Mean online accuracies over every w consecutive tasks, (S, T - w + 1)."""
         return window_means(self.recorded[ACCURACY])
 
     @property
@@ -92,12 +92,12 @@ class LearntOnline:
 
 
 def learnt_online(results: Results) -> list[LearntOnline]:
-    """Return every arm with recorded online accuracies, in suite order, including those without an ok trial.
+    """Return every arm with recorded online accuracies, in suite order, including arms without an ok trial.
 
-    Empty for a tuning run, whose settings are only candidates.
+    Return an empty list for a tuning run, whose settings are only candidates.
 
     Raises:
-        StoreError: the table is unreadable.
+        StoreError: the table `online` is unreadable.
     """
     if results.suite.stage == "tune" or not results.online.sequences:
         return []

@@ -1,4 +1,4 @@
-"""Plasticity in a run's report: first, best and last online accuracy, and how much was kept."""
+"""Plasticity in a run's report: first, best and last online accuracies, and the share kept."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ DERIVED = {
 ENDING = {"dead": ("dead\nunits", 2), "effective_rank": ("effective\nrank", decimals("effective_rank"))}
 MEANING = (
     "Online accuracy: accuracy on each training batch before the update on it, averaged over a task.",
-    "Share kept: last / best; noise alone lowers it below 1, as for fresh networks, and most with few tasks. Slope: "
-    "median over all pairs of tasks (Theil-Sen). Against fresh: last minus the value of fresh networks for every task, "
-    "trained by the same optimizer on the same tasks and seeds.",
+    "Share kept: last divided by best; noise alone lowers it below 1, even for fresh networks, and most with few "
+    "tasks. Slope: median over all pairs of tasks (Theil-Sen). Against fresh: last, minus the same with a fresh "
+    "network for every task, trained by the same optimizer on the same tasks and seeds.",
     "Dead units, effective rank: measured on the features of up to 2,000 new inputs before the first update on each of "
     "the last tasks.",
 )
@@ -35,7 +35,7 @@ MEANING = (
 
 @dataclass(frozen=True)
 class _Measure:
-    """One column. values: for each arm, its values by seed."""
+    """One column of the table. values: for each arm, one value per seed."""
 
     title: str
     digits: int
@@ -97,7 +97,10 @@ def _head(one: LearntOnline) -> tuple[Cell, Cell]:
 
 
 def _chart(here: Sequence[LearntOnline], where: str) -> Table | None:
-    """Return sparklines, on a common scale, of the mean over seeds at evenly spaced tasks."""
+    """Return a table of sparklines on a common scale: the mean over seeds at evenly spaced tasks.
+
+    Return None if there is only one task, or no arm has an ok trial.
+    """
     lines = {one.arm.key: _points(one) for one in here if len(one.windows)}
     if not lines or here[0].tasks < 2:
         return None
@@ -116,7 +119,7 @@ def _points(one: LearntOnline) -> Sequence[float]:
 
 
 def _undefined(here: Sequence[LearntOnline]) -> Iterable[str]:
-    """Yield the reasons why metrics are undefined, naming the arms unless a reason applies to all of several arms."""
+    """Yield why metrics are undefined, in sentences; these name the arms unless the reason is the same for all arms."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for name in DERIVED:
         for one in here:

@@ -1,4 +1,4 @@
-"""Metrics of solutions against the step of the switch, with those of the two pure arms."""
+"""Figures of the metrics of switched optimizers' solutions against the step of the switch."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ MIN_POINTS = 2
 WIDTH, HEIGHT = 3.4, 2.7
 TICKS = 6
 BAND = 0.12
-"""Opacity of the band of a pure arm."""
+"""Opacity of a pure arm's band."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """A pure arm, drawn as a horizontal line. end: the k of its marker: 0 for B, all steps for A."""
+    """A pure arm, drawn as a horizontal line. end: the k at which its marker is drawn: 0 for B, all steps for A."""
 
     end: float
     series: Series
@@ -41,7 +41,9 @@ class Level:
 class Path:
     """One drawn `Switching`.
 
-    series: the look of its line. points: k, limited to the number of steps taken, and arm, by ascending k.
+    series: the look of its line.
+    points: pairs of k, which is capped at the number of steps taken, and the arm; by ascending k.
+    levels: the pure arms, without those that are missing.
     """
 
     switching: Switching
@@ -50,7 +52,7 @@ class Path:
     levels: tuple[Level, ...]
 
     def drawn(self, metric: str) -> list[tuple[float, list[float]]]:
-        """Return each k for which the metric has values, and its values over seeds."""
+        """Return each k at which the metric was measured, with the metric's values over seeds."""
         return [(k, found) for k, arm in self.points if (found := arm.values(metric))]
 
     @property
@@ -83,7 +85,7 @@ def _path(found: Switching, group: Group) -> Path:
         ends.insert(0, (taken, found.pure_first, found.first))
     for end, arm, name in ends:
         if arm is not None:
-            # Ends of a sweep that replace pure arms have its colour.
+            # An end of the sweep that replaces a missing pure arm has the same colour as the sweep.
             turn = sum(known[arm.key].colour == other.colour for other in (look, *(level.series for level in levels)))
             levels.append(Level(end, replace(known[arm.key], label=f"{name} alone{run}", turn=turn)))
     return Path(found, look, points, tuple(levels))
@@ -97,7 +99,7 @@ def _figure(paths: Sequence[Path], used: Set[str]) -> Figure:
     group = Group(experiment, model, shown)
     what = f"The solution of {experiment}, {model} against k: {told}; a dot is a seed, a line goes through the means."
     if names := [one.label for path in paths for one in _pure(path)]:
-        what += f" Horizontal: {', '.join(names)}, the mean with a band of one standard deviation on either side."
+        what += f" Horizontal lines: {', '.join(names)}; means with a band of one standard deviation on either side."
     metric = first.metrics[0]
     numbers = []
     for path in paths:
@@ -114,7 +116,7 @@ def _figure(paths: Sequence[Path], used: Set[str]) -> Figure:
 
 
 def _unused(group: Group, optimizer: str, used: Set[str]) -> str:
-    """Return the first unused name of `switch_..._<optimizer>`, `switch_..._<optimizer>_2`, ..."""
+    """Return the first unused name among `switch_..._<optimizer>`, `switch_..._<optimizer>_2`, ..."""
     numbered = (() if number == 1 else (str(number),) for number in itertools.count(1))
     names = (group.figure_name("switch", optimizer, *number) for number in numbered)
     return next(name for name in names if name not in used)

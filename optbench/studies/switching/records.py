@@ -1,4 +1,4 @@
-"""Records of switched optimizers for programs."""
+"""Machine-readable records of switched optimizers."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from optbench.report.study import ResultKey
 from optbench.studies.switching.statistics import Estimate, Side, Switching, SwitchPoint
 
 SWITCH = ("switch_step", "switch_statistic", "switch_value", "switch_low", "switch_high", "switch_n")
-"""Columns of results by the step of a switch: its k, and `rho`, or the `difference` to the pure arm."""
+"""Columns of a switched optimizer's results: k, then the statistic (`rho`, or the `difference` from the pure arm), its
+value, the ends of its 95% interval, and its number of seeds."""
 
 
 def switching_records(found: Sequence[Switching]) -> Iterable[Record]:
-    """Return a record per switch, with every k."""
+    """Return one record per switch, with an entry for every k."""
     return map(_record, found)
 
 
 def beside_results(found: Sequence[Switching]) -> Mapping[ResultKey, Record]:
-    """Return the values of `SWITCH` for every result of a switched optimizer."""
+    """Return the values of the `SWITCH` columns for every result of a switched optimizer."""
     return {
         (one.results.run.id, *one.place, point.arm.optimizer, point.arm.variant, metric): _switched(one, point, metric)
         for one in found

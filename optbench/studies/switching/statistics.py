@@ -1,9 +1,11 @@
 """Switched optimizers: do the first k steps decide the solution?
 
-A `switch` takes its first k steps with optimizer A and all others with B; `gradient-noise` perturbs the first k steps
-of its base. Both are compared with the *pure* arms of the same experiment and model, trained by A or by B alone.
+A `switch` takes its first k steps with optimizer A and all others with B; `gradient-noise` perturbs the gradients of
+its base in the first k steps. Both are compared with the *pure* arms of the same experiment and model, which A or B
+trains alone.
 
-Legend: `n` seeds, `B` resamples; m_AB(k), m_A, m_B the means of a metric over the seeds that all three have.
+Legend: `n` seeds; in shapes, `B` resamples; m_AB(k), m_A and m_B are the means of a metric over the seeds that the
+switched arm and both pure arms have.
 Source: Pascanu et al. 2025, arXiv:2507.12224, sections 1 and 3.1: the early phase determines the basin.
 """
 
@@ -32,11 +34,11 @@ from optbench.stats.signed_rank import round_differences, signed_rank_test
 
 Array: TypeAlias = NDArray[np.float64]
 SwitchKind = Literal["switch", "control", "noise"]
-"""`switch`: from A to another B; `control`: from A to A, which shows the effect of switching itself; `noise`:
-with perturbed gradients."""
+"""`switch`: from A to a different B. `control`: from A to A, which shows the effect of switching itself. `noise`: the
+first steps have perturbed gradients."""
 Side = Literal["first", "then"]
 Statistic = Literal["rho", "difference"]
-"""`rho`: (m_AB(k) - m_B)/(m_A - m_B); `difference`: m(k) minus that of the pure arm, in the metric's unit."""
+"""`rho`: (m_AB(k) - m_B)/(m_A - m_B). `difference`: the mean at k minus the pure arm's mean, in the metric's unit."""
 
 SWITCH, NOISE = "switch", "gradient-noise"
 STEP_SETTINGS = {SWITCH: "at", NOISE: "steps"}
@@ -44,16 +46,17 @@ STEP_SETTINGS = {SWITCH: "at", NOISE: "steps"}
 MIN_TEST = 6
 """Minimum number of seeds for the signed-rank test; fewer cannot reach p ≤ .05."""
 MIN_SEEDS = 5
-"""Minimum number of seeds; with fewer, equal signs by chance have a probability of at least .125 (.0625 with 5)."""
+"""Minimum number of seeds for ρ; with fewer, all signs are equal by chance with a probability of at least .125 (.0625
+with 5)."""
 ALPHA = 0.05
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """ρ or a difference; `value` is None if undefined, with the reason in `reason`.
+    """ρ or a difference; `value` is None if it is undefined, and `reason` then says why.
 
-    interval: 95%, percentile bootstrap over seeds; None if there is no value, or only a single seed.
-    n: the number of seeds on which all of its arms have a value.
+    interval: 95% interval from a percentile bootstrap over seeds; None if there is no value, or only a single seed.
+    n: number of seeds on which all the compared arms have a value.
     """
 
     value: float | None
@@ -64,9 +67,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class SwitchPoint:
-    """One k of a sweep: the number of steps before the switch, infinite if the noise never ends.
+    """One value of k in a sweep.
 
-    whole: whether no trial took more than k steps, so that there was no switch.
+    k: number of steps before the switch; infinite if the noise never ends.
+    whole: whether no trial took more than k steps, so that no switch took place.
     """
 
     k: float
@@ -76,12 +80,13 @@ class SwitchPoint:
 
 @dataclass(frozen=True)
 class Switching:
-    """One pair A, B (or one perturbed base) over values of k, with everything else equal.
+    """A sweep of k for one pair of optimizers A and B, or for one perturbed base, with everything else equal.
 
-    first, then: A and B in words: the label of the pure arm if there is one, else target and settings.
-    state: the handling of B's state: `reset` or `keep`; None for noise.
+    first, then: names of A and B: the label of the pure arm if there is one, else target and settings.
+    state: whether B starts without state (`reset`) or can continue from A's (`keep`); None for noise.
     points: by ascending k.
-    pure_first, pure_then: arms trained by A alone and by B alone; None if missing. Noise has no pure A.
+    pure_first, pure_then: arms trained by A alone and by B alone, or the ends of the sweep that replace missing ones;
+        None if there is neither. Noise has no pure A.
     metrics: the experiment's primary metrics that were measured.
     """
 
@@ -105,7 +110,7 @@ class Switching:
 
     @property
     def label(self) -> str:
-        """The optimizer's name in the suite with its distinguishing settings: `noisy eta=0.1`."""
+        """The optimizer's name in the suite and the settings of its variant other than k, e.g. `noisy eta=0.1`."""
         steps = STEP_SETTINGS[NOISE if self.kind == "noise" else SWITCH]
         parts = [part for part in self.points[0].arm.variant.split(",") if not part.startswith(f"{steps}=")]
         return " ".join([self.optimizer, *(part for part in [",".join(parts)] if part not in ("", "default"))])
@@ -116,7 +121,7 @@ class Switching:
         return self.points[0].arm.experiment, self.points[0].arm.model
 
     def estimate(self, point: SwitchPoint, metric: str) -> Estimate:
-        """Return ρ for a switch, and the difference to the pure arm for a control or noise."""
+        """Return ρ for a switch, or the difference from the pure arm for a control or noise."""
         return self._estimates[point.k, metric]
 
     @functools.cached_property
@@ -138,9 +143,9 @@ class Switching:
         return difference(values[0], values[1])
 
     def barrier(self, point: SwitchPoint, to: Side) -> Estimate | None:
-        """Return the mean loss barrier to pure A (`first`) or pure B (`then`), over seeds with a measurement.
+        """Return the loss barrier between this point and pure A (`first`) or pure B (`then`), as a mean over seeds.
 
-        None if it was not measured, or between an arm and itself.
+        Return None if it was not measured, if there is no pure arm, or if the pure arm is this point itself.
         """
         pure = self.pure_first if to == "first" else self.pure_then
         if pure is None or pure is point.arm:
@@ -151,7 +156,7 @@ class Switching:
 
 
 def switchings(results: Results) -> list[Switching]:
-    """Return every switch of a run, and every optimizer with swept noisy steps, in suite order."""
+    """Return every switch in a run, and every optimizer whose number of noisy steps is swept, in suite order."""
     everything = arms(results)
     grouped: dict[tuple[str, ...], list[Arm]] = {}
     for arm in everything:
@@ -166,9 +171,9 @@ def switchings(results: Results) -> list[Switching]:
 
 
 def steps_setting(arm: Arm) -> str | None:
-    """Return the hyper-parameter with the number of steps before a switch; None if nothing is switched.
+    """Return the name of the hyper-parameter that holds k; None if the optimizer is neither switched nor perturbed.
 
-    Also None if it is neither a number nor null, which a run from elsewhere may contain.
+    Also return None if the value of k is neither a number nor null, which is possible in a run made elsewhere.
     """
     trial = _trial(arm)
     name = STEP_SETTINGS.get(trial.target)
@@ -178,7 +183,8 @@ def steps_setting(arm: Arm) -> str | None:
 def rho(switched: Array, first: Array, then: Array, names: tuple[str, str] = ("A", "B")) -> Estimate:
     """Compute ρ(k) = (m_AB(k) - m_B)/(m_A - m_B), a ratio of means: 0 for B's solution, 1 for A's.
 
-    switched, first, then: (n,) a metric on the same seeds, n > 0. names: those of A and B, used in the reason.
+    switched, first, then: values of a metric on the same seeds, (n,), n > 0.
+    names: names of A and B, for use in `Estimate.reason`.
 
     ρ is undefined unless A and B differ: their exact signed-rank test over the same seeds must have p ≤ .05,
     uncorrected. Five seeds cannot reach this, so they must all agree in sign (p = .0625, the smallest possible); fewer
@@ -202,13 +208,13 @@ def rho(switched: Array, first: Array, then: Array, names: tuple[str, str] = ("A
 
 
 def difference(values: Array, pure: Array) -> Estimate:
-    """Return the mean of values minus pure, both (n,) over the same seeds, n > 0; no interval for one seed."""
+    """Return the mean of `values - pure`, both (n,) on the same seeds, n > 0. A single seed gives no interval."""
     d = round_differences(values - pure, float(np.abs([values, pure]).max(initial=1.0)))
     return Estimate(float(d.mean()), percentile_interval(resampled_means(d)) if len(d) > 1 else None, len(d))
 
 
 def shared_values(found: Sequence[Arm], metric: str) -> Array:
-    """Return the final metric, (arms, n), of seeds whose trials are `ok` with a finite value in every arm."""
+    """Return the final values of a metric, (arms, n), on the seeds whose trials are `ok` and finite in every arm."""
     seeds = [seed for seed in found[0].trials if all(arm.status(seed) == "ok" for arm in found)]
     values = np.array([[arm.value(metric, seed) for seed in seeds] for arm in found], np.float64)
     return values[:, np.isfinite(values).all(axis=0)]
@@ -231,7 +237,7 @@ def _switching(found: Sequence[Arm], everything: Sequence[Arm]) -> Switching:
         return Switching("noise", found[0].optimizer, f"{name} with noise", name, None, points, None, pure, metrics)
     one, other = _optimizer(SWITCH, settings["first"]), _optimizer(SWITCH, settings["then"])
     named_first, named_then = _pure(one, neighbours), _pure(other, neighbours)
-    # without an arm of A or B alone, the ends of the sweep replace it
+    # if there is no arm of A or B alone, an end of the sweep replaces it
     at_all = next((point.arm for point in reversed(points) if point.whole), None)
     at_none = next((point.arm for point in points if point.k == 0), None)
     first, then = named_first or at_all, named_then or at_none
@@ -263,7 +269,7 @@ def _optimizer(wrapper: str, settings: Mapping[str, Any]) -> tuple[str, dict[str
 
 
 def _name(optimizer: tuple[str, Mapping[str, Any]], pure: Arm | None) -> str:
-    """Return the label of an optimizer's pure arm, else its target with non-default settings: `adam lr=0.01`."""
+    """Return the label of an optimizer's pure arm; without one, its target and non-default settings: `adam lr=0.01`."""
     if pure is not None:
         return pure.label
     target, settings = optimizer
@@ -272,5 +278,5 @@ def _name(optimizer: tuple[str, Mapping[str, Any]], pure: Arm | None) -> str:
 
 
 def _trial(arm: Arm) -> Trial:
-    """Return any trial of an arm; they differ only in seed."""
+    """Return one of an arm's trials, which differ only in their seed."""
     return next(iter(arm.trials.values()))

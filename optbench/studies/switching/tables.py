@@ -1,4 +1,4 @@
-"""Switched optimizers in a report: where a solution lies between the pure ones, by the step of the switch."""
+"""Switched optimizers in a report: where their solutions lie between those of the pure arms, by k."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ LETTERS: dict[Side, str] = {"first": "A", "then": "B"}
 
 MEANINGS: dict[SwitchKind, str] = {
     "switch": "ρ(k) = (m_AB(k) - m_B) / (m_A - m_B), after k steps with A and all others with B: 0 where the solution "
-    "is that of B alone, 1 where it is that of A alone; a ratio of means over the seeds that all three have. It is "
+    "is that of B alone, 1 where it is that of A alone; a ratio of means over the seeds of all three arms. It is "
     "undefined unless A and B differ: signed-rank p of at most .05, uncorrected; 5 seeds must all agree in sign, and "
     "fewer are not sufficient.",
-    "control": "Controls switch from an optimizer to itself: mean difference to that optimizer alone.",
-    "noise": "Noise on the gradients of the first k steps: mean difference to the same optimizer without it.",
+    "control": "Controls switch from an optimizer to itself: mean difference from that optimizer alone.",
+    "noise": "Noise on the gradients of the first k steps: mean difference from the same optimizer without noise.",
 }
 INTERVALS = (
-    f"[95% interval]: percentile bootstrap over seeds, {RESAMPLES} resamples; too narrow for few seeds (84% at 5 "
-    "seeds, 92% at 10), and not used for verdicts."
+    f"[95% interval]: percentile bootstrap over seeds, {RESAMPLES} resamples; too narrow for few seeds (it covers 84% "
+    "at 5 seeds and 92% at 10), and not used for verdicts."
 )
-BARRIER = "Barrier: loss barrier on the line from the solution to that of A or of B alone, mean over seeds."
+BARRIER = "Barrier: loss barrier on the straight line to the solution of A or B alone, mean over seeds."
 
 
 def switching_blocks(found: Sequence[Switching], several: bool, _: SpreadText) -> Iterable[Block]:
@@ -51,7 +51,7 @@ def switching_blocks(found: Sequence[Switching], several: bool, _: SpreadText) -
 
 
 def heading(switching: Switching) -> str:
-    """Return a heading: `sgd (A), then adam (B), state reset`."""
+    """Return a heading, e.g. `sgd (A), then adam (B), state reset`."""
     state = f", state {switching.state}" if switching.state else ""
     return {
         "switch": f"{switching.first} (A), then {switching.then} (B){state}",
@@ -94,7 +94,7 @@ def _table(switching: Switching, several: bool) -> Table:
 
 
 def _title(switching: Switching, metric: str) -> str:
-    """Return the title of a column; ρ has no better direction, a difference has that of its metric."""
+    """Return the title of a column, with the metric's arrow for a difference; ρ has no preferred direction."""
     arm = switching.points[0].arm
     known = arm.metrics[metric]
     title = TITLES.get(metric, words(metric))
@@ -106,7 +106,7 @@ def _title(switching: Switching, metric: str) -> str:
 
 
 def _seeds(point: SwitchPoint, estimates: Sequence[Estimate]) -> Cell:
-    """Return the number of seeds in a row's estimates, and the number of planned seeds if it differs."""
+    """Return the number of seeds in a row's estimates, followed by the number of planned seeds if the two differ."""
     counts, planned = sorted({estimate.n for estimate in estimates}), len(point.arm.trials)
     if counts == [planned]:
         return Cell(str(planned))
@@ -121,7 +121,7 @@ def _barrier_text(estimate: Estimate | None) -> str:
 
 
 def _sides(switching: Switching) -> list[Side]:
-    """Return the sides with measured barriers; A and B are the same for a control, and noise has no A."""
+    """Return the sides with measured barriers; only `then` for a control, whose A and B are equal, and for noise."""
     return [
         side
         for side in (SIDES if switching.kind == "switch" else SIDES[1:])
@@ -142,4 +142,4 @@ def _reasons(switching: Switching) -> Iterable[str]:
     what = "ρ" if switching.statistic == "rho" else "difference"
     for (reason, where), metrics in shared.items():
         at = "" if len(where) == len(switching.points) else f" at k = {', '.join(where)}"
-        yield f"no {what} of {', '.join(metrics)}{at}: {reason}"
+        yield f"no {what} for {', '.join(metrics)}{at}: {reason}"

@@ -1,4 +1,4 @@
-"""Distance between twins in weight space, against the step."""
+"""Figures of the distance between twins in weight space, by training step."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 4.2, 3.1
 WIDE = 20
-"""Ratio of distances above which the axis is logarithmic, because close and distant pairs are drawn together."""
+"""Ratio of the largest distance to the smallest above which the axis is logarithmic."""
 
 
 @dataclass(frozen=True)
 class DrawnTwins:
-    """A pair of twins in a figure. series: the look and label of its line. sides: the arms of the two optimizers."""
+    """A pair of twins in a figure. series: the look and label of the pair's line. sides: the two optimizers' arms."""
 
     twins: Twins
     series: Series
@@ -36,7 +36,7 @@ class DrawnTwins:
 
     @property
     def shared(self) -> list[Moment]:
-        """Places at which every seed with any distance has one."""
+        """Places at which every seed that has any distances has one."""
         return [place for place in self.twins.places if len(self.twins.at(place)) == len(self.twins.distances)]
 
 
@@ -69,9 +69,9 @@ def _figure(group: Group, pairs: Sequence[DrawnTwins]) -> Figure:
     sides = tuple({side.label: side for pair in pairs for side in pair.sides}.values())
     tasks = task_count(pair.twins for pair in pairs)
     what = (
-        f"Distance between twins during the training of {group.experiment}, {group.model}: between their weights, "
-        "divided by the mean of their distances from the common start; a thin line is a seed, a thick one the mean "
-        f"while every seed is being trained. {accuracy(pair.twins.size for pair in pairs)}"
+        f"Distance between the weights of twins during training on {group.experiment}, {group.model}, divided by the "
+        "mean of their distances from the common start; a thin line is a seed, a thick line the mean while all seeds "
+        f"are in training. {accuracy(pair.twins.size for pair in pairs)}"
     )
     ends = [(pair.series.label, pair.shared[-1], pair) for pair in pairs if pair.shared]
     numbers = [(f"{label} at {place_text(place, tasks)}", mean(pair.twins.at(place))) for label, place, pair in ends]
@@ -93,7 +93,7 @@ def _figure(group: Group, pairs: Sequence[DrawnTwins]) -> Figure:
 
 
 def _starts(pairs: Sequence[DrawnTwins]) -> Mapping[int, int]:
-    """Return where each task starts on the axis: after the largest number of steps in each earlier task."""
+    """Return the step on the axis at which each task starts: the sum of the earlier tasks' largest numbers of steps."""
     places = [place for pair in pairs for place in pair.twins.places]
     count = task_count(pair.twins for pair in pairs)
     longest = [max((step for task, step in places if task == i), default=0) for i in range(1, count + 1)]
@@ -122,7 +122,7 @@ def _panel(part: Sequence[DrawnTwins], starts: Mapping[int, int], wide: bool) ->
                 style.draw_line(axes, x, y, shown, label="_mean")
         if not wide:
             axes.set_ylim(bottom=0)
-        style.labels(axes, "step", "distance from each other")
+        style.labels(axes, "step", "distance between twins")
 
     return Panel(draw, WIDTH, HEIGHT, series=series)
 

@@ -1,4 +1,4 @@
-"""Records of twins for programs."""
+"""Machine-readable records of twins."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from optbench.studies.twins.statistics import Twins
 
 WEIGHT_DISTANCE = "weight_distance"
 PLACE = ("task", "step")
-"""Columns of twins (`pair_kind` is `twins`): the point in training of a distance."""
+"""Columns of twins (`pair_kind` is `twins`): the task and step at which a distance was measured."""
 
 
 def twin_records(found: Sequence[Twins]) -> Iterable[Record]:
-    """Yield a record per pair of twins, with every evaluation."""
+    """Yield one record per pair of twins, with an entry for every evaluation."""
     for twins in found:
         yield {
             **dict(zip(KEYS[:3], (twins.results.run.id, twins.experiment, twins.model), strict=True)),
@@ -34,7 +34,7 @@ def twin_records(found: Sequence[Twins]) -> Iterable[Record]:
 
 
 def twin_lines(found: Sequence[Twins]) -> Iterable[Record]:
-    """Yield a record per evaluation of each pair of twins."""
+    """Yield one record for each evaluation of each pair of twins."""
     for twins in found:
         if twins.sides is None:
             continue

@@ -3,7 +3,8 @@
 Distances are estimated from sketches of the weights (`optbench.metrics.sketch`), with a relative error of about
 1/√(2K), where K is the length of a sketch.
 
-Legend: `E` evaluations of a trial; `w₀` the weights before the first step; a place is a task, 1..T, and a step of it.
+Legend: `E` evaluations of a trial; `w₀` the weights before the first step. A *place* in training is a task, from 1, and
+a number of steps in that task.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from optbench.store.columns import codes, numbers, vectors
 
 Array: TypeAlias = NDArray[np.float64]
 Moment: TypeAlias = tuple[int, int]
-"""A task, and a number of steps in it."""
+"""A place: a task, and a number of steps in that task."""
 Distances: TypeAlias = Mapping[Moment, float]
 """Distances by ascending place; NaN where undefined."""
 
@@ -33,7 +34,7 @@ START: Moment = (1, 0)
 
 @dataclass(frozen=True)
 class Sketches:
-    """The sketches of one trial: places (E,) ascending, and the sketch (E, K) at each."""
+    """The sketches of one trial. places: (E,), ascending. values: the sketch at each place, (E, K)."""
 
     places: tuple[Moment, ...]
     values: Array
@@ -43,9 +44,9 @@ class Sketches:
 class Twins:
     """Two optimizers listed as twins in a suite, on one experiment and model.
 
-    a, b: their names. sides: their arms; None unless each has exactly one.
-    distances: by seed, for every seed on which both trials are ok and share a place after the start.
-    size: K; 0 if there are no distances. reason: why there are none, else empty.
+    a, b: names of the optimizers. sides: the optimizers' arms; None unless each optimizer has exactly one.
+    distances: by seed, for every seed on which both trials are ok and have a common place after the start.
+    size: K; 0 if there are no distances. reason: why there are no distances, else empty.
     """
 
     results: Results
@@ -79,16 +80,16 @@ class Twins:
 
     @property
     def last(self) -> list[float]:
-        """The distance of every seed at the last common place of its two trials."""
+        """Each seed's distance at the last place that the two trials have in common."""
         found = [distances[max(distances)] for distances in self.distances.values()]
         return [value for value in found if math.isfinite(value)]
 
 
 def twins(results: Results) -> list[Twins]:
-    """Return every pair of twins of a run's suite, on every model, in suite order.
+    """Return every pair of twins in a run's suite, on every model, in suite order.
 
     Raises:
-        StoreError: the table is unreadable.
+        StoreError: the table of sketches is unreadable.
     """
     asked = {name: experiment for name, experiment in results.suite.experiments.items() if experiment.twins}
     if not asked:
@@ -104,7 +105,11 @@ def twins(results: Results) -> list[Twins]:
 
 
 def sketches(results: Results) -> dict[str, Sketches]:
-    """Return the sketches of each trial."""
+    """Return the sketches of each trial, by trial id.
+
+    Raises:
+        StoreError: the table of sketches is unreadable.
+    """
     table = results.run.table("sketches")
     trial, ids = codes(table["trial"])
     task, step = (numbers(table[name]).astype(np.int64) for name in ("task", "step"))
@@ -121,8 +126,9 @@ def sketches(results: Results) -> dict[str, Sketches]:
 def distances(a: Sketches, b: Sketches) -> dict[Moment, float]:
     """Return 2 ‖a - b‖ / (‖a - w₀‖ + ‖b - w₀‖) at every common place after the start, ascending.
 
-    0 for equal weights, √2 for equal distances at a right angle, at most 2; NaN if neither has moved. It is the metric
-    `weight_distance` of two solutions, at every evaluation.
+    The value is 0 for equal weights, √2 if both have moved equally far at a right angle, and at most 2; it is NaN if
+    neither has moved. The metric `weight_distance` has the same definition, for solutions only. Return an empty mapping
+    if a trial has no sketch of the start.
     """
     shared = sorted(set(a.places) & set(b.places) - {START})
     if not shared or START not in a.places or START not in b.places:
@@ -138,9 +144,9 @@ def distances(a: Sketches, b: Sketches) -> dict[Moment, float]:
 
 
 def evenly(places: Iterable[Moment], count: int) -> list[Moment]:
-    """Select at most `count` > 1 evenly spaced places, including the first and the last.
+    """Select at most `count` > 1 places, including the first and the last, at equal intervals.
 
-    Spacing is in evaluations, because the tasks of a sequence may end after different numbers of steps.
+    Intervals are numbers of evaluations rather than of steps, because tasks may differ in their number of steps.
     """
     ordered = sorted(set(places))
     chosen = {round(i * (len(ordered) - 1) / (count - 1)) for i in range(count)} if ordered else set()

@@ -15,11 +15,12 @@ from optbench.studies.twins.statistics import Moment, Twins, evenly
 TITLE = "Twins"
 METRIC = "weight_distance"
 COLUMNS = 5
-"""Number of columns: the first evaluation, the quarters and the last evaluation."""
+"""Number of columns with distances: at the first and last evaluations, and at the three quarter points between them."""
 MOST_DIGITS = 6
 MEANING = (
-    "Distance: between the weights of the two, divided by the mean of their distances from the common start: 0 for the "
-    "same weights, √2 for equal distances at a right angle. Last: the last evaluation that both trials of a seed have."
+    "Distance: between the weights of the two optimizers, divided by the mean of their distances from the common "
+    "start: 0 for the same weights, √2 if both moved equally far at a right angle. Last: the last evaluation that both "
+    "trials of a seed have."
 )
 
 
@@ -33,21 +34,21 @@ def twin_blocks(found: Sequence[Twins], several: bool, spread_text: SpreadText) 
         where = f"{run}, {experiment}, {model}" if several else f"{experiment}, {model}"
         if shown := [twins for twins in here if twins.distances]:
             yield _table(shown, where, spread_text)
-        if missing := [f"{where}: no distance of {twins.label}: {twins.reason}" for twins in here if twins.reason]:
+        if missing := [f"{where}: no distance between {twins.label}: {twins.reason}" for twins in here if twins.reason]:
             yield Items(tuple(missing), "warning")
     if sizes := {twins.size for twins in found if twins.distances}:
         yield Items((MEANING, accuracy(sizes)), "quiet")
 
 
 def accuracy(sizes: Iterable[int]) -> str:
-    """Return a sentence on the accuracy of distances estimated from sketches: 1/√(2K)."""
+    """Return a sentence that states the relative error of distances, 1/√(2K), for the smallest sketch size K."""
     fewest = min(sizes)
     share = 100 / math.sqrt(2 * fewest)
     return f"Distances are estimated from sketches of {fewest:,} numbers, with an error of about {share:.0f}%."
 
 
 def place_text(place: Moment, tasks: int) -> str:
-    """Format a place: `step 469`, or `task 2, step 469` with several tasks."""
+    """Format a place as `step 469`, or as `task 2, step 469` if there are several tasks."""
     task, step = place
     return f"step {step}" if tasks == 1 else f"task {task}, step {step}"
 
@@ -74,24 +75,24 @@ def _table(shown: Sequence[Twins], where: str, spread_text: SpreadText) -> Table
         count, digits = len(twins.distances), digits_of(values)
         cells = [Cell(_text(found, count, digits, spread_text)) for found in values]
         rows.append((Cell(twins.label), seeds_cell(count, twins.planned), *cells))
-    return Table(f"{where}: twins, their distance from each other", titles, tuple(rows), keys=2)
+    return Table(f"{where}: distance between twins", titles, tuple(rows), keys=2)
 
 
 def _reached(shown: Sequence[Twins]) -> Iterable[Moment]:
-    """Return places at which at least half of all seeds were in training; later columns would be nearly empty."""
+    """Return the places at which at least half of all seeds have a distance; other columns would be nearly empty."""
     reached = Counter(place for twins in shown for distances in twins.distances.values() for place in distances)
     seeds = sum(len(twins.distances) for twins in shown)
     return (place for place, count in reached.items() if 2 * count >= seeds)
 
 
 def digits_of(values: Iterable[Sequence[float]]) -> int:
-    """Return how many decimals show two digits of the smallest mean in a line, because twins are close."""
+    """Return the number of decimals that shows two digits of the smallest mean in a line, as twins may be close."""
     means = [fmean(found) for found in values if found]
     smallest = min((mean for mean in means if mean > 0), default=1.0)
     return min(MOST_DIGITS, max(decimals(METRIC), 1 - math.floor(math.log10(smallest))))
 
 
 def _text(values: Sequence[float], count: int, digits: int, spread_text: SpreadText) -> str:
-    """Format a mean, with the number of seeds if some of them stopped earlier."""
+    """Format the mean of `values`, followed by the number of values if it is not `count`."""
     text = spread_text(Spread.of(values), digits)
     return text if len(values) in (0, count) else f"{text} (n={len(values)})"
