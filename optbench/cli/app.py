@@ -65,7 +65,7 @@ def _request(context: typer.Context) -> Request:
 
 @contextlib.contextmanager
 def _early(context: typer.Context) -> Iterator[None]:
-    """Start the process that forks workers before the rest is imported, if there is a readable suite to train.
+    """Start the process that forks workers before the slow imports, if there is a readable suite to train.
 
     Errors in the suite or the run are reported by the command itself.
     """
@@ -173,11 +173,14 @@ def tune(
         typer.Option(
             metavar="N",
             min=1,
-            help="With random or tpe: number of settings per optimizer; by default as many as its grid has.",
+            help="With random or tpe: number of settings to try per optimizer; by default, the size of its grid.",
         ),
     ] = None,
     widen: Annotated[
-        bool, typer.Option("--widen", help="Search beyond the edge of a grid whose best setting lies there.")
+        bool,
+        typer.Option(
+            "--widen", help="If a grid's best setting lies at an edge, extend the grid and continue the search."
+        ),
     ] = False,
     output: Annotated[
         Path | None,
@@ -186,7 +189,7 @@ def tune(
             "-o",
             metavar="FILE",
             parser=options.path_option("--output"),
-            help="Also write the tuned suite to this new file.",
+            help="Also write the tuned suite to this file, which must not exist.",
         ),
     ] = None,
     device: options.Device = "auto",
@@ -197,7 +200,7 @@ def tune(
     seeds: Annotated[
         str | None,
         typer.Option(
-            metavar="N", help="Number of tuning seeds, or a list (1000,1001) without any of the suite's own seeds."
+            metavar="N", help="Number of tuning seeds, or a list (1000,1001) with none of the suite's own seeds."
         ),
     ] = None,
     experiment: options.OnlyExperiments = None,
@@ -220,8 +223,9 @@ def tune(
 ) -> None:
     """Choose hyper-parameters for every optimizer of a suite, on validation data and separate seeds.
 
-    The suite defines the search space under tune; without it, learning rates around each optimizer's own are tried.
-    The run contains every setting that was tried; the tuned suite extends the original with the chosen values.
+    The suite defines the search space under the key tune. Without this key, learning rates around the one given for
+    each optimizer are tried. The run contains every setting that was tried; the tuned suite extends the original suite
+    with the chosen values.
     """
 
     def command() -> int:
@@ -241,8 +245,8 @@ def fingerprint(
         typer.Argument(
             metavar="TARGET",
             autocompletion=completion.fingerprinted,
-            help="An optimizer to train: a name from `optbench list optimizers`, module:Class or ./file.py:Class. "
-            "Or RUN:OPTIMIZER, an optimizer of a finished run of the suite fingerprint.",
+            help="The optimizer to train: a name from `optbench list optimizers`, module:Class or ./file.py:Class. "
+            "Or RUN:OPTIMIZER, an optimizer in a finished run of the suite fingerprint.",
         ),
     ] = None,
     set_: Annotated[
@@ -255,7 +259,7 @@ def fingerprint(
     ] = None,
     seeds: Annotated[
         str | None,
-        typer.Option(metavar="N", help="Number of the panel's seeds to use, or a list of them; verdicts need 10."),
+        typer.Option(metavar="N", help="Number of the panel's seeds to use, or a list of them; verdicts require 10."),
     ] = None,
     quick: Annotated[
         bool,
@@ -284,17 +288,17 @@ def fingerprint(
         typer.Option(
             metavar="RUN",
             autocompletion=completion.runs,
-            help="Continue an interrupted fingerprint, given by its run NAME-tune.",
+            help="Continue an interrupted fingerprint; RUN is its tuning run, NAME-tune.",
         ),
     ] = None,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Show on one page what kind of solution an optimizer finds, compared with known ones.
+    """Show on one page what kind of solution an optimizer finds, compared with known optimizers.
 
-    Tunes the learning rate and trains the suite fingerprint, which takes about two minutes on two cores for an
-    optimizer as cheap as AdamW. Shows 16 properties next to those of the panel, verdicts against AdamW and SGD, and
-    the nearest neighbours.
+    The command tunes the learning rate and trains the suite fingerprint, which takes about two minutes on two cores
+    for an optimizer as cheap as AdamW. The page shows 16 properties next to those of the panel, verdicts against AdamW
+    and SGD, and the nearest neighbours.
     """
 
     def command() -> int:
@@ -312,7 +316,7 @@ def compare(
         typer.Argument(
             metavar="RUN_A[:OPTIMIZER]",
             autocompletion=completion.run_and_optimizer,
-            help="The run to judge, or one optimizer of a run.",
+            help="A: the run to judge, or one optimizer of a run.",
         ),
     ],
     run_b: Annotated[
@@ -320,7 +324,7 @@ def compare(
         typer.Argument(
             metavar="RUN_B[:OPTIMIZER]",
             autocompletion=completion.run_and_optimizer,
-            help="The run, or one optimizer of a run, to judge it against.",
+            help="B: the run to judge A against, or one optimizer of a run.",
         ),
     ],
     runs_dir: options.RunsDir = Path("runs"),
@@ -333,13 +337,14 @@ def compare(
         list[str] | None,
         typer.Option(
             metavar="METRIC:±SIZE[%]",
-            help="Exit with 1 if the whole 95% interval of A - B is beyond this; % is relative to B's median. "
+            help="Exit with code 1 if the entire 95% interval of A - B is beyond this; % is relative to B's median. "
             'Examples: "forgetting:+0.02", "average_accuracy:-1%". Repeatable.',
         ),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Treat an inconclusive gate as failed.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Treat inconclusive gates (--fail-on) as failed.")] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Compare runs even if suites, seeds or versions of the metrics differ.")
+        bool,
+        typer.Option("--force", help="Compare runs even if their suites, seeds or versions of the metrics differ."),
     ] = False,
     format_: options.FormatOption = None,
     output: options.OutputOption = None,
@@ -348,7 +353,7 @@ def compare(
     """Compare two runs, or two optimizers, seed by seed, with verdicts; A is judged against B.
 
     By default, every optimizer that both runs have is compared. :OPTIMIZER (or :OPTIMIZER/VARIANT) selects one on each
-    side; both can be in the same run: optbench compare latest:shampoo latest:adamw
+    side; both sides can be in the same run: optbench compare latest:shampoo latest:adamw
     """
     from optbench.cli.comparing import compare_runs
 
@@ -426,13 +431,13 @@ def merge(
     runs_dir: options.RunsDir = Path("runs"),
     name: options.RunName = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Merge runs even if versions of torch or kinds of machine differ.")
+        bool, typer.Option("--force", help="Merge runs even if their versions of torch or kinds of machine differ.")
     ] = False,
     debug: options.Debug = False,
 ) -> None:
     """Merge runs of one suite on different seeds into a new run, equal to a single run on all seeds.
 
-    The given runs are not changed. They must not differ in suite, code or versions, or have a seed in common.
+    The given runs are not changed. They must have the same suite, code and versions, and no seed in common.
     """
 
     def command() -> int:
@@ -470,9 +475,10 @@ def export(
     runs_dir: options.RunsDir = Path("runs"),
     debug: options.Debug = False,
 ) -> None:
-    """Write a run's trials as files for TensorBoard or Weights & Biases, with its HTML report.
+    """Write a run's trials as files for TensorBoard or Weights & Biases, with the run's HTML report.
 
-    For each trial: training curves, accuracies after each task, online accuracies, hyper-parameters and final metrics.
+    The files of a trial contain training curves, accuracies after each task, online accuracies, hyper-parameters and
+    final metrics.
     """
 
     def command() -> int:
@@ -496,7 +502,7 @@ def check(
     as_: Annotated[
         str | None,
         typer.Option(
-            "--as", metavar="KIND", help="optimizer, model, dataset, tasks or metric, if it cannot be inferred."
+            "--as", metavar="KIND", help="If it cannot be inferred: optimizer, model, dataset, tasks or metric."
         ),
     ] = None,
     set_: Annotated[
@@ -507,9 +513,9 @@ def check(
     ] = None,
     debug: options.Debug = False,
 ) -> None:
-    """Check whether an optimizer, model, dataset, task sequence or metric keeps its contract, line by line.
+    """Check whether an optimizer, model, dataset, task sequence or metric satisfies its contract.
 
-    Exits with 1 if a requirement is not met.
+    Each requirement is shown on one line. The exit code is 1 if a requirement is not met.
     """
     from optbench.cli.checking import check_target
 
@@ -523,7 +529,7 @@ def init(
     ],
     debug: options.Debug = False,
 ) -> None:
-    """Write a plug-in file and a suite to start from; both run as they are."""
+    """Write a plug-in file and a suite to start from; both work without changes."""
     from optbench.cli.starting import init as write
 
     _leave(lambda: write(folder))
@@ -536,13 +542,13 @@ def list_(
         typer.Argument(
             metavar="KIND",
             autocompletion=completion.one_of(completion.KINDS),
-            help="optimizers, datasets, tasks, models, metrics, suites or runs.",
+            help="What to list: optimizers, datasets, tasks, models, metrics, suites or runs.",
         ),
     ],
     runs_dir: options.RunsDir = Path("runs"),
     debug: options.Debug = False,
 ) -> None:
-    """List optimizers, datasets, metrics, suites, runs, ..."""
+    """List the available optimizers, datasets, tasks, models, metrics, suites or runs."""
     from optbench.cli.listing import list_kind
 
     list_kind(kind, runs_dir)

@@ -1,4 +1,4 @@
-"""`optbench check`: one line per requirement of a target's contract, printed as soon as it is known."""
+"""`optbench check`: one line per requirement of a target's contract, printed as soon as its outcome is known."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ NAME_WIDTH = 19
 KINDS = {"model": MODELS, "tasks": TASKS, "dataset": DATASETS, "metric": METRIC_KINDS}
 
 OF_VMAP = "There is a performance drop because we have not yet implemented the batching rule"
-"""Start of a warning caused by optbench's attempt to train members together; users cannot prevent it."""
+"""Start of a warning that optbench's attempt to train members together causes, and that users cannot prevent."""
 
 
 def check_target(target: str, settings: Sequence[str] = (), kind: str | None = None) -> int:
     """Try a target on a small problem and print the findings; return the exit code, 1 if a check failed.
 
-    kind: the kind of the target if it cannot be recognised.
+    kind: the target's kind; None to recognise it.
 
     Raises:
         UsageError: a setting is not of the form name=value, or the kind is unknown.
-        OptbenchError: the target cannot be loaded, or rejects its settings; nothing has been tried then.
+        OptbenchError: the target cannot be loaded, or rejects its settings; in either case, nothing has been tried.
     """
     given = parse_settings(settings)
     if kind is not None and kind not in CHECKERS:
@@ -77,7 +77,7 @@ def _warning(one: warnings.WarningMessage) -> str:
 
 @contextlib.contextmanager
 def _users_code(warned: list[warnings.WarningMessage]) -> Iterator[None]:
-    """Redirect what a user's code prints to standard error, and collect its warnings, which become findings."""
+    """Redirect the printed output of a user's code to standard error, and add its warnings to `warned`."""
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
@@ -91,7 +91,7 @@ def _show(seen: list[Finding], finding: Finding) -> None:
 
 
 def _said(error: ValidationError, settings: Iterable[str]) -> str:
-    """Describe the first invalid setting in a validation error: `depth: expected a valid integer, got 'deep'`."""
+    """Describe the first invalid setting in a validation error, e.g. `depth: expected a valid integer, got 'deep'`."""
     first = error.errors(include_url=False)[0]
     where, words = ".".join(map(str, first["loc"])), first["msg"].lower().replace("input should be", "expected")
     if first["type"] == "extra_forbidden":
@@ -102,7 +102,7 @@ def _said(error: ValidationError, settings: Iterable[str]) -> str:
 
 
 def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
-    """Parse `name=value`, with the value in YAML; `base.lr=0.1` sets a key of the mapping `base`.
+    """Parse settings `name=value` with values in YAML; `base.lr=0.1` sets a key of the mapping `base`.
 
     Raises:
         UsageError: a text has another form, or sets a key of a value that is not a mapping.
@@ -120,7 +120,7 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _line(finding: Finding, *, folded: bool) -> RenderableType:
-    """Lay out a finding: on one line in a pipe, wrapped next to its name on a terminal."""
+    """Lay out a finding: wrapped next to its name if `folded`, else on one line."""
     mark, style = MARKS[finding.outcome], STYLES[finding.outcome]
     if not folded:
         return Text(f"{mark} {finding.name:<{NAME_WIDTH}} {finding.text}")

@@ -33,14 +33,14 @@ _SEPARATORS = re.compile(r"[=:]+")
 def words_of_bash() -> Iterator[None]:
     """Undo bash's splitting of words at `=` and `:` during completion.
 
-    In `--optimizer mine=ad` bash completes only `ad`. The words are joined in the environment, and the output is
-    shortened to the part that bash completes.
+    In `--optimizer mine=ad`, bash completes only `ad`. The parts of a word are joined in the environment variables that
+    Typer reads, and each completion is shortened to the part that bash completes.
     """
     text, position = os.environ.get("COMP_WORDS", ""), os.environ.get("COMP_CWORD", "")
     if os.environ.get("_OPTBENCH_COMPLETE") != "complete_bash" or not position.isdecimal():
         yield
         return
-    between = "\n" if "\n" in text else " "  # Typer's function joins them by line breaks
+    between = "\n" if "\n" in text else " "  # Typer's shell function separates the words by line breaks
     # text to the right of the cursor does not belong to the word
     words = text.split(between)[: int(position) + 1]
     words += [""] * (int(position) + 1 - len(words))
@@ -54,7 +54,7 @@ def words_of_bash() -> Iterator[None]:
             joined.append(word)
         glued = separates
     os.environ.update(COMP_WORDS=between.join(joined), COMP_CWORD=str(len(joined) - 1))
-    # the part may be preceded by the whole word, or by the value of `--optimizer=mine=ad`
+    # a completion repeats the complete word, or only the option's value, as for `--optimizer=mine=ad`
     ends = [0, *(found.end() for found in _SEPARATORS.finditer(joined[-1]))]
     left = [joined[-1][start : ends[-1]] for start in ends[:-1]]
     written = io.StringIO()
@@ -84,7 +84,7 @@ def runs(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def reported(context: typer.Context, incomplete: str) -> list[str]:
-    """Complete what `report` accepts: `latest`, ids of runs, and names of files with results of `cost`."""
+    """Complete the arguments of `report`: `latest`, ids of runs, and names of files with results of `cost`."""
 
     def found() -> Iterable[str]:
         return "latest", *_ids(context), *(file.name for file in sorted(_runs_dir(context).glob("cost-*.json")))
@@ -106,7 +106,7 @@ def fingerprinted(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def _known(module: str, table: str) -> Callable[[str], list[str]]:
-    """Return a function that completes the names in the dictionary `table` of `module`, imported when it is called."""
+    """Return a function that imports `module` when called, and completes the names in its dictionary `table`."""
 
     def offered(incomplete: str) -> list[str]:
         return _starting(incomplete, lambda: getattr(importlib.import_module(module), table))
@@ -170,7 +170,7 @@ def one_of(names: Iterable[str]) -> Callable[[str], list[str]]:
 
 
 def _starting(incomplete: str, find: Callable[[], Iterable[object]]) -> list[str]:
-    """Return the names that start with `incomplete`, or none after any error: a completion cannot show messages."""
+    """Return the names that start with `incomplete`; none after any error, because completion cannot show messages."""
     try:
         return [str(name) for name in find() if str(name).startswith(incomplete)]
     except Exception:
@@ -210,7 +210,7 @@ def _run(context: typer.Context, run: str) -> Path | None:
 
 
 def _outline(file: Path | None, key: str) -> Mapping[str, Any]:
-    """Return the mapping under `key` in a suite file, which need not be a valid suite; empty if there is none."""
+    """Return the mapping under `key` in a suite file, without validation; empty if there is no file or mapping."""
     if file is None:
         return {}
     from optbench.suite.extends import read_document

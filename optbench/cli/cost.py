@@ -17,7 +17,7 @@ def cost(
             metavar="[OPTIMIZER]...",
             autocompletion=completion.contenders,
             help="A name from `optbench list optimizers`, module:Class or ./file.py:Class; NAME=TARGET renames it. "
-            "By default common ones, including Shampoo with and without blocks.",
+            "By default, common optimizers, including Shampoo with and without blocks.",
         ),
     ] = None,
     size: Annotated[
@@ -35,28 +35,33 @@ def cost(
     device: options.Device = "auto",
     threads: Annotated[
         str | None,
-        typer.Option(metavar="N,...", help="Numbers of CPU threads to measure with; by default 1, and one per core."),
+        typer.Option(metavar="N,...", help="Numbers of CPU threads to use; by default, 1 and the number of cores."),
     ] = None,
-    batch: Annotated[int | None, typer.Option(metavar="N", min=1, help="Sequences in a batch.")] = None,
+    batch: Annotated[int | None, typer.Option(metavar="N", min=1, help="Sequences per batch.")] = None,
     steps: Annotated[
-        int, typer.Option(metavar="N", min=2, help="Number of steps to measure; the first one is not counted.")
+        int,
+        typer.Option(metavar="N", min=2, help="Number of steps to measure, not counting an optimizer's first step."),
     ] = 20,
     seconds: Annotated[
         float,
-        typer.Option(metavar="S", min=0, help="Start no step after this many seconds; at least two are measured."),
+        typer.Option(
+            metavar="S", min=0, help="Start no step after this many seconds; at least two steps are measured."
+        ),
     ] = 20.0,
     warm_up: Annotated[
         int,
         typer.Option(
-            metavar="N", min=0, help="Warm-up steps, as far as --seconds allows: roots become stale fastest at first."
+            metavar="N",
+            min=0,
+            help="Number of warm-up steps, as far as --seconds allows: roots become stale fastest at first.",
         ),
     ] = 50,
     timeout: Annotated[
-        float, typer.Option(metavar="S", min=1, help="Stop an optimizer that takes longer than this on one size.")
+        float, typer.Option(metavar="S", min=1, help="Stop an optimizer that takes more seconds than this on one size.")
     ] = 1800.0,
     memory: Annotated[
         float | None,
-        typer.Option(metavar="GIB", min=0.1, help="Memory limit; by default 80% of the available memory."),
+        typer.Option(metavar="GIB", min=0.1, help="Memory limit; by default, 80% of the available memory."),
     ] = None,
     runs_dir: options.RunsDir = Path("runs"),
     format_: options.FormatOption = None,
@@ -66,9 +71,9 @@ def cost(
 ) -> None:
     """Measure the cost of optimizers on the parameters of a transformer: time per step, state and peak memory.
 
-    Each optimizer is measured in a separate process. Those that do not fit into memory are not run; the memory that
-    they would need is listed.
-    The result is saved under --runs-dir; optbench report shows it again, in any format.
+    Each optimizer is measured in a separate process. Optimizers that do not fit into memory are not run; the memory
+    that they would need is listed. The result is saved under --runs-dir; optbench report shows it again, in any
+    format.
     """
     from optbench.cli import costing
     from optbench.costing.contenders import chosen

@@ -22,7 +22,7 @@ DEFAULT_SIZES = ("tiny", "small")
 
 
 def known_sizes(sizes: Sequence[str]) -> tuple[str, ...]:
-    """Return the sizes without duplicates, or else the default sizes; raise UsageError if one is unknown."""
+    """Return the sizes without duplicates, or the default sizes for none; raise UsageError if one is unknown."""
     for size in sizes:
         if size not in SIZES:
             raise UsageError(f"--size: {unknown('size', size, SIZES)}")
@@ -30,7 +30,7 @@ def known_sizes(sizes: Sequence[str]) -> tuple[str, ...]:
 
 
 def device_and_memory(text: str) -> tuple[str, int]:
-    """Return the device of `--device`, and the bytes that may be allocated there by default.
+    """Return the device that `--device` names, and the number of bytes that can be allocated there by default.
 
     Raises:
         OptbenchError: there is no such device, or it does not support measurements.
@@ -89,7 +89,7 @@ def _code(result: CostResult, file: Path) -> int:
 
 
 def usable(contenders: Sequence[Contender], *, all_needed: bool) -> tuple[Contender, ...]:
-    """Return the optimizers that can be loaded; those of a missing extra are left out unless all are required.
+    """Return the optimizers that can be loaded; those that need a missing extra are left out unless all are required.
 
     Raises:
         OptimizerError: an optimizer cannot be loaded, or rejects its settings.

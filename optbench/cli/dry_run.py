@@ -1,6 +1,6 @@
 """`optbench run --dry-run`: show the plan.
 
-Imports torch only to try users' optimizers and models, deep models, and metrics at chosen layers.
+Torch is imported only to try users' optimizers and models, deep models, and metrics at chosen layers.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ from optbench.tasks.examples import check_augment, check_dataset, check_sizes, c
 
 MANY_VARIANTS = 4
 WIDEST_NAME = 16
-"""Number of characters of a name kept on one line, so that three names leave space for the rest in 80 columns."""
+"""Number of a name's characters kept on one line, so that three names leave space for the rest in 80 columns."""
 
 LOCK_STEP = {
-    "cpu": "trained by torch.func for all members if a first test shows that this is faster with the same bits",
-    "accelerator": "trained in lock-step if a first test shows that torch.func agrees with each member alone",
+    "cpu": "trained with torch.func for all members if a first test shows that this is faster and gives the same bits",
+    "accelerator": "trained in lock-step if a first test shows that torch.func gives the results of each member alone",
 }
 
 
 def show_plan(plan: Plan, options: Options) -> None:
-    """Print experiments, cohorts and trials, and which of them are done.
+    """Print a plan's experiments, cohorts and trials, and which trials are done.
 
     Raises:
         OptbenchError: a user's optimizer rejects its settings, a model does not fit its data or an optimizer, or a
-        protocol requests more examples than a dataset has.
+            protocol requests more examples than a dataset has.
     """
     place = Place.parse(options.on, options.set_on)
     place.check_device(options.device)
@@ -64,7 +64,7 @@ def show_plan(plan: Plan, options: Options) -> None:
     with results() as console:
         planned = f"{plan.count} in {count(len(plan.cohorts), 'cohort')}"
         left = (
-            f"; {done} of them done already in {escaped(str(resume))}, {len(plan.trials) - done} to train"
+            f"; {done} of them already done in {escaped(str(resume))}, {len(plan.trials) - done} to train"
             if resume
             else ""
         )
@@ -72,7 +72,7 @@ def show_plan(plan: Plan, options: Options) -> None:
         if not place.is_local:
             console.print(Text(f"on {place.describe(options.device)}"), soft_wrap=True)
         if repeated := sum(len(cohort.trials) - len(cohort.trainings) for cohort in plan.cohorts):
-            said = f"{repeated} of them differ from another only in name and are not trained again"
+            said = f"{repeated} of them differ from other trials only in name and are not trained again"
             console.print(Text(said), soft_wrap=True)
         if plan.comparisons:
             console.print(Text(_pairs(plan)), soft_wrap=True)
@@ -117,7 +117,7 @@ def _check_sizes(plan: Plan) -> None:
 
 
 def _data_summary(experiment: ExperimentSettings) -> str:
-    """Describe a dataset: `mnist at 14 × 14`, `text-domains (tokens bytes)`, `imbalanced (ratio 100) of mnist`."""
+    """Describe a dataset, e.g. `mnist at 14 × 14`, `text-domains (tokens bytes)`, `imbalanced (ratio 100) of mnist`."""
     return " of ".join(map(_dataset_summary, experiment.dataset.chain))
 
 
@@ -130,13 +130,13 @@ def _dataset_summary(dataset: DatasetSettings) -> str:
 
 
 def _task_summary(experiment: ExperimentSettings) -> str:
-    """Describe a task sequence: `permuted (permutations per-seed, first permuted)`."""
+    """Describe a task sequence, e.g. `permuted (permutations per-seed, first permuted)`."""
     settings = {key: value for key, value in experiment.tasks.settings.items() if key != "count" and value is not None}
     return _with_details(experiment.tasks.kind, settings)
 
 
 def _trials(plan: Plan) -> list[str]:
-    """List trials, combining those that differ only in seed: `to do permuted/net/sgd/default/seed=0-9`."""
+    """List trials, combining those that differ only in seed, e.g. `to do permuted/net/sgd/default/seed=0-9`."""
     found: dict[tuple[str, str, str], list[int]] = {}
     for trial in plan.trials:
         before, seed, after = trial.id.rpartition(f"seed={trial.seed}")
@@ -176,7 +176,9 @@ def _unscheduled(plan: Plan, experiment: str) -> str:
         return ""
     trials = (trial for trial in plan.trials if trial.experiment == experiment and trial.without_schedule is not None)
     optimizers = ", ".join(dict.fromkeys(trial.optimizer for trial in trials))
-    return f"Trained without the schedule, which they do not support: {optimizers}." if optimizers else ""
+    return (
+        f"Optimizers that do not support the schedule and are trained without it: {optimizers}." if optimizers else ""
+    )
 
 
 def _scored(plan: Plan, experiment: str) -> str:
@@ -184,7 +186,7 @@ def _scored(plan: Plan, experiment: str) -> str:
 
 
 def _readings(readings: Readings) -> str:
-    """Describe readings: `44 readings: 11 metrics × 2 layers × 2 data; the verdict is on effective_rank, pooled`."""
+    """Describe readings, e.g. `4 readings: 1 metric × 2 layers × 2 data; the verdict is on effective_rank, pooled`."""
     sizes = [count(len(readings.metrics), "metric")]
     sizes += [count(len(readings.layers), "layer")] if len(readings.layers) > 1 else []
     sizes += [f"{len(readings.data)} data"] if len(readings.data) > 1 else []
@@ -201,7 +203,7 @@ def _plain(value: object) -> str:
 
 
 def _models(plan: Plan, options: Options) -> list[str]:
-    """Return the size of each user's model and each deep built-in one, and how it is trained, without downloading data.
+    """Describe the size and training of each user's model and each deep built-in model, without downloading data.
 
     A user's model is tried on a few examples. Users' optimizers are imported and constructed with their settings.
     """
@@ -287,7 +289,7 @@ def _cohorts(plan: Plan, *, resumed: bool) -> Table:
 
 
 def number_ranges(numbers: Sequence[int]) -> str:
-    """Abbreviate ascending numbers: `0-9`, `0-2, 5, 7-8`."""
+    """Abbreviate ascending numbers, e.g. `0-9` or `0-2, 5, 7-8`."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:
@@ -298,7 +300,7 @@ def number_ranges(numbers: Sequence[int]) -> str:
 
 
 def _variants(cohort: Cohort) -> str:
-    """List the variants of a cohort by name; if there are many, give their number, the first and the last name."""
+    """List the variants of a cohort by name; if there are many, give only their number and the first and last names."""
     arms = dict.fromkeys((trial.optimizer, trial.variant) for trial in cohort.trials)
     if len(cohort.optimizers) > 1:
         names = [optimizer if variant == "default" else f"{optimizer} {variant}" for optimizer, variant in arms]

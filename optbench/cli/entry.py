@@ -1,6 +1,6 @@
 """The entry point: messages and exit codes of all commands.
 
-Exit codes: 0 done; 1 a gate failed; 2 a wrong flag, suite, device or data; 3 some trials failed; 4 nothing was
+Exit codes: 0 done; 1 a gate or check failed; 2 a wrong flag, suite, device or data; 3 some trials failed; 4 nothing was
 measured; 130 interrupted. In addition, 70 (EX_SOFTWARE of sysexits.h) for an internal error of optbench.
 """
 
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     standard_streams.open_missing()
     for stream in (sys.stdout, sys.stderr):
-        # An arrow missing from a terminal's encoding must not abort a run.
+        # A character that the terminal's encoding lacks, such as an arrow, must not abort a run.
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     given = list(sys.argv[1:] if arguments is None else arguments)

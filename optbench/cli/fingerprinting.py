@@ -1,4 +1,4 @@
-"""`optbench fingerprint`: one page from a target or a finished run."""
+"""`optbench fingerprint`: one page about an optimizer, trained for it or taken from a finished run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from optbench.targets.source import is_file
 
 @dataclass(frozen=True)
 class FingerprintRequest:
-    """The options of `optbench fingerprint` as given. run: those shared with `optbench run`."""
+    """The options of `optbench fingerprint` as given. run: the options shared with `optbench run`."""
 
     target: str | None
     run: Request
@@ -79,7 +79,7 @@ def _train(request: FingerprintRequest) -> int:
         panel.check_seeds(panel.shipped(), seeds, "--seeds")
         wanted = Wanted(request.target, given.settings, seeds, request.quick)
     with watched(given) as view:
-        view.counts_seeds = False  # the page says how many its own verdicts need
+        view.counts_seeds = False  # the page itself says how many seeds its verdicts need
         trained = train(wanted, options_of(given, resume), view)
     if trained.interrupted:
         finished = read_run(trained.run).table("trials", "trial").num_rows

@@ -1,4 +1,4 @@
-"""`optbench list KIND`: the content of the registries, without importing torch."""
+"""`optbench list KIND`: the contents of the registries, without importing torch."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _optimizers(_: Path) -> RenderableType:
 
     # Six columns would be too narrow in 80 characters, so hyper-parameters have separate lines.
     table = _table(
-        "optimizer", "source", "lane", "state per weight", "what it is (reference), hyper-parameters (default)"
+        "optimizer", "source", "lane", "state per weight", "description (reference), hyper-parameters (default)"
     )
     fold = has_width()
     table.columns[3].max_width = 12 if fold else None
@@ -61,7 +61,7 @@ def _datasets(_: Path) -> RenderableType:
     from optbench.data.settings import DERIVED, MODULAR_ADDITION
     from optbench.data.text import SHARE
 
-    table = _table("dataset", "what it is", "inputs", "classes", "train", "test", "from")
+    table = _table("dataset", "description", "inputs", "classes", "train", "test", "from")
     for info in FACTS.values():
         shape = "×".join(str(size) for size in info.shape)
         place = "package" if info.embedded else "download"
@@ -91,7 +91,7 @@ def _datasets(_: Path) -> RenderableType:
 
 def _settings(what: str, registry: Registry, kinds: Collection[str] | None = None) -> Table:
     """Return a table of the kinds of a registry (all if `kinds` is None), with their settings and defaults."""
-    table = _table(f"{what} kind", "what it is", "settings (default)")
+    table = _table(f"{what} kind", "description", "settings (default)")
     for kind in registry.names if kinds is None else kinds:
         summary = (registry.load(kind).__doc__ or "").partition("\n\n")[0]
         fields = registry.settings(kind).model_fields
@@ -105,12 +105,12 @@ def _settings(what: str, registry: Registry, kinds: Collection[str] | None = Non
 def _metrics(_: Path) -> RenderableType:
     from optbench.metrics import METRICS
 
-    # Names are long: few columns, so that 80 characters leave space for a formula.
+    # Names are long, so there are few columns: 80 characters must leave space for a formula.
     table = _table("metric", "", "taken from", "cost", "formula (source)")
     for metric in METRICS.values():
         cost = "default" if metric.default else metric.cost
         _row(table, metric.name, metric.arrow, metric.kind, cost, f"{metric.formula} ({metric.source})")
-    costs = "cost: default metrics are measured if a suite names none, cheap and expensive ones only if it names them"
+    costs = "cost: default metrics are measured if a suite lists none, cheap and expensive ones only if it lists them"
     placed = [metric.name for metric in METRICS.values() if metric.placed]
     of_text = "R: accuracies; for text, negative bits per byte, with a margin of .02"
     return Group(
@@ -121,7 +121,7 @@ def _metrics(_: Path) -> RenderableType:
 def _suites(_: Path) -> RenderableType:
     from optbench.suite import load_suite, shipped_suites
 
-    table = _table("suite", "what it is", "seeds", "experiments", "optimizers")
+    table = _table("suite", "description", "seeds", "experiments", "optimizers")
     for name, path in shipped_suites().items():
         suite = load_suite(path, as_written=True)
         description = " ".join(suite.description.split())

@@ -1,4 +1,4 @@
-"""Progress of a run on standard error: a live table on a terminal, otherwise a line per finished cohort, or nothing."""
+"""Progress of a run on standard error: a live table on a terminal, or a line per cohort, or only warnings."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 BAR_WIDTH = 24
 ROOM_BELOW = 4
-"""Lines of the terminal reserved for the bar, its heading and the cursor."""
+"""Number of terminal lines reserved for the bar, the table's heading and the cursor."""
 
 
 @contextlib.contextmanager
 def view_for(stream: TextIO, *, quiet: bool, debug: bool) -> Iterator[QuietView]:
-    """Yield the view for a stream: live on a terminal, otherwise plain lines, or nothing if quiet."""
+    """Yield the view for a stream: only warnings if `quiet`, else live on a terminal and plain lines elsewhere."""
     console = Console(file=stream)
     # a terminal that cannot move its cursor (TERM=dumb) would print every frame
     moves = console.is_terminal and not console.is_dumb_terminal
@@ -45,7 +45,7 @@ def view_for(stream: TextIO, *, quiet: bool, debug: bool) -> Iterator[QuietView]
 
 
 class _Console(Console):
-    """A console that continues if its reader has closed the stream, where rich would exit."""
+    """A console that becomes silent if its reader has closed the stream; rich's own console would exit."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -150,15 +150,15 @@ class LiveView(QuietView):
 
 
 def heading(plan: Plan, path: Path, device: str, jobs: int) -> str:
-    """Return a line that states what will be trained, on which device, and where the results go."""
+    """Return a line that states what will be trained, on which device, and where results are stored."""
     known = len(plan.done & {trial.id for trial in plan.trials})
-    already = f" ({known} of them done already)" if known else ""
+    already = f" ({known} of them already done)" if known else ""
     processes = count(jobs, "process")
     return f"{plan.suite.name}: {plan.count}{already} on {device}, {processes}; results in {path}"
 
 
 def cohort_line(rows: Sequence[tuple[Trial, TrialRow]], tracker: Tracker) -> str:
-    """Format a line: `permuted-mnist mlp-100 sgd, momentum: 5 trials done (1 diverged), 17/90, about 3 min left`."""
+    """Format a line such as `permuted-mnist mlp sgd, momentum: 5 trials done (1 diverged), 17/90, about 3 min left`."""
     first = rows[0][0]
     finished = f"{count(len(rows), 'trial')} done"
     bad = Counter(row.status for _, row in rows if row.status != "ok")

@@ -13,7 +13,7 @@ from optbench.paths import user_path
 
 
 def path_option(option: str) -> Callable[[str | Path], Path]:
-    """Return the parser of a path option, which expands `~` in any form of the option."""
+    """Return a parser for a path option that expands `~`, which a shell does not do in `--option=~/x`."""
 
     def parse(value: str | Path) -> Path:
         return user_path(value, option)
@@ -22,7 +22,7 @@ def path_option(option: str) -> Callable[[str | Path], Path]:
 
 
 def _output(value: str) -> str:
-    """Parse `--output`, for which `-` is standard output."""
+    """Parse `--output`; `-` means standard output."""
     return value if value == "-" else str(user_path(value, "--output"))
 
 
@@ -35,7 +35,7 @@ FormatOption = Annotated[
         "--format",
         metavar="FORMAT",
         autocompletion=completion.one_of(completion.FORMATS),
-        help="terminal, markdown, html, latex, csv or json; by default that of FILE's suffix, else terminal.",
+        help="terminal, markdown, html, latex, csv or json; by default, the format of FILE's suffix, or else terminal.",
     ),
 ]
 OutputOption = Annotated[
@@ -55,8 +55,8 @@ On = Annotated[
     typer.Option(
         metavar="PLACE",
         autocompletion=completion.one_of(completion.PLACES),
-        help="Where workers run: local; ray (this machine's cluster, or a new one); ray:HOST:PORT (that cluster); or "
-        "slurm (in jobs).",
+        help="Where workers run: local; ray (this machine's cluster, or a new one); ray:HOST:PORT (the cluster at this "
+        "address); or slurm (in jobs).",
     ),
 ]
 SetOn = Annotated[
@@ -64,28 +64,28 @@ SetOn = Annotated[
     typer.Option(
         "--set-on",
         metavar="NAME=VALUE",
-        help="With --on slurm: partition, account, timeout_min, mem_gb, ... of the jobs; max_jobs, the number of jobs "
-        "at a time; folder, which all nodes must be able to access. Repeatable.",
+        help="With --on slurm: a setting of the jobs (partition, account, timeout_min, mem_gb, ...); max_jobs, the "
+        "number of jobs at a time; or folder, a folder that all nodes can access. Repeatable.",
     ),
 ]
 RunName = Annotated[
-    str | None, typer.Option(metavar="NAME", help="The run's id, instead of the suite's name and the time.")
+    str | None, typer.Option(metavar="NAME", help="The run's id; by default, the suite's name and the time.")
 ]
 OnlyExperiments = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME", autocompletion=completion.experiments, help="Only this experiment. Repeatable."),
+    typer.Option(metavar="NAME", autocompletion=completion.experiments, help="Use only this experiment. Repeatable."),
 ]
 OnlyModels = Annotated[
     list[str] | None,
-    typer.Option("--model", metavar="NAME", autocompletion=completion.models, help="Only this model. Repeatable."),
+    typer.Option("--model", metavar="NAME", autocompletion=completion.models, help="Use only this model. Repeatable."),
 ]
 OnlyOptimizers = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME[=TARGET]",
         autocompletion=completion.optimizers,
-        help="Only this optimizer of the suite; or, with =, add one: NAME=module:Class or NAME=./file.py:Class. "
-        "Repeatable; if both forms are used, only the optimizers named are kept.",
+        help="Use only this optimizer of the suite; or, with =, add one: NAME=module:Class or NAME=./file.py:Class. "
+        "Repeatable; if both forms are used, only the named optimizers are kept.",
     ),
 ]
 SetOption = Annotated[
@@ -110,7 +110,7 @@ Suite = Annotated[
     ),
 ]
 Jobs = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="Number of workers; by default one per core, or one per GPU.")
+    int | None, typer.Option(metavar="N", min=1, help="Number of workers; by default, one per core or one per GPU.")
 ]
 ForceResume = Annotated[
     bool,
@@ -129,14 +129,14 @@ Against = Annotated[
     typer.Option(
         metavar="RUN",
         autocompletion=completion.runs,
-        help="Show instead the claims of both runs side by side, each judged on its own run's data.",
+        help="Show only claims: those of this run next to those of the reported run, each judged on its run's data.",
     ),
 ]
 PerTrial = Annotated[
     bool,
     typer.Option(
         "--per-trial",
-        help="With json or csv: write a record per trial and metric, without controls; in csv, they replace the "
-        "records over seeds.",
+        help="With json or csv: write one record per trial and metric, without controls; in csv, these replace "
+        "the records over seeds.",
     ),
 ]

@@ -1,6 +1,6 @@
 """Consoles and files: results go to standard output or a file, everything else to standard error.
 
-rich respects NO_COLOR and pipes.
+rich respects NO_COLOR, and writes no colours to a pipe.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rich.console import Console
 from optbench.cli.standard_streams import discard
 from optbench.errors import StoreError, escaped
 
-if TYPE_CHECKING:  # imported late, because `list` and a dry run need no results
+if TYPE_CHECKING:  # imported late, because `list` and a dry run write no report
     from optbench.report import Report
 
 PIPE_WIDTH = 80
@@ -46,14 +46,14 @@ def deliver(document: Report, chosen: str, output: str | None) -> None:
 
 
 def has_width() -> bool:
-    """Return whether standard output has a width to fit: that of a terminal, or `COLUMNS`."""
+    """Return whether output must fit a width: that of a terminal, or `COLUMNS`."""
     return sys.stdout.isatty() or bool(os.environ.get("COLUMNS"))
 
 
 @contextlib.contextmanager
 def results(pipe_width: int = PIPE_WIDTH) -> Iterator[Console]:
     """Yield a console for results, whose content is written to standard output at the end of the block."""
-    # By itself, rich would use the width of the terminal even for a file, which must not depend on the window.
+    # Otherwise rich would use the terminal's width even for a file, whose content must not depend on the window.
     console = Console(file=sys.stdout, width=None if has_width() else pipe_width)
     with console.capture() as captured:
         yield console

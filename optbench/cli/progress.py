@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from optbench.engine import Progress
 
 ENOUGH = 0.02
-"""Fraction of the work before which an estimate of the remaining time would be misleading."""
+"""Fraction of the work that must be done for a useful estimate of the remaining time."""
 
 
 @dataclass
@@ -29,7 +29,7 @@ class TrialGroup:
     diverged: int = 0
     failed: int = 0
     training: dict[str, Progress] = field(default_factory=dict)
-    """The latest progress of every unfinished trial."""
+    """The latest progress of each trial in training, by trial id."""
 
     @property
     def slowest(self) -> Progress | None:
@@ -38,7 +38,7 @@ class TrialGroup:
 
     @property
     def accuracy(self) -> float | None:
-        """Mean held-out accuracy of the trials in training, each on its current task; None if not known for any."""
+        """Mean held-out accuracy of the trials in training, each on its current task; None if no accuracy is known."""
         known = [news.accuracy for news in self.training.values() if news.accuracy is not None]
         return sum(known) / len(known) if known else None
 
@@ -51,9 +51,9 @@ class Tracker:
         self._began = clock()
         self._group_of: dict[str, TrialGroup] = {}
         self._fraction: dict[str, float] = {}
-        """Fraction done, 0..1, of every trial that this run has to train."""
+        """Fraction done, 0..1, of each trial that this run trains, by trial id."""
         self._cost: dict[str, float] = {}
-        """Expected cost of every trial that this run has to train."""
+        """Expected cost of each trial that this run trains, by trial id."""
         groups: dict[tuple[str, str, str], TrialGroup] = {}
         for trial in plan.trials:
             key = (trial.experiment, trial.model, trial.optimizer)
@@ -93,7 +93,7 @@ class Tracker:
 
     @property
     def fraction(self) -> float:
-        """Fraction of the work of this run that is done, 0..1, weighted by expected cost."""
+        """Fraction of this run's work that is done, 0..1, weighted by expected cost."""
         total = sum(self._cost.values())
         return sum(self._fraction[trial] * cost for trial, cost in self._cost.items()) / total if total else 1.0
 
@@ -110,7 +110,7 @@ class Tracker:
 
 
 def duration(seconds: float) -> str:
-    """Format a rough duration: `12 s`, `3 min`, `1 h 20 min`."""
+    """Format a rough duration, e.g. `12 s`, `3 min` or `1 h 20 min`."""
     if seconds < 59.5:
         return f"{max(1, round(seconds))} s"
     minutes = round(seconds / 60)

@@ -36,7 +36,9 @@ def report_runs(
     median: bool = False,
     per_trial: bool = False,
 ) -> None:
-    """Report on runs, side by side if there are several. against: report only claims, next to those of this run.
+    """Report on runs, side by side if there are several.
+
+    against: a run whose claims are shown next to those of the single run in `runs`; nothing else is reported then.
 
     Raises:
         UsageError: the format is unknown, or a run is named twice.
@@ -134,7 +136,9 @@ def _report_costs(
 def illustrations(
     results: Sequence[Results], folder: Path | None, *, inline: bool, output: str | None
 ) -> list[Illustration]:
-    """Draw the figures that the results allow, as inline SVG for a page or files in `folder`, as requested."""
+    """Draw the figures that the results allow: as SVG if `inline`, and as files if a `folder` is given.
+
+    output: the report's file, relative to whose folder the figures' paths are given."""
     from optbench.report.figures import figures, save, to_svg
 
     found = []

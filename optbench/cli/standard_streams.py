@@ -14,10 +14,10 @@ from typing import TextIO
 def open_missing() -> None:
     """Replace standard output and standard error if they were closed at the start of the process.
 
-    Writing to the replacement of standard output raises OSError, because results would be lost; messages written to
-    that of standard error are discarded.
+    Writing to the replacement for standard output raises OSError, because results would otherwise be lost silently.
+    Messages written to the replacement for standard error are discarded.
     """
-    # Each occupies its descriptor, so that no other file receives output meant for the stream.
+    # Each replacement occupies the stream's descriptor, so that no other file receives output meant for the stream.
     if sys.stdout is None:
         sys.stdout = open(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")  # noqa: PTH123, SIM115
     if sys.stderr is None:
@@ -25,7 +25,7 @@ def open_missing() -> None:
 
 
 def undelivered(stream: TextIO) -> OSError | None:
-    """Flush a stream; on failure discard its buffer and return the error, else None."""
+    """Flush a stream and return None; on failure, discard the stream's output and return the error."""
     try:
         stream.flush()
     except OSError as error:
@@ -35,7 +35,7 @@ def undelivered(stream: TextIO) -> OSError | None:
 
 
 def discard(stream: TextIO) -> None:
-    """Discard a stream's buffered and further output, which would raise again while Python shuts down."""
+    """Discard a stream's buffered and further output; flushing it at exit would raise the error again."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     with contextlib.suppress(OSError):
         os.dup2(nowhere, stream.fileno())

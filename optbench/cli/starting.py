@@ -37,7 +37,7 @@ def init(folder: Path) -> int:
     with results() as console:
         for line in (
             f"{plugin}: an optimizer, a model and a metric to replace with yours",
-            f"{suite}: a suite that compares them with known ones",
+            f"{suite}: a suite that compares your optimizer with known ones",
             "",
             "Next:",
             f"  optbench check {plugin}:Mine",

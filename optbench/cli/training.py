@@ -1,4 +1,4 @@
-"""`optbench run`: from the options to a plan, the run and its summary."""
+"""`optbench run`: make a plan from the options, train it and print a summary."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def train_suite(request: Request) -> int:
 
 
 def _say_defaults(suite: Suite) -> None:
-    """Report the default inner optimizers of wrappers: results with an unintended one would look plausible."""
+    """Report the default inner optimizers of wrappers, because results with an unintended one would look plausible."""
     for name, its in suite.optimizers.items():
         for place, default in defaults_inside(its.target, its.hyperparameters).items():
             inner = ", ".join(f"{key}: {value}" for key, value in default.items())
@@ -106,7 +106,7 @@ def options_of(request: Request, resume: Path | None) -> Options:
 
 @contextlib.contextmanager
 def watched(request: Request) -> Iterator[QuietView]:
-    """Yield a view on standard error during training; an OptbenchError also says how many trials are kept, if any."""
+    """Yield a view that shows training on standard error; add the number of kept trials to an OptbenchError."""
     with view_for(sys.stderr, quiet=request.quiet, debug=request.debug) as view:
         try:
             yield view

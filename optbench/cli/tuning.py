@@ -1,4 +1,4 @@
-"""`optbench tune`: from the options to a tuning run and the tuned suite."""
+"""`optbench tune`: make a tuning run and the tuned suite from the options."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from optbench.suite.schema import Sampler
 
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 SOURCE = "source.yaml"
-"""Name of the copy of the suite in the run directory, which a resumed tuning uses."""
+"""File name of the suite's copy in the run directory, which a resumed tuning run reads."""
 TUNED = "tuned.yaml"
 
 
 @dataclass(frozen=True)
 class TuneRequest:
-    """The options of `optbench tune` as given. run: those shared with `optbench run`."""
+    """The options of `optbench tune` as given. run: the options shared with `optbench run`."""
 
     run: Request
     sampler: str = "grid"
@@ -49,7 +49,7 @@ class TuneRequest:
 
 @dataclass(frozen=True)
 class _What:
-    """The settings of a tuning as recorded in `run.json`, sufficient to resume it."""
+    """The settings of a tuning run as recorded in `run.json`, sufficient to resume the run."""
 
     file: str
     """The suite as named by the user."""
@@ -149,10 +149,10 @@ def _recorded(request: TuneRequest, resume: Path) -> tuple[_What, Path]:
     }
     for option, value in given.items():
         if value:
-            raise UsageError(f"{option} and --resume: a resumed tuning keeps its options; give one of the two")
+            raise UsageError(f"{option} and --resume: a resumed tuning run keeps its options; give one of the two")
     record = read_json(resume).get("tune")
     if not isinstance(record, Mapping) or not (resume / SOURCE).is_file():
-        raise UsageError(f"--resume {resume}: expected a tuning; other runs are resumed by optbench run --resume")
+        raise UsageError(f"--resume {resume}: expected a tuning run; other runs are resumed by optbench run --resume")
     try:
         what = TypeAdapter(_What).validate_json(json.dumps(record), strict=True)
     except ValidationError:
@@ -166,7 +166,7 @@ def _recorded(request: TuneRequest, resume: Path) -> tuple[_What, Path]:
 
 def _check_widened(sampler: str) -> None:
     if sampler != "grid":
-        raise UsageError(f"--widen: expected --sampler grid, got {sampler}; give it wider ranges in 'tune.optimizers'")
+        raise UsageError(f"--widen: expected --sampler grid, got {sampler}; set wider ranges in 'tune.optimizers'")
 
 
 def _tuner(what: _What, path: Path) -> Tuner:
@@ -179,7 +179,7 @@ def _tuner(what: _What, path: Path) -> Tuner:
 
 
 def _seeds(text: str | None, suite: Suite) -> list[int] | None:
-    """Parse tuning seeds: `3` means three seeds, `1000,1001` these two."""
+    """Parse tuning seeds: `3` means three seeds, `1000,1001` means these two."""
     if text is None:
         return None
     seeds = parse_seeds(text)
@@ -189,8 +189,8 @@ def _seeds(text: str | None, suite: Suite) -> list[int] | None:
 def _source(what: _What, path: Path) -> tuple[str | Path | None, dict[str, Any]]:
     """Return the base of the tuned suite, and the content of the suite being tuned.
 
-    The base, which the tuned suite extends, is the name of a shipped suite or a file. It is None if the original no
-    longer exists or has changed.
+    The base, which the tuned suite extends, is the name of a shipped suite or a file. It is None if the original suite
+    no longer exists or has changed.
     """
     raw = read_document(path).value
     try:

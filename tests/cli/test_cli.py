@@ -288,11 +288,11 @@ def test_a_dry_run_of_a_resumption_lists_finished_trials(
     path = write_partial_run(tmp_path / "runs", suite_path, ["ok", "diverged", "failed"])
     assert main(["run", "--resume", str(path), "--dry-run"]) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("tiny: 8 trials in 3 cohorts; 2 of them done already")
+    assert shown.startswith("tiny: 8 trials in 3 cohorts; 2 of them already done")
     assert "done  permuted/mlp-16/sgd/default/seed=0-1\n" in shown
     assert "to do pairs/mlp-16/sgd/default/seed=0-1\n" in shown, "a failed trial is tried again"
     assert main(["run", "--resume", str(path), "--dry-run", "--seeds", "3"]) == 2
-    assert "other settings" in capsys.readouterr().err
+    assert "other suite settings" in capsys.readouterr().err
     assert main(["run", "--resume", str(path), "--dry-run", "--set", "claims.c.expect=lower"]) == 2
     assert "a resumed run keeps the claims that it was started with" in capsys.readouterr().err
 

@@ -120,7 +120,7 @@ def test_a_run_with_other_readings_cannot_be_resumed(
     less = tmp_path / "less.yaml"
     less.write_text(SUITE.replace("      data: [pooled, last]\n", "      data: [last]\n"), encoding="utf-8")
     assert main(["run", str(less), "--resume", str(run), "--dry-run"]) == 0, "the same metrics are measured"
-    assert "12 of them done already" in capsys.readouterr().out
+    assert "12 of them already done" in capsys.readouterr().out
 
 
 def test_readings_are_not_measured_if_a_side_of_the_claim_is_missing(tmp_path: Path) -> None:

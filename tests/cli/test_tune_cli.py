@@ -221,7 +221,7 @@ def test_a_resumed_tuning_takes_no_other_options(
 ) -> None:
     monkeypatch.chdir(tuned)
     assert main(["tune", "planted.yaml", "--resume", "t"]) == 2
-    assert "SUITE and --resume: a resumed tuning keeps its options" in capsys.readouterr().err
+    assert "SUITE and --resume: a resumed tuning run keeps its options" in capsys.readouterr().err
     assert main(["tune", "--resume", "t", "--trials", "5"]) == 2
     assert "--trials and --resume" in capsys.readouterr().err
 
@@ -233,7 +233,7 @@ def test_a_run_that_is_not_a_tuning_cannot_be_resumed_by_tune(
     (tmp_path / "runs/r/source.yaml").unlink()
     monkeypatch.chdir(tmp_path)
     assert main(["tune", "--resume", "r"]) == 2
-    assert "expected a tuning; other runs are resumed by optbench run --resume" in capsys.readouterr().err
+    assert "expected a tuning run; other runs are resumed by optbench run --resume" in capsys.readouterr().err
 
 
 def test_an_evaluation_on_tuning_seeds_is_refused(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -325,7 +325,7 @@ def test_a_dry_run_names_the_optimizers_of_a_cohort_and_counts_shared_trainings(
     assert main(["run", str(tmp_path / "suite.yaml"), "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert "shared: 24 trials in 4 cohorts" in shown
-    assert "6 of them differ from another only in name and are not trained again" in shown
+    assert "6 of them differ from other trials only in name and are not trained again" in shown
     assert "sgd, heavy" in shown
     assert "adam-" not in shown
     assert main(["run", str(tmp_path / "suite.yaml"), "--dry-run", "--optimizer", "adam"]) == 0

@@ -248,7 +248,7 @@ def test_a_dry_run_describes_the_schedule_and_names_optimizers_without_it(
     assert main(["run", str(tmp_path / "s.yaml"), "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "The learning rate falls linearly to 0 over the steps of all tasks." in said
-    assert "Trained without the schedule, which they do not support: free." in said
+    assert "Optimizers that do not support the schedule and are trained without it: free." in said
     assert main(["list", "optimizers"]) == 0
     assert " ".join(capsys.readouterr().out.split()).count("no support for schedules") == 3
 
