@@ -1,9 +1,9 @@
 """Split matrices into blocks that are preconditioned separately (Anil et al. 2020, arXiv:2002.09018), and join them.
 
-Shapes: M members, m rows and n columns of a parameter, B blocks of one shape, each h × w.
+Shapes: M members; m rows and n columns of a parameter; B blocks of one shape, each h × w.
 
-Blocks of one shape are treated as further members: the code for M members processes M·B. In an optimizer's state their
-tensors have the leading axes (M, B), so that members can still be dropped along axis 0.
+Blocks of one shape are treated as additional members, so code for M members processes M·B. In an optimizer's state, the
+tensors of these blocks have the leading axes (M, B), so that members can still be dropped along axis 0.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 class Part:
     """All blocks of one shape: `down` × `across` of them, each `height` × `width`, the first at (top, left).
 
-    name: prefix of the names of their tensors; empty for a matrix that is not split.
+    name: prefix of the names of the blocks' tensors in the state; empty for a matrix that is not split.
     """
 
     name: str
@@ -50,18 +50,18 @@ class Part:
         grid.copy_(blocks.view(-1, self.down, self.across, self.height, self.width).transpose(2, 3))
 
     def spread(self, values: Tensor) -> Tensor:
-        """Repeat the value of each member (M,) for all its blocks, (M·B,)."""
+        """Repeat each member's value (M,) for all blocks of the member, (M·B,)."""
         return values.repeat_interleave(self.count) if self.name else values
 
     def opened(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Return views of these blocks' tensors in `state` with one leading axis M·B, by name without prefix."""
+        """Return views of the blocks' tensors in `state` with a single leading axis M·B, by name without the prefix."""
         if not self.name:
             return state
         own = {key.removeprefix(self.name): value for key, value in state.items() if key.startswith(self.name)}
         return {key: value.view(-1, *value.shape[2:]) for key, value in own.items()}
 
     def close(self, own: dict[str, Any], state: dict[str, Any]) -> None:
-        """Write the tensors of `opened` back to `state`, including additions, replacements and removals."""
+        """Write tensors from `opened` back to `state`, including additions, replacements and removals."""
         if not self.name:
             return
         for key in [key for key in state if key.startswith(self.name)]:
@@ -69,14 +69,14 @@ class Part:
         state |= {self.name + key: value.view(-1, self.count, *value.shape[1:]) for key, value in own.items()}
 
     def _grid(self, x: Tensor) -> Tensor:
-        """View these blocks of x (M, m, n) as (M, down, height, across, width)."""
+        """Return a view of the blocks of x (M, m, n) with shape (M, down, height, across, width)."""
         rows, columns = self.down * self.height, self.across * self.width
         place = x[:, self.top : self.top + rows, self.left : self.left + columns]
         return place.view(len(x), self.down, self.height, self.across, self.width)
 
 
 def parts(rows: int, columns: int, size: int | None, longest: int) -> tuple[Part, ...]:
-    """Return the blocks of a matrix, grouped by shape: at most four parts, a single one if `size` is None.
+    """Return the blocks of a matrix, grouped by shape: at most four parts, or one part if `size` is None.
 
     Sides are split every `size` rows or columns, with a smaller last block; sides longer than `longest` are not split.
     """
@@ -89,7 +89,7 @@ def parts(rows: int, columns: int, size: int | None, longest: int) -> tuple[Part
 
 
 def joined(blocks: Mapping[Part, Tensor], like: Tensor) -> Tensor:
-    """Join blocks, each (M·B, h, w), into new matrices (M, m, n) of the dtype of `like`."""
+    """Join the blocks of each part, (M·B, h, w), into matrices (M, m, n) with the shape and dtype of `like`."""
     whole = [found for part, found in blocks.items() if not part.name]
     if whole:
         return whole[0]
@@ -100,12 +100,12 @@ def joined(blocks: Mapping[Part, Tensor], like: Tensor) -> Tensor:
 
 
 def block_side(length: int, size: int | None, longest: int) -> int:
-    """Return the largest block length along a side of this length."""
+    """Return the length of the largest block along a side with this length."""
     return length if size is None or length > longest else min(length, size)
 
 
 def _spans(length: int, size: int | None, longest: int) -> Iterator[tuple[int, int, int]]:
-    """Yield the start, length and number of the blocks of each length along a side."""
+    """Yield, for each length of blocks along a side, their start, their length and their number."""
     block = block_side(length, size, longest)
     count, rest = divmod(length, block) if block else (1, 0)
     yield 0, block, count

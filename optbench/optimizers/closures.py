@@ -9,7 +9,7 @@ import torch
 
 
 def evaluated(closure: Callable[[], Any] | None) -> Any:
-    """Evaluate a closure that recomputes loss and gradients, and return the loss; None without a closure."""
+    """Evaluate a closure that recomputes the loss and gradients; return the loss, or None without a closure."""
     if closure is None:
         return None
     with torch.enable_grad():

@@ -1,7 +1,7 @@
 """The ends of a token network, which optimizers for hidden-layer matrices leave to Adam.
 
-By convention (Jordan et al. 2024; Vyas et al. 2024) these are the embeddings and the output layer: their rows belong to
-tokens that rarely occur together, so they are not maps between representations.
+By convention (Jordan et al. 2024; Vyas et al. 2024), the ends are the embeddings and the output layer. The rows of
+these weights belong to tokens that rarely occur together, so the weights are not maps between representations.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 _MARK = "optbench_end"
-"""The attribute that marks parameters at the ends."""
+"""The name of the attribute that marks a parameter as an end."""
 
 
 def ends(model: nn.Module, output: str | None) -> frozenset[str]:
-    """Return the names of the weights at the ends of a network; empty if it has no embeddings.
+    """Return the names of a network's embedding weights and output weight; empty if the network has no embeddings.
 
-    output: the name of the output layer's weight, None if there is none; an alias of an embedding if tied.
+    output: the name of the output layer's weight, which may be tied to an embedding; None if there is no output layer.
     """
     tables = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
     found = {name for name, parameter in model.named_parameters() if id(parameter) in tables}
@@ -23,12 +23,12 @@ def ends(model: nn.Module, output: str | None) -> frozenset[str]:
 
 
 def mark(model: nn.Module, names: frozenset[str]) -> None:
-    """Mark these parameters before an optimizer is constructed for them."""
+    """Mark the parameters with these names as ends; call this before constructing an optimizer for them."""
     for name, parameter in model.named_parameters():
         if name in names:
             setattr(parameter, _MARK, True)
 
 
 def is_end(parameter: Tensor) -> bool:
-    """Return whether a parameter is marked."""
+    """Return whether a parameter is marked as an end."""
     return hasattr(parameter, _MARK)

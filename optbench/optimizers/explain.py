@@ -13,7 +13,7 @@ from optbench.optimizers.needs import declared_needs
 from optbench.optimizers.registry import user_targets
 
 LONGEST = 300
-"""Maximum characters of a message; longer ones usually contain printed data, such as a tensor."""
+"""Maximum length of a message in characters; longer messages usually contain printed data, such as a tensor."""
 _OURS = Path(__file__).parents[1]
 _LIBRARIES = ("torch", "numpy", "optbench")
 _MISSING: tuple[tuple[str, str, str], ...] = (
@@ -33,9 +33,9 @@ _OF_PYTORCH = r"does not require grad and does not have a grad_fn|backward throu
 def explained(error: BaseException, target: str, hyperparameters: Mapping[str, Any]) -> tuple[str, str]:
     """Return the type and the message of an exception raised by an optimizer.
 
-    A message written for the user is unchanged. Empty messages, printed tensors, and the messages of Python and PyTorch
-    about bugs are extended by the line of the user's code that raised them and a hint at a declaration that is often
-    missing.
+    A message written for the user is unchanged. A message is extended if it is empty, is very long, contains a printed
+    tensor, or comes from Python or PyTorch and suggests a bug. The line of user code that raised the error is added
+    and, if the error suggests one, a declaration that is commonly missing.
     """
     kind, message = type(error).__name__, spoken(error)
     if not user_targets(target, hyperparameters):
@@ -50,14 +50,14 @@ def explained(error: BaseException, target: str, hyperparameters: Mapping[str, A
 
 
 def in_words(error: BaseException, target: str, hyperparameters: Mapping[str, Any]) -> str:
-    """Return `explained` on one line."""
+    """Return the result of `explained` as a single line."""
     return " ".join(": ".join(explained(error, target, hyperparameters)).split())
 
 
 def raised_at(error: BaseException) -> str | None:
-    """Describe the last line of user code in the traceback: `by Mine.step in mine.py:12: assert p.grad is not None`.
+    """Describe the last line of user code in a traceback, e.g. `by Mine.step in mine.py:12: assert p.grad is not None`.
 
-    If there is none, the last line outside optbench is used; None if there is none either.
+    Without user code, the last line outside optbench is described; None if there is no such line.
     """
     frames = list(traceback.walk_tb(error.__traceback__))
     own = [place for place in frames if not _of_library(place[0].f_code.co_filename)]
@@ -103,7 +103,7 @@ def _shortened(message: str) -> str:
 
 
 def _missing(known: str, hyperparameters: Mapping[str, Any]) -> str | None:
-    """Return the declaration that the error suggests is missing; None if it suggests none."""
+    """Return the missing declaration that an error suggests; None if it suggests none."""
     declared = {*declared_needs(hyperparameters), *(name for name, value in hyperparameters.items() if value is True)}
     found = [how for pattern, need, how in _MISSING if need not in declared and re.search(pattern, known)]
     return found[0] if found else None

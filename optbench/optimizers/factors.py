@@ -1,11 +1,15 @@
-"""Factors of a Kronecker preconditioner over a stack of members: their accumulation, and when their roots are stale.
+"""Factors of a Kronecker preconditioner for a stack of members: their accumulation, and when their roots are stale.
 
-Shapes: M members, n the side of a factor, k the other side of the gradient.
+Shapes: M members; n the side of a factor; k the other side of the gradient.
 
-A factor is L = kept · total + growth / unit². On a CPU, products are added to the growth, which is added to the total
-when the root is refreshed. The growth measures how stale the root is. It may be in float32, which halves the time of a
-product; its rounding error is that of the products since the last root, not that of the whole sum. On other devices,
-and where neither purpose applies, products are added to the total directly.
+A factor is L = kept · total + growth / unit². On a CPU, products X Xᵀ are added to the growth, and the growth is added
+to the total when the root is refreshed. This serves two purposes:
+
+- The growth measures how stale the root is.
+- The growth can be in float32, which halves the time of a product. Only the products since the last refresh are then
+  rounded to float32, not the complete sum.
+
+On other devices, and where neither purpose applies, products are added to the total directly.
 """
 
 from __future__ import annotations
@@ -24,14 +28,14 @@ from optbench.optimizers.symmetric import add_gram, times
 from optbench.precision import widest
 
 FAR = 2.0**30
-"""Ratio of gradients to the unit above which the unit is changed; squares of this size still fit into float32."""
+"""The unit is changed if the largest gradient times the unit reaches this; its square still fits into float32."""
 LONGEST = 500
 """Maximum number of steps for which a root is kept."""
 
 
 @dataclass(frozen=True)
 class Factor:
-    """One side of one parameter: tensors of an optimizer's state, all with the leading axis M."""
+    """The factor of one side of one parameter: tensors in an optimizer's state, all with the leading axis M."""
 
     order: int
     """Order of the root: twice the number of sides."""
@@ -48,13 +52,13 @@ class Factor:
     seen: Tensor | None = None
     """(M, n): an estimate of the direction of largest growth; None on a fixed schedule."""
     correction: Tensor | None = None
-    """(M,): the bias correction used for the root."""
+    """(M,): the bias correction with which the root was computed."""
     age: Tensor | None = None
     """(M,): steps since the root was computed."""
 
     @property
     def size(self) -> int:
-        """The side n."""
+        """The length n of the side."""
         return self.total.shape[1]
 
     @property
@@ -76,12 +80,12 @@ def begin(
     """Write the tensors of a new factor into `state`.
 
     Args:
-        side: prefix of their names.
-        rows: a first X, (M, n, k), for shape, device and dtype.
+        side: prefix of the tensors' names.
+        rows: the first X, (M, n, k), which determines shape, device and dtype.
         start: (M,), the initial multiple of the identity.
         diagonal: keep only the diagonal.
-        single: for each member, whether its factor may grow in float32.
-        by_need: keep the data for `outgrown`; on a CPU only.
+        single: for each member, whether its growth can be in float32.
+        by_need: also write the tensors that `outgrown` needs; on a CPU only.
     """
     members, size, device, dtype = len(rows), rows.shape[1], rows.device, widest(rows.device)
     shape = (members, size) if diagonal else (members, size, size)
@@ -102,7 +106,7 @@ def begin(
 
 
 def planned(size: int, item: int, diagonal: bool, single: bool, by_need: bool) -> int:
-    """Return the bytes that `begin` writes on a CPU for one member. item: bytes per number of the gradient."""
+    """Return the bytes that `begin` writes on a CPU for one member. item: bytes per element of the gradient."""
     if diagonal:
         return size * (8 + item)
     found = size * size * (8 + item)
@@ -124,8 +128,8 @@ def accumulate(
 
     Args:
         rows: X, (M, n, k): a gradient, or its transpose for the other side.
-        decay, weight: (M,), of the widest dtype.
-        single: (M,), as given to `begin`.
+        decay, weight: (M,), in the widest dtype.
+        single: (M,), as in `begin`.
         largest: (M,), the largest absolute value in each member's X; used on a CPU only.
     """
     if factor.age is not None:
@@ -145,7 +149,7 @@ def accumulate(
 
 
 def _grow(factor: Factor, i: int, x: Tensor, decay: float, weight: float, single: bool, largest: float) -> None:
-    """Add weight X Xᵀ of member i to its growth, after the decay."""
+    """Decay the growth of member i, then add weight X Xᵀ to it."""
     assert factor.growth is not None
     assert factor.kept is not None
     assert factor.unit is not None
@@ -157,7 +161,7 @@ def _grow(factor: Factor, i: int, x: Tensor, decay: float, weight: float, single
     elif unit == 0 and largest != 0:  # not finite, which will show in the total
         unit = 1.0
     factor.unit[i] = unit
-    # A stack may hold members of both kinds; float32 numbers pass through float64 unchanged.
+    # A stack may hold members of both kinds; conversion to float64 and back does not change float32 numbers.
     dtype = torch.float32 if single else growth.dtype
     target = own_memory(growth.to(dtype))
     add_gram(target, _aligned(x.to(dtype) * (unit or 1.0), dtype), decay, weight)
@@ -192,7 +196,7 @@ def refresh(
     newton: float | None,
     precisions: Sequence[torch.dtype],
 ) -> Tensor:
-    """Compute new roots of L / c for these members; return which kept their last root, as `update_inverse_roots` does.
+    """Compute new roots of L / c for these members; return which kept their previous root (see `update_inverse_roots`).
 
     Args:
         epsilon, correction: ε and c, (M,).
@@ -222,7 +226,7 @@ def _settle(factor: Factor, members: Sequence[int]) -> None:
 
 
 def moved(state: dict[str, Any], side: str) -> None:
-    """Convert a factor to the form for other devices: without growth, and with both triangles of the total."""
+    """Convert a factor from its form on a CPU to that on other devices: no growth, and both triangles of the total."""
     factor = factor_of(state, side, 0)
     if factor.diagonal:
         return
@@ -235,17 +239,18 @@ def moved(state: dict[str, Any], side: str) -> None:
 def outgrown(factor: Factor, rows: Tensor, epsilon: Tensor, correction: Tensor, share: float) -> list[int]:
     """Return the members whose factor has changed by more than `share` since their root was computed.
 
-    R is the root of L₀ / c₀, with L₀ the factor and c₀ the bias correction c at that time. Apart from the damping,
-    L / c lies between a and a + ρ times L₀ / c₀ in every direction; the factor has changed if a bound is far from 1:
+    R is the current root. It was computed from L₀ / c₀, where L₀ is the factor and c₀ the bias correction c at that
+    time. Apart from the damping, L / c lies between a and a + ρ times L₀ / c₀ in every direction. The factor counts as
+    changed if one of these bounds is far from 1:
 
         a = kept c₀ / c,   ρ = λ_max(R^(p/2) growth R^(p/2)) / c,   changed if a < 1 / (1 + share) or a + ρ > 1 + share.
 
     A step with the old root is therefore at most (1 + share)^(1/p) times too long per side. ρ is estimated by one step
     of a power iteration that starts from the previous result and the newest gradient, so that a new direction is
-    noticed immediately. With ε = 0 the root hides new directions, and is therefore always treated as stale.
+    detected immediately. With ε = 0, the root hides new directions and is therefore always treated as stale.
 
     Args:
-        rows: X, (M, n, k), the last one accumulated.
+        rows: the X that was accumulated last, (M, n, k).
         epsilon, correction: ε and c, (M,).
     """
     assert factor.growth is not None
@@ -265,7 +270,7 @@ def outgrown(factor: Factor, rows: Tensor, epsilon: Tensor, correction: Tensor, 
     return [
         i
         for i, (a, s, e, c, age) in enumerate(zip(*numbers, strict=True))
-        # NaN triggers a refresh, which detects it
+        # NaN triggers a refresh, which then detects it
         if age >= LONGEST or e == 0 or not (a >= 1 / (1 + share) and a + s / c <= 1 + share)
     ]
 
@@ -273,9 +278,9 @@ def outgrown(factor: Factor, rows: Tensor, epsilon: Tensor, correction: Tensor, 
 def _stretched(
     root: Tensor, growth: Tensor, order: int, unit: float, seen: Tensor, probe: Tensor
 ) -> tuple[float, Tensor]:
-    """Return a lower bound of λ_max(R^(p/2) growth R^(p/2)) / unit², and its direction, (n,).
+    """Return a lower bound on λ_max(R^(p/2) growth R^(p/2)) / unit², and its direction, (n,).
 
-    Infinite if the root is that of a zero factor, which hides every direction.
+    The bound is infinite if the root is that of a zero factor, which hides every direction.
     """
 
     def through(x: Tensor) -> Tensor:
@@ -285,7 +290,7 @@ def _stretched(
     length = float(torch.linalg.vector_norm(newest))
     if length == 0 and probe.any():
         return math.inf, seen
-    # added with equal signs, so that they do not cancel
+    # The signs are aligned, so that the two do not cancel.
     towards = math.copysign(1 / length, float(seen @ newest)) if length else 0.0
     start = torch.add(seen, newest, alpha=towards)
     before = float(torch.linalg.vector_norm(start))
@@ -295,7 +300,7 @@ def _stretched(
 
 
 def single_fits(size: int, epsilon: Sequence[float]) -> list[bool]:
-    """Return for each ε whether float32 is sufficient for a factor of side `size`.
+    """Return, for each ε, whether float32 is sufficient for a factor with side `size`.
 
     Rounding moves eigenvalues by up to about n 2⁻²³ λ_max, and eigenvalues below ε λ_max do not matter. With ε = 1e-4,
     the error of an update is 2e-4 for 784 pixels and 2e-6 for 100 units (benchmarks/RESULTS.md).
@@ -305,5 +310,5 @@ def single_fits(size: int, epsilon: Sequence[float]) -> list[bool]:
 
 @functools.cache
 def _weights(k: int) -> Tensor:
-    """Return k fixed normal numbers that combine the columns of a gradient into one direction."""
+    """Return k fixed, normally distributed weights that combine the columns of a gradient into one direction."""
     return torch.randn(k, generator=torch.Generator().manual_seed(k))

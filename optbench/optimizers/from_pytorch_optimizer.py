@@ -1,9 +1,9 @@
-"""Optimizers of the package pytorch-optimizer, installed by the extra `optimizers`.
+"""Specs of the optimizers in the package pytorch-optimizer, which the extra `optimizers` installs.
 
-Imports neither that package nor torch.
+This module imports neither that package nor torch.
 
-All run in the per-member lane, including elementwise ones: they count steps in the parameter group, which cannot hold
-different counts for the members of a stack.
+All of these optimizers run in the per-member lane, even the elementwise ones, because they count steps in the parameter
+group, which cannot hold a separate count for each member of a stack.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
     _spec(
         name="scalable-shampoo",
         target="pytorch_optimizer:ScalableShampoo",
-        summary="Shampoo as used at scale: moving averages, blocks, momentum, and steps as long as SGD's in each layer",
+        summary="Shampoo as used at scale: moving averages, blocks, momentum, and in each layer SGD's step length",
         reference="Anil et al. 2020, arXiv:2002.09018",
         state="2, and 2(m²+n²) per m×n matrix, in blocks",
         hyperparameters={
@@ -52,7 +52,7 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
             "weight_decay": WEIGHT_DECAY,
             "decoupled_weight_decay": OFF,
             "start_preconditioning_step": Hyper(25, "integer", low=1),
-            # The package's default of 1,000 exceeds the number of steps of many tasks here.
+            # The package's default of 1,000 exceeds the number of steps in many tasks here.
             "preconditioning_compute_steps": Hyper(50, "integer", low=1),
             "statistics_compute_steps": Hyper(1, "integer", low=1),
             "block_size": Hyper(512, "integer", low=1),
@@ -88,7 +88,7 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
     _spec(
         name="lion",
         target="pytorch_optimizer:Lion",
-        summary="steps of equal size along the sign of a momentum",
+        summary="steps along the sign of a momentum, with the same size for every weight",
         reference="Chen et al. 2023, arXiv:2302.06675",
         state="1",
         hyperparameters={
@@ -147,7 +147,7 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
             "t_alpha_beta3": Hyper(None, above=True, optional=True),
             "eps": Hyper(1e-8),
             "weight_decay": WEIGHT_DECAY,
-            # As in the paper's Algorithm 1; the package would add it to the gradient.
+            # As in the paper's Algorithm 1; by default, the package adds the decay to the gradient.
             "weight_decouple": ON,
         },
         step_cost=1.5,
@@ -155,7 +155,7 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
     _spec(
         name="lamb",
         target="pytorch_optimizer:Lamb",
-        summary="Adam with steps in proportion to the norm of each weight tensor, without bias correction",
+        summary="Adam with steps proportional to the norm of each weight tensor, without bias correction",
         reference="You et al. 2020, arXiv:1904.00962",
         state="2",
         hyperparameters={
@@ -165,14 +165,14 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
             "weight_decouple": OFF,
             "grad_averaging": ON,
             # Otherwise the package divides the scaled step by 1 - β1^t, which makes the first steps ten times too long
-            # and is in no version of the paper.
+            # and appears in no version of the paper.
             "adam_debias": ON,
         },
     ),
     _spec(
         name="adan",
         target="pytorch_optimizer:Adan",
-        summary="Adam with Nesterov's momentum from differences of gradients",
+        summary="Adam with Nesterov's momentum, computed from differences between successive gradients",
         reference="Xie et al. 2022, arXiv:2208.06677",
         state="4",
         hyperparameters={
@@ -185,7 +185,7 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
     _spec(
         name="schedule-free",
         target="pytorch_optimizer:ScheduleFreeAdamW",
-        summary="AdamW without a schedule: takes gradients at interpolated weights and evaluates averaged ones",
+        summary="AdamW without a schedule: computes gradients at interpolated weights and evaluates averaged weights",
         reference="Defazio et al. 2024, arXiv:2405.15682",
         state="2",
         hyperparameters={
@@ -203,7 +203,7 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
     _spec(
         name="adahessian",
         target="pytorch_optimizer:AdaHessian",
-        summary="Adam with the diagonal of the Hessian, estimated with random probes, in the second moment",
+        summary="Adam whose second moment is that of the Hessian's diagonal, estimated with random probes",
         reference="Yao et al. 2021, arXiv:2006.00719",
         state="3",
         hyperparameters={

@@ -1,4 +1,4 @@
-"""The optimizers of `torch.optim`. Does not import torch."""
+"""Specs of the optimizers in `torch.optim`. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ TORCH: tuple[OptimizerSpec, ...] = (
             "initial_accumulator_value": Hyper(0.0),
             "eps": Hyper(1e-10),
         },
-        arguments_on={"cpu": ONE_PASS},  # on other devices, only newer versions of torch have it
+        arguments_on={"cpu": ONE_PASS},  # only newer versions of torch support it on other devices
         recordable=False,
     ),
     _stacked(
@@ -97,7 +97,7 @@ TORCH: tuple[OptimizerSpec, ...] = (
     _stacked(
         name="adadelta",
         target="torch.optim:Adadelta",
-        summary="divides by the root mean square of gradients and multiplies by that of earlier steps",
+        summary="divides gradients by their root mean square and multiplies them by that of earlier steps",
         reference="Zeiler 2012, arXiv:1212.5701",
         state="2",
         hyperparameters={
@@ -126,7 +126,7 @@ TORCH: tuple[OptimizerSpec, ...] = (
         name="adafactor",
         target="torch.optim:Adafactor",
         # per member, because its row and column means and its step length depend on a whole tensor
-        summary="second moments of a matrix as an outer product of row and column means; steps relative to the weights",
+        summary="second moments of a matrix as an outer product of row and column means; steps scale with the weights",
         reference="Shazeer & Stern 2018, arXiv:1804.04235",
         state="m+n per m×n matrix, n per vector",
         hyperparameters={
@@ -169,7 +169,7 @@ TORCH: tuple[OptimizerSpec, ...] = (
     _each(
         name="lbfgs",
         target="torch.optim:LBFGS",
-        summary="limited-memory quasi-Newton with a line search; evaluates each mini-batch several times",
+        summary="limited-memory quasi-Newton method with a line search; evaluates each mini-batch several times",
         reference="Liu & Nocedal 1989",
         state="2 history_size + 4",
         hyperparameters={

@@ -1,4 +1,4 @@
-"""Annealed Gaussian noise on the gradient of any base optimizer."""
+"""Annealed Gaussian noise on the gradients of any base optimizer."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from optbench.optimizers.wrapper import Wrapper
 
 
 class GradientNoise(Wrapper):
-    """Adds noise with a variance that decays with the number of steps (Neelakantan et al. 2015, arXiv:1511.06807).
+    """Adds noise to gradients, with a variance that decays over steps (Neelakantan et al. 2015, arXiv:1511.06807).
 
         g ← g + N(0, σ_t²),    σ_t² = η / (1 + t)^γ,    t = 0, 1, ...
 
     Args:
         params: parameters, or groups of them.
-        base: the optimizer that takes the steps: `{"target": "adam", "lr": 1e-3}`.
-        generator: draws the noise, on the CPU for every device.
+        base: the optimizer that takes the steps, e.g. `{"target": "adam", "lr": 1e-3}`.
+        generator: draws the noise on the CPU, whatever the device of the parameters.
         eta: variance at the first step. gamma: exponent of the decay; .55 in the paper.
         steps: number of steps with noise; None: all.
 
-    The gradients are not modified. Raises OptimizerError as `Wrapper` does.
+    After each step, every parameter has its original gradient again.
+
+    Raises:
+        OptimizerError: as in `Wrapper`.
 
     Example:
         >>> weights = torch.nn.Parameter(torch.zeros(3))
@@ -48,7 +51,7 @@ class GradientNoise(Wrapper):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Take one step of the base with noisy gradients; return the loss of `closure`, if given."""
+        """Take one step with the base, using noisy gradients; return the loss of `closure`, if given."""
         loss = evaluated(closure)
         clean = []
         for group in self.param_groups if self.steps is None or self.taken < self.steps else ():
@@ -65,7 +68,7 @@ class GradientNoise(Wrapper):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states of base and generator and the step count, so that resuming draws the same noise."""
+        """Return the base's state, the step count and the generator's state, so that resuming draws the same noise."""
         return {"base": super().state_dict(), "taken": self.taken, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -20,22 +20,23 @@ class HessianFree(torch.optim.Optimizer):
 
         q(d) = g·d + ½ d·(F + λ) d,    F = E[Jᵀ (diag p - p pᵀ) J],    θ ← θ + lr · d,    d ≈ argmin q
 
-    J is the Jacobian of the logits and p their softmax: for cross-entropy this Gauss-Newton matrix is the Fisher
-    matrix, and d the damped natural gradient (Pascanu & Bengio 2014). Gradient and products use the same mini-batch,
-    and the conjugate gradients start from `carry` times the last d and stop early (Kiros 2013). A step that raises the
-    loss of its own mini-batch is halved up to five times, and then rejected.
+    J is the Jacobian of the logits and p is their softmax. For cross-entropy, this Gauss-Newton matrix is the Fisher
+    matrix, and d is the damped natural gradient (Pascanu & Bengio 2014). The gradient and the products use the same
+    mini-batch. Conjugate gradients start from `carry` times the previous d and stop early (Kiros 2013). A step that
+    raises the loss on its own mini-batch is halved up to five times and then rejected.
 
-    With `adapt_damping`, λ follows the Levenberg-Marquardt rule: with ρ = (L(θ + d) - L(θ)) / q(d), it is multiplied by
-    3/2 if ρ < 1/4 and by 2/3 if ρ > 3/4. The rule is intended for the whole data set: on mini-batches ρ is measured on
-    the data to which d was fitted, so λ falls until each step fits only its own mini-batch.
+    With `adapt_damping`, λ follows the Levenberg-Marquardt rule: λ is multiplied by 3/2 if ρ < 1/4, and by 2/3 if
+    ρ > 3/4, where ρ = (L(θ + d) - L(θ)) / q(d). The rule is intended for the complete data set. On mini-batches, ρ is
+    measured on the data to which d was fitted, so λ falls until each step fits only its own mini-batch.
 
-    The network is a softmax classifier with logits (N, classes), trained on the mean cross-entropy.
+    The network must be a softmax classifier with logits (N, classes), trained on the mean cross-entropy.
 
     Args:
-        model: the network; a forward hook on it keeps the inputs of the last forward pass.
-        lr: the fraction of d to take. damping: initial λ, > 0; adapt_damping: whether it follows the rule.
-        iterations: maximum conjugate-gradient steps. tolerance: they stop at this fraction of the initial residual
-        norm. carry: in [0, 1), the fraction of the last d from which they start.
+        model: the network, on which a forward hook stores the inputs of the last forward pass.
+        lr: the fraction of d to take.
+        damping: initial λ, > 0. adapt_damping: whether λ follows the rule above.
+        iterations: maximum number of conjugate-gradient steps. tolerance: the fraction of the initial residual norm at
+            which they stop. carry: the fraction of the previous d from which they start, in [0, 1).
 
     Example:
         >>> model, inputs, labels = nn.Linear(4, 3), torch.randn(8, 4), torch.arange(8) % 3
@@ -81,7 +82,11 @@ class HessianFree(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step with the current gradients and the inputs of the last forward pass.
 
-        Raises TypeError without a closure, which is needed to evaluate the step.
+        Returns:
+            the loss before the step.
+
+        Raises:
+            TypeError: there is no closure, which is needed to evaluate the step.
         """
         if closure is None:
             raise TypeError("HessianFree.step: expected a closure that recomputes loss and gradients, got None")
@@ -104,7 +109,10 @@ class HessianFree(torch.optim.Optimizer):
         return before
 
     def _take(self, closure: Callable[[], Any], direction: list[Tensor], lr: float, before: float) -> float:
-        """Move along `direction`, halving the length while the loss rises; return the loss at full length lr."""
+        """Move along `direction`, halving the step while the loss exceeds `before`; return the loss at full length lr.
+
+        If the loss never falls to `before`, the weights are restored.
+        """
         origin = [p.clone() for p in self._parameters]
         length, full = 1.0, math.nan
         while length >= SHORTEST:
@@ -126,7 +134,7 @@ class HessianFree(torch.optim.Optimizer):
         self._looking = False
         with torch.enable_grad(), unfused():
             logits = self._model(*self._inputs).flatten(0, -2)
-            # Jᵀu is linear in u, so the derivative of (Jᵀu)·v by u is Jv.
+            # Jᵀu is linear in u, so the derivative of (Jᵀu)·v with respect to u is Jv.
             u = torch.zeros_like(logits, requires_grad=True)
             pulled = torch.autograd.grad(logits, parameters, u, create_graph=True)
         self._looking = True

@@ -18,12 +18,12 @@ from optbench.precision import without_casts
 
 @dataclass(frozen=True)
 class LayerSignals:
-    """The inputs of one layer in a forward pass, and the gradients of its outputs.
+    """The inputs of one layer in a forward pass, and the gradients with respect to the layer's outputs.
 
     inputs: (R, a) rows to which the weight matrix was applied, with a 1 appended if there is a bias.
     gradients: (R, o) gradients of the summed negative log-likelihood of sampled labels with respect to the outputs.
-    predictions: the network's number of predictions N; R = N in fully connected layers of plain classifiers, N T in a
-    convolution with T pixels.
+    predictions: N, the network's number of predictions. R is N in a fully connected layer of a plain classifier, and
+    N T in a convolution with T output positions.
     """
 
     inputs: Tensor
@@ -33,7 +33,7 @@ class LayerSignals:
     def average_into(self, a: Tensor, g: Tensor, kept: float) -> None:
         """Update A ← kept A + (1 − kept) Σ x xᵀ / N, and G likewise with Σ g gᵀ / R; sums are over all rows.
 
-        a: A, (a, a); g: G, (o, o); on a CPU as lower panels.
+        a: A, (a, a). g: G, (o, o). Both are lower panels on a CPU.
         """
         for factor, rows, count in ((a, self.inputs, self.predictions), (g, self.gradients, len(self.gradients))):
             if one_by_one(rows):
@@ -43,7 +43,7 @@ class LayerSignals:
 
 
 class Move(NamedTuple):
-    """The unscaled direction of one parameter."""
+    """The direction of one parameter's step, before scaling."""
 
     group: dict[str, Any]
     parameter: Tensor
@@ -52,31 +52,36 @@ class Move(NamedTuple):
 
 
 class Kfac(torch.optim.Optimizer):
-    """Approximates each layer's block of the Fisher matrix by a Kronecker product, and steps along its inverse.
+    """Preconditions gradients with the inverse Fisher matrix, approximated by one Kronecker product per layer.
 
         F ≈ A ⊗ G,   A = E[x xᵀ],  G = E[g gᵀ],      V = (G + √λ/π)⁻¹ ∇W (A + π √λ)⁻¹,   W ← W - lr · momentum(ν V)
 
-    x are a layer's inputs with a 1 for its bias, g the gradients of log p(y | input) with respect to its outputs, with
-    labels y drawn from the network's prediction: the true Fisher matrix, not the empirical one. In a convolution x are
-    its patches, and E is the sum over positions for A and their mean for G (Grosse & Martens 2016).
-    π² = (tr A / a) / (tr G / o) divides the damping λ between the factors (Martens & Grosse 2015, section 6.3), and
-    ν = min(1, √(kl_clip / (lr² Σ V·∇W))) bounds the change of the prediction in one step (Ba et al. 2017, section 5).
+    x are a layer's inputs, with a 1 appended for the bias, and g are the gradients of log p(y | input) with respect to
+    the layer's outputs. The labels y are drawn from the network's prediction, so that F is the true Fisher matrix, not
+    the empirical one. In a convolution, x are the input patches, and E is the sum over positions for A but the mean
+    over positions for G (Grosse & Martens 2016).
+    π² = (tr A / a) / (tr G / o) distributes the damping λ over the two factors (Martens & Grosse 2015, section 6.3).
+    ν = min(1, √(kl_clip / (lr² Σ V·∇W))) bounds the change in the prediction per step (Ba et al. 2017, section 5).
 
-    The network is a softmax classifier with logits (N, classes), or (B, T, classes) with N = B T predicted positions of
-    sequences. N may be less than the number of positions, as for masked tokens. A is the sum over all rows of a layer
-    divided by N, because the loss is a mean over predictions, and G is the mean over rows, treating each row as an
-    example (K-FAC-expand, Eschenhagen et al. 2023). For a tuple of outputs the mean losses are added: gradients of a
-    further output with N' predictions are weighted by √(N/N'), so that its part of the Fisher matrix is a mean over its
-    own predictions.
-    Parameters of other layers (normalisations, embeddings, grouped convolutions) take plain steps: V = ∇.
+    The network must be a softmax classifier with logits (N, classes), or (B, T, classes) for sequences with N = B T
+    predicted positions. N can be less than a layer's number of positions, e.g. for masked tokens. A is the sum over all
+    rows of a layer divided by N, because the loss is a mean over predictions. G is the mean over rows, which treats
+    each row as an example (K-FAC-expand, Eschenhagen et al. 2023).
+
+    If the network returns a tuple of outputs, their mean losses are added. The gradients of a further output with N'
+    predictions are weighted by √(N/N'), so that this output's part of the Fisher matrix is a mean over its own
+    predictions.
+
+    Parameters of other layers (normalisations, embeddings, grouped convolutions) take plain gradient steps: V = ∇W.
 
     Args:
         model: the network; forward hooks on it and its layers record inputs and draw labels.
-        lr: learning rate. momentum: that of the preconditioned gradient. weight_decay: decoupled.
-        damping: λ > 0. decay: of the running averages of the factors, min(1 - 1/k, decay) at the k-th update.
-        factor_frequency: steps between updates of the factors; inverse_frequency: between inversions.
-        kl_clip: bound of the step; None: unbounded.
-        generator: draws the labels, on the CPU; None: the global one.
+        lr: learning rate. momentum: applied to the preconditioned gradient. weight_decay: decoupled.
+        damping: λ > 0.
+        decay: upper bound on the decay of the factors' running averages; the k-th update uses min(1 - 1/k, decay).
+        factor_frequency: steps between updates of the factors. inverse_frequency: steps between inversions.
+        kl_clip: bound on the change in the prediction per step; None: unbounded.
+        generator: draws the labels, on the CPU; None: the global generator.
 
     Example:
         >>> model = nn.Linear(4, 3)
@@ -140,7 +145,7 @@ class Kfac(torch.optim.Optimizer):
 
     def _see_layer(self, layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         if not (self._looking and output.requires_grad):
-            return  # also for a layer called outside the network's forward pass
+            return  # includes a layer called outside the network's forward pass
         if layer in self._outputs:
             raise ValueError(f"{type(layer).__name__} is used twice in one forward pass, which K-FAC does not support")
         self._inputs[layer], self._outputs[layer] = inputs[0].detach(), output
@@ -150,7 +155,7 @@ class Kfac(torch.optim.Optimizer):
         self._looking = False
         if self._outputs:
             predictions = (logits,) if isinstance(logits, Tensor) else logits
-            # Statistics have the precision of the weights, also under autocast.
+            # Statistics have the precision of the weights, even under autocast.
             with STATISTICS, without_casts(predictions[0].device):
                 self._follow(predictions)
 
@@ -210,9 +215,9 @@ class Kfac(torch.optim.Optimizer):
         return loss
 
     def planned(self, rows: int) -> tuple[int, int]:
-        """Return the bytes of the state, and of a step's temporaries, from the shapes of the layers.
+        """Return the bytes of the state and of a step's temporary tensors, computed from the shapes of the layers.
 
-        rows: number of rows of each layer's signals, examples times positions per example.
+        rows: number of rows in each layer's signals: examples times positions per example.
         """
         sides = []
         for layer in self._layers:
@@ -224,20 +229,21 @@ class Kfac(torch.optim.Optimizer):
         return state, 4 * rows * sum(map(sum, sides)) + 4 * 8 * longest**2
 
     def _trusted(self, moves: list[Move]) -> Tensor | float:
-        """Return ν, the common factor of all directions."""
+        """Return ν, by which all directions are scaled."""
         clip = self.param_groups[0]["kl_clip"]
         if clip is None or not moves:
             return 1.0
         change = torch.stack([(m.direction * m.gradient).sum() for m in moves]).sum()
-        # lr² is kept out of the product, where it would overflow for an absurd lr; all groups have the same lr.
+        # lr² is not part of the product, which would overflow for an absurdly large lr. All groups have the same lr.
         scale: Tensor = (clip / change.clamp_min(torch.finfo(change.dtype).tiny)).sqrt() / self.param_groups[0]["lr"]
         return scale.clamp_max(1.0)
 
 
 def damped_inverses(a: Tensor, g: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-    """Return (A + π √λ)⁻¹ and (G + √λ/π)⁻¹, given the lower triangles of positive semi-definite A (a, a), G (o, o).
+    """Return (A + π √λ)⁻¹ and (G + √λ/π)⁻¹ for positive semi-definite A (a, a) and G (o, o).
 
-    Inverses are computed in float64. Non-finite factors give non-finite inverses.
+    Only the lower triangles of A and G are read. The inverses are computed in float64. Non-finite factors give
+    non-finite inverses.
     """
     tiny = torch.finfo(a.dtype).tiny
     pi = ((a.trace() / len(a)).clamp_min(tiny) / (g.trace() / len(g)).clamp_min(tiny)).sqrt().double()
@@ -253,7 +259,7 @@ def _inverse(factor: Tensor, damping: Tensor) -> Tensor:
 
 
 def _average(state: dict[str, Any], group: dict[str, Any], signals: LayerSignals) -> None:
-    """Update the running averages of the factors; they are initialised with the first factors."""
+    """Update the running averages of a layer's factors, which start from the factors of the first update."""
     updates = group["steps"] // group["factor_frequency"] + 1
     kept = min(1 - 1 / updates, group["decay"]) if "input_factor" in state else 0.0
     for name, rows in (("input_factor", signals.inputs), ("output_factor", signals.gradients)):
@@ -263,7 +269,7 @@ def _average(state: dict[str, Any], group: dict[str, Any], signals: LayerSignals
 
 
 def _preconditioned(group: dict[str, Any], state: dict[str, Any]) -> list[Tensor]:
-    """Return V of a layer's weight and of its bias, if any."""
+    """Return V for a layer's weight and, if there is one, for its bias."""
     weight, *bias = group["params"]
     gradient = torch.cat([weight.grad.flatten(1), *(p.grad.unsqueeze(1) for p in bias)], 1)
     found = state["output_inverse"] @ gradient @ state["input_inverse"]

@@ -1,4 +1,4 @@
-"""An L1 penalty on the weights of any base optimizer, applied as a proximal step: a baseline for sparsity."""
+"""An L1 penalty on the weights, applied as a proximal step after any base optimizer: a baseline for sparsity."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from optbench.optimizers.wrapper import Wrapper
 
 
 class L1(Wrapper):
-    """Soft-thresholds the weights after every step of the base (Daubechies et al. 2004; over SGD: ISTA).
+    """Soft-thresholds the weights after every step of the base (Daubechies et al. 2004; ISTA if the base is SGD).
 
         w ← base step,    w ← sign(w) max(|w| - lr λ, 0)     for weights; biases and gains are unchanged
 
@@ -22,12 +22,14 @@ class L1(Wrapper):
 
     Args:
         params: parameters, or groups of them.
-        base: the optimizer that takes the steps: `{"target": "sgd", "lr": 0.1}`; the lr above is its current lr.
+        base: the optimizer that takes the steps, e.g. `{"target": "sgd", "lr": 0.1}`. lr is its current
+            learning rate.
         strength: λ.
 
     Reference: arXiv:math/0307152.
 
-    Raises OptimizerError as `Wrapper` does, and if the base has no `lr`.
+    Raises:
+        OptimizerError: as in `Wrapper`, or the base has no `lr`.
 
     Example:
         >>> weights = torch.nn.Parameter(torch.tensor([[1.0, 0.01]]))

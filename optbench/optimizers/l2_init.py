@@ -16,18 +16,21 @@ class L2Init(Wrapper):
 
         L(w) + λ‖w - w₀‖²,    g ← g + 2λ(w - w₀)
 
-    over all parameters, including biases and gains. The term is part of the loss, as in the paper, so an adaptive base
-    rescales it like the rest of the gradient.
+    This applies to all parameters, including biases and gains. The term is part of the loss, as in the paper, so an
+    adaptive base rescales it like the rest of the gradient.
 
-    In optbench's engine the term is added to the gradients (`engine.anchors`), and the base steps in its own lane,
-    regardless of its needs. This class does the same in a plain loop, for bases that need only gradients.
+    In optbench's engine, the term is added to the gradients (`engine.anchors`), and the base steps in its own lane,
+    whatever it needs. In a plain training loop, this class does the same for bases that need only gradients.
 
     Args:
         params: parameters, or groups of them, at their initial values w₀.
-        base: the optimizer that takes the steps: `{"target": "adam", "lr": 1e-3}`.
+        base: the optimizer that takes the steps, e.g. `{"target": "adam", "lr": 1e-3}`.
         strength: λ ≥ 0; the paper tunes it over 1e-5, 1e-4, 1e-3 and 1e-2.
 
-    The gradients are not modified. Raises OptimizerError as `Wrapper` does.
+    After each step, every parameter has its original gradient again.
+
+    Raises:
+        OptimizerError: as in `Wrapper`.
 
     Example:
         >>> weights = torch.nn.Parameter(torch.zeros(1))  # w₀ = 0
@@ -44,7 +47,7 @@ class L2Init(Wrapper):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Take one step of the base; return the loss of `closure`, if given, without the added term."""
+        """Take one step with the base; return the loss of `closure`, if given, without the added term."""
         loss = evaluated(closure)
         clean = []
         for group, start in zip(self.param_groups, self.start, strict=True):

@@ -18,7 +18,7 @@ from optbench.optimizers.registry import base_settings, check_settings, find, is
 from optbench.optimizers.spec import DECLARATIONS, FALLBACK, GIVEN
 
 EXTRAS = {"pytorch_optimizer": "optimizers"}
-"""Packages of registered optimizers that a plain install lacks, each with the extra that installs it."""
+"""Packages that registered optimizers need but a plain install lacks, each with the extra that installs it."""
 
 
 CONFIG = ConfigDict(arbitrary_types_allowed=True)
@@ -26,11 +26,11 @@ EXPECTED = "a torch.optim.Optimizer, or a class or function that makes an object
 
 
 def load_factory(target: str) -> Callable[..., Any]:
-    """Load the class or function of a registered name, `module:attribute` or `./file.py:attribute`.
+    """Load the class or function of a target: a registered name, `module:attribute` or `./file.py:attribute`.
 
     Raises:
         OptimizerError: the module cannot be imported (the message names a missing extra), has no such attribute, or the
-        attribute does not construct an optimizer.
+            attribute does not construct an optimizer.
     """
     named = find(target).target
     try:
@@ -63,7 +63,7 @@ def check_arguments(target: str, hyperparameters: Mapping[str, Any]) -> None:
     """
     factory = load_factory(target)
     if not is_plugin(target):
-        # The registry has already checked these, but an optimizer inside them may be a user's.
+        # The registry has already checked these, but an inner optimizer may be a user's.
         for name, hyper in find(target).hyperparameters.items():
             if hyper.kind == "optimizer":
                 check_arguments(*base_settings(target, hyperparameters[name]))

@@ -38,17 +38,18 @@ SCALES = (1.0, 0.1, 0.0, 1e-3, 1e-8, 1e-20) * 8 + (1e3, 1e8, 1e15)
 
 
 def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> Maker:
-    """Return a function that constructs the optimizer of `spec` for given parameters.
+    """Return a function that takes parameters and constructs the optimizer of `spec` for them.
 
     given: the trial's values for an optimizer that needs them: `generator`, `model`, `total_steps`, `examples`.
 
-    The returned function raises any exception of the constructor, and OptimizerError if the result is not an optimizer.
+    The returned function propagates exceptions of the constructor. It raises OptimizerError if the constructor does not
+    return an optimizer.
     """
     factory = load_factory(spec.target)
     names = list(parameters_of(factory))
     given = given or {}
     arguments = constructor_arguments(spec, hyperparameters)
-    # A value set by the user takes precedence: a schedule may be meant to end sooner.
+    # A value set by the user takes precedence. For example, a schedule may be meant to end sooner.
     named = {*names, *declared_needs(hyperparameters)}
     by_name = [name for name in GIVEN if name in spec.needs & named and name not in arguments]
     arguments |= {name: _Given(name) for name in by_name}
@@ -61,15 +62,14 @@ def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], given: Mappin
 
     def made(parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
         own = {
-            # Copied, because changes that an optimizer makes to a list or mapping would affect all trials of its
-            # variant.
+            # Copied, because an optimizer's changes to a list or mapping would affect all trials of its variant.
             name: _of_trial(value.name, given, parameters) if isinstance(value, _Given) else copy.deepcopy(value)
             for name, value in arguments.items()
         }
         own |= spec.arguments_on.get(parameters[0].device.type, {}) if parameters else {}
         if not names or names[0] not in own:
             return checked(factory(_grouped(parameters, spec.at_the_ends), **own), spec.target)
-        # the first argument is the model, for example; parameters may follow
+        # the first argument is, for example, the model; parameters may follow
         own = {name: list(parameters) for name in PARAMETERS if name in names} | own
         return checked(factory(own.pop(names[0]), **own), spec.target)
 
@@ -90,7 +90,7 @@ def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], given: Mappin
 
 
 def _grouped(parameters: Sequence[Tensor], at_the_ends: Mapping[str, Any]) -> list[Any]:
-    """Return the parameters; if the ends have their own settings, as one group for the ends and one for the rest."""
+    """Return the parameters; if the ends have their own settings, return a group for the rest and one for the ends."""
     ends = [p for p in parameters if is_end(p)] if at_the_ends else []
     if not ends:
         return list(parameters)
@@ -129,8 +129,12 @@ def checked(made: Any, target: str) -> torch.optim.Optimizer:
         return Together(parts)
     missing = [name for name in ("step", "zero_grad") if not callable(getattr(made, name, None))]
     if missing or isinstance(made, type):
-        got = "None" if made is None else f"{type(made).__name__} without {' and '.join(missing) or 'an instance'}"
-        raise OptimizerError(f"{target}: expected it to return an optimizer with `step` and `zero_grad`, got {got}")
+        if isinstance(made, type):
+            got = "a class instead of an instance"
+        else:
+            got = "None" if made is None else f"{type(made).__name__} without {' and '.join(missing)}"
+        needed = "the returned value to be an optimizer with `step` and `zero_grad`"
+        raise OptimizerError(f"{target}: expected {needed}, got {got}")
     optimizer: torch.optim.Optimizer = made
     return optimizer
 
@@ -142,10 +146,11 @@ def constructor_arguments(spec: OptimizerSpec, hyperparameters: Mapping[str, Any
 
 
 def resolve_spec(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> OptimizerSpec:
-    """Return the spec; a user's optimizer gets the needs and the lane that its signatures and declarations imply.
+    """Return the spec, adding for a user's optimizer the needs and the lane that follow from it and its declarations.
 
-    Declarations are given next to the hyper-parameters: `needs: closure create_graph`, `elementwise: true`,
-    `only_matrices: true` (then `fallback_lr` and similar set AdamW's hyper-parameters for the remaining parameters).
+    Declarations are written next to the hyper-parameters: `needs: closure create_graph`, `elementwise: true` or
+    `only_matrices: true`. With the last of these, `fallback_lr` and similar settings are AdamW's hyper-parameters for
+    the remaining parameters.
 
     Raises:
         OptimizerError: the optimizer cannot be loaded, is wrongly declared elementwise, or has contradictory
@@ -163,8 +168,8 @@ def resolve_spec(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> Opt
         return spec
     if needs != {"random"} or only_matrices or not _tried(spec, hyperparameters):
         raise OptimizerError(
-            f"{spec.target} is declared elementwise, but is not: stepping two networks together differs from "
-            "stepping each alone, or it stores data outside `state`"
+            f"{spec.target} is declared elementwise, but is not: stepping two networks together gives "
+            "different results from stepping each alone, or it stores data outside `state`"
         )
     return dataclasses.replace(spec, lane="elementwise", needs=frozenset())
 
@@ -172,7 +177,7 @@ def resolve_spec(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> Opt
 def resolve_made(
     spec: OptimizerSpec, optimizer: torch.optim.Optimizer, hyperparameters: Mapping[str, Any]
 ) -> OptimizerSpec:
-    """Return the resolved spec; for a user's optimizer, add the needs of the methods of the instance `optimizer`."""
+    """Return a resolved spec; for a user's optimizer, add the needs that the methods of its instance imply."""
     if spec.source != "yours":
         return spec
     return dataclasses.replace(spec, needs=needs_of_methods(optimizer, hyperparameters, spec.needs))
@@ -181,12 +186,13 @@ def resolve_made(
 def resolve_shared(
     spec: OptimizerSpec, settings: Sequence[Mapping[str, Any]], *, believed: bool = True
 ) -> OptimizerSpec:
-    """Return the resolved spec that trials with these settings share; all settings contain the same declarations.
+    """Return the resolved spec that trials with these settings share.
 
-    Resolving may have to try the optimizer; settings with which it raises are skipped.
+    All settings must contain the same declarations. If the optimizer must be tried, settings with which it raises are
+    skipped.
 
-    believed: False for an optimizer that was found not to be elementwise despite its declaration, which gets an
-    instance per trial.
+    believed: False for an optimizer that is declared elementwise but was found not to be; it then has one instance per
+    trial.
 
     Raises:
         OptimizerError: the optimizer cannot be loaded, or a declaration is wrong.
@@ -194,12 +200,12 @@ def resolve_shared(
     for each in settings if believed else ():
         with contextlib.suppress(UntriedError):
             return resolve_spec(spec, each)
-    # All settings are rejected; each raises its own error when its optimizer is constructed.
+    # If all settings are rejected, each raises its own error when its optimizer is constructed.
     return resolve_spec(spec, {**settings[0], "elementwise": False})
 
 
 class UntriedError(OptimizerError):
-    """An optimizer that raises while its declarations are tested, possibly because of its settings."""
+    """An optimizer raised an error while its declarations were tested, possibly because of its settings."""
 
 
 def _tried(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> bool:
@@ -214,10 +220,10 @@ def _tried(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> bool:
 
 
 def is_elementwise(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> bool:
-    """Return whether steps on stacked rows equal steps on each row alone, bit for bit, with all state in `state`.
+    """Return whether steps on stacked rows equal steps on each row alone, bit for bit, and all state is in `state`.
 
-    Each row is tried as a vector and as a matrix. If an update depends on other weights only after more steps, or only
-    in larger tensors, this is detected in training (`lanes.verification`).
+    Each row is tried as a vector and as a matrix. Updates that depend on other weights only after more steps, or only
+    in larger tensors, are detected during training (`lanes.verification`).
     """
     make = maker(spec, hyperparameters)
     random = torch.Generator().manual_seed(0)
@@ -229,12 +235,12 @@ def is_elementwise(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> b
     grads[torch.rand(grads.shape, generator=random) < 0.1] = 0.0
 
     def path(weights: Tensor, along: Tensor, renewed: Sequence[int] = ()) -> Tensor:
-        """Return the bit patterns of the weights after each step; unlike NaN, equal patterns compare equal."""
+        """Return the weights after each step as bit patterns, because NaN does not compare equal to itself."""
         parameter = torch.nn.Parameter(weights.clone())
         optimizer = make([parameter])
         bits = []
         for step, grad in enumerate(along):
-            if step in renewed:  # as the lane does when a member stops, or a task ends
+            if step in renewed:  # as the lane does when a member stops or a task ends
                 state = optimizer.state.get(parameter, {})
                 optimizer = make([parameter])
                 optimizer.state[parameter] = state
@@ -250,7 +256,7 @@ def is_elementwise(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> b
 
 
 def base_optimizer(wrapper: str, base: Mapping[str, Any], parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-    """Construct the optimizer inside a wrapper for the wrapper's parameters.
+    """Construct the base optimizer of a wrapper for the wrapper's parameters.
 
     Raises:
         OptimizerError: the optimizer is unknown, rejects its hyper-parameters, or needs more than gradients.
@@ -280,10 +286,11 @@ ROW_ALIGNMENT = 16
 
 
 class Row(torch.optim.Optimizer):
-    """An elementwise optimizer over all parameters in one row, padded with zeros.
+    """An elementwise optimizer applied to all parameters as a single row, padded with zeros.
 
-    The engine's elementwise lane stores members in the same way, so that optimizers inside a wrapper take bit-identical
-    steps: a kernel may round the last few elements of a tensor, which do not fill a vector, differently.
+    The engine's elementwise lane stores members in the same way, so an optimizer inside a wrapper takes bit-identical
+    steps. With another layout it might not, because kernels may round a tensor's last few elements differently if these
+    do not fill a vector register.
     """
 
     SCRATCH = ("_row", "_grad")  # rewritten in each step
@@ -317,7 +324,10 @@ class Row(torch.optim.Optimizer):
         return loss
 
     def rate_groups(self, stepping: bool) -> list[Group]:
-        """Return the parameter groups that have an `lr`: this optimizer's own first, then the inner optimizer's."""
+        """Return the parameter groups that have an `lr`, for use by `rates.rate_groups`.
+
+        This optimizer's own groups come first, then those of the inner optimizer.
+        """
         return [group for group in (*self.param_groups, *self.inner.param_groups) if "lr" in group]
 
     def state_dict(self) -> dict[str, Any]:
@@ -337,7 +347,7 @@ class Together(torch.optim.Optimizer):
         self.parts = list(parts)
 
     def step(self, closure: Any = None) -> Any:
-        """Take one step of every part; return the loss of `closure`, if given, which is evaluated once, before them."""
+        """Evaluate `closure` once, if given, then take one step with every part; return the closure's loss."""
         loss = evaluated(closure)
         for part in self.parts:
             part.step()
@@ -345,7 +355,7 @@ class Together(torch.optim.Optimizer):
         return loss
 
     def rate_groups(self, stepping: bool) -> list[Group]:
-        """Return the groups of all parts, for `rates.rate_groups`."""
+        """Return the parameter groups of all parts that have a learning rate, for use by `rates.rate_groups`."""
         return [group for part in self.parts for group in rate_groups(part, stepping=stepping)]
 
     def _gather(self) -> None:

@@ -1,4 +1,4 @@
-"""Requirements of a user's optimizer: inferred from its class, or declared next to its hyper-parameters."""
+"""The needs of a user's optimizer, inferred from its signatures or declared next to its hyper-parameters."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ _GIVEN_KEY = "given"
 def needs_of(factory: Callable[..., Any], hyperparameters: Mapping[str, Any]) -> frozenset[Need]:
     """Return the needs of a user's optimizer: those declared, and those inferred from signatures.
 
-    The arguments `generator`, `model`, `named_parameters` and `total_steps` of a class or function are needs. The needs
-    of methods are included only for a class, because the result of a function is not yet known.
+    An argument `generator`, `model`, `named_parameters` or `total_steps` of a class or function is a need. The needs of
+    methods are included only for a class, because the result of a function is unknown until the function is called.
     """
-    # it is unknown whether a user's optimizer draws random numbers
+    # a user's optimizer may draw random numbers
     needs: set[Need] = {"random", *declared_needs(hyperparameters), *(set(GIVEN) & parameters_of(factory).keys())}
     needs |= {name for value in hyperparameters.values() if (name := given_name(value)) is not None}
     if (first := first_given(factory)) is not None:
         needs.add(first)
-    # the result of a function is only known once it is called
     return needs_of_methods(factory if inspect.isclass(factory) else None, hyperparameters, needs)
 
 
 def needs_of_methods(
     optimizer: object, hyperparameters: Mapping[str, Any], needs: Set[Need] = frozenset()
 ) -> frozenset[Need]:
-    """Return `needs` with those of the methods of an optimizer or its class.
+    """Return `needs` plus the needs that the methods of an optimizer or its class imply.
 
-    A `step` with an argument `closure` or `loss` that has no default needs a closure; `train` and `eval` are modes.
+    - `step` with an argument `closure` or `loss` without a default: `closure`
+    - `train` and `eval`: `modes`, unless `no-modes` is declared
+    - `around_forward`: `around_forward`
     """
     found = {*needs}
     if required_arguments(getattr(optimizer, "step", None)) & {"closure", "loss"}:
@@ -68,7 +69,7 @@ def declared_needs(hyperparameters: Mapping[str, Any]) -> frozenset[Need]:
 
 
 def given_name(value: Any) -> Need | None:
-    """Return the name in `{given: total_steps}`, which stands for a value of the trial; None for other values."""
+    """Return `name` if a value has the form `{given: name}`, where `name` is a value of the trial; otherwise None."""
     if isinstance(value, Mapping) and set(value) == {_GIVEN_KEY}:
         return next((name for name in GIVEN_VALUES if name == value[_GIVEN_KEY]), None)
     return None

@@ -1,4 +1,4 @@
-"""Inverse p-th roots by matrix products, for accelerators, which multiply fast and decompose slowly.
+"""Inverse p-th roots by matrix products, for accelerators, on which products are fast and decompositions slow.
 
 Shapes: M members, n the side of a matrix.
 """
@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 SQUARINGS = 8
-"""The largest eigenvalue is overestimated by at most n^(1/256): 2.7% at 784 if all eigenvalues are equal."""
+"""Number of squarings in `largest_eigenvalue`, whose result is too large by a factor of at most n^(1/256).
+
+For n = 784 this is 2.6%, if all eigenvalues are equal.
+"""
 CONVERGED = 1e-3
-"""Largest entry of X^p A − I accepted for a root; in float64 it is far smaller."""
+"""A root X is accepted if no entry of X^p A − I is larger in magnitude; in float64, the entries are far smaller."""
 MOST = 200
 
 
@@ -24,13 +27,13 @@ def newton_inverse_root(matrices: Tensor, order: int, epsilon: Tensor, iteration
 
         X ← X T,   R ← T^p R,   T = ((p + 1) I − R) / p,   from R = z A, X = z^(1/p) I
 
-    R converges to the identity and X to the root. There is no data-dependent control flow, so no synchronisation.
+    R converges to the identity and X to the root. No control flow depends on data, so there is no synchronisation.
 
     Args:
         matrices: A, shape (M, n, n), symmetric positive semidefinite; in float64 if ε is small.
         order: p, at least 1.
-        epsilon: ε > 0, shape (M,): added to every eigenvalue, relative to the largest, which is known to a few
-        percent (`SQUARINGS`).
+        epsilon: ε > 0, shape (M,): added to every eigenvalue, relative to the largest, which is overestimated by up to
+            a few percent (see `SQUARINGS`).
         iterations: the number of iterations; see `iterations_for`.
 
     Returns:
@@ -41,7 +44,7 @@ def newton_inverse_root(matrices: Tensor, order: int, epsilon: Tensor, iteration
     seen = size != 0
     size = torch.where(seen, size, torch.ones_like(size))
     a = matrices / _column(size) + _column(epsilon.to(matrices.dtype)) * identity
-    # Eigenvalues of `a` are in [ε, 1 + ε]: those of z a in (0, p + 1), where the iteration converges.
+    # Eigenvalues of `a` are in [ε, 1 + ε], so those of z a are in (0, p + 1), where the iteration converges.
     z = (order + 1) / (2 * (1 + epsilon.to(matrices.dtype)))
     rest = a * _column(z)
     root = _column(z.pow(1 / order)) * identity
@@ -55,7 +58,7 @@ def newton_inverse_root(matrices: Tensor, order: int, epsilon: Tensor, iteration
 
 
 def largest_eigenvalue(matrices: Tensor) -> Tensor:
-    """Return (tr A^q)^(1/q) with q = 2^`SQUARINGS`, (M,): an upper bound of λ_max of semidefinite A; 0 for 0."""
+    """Return (tr A^q)^(1/q) with q = 2^`SQUARINGS`, (M,): an upper bound on λ_max of semidefinite A; 0 if A is 0."""
     trace = matrices.diagonal(dim1=1, dim2=2).sum(1)
     power = matrices / _column(torch.where(trace == 0, torch.ones_like(trace), trace))
     log = trace.log()
@@ -69,7 +72,7 @@ def largest_eigenvalue(matrices: Tensor) -> Tensor:
 
 @functools.cache
 def iterations_for(order: int, epsilon: float) -> int:
-    """Return the number of iterations for eigenvalues between ε and 1 + ε.
+    """Return the number of iterations that eigenvalues between ε and 1 + ε need to converge.
 
     Raises:
         ValueError: more than `MOST` would be needed.

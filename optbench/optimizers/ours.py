@@ -1,4 +1,4 @@
-"""The optimizers implemented in optbench. Does not import torch."""
+"""Specs of the optimizers implemented in optbench. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _wrapper = partial(_each, needs=frozenset({"random"}))  # for a base that may dr
 _control = partial(OptimizerSpec, lane="its base's")
 
 LEAST_FOR_NEWTON = 1e-15
-"""The smallest usable epsilon; smaller values are lost in float64 when added to a factor's eigenvalues."""
+"""The smallest usable epsilon with `root: newton`; smaller values vanish when added to eigenvalues in float64."""
 
 SHAMPOO_PRESETS: Mapping[str, Mapping[str, Any]] = {
     # Gupta, Koren & Singer 2018, Algorithm 1.
@@ -36,7 +36,7 @@ SHAMPOO_PRESETS: Mapping[str, Mapping[str, Any]] = {
         "grafting": "adam",
     },
 }
-"""Hyper-parameters that select a form of the method."""
+"""The hyper-parameter values of each preset, which together select a form of Shampoo."""
 
 
 def _shampoo_conflict(settings: Mapping[str, Any]) -> str | None:
@@ -52,9 +52,9 @@ OURS: tuple[OptimizerSpec, ...] = (
         target="optbench.optimizers.shampoo:Shampoo",
         lane="batched",
         summary="preconditions the rows and columns of weight matrices; presets gupta and adam-grafted; diagonal "
-        "control; sides longer than max_side keep only the diagonal, others are split into blocks of block_size",
+        "control; sides longer than max_side keep only the diagonal, others can be split into blocks of block_size",
         reference="Gupta, Koren & Singer 2018, arXiv:1802.09568; Anil et al. 2020, arXiv:2002.09018",
-        state="3(m²+n²) per m×n matrix or block, a third of it in float64",
+        state="3(m²+n²) per m×n matrix or block, a third of them in float64",
         hyperparameters={
             "preset": Hyper("gupta", "choice", choices=tuple(SHAMPOO_PRESETS)),
             "lr": Hyper(None, above=True),
@@ -87,7 +87,7 @@ OURS: tuple[OptimizerSpec, ...] = (
         name="power-sgd",
         target="optbench.optimizers.power_sgd:PowerSgd",
         lane="batched",
-        summary="SGD with weights preconditioned by |θ|^β, which induces sparsity; the counterpart of Powerpropagation",
+        summary="SGD preconditioned by |θ|^β, which induces sparsity; the counterpart of Powerpropagation",
         reference="Pascanu et al. 2025, arXiv:2507.12224, section 3.2; Schwarz et al. 2021, arXiv:2110.00296",
         state="0",
         hyperparameters={
@@ -104,7 +104,7 @@ OURS: tuple[OptimizerSpec, ...] = (
         name="sgdw",
         target="optbench.optimizers.sgdw:Sgdw",
         lane="elementwise",
-        summary="SGD with decoupled weight decay, which differs from that of sgd if momentum is used",
+        summary="SGD with decoupled weight decay, which differs from the weight decay of sgd if momentum is used",
         reference="Loshchilov & Hutter 2019, arXiv:1711.05101",
         state="0 (1 with momentum)",
         hyperparameters={
@@ -120,7 +120,7 @@ OURS: tuple[OptimizerSpec, ...] = (
     _wrapper(
         name="powerpropagation",
         target="optbench.optimizers.powerpropagation:Powerpropagation",
-        summary="a base optimizer on φ with weights φ|φ|^(α-1), a reparameterisation that induces sparsity",
+        summary="trains φ with a base optimizer, for weights φ|φ|^(α-1): a reparameterisation that induces sparsity",
         reference="Schwarz et al. 2021, arXiv:2110.00296",
         state="3, plus that of its base",
         hyperparameters={
@@ -132,7 +132,7 @@ OURS: tuple[OptimizerSpec, ...] = (
     _wrapper(
         name="l1",
         target="optbench.optimizers.l1:L1",
-        summary="an L1 penalty on the weights of a base optimizer, by soft-thresholding",
+        summary="an L1 penalty, applied by soft-thresholding the weights after each step of a base optimizer",
         reference="Daubechies et al. 2004, arXiv:math/0307152",
         state="that of its base",
         hyperparameters={"base": Hyper({"target": "sgd", "lr": 1e-1}, "optimizer"), "strength": Hyper(1e-5)},
@@ -140,7 +140,7 @@ OURS: tuple[OptimizerSpec, ...] = (
     _control(
         name="rank-penalty",
         target="optbench.optimizers.rank_penalty:RankPenalty",
-        summary="adds λ times the entropy of the features' spectrum to the loss: lowers or raises their effective rank",
+        summary="adds λ times the entropy of the features' spectrum to the loss, to lower or raise the effective rank",
         reference="effective rank: Roy & Vetterli 2007 (EUSIPCO)",
         state="that of its base",
         hyperparameters={
@@ -153,7 +153,7 @@ OURS: tuple[OptimizerSpec, ...] = (
     _control(
         name="l2-init",
         target="optbench.optimizers.l2_init:L2Init",
-        summary="adds λ times the squared distance from the initial weights to the loss of a base optimizer",
+        summary="adds λ times the squared distance from the initial weights to the loss, for any base optimizer",
         reference="Kumar et al. 2023, arXiv:2308.11958",
         state="that of its base, plus the initial weights",
         hyperparameters={"base": Hyper({"target": "adam", "lr": 1e-3}, "optimizer"), "strength": Hyper(1e-3)},
@@ -187,7 +187,7 @@ OURS: tuple[OptimizerSpec, ...] = (
     _wrapper(
         name="switch",
         target="optbench.optimizers.switch:Switch",
-        summary="one optimizer for the first steps and another for the rest, to find out which decides the basin",
+        summary="one optimizer for the first steps and another for the rest, to find out which determines the basin",
         reference="Pascanu et al. 2025, arXiv:2507.12224, section 1",
         state="that of the active optimizer",
         hyperparameters={
@@ -200,7 +200,7 @@ OURS: tuple[OptimizerSpec, ...] = (
     _wrapper(
         name="sam",
         target="optbench.optimizers.sam:Sam",
-        summary="sharpness-aware minimisation over a base optimizer: two gradients per step",
+        summary="sharpness-aware minimisation around a base optimizer, with two gradients per step",
         reference="Foret et al. 2021, arXiv:2010.01412; adaptive: Kwon et al. 2021, arXiv:2102.11600",
         state="that of its base",
         hyperparameters={
@@ -215,7 +215,7 @@ OURS: tuple[OptimizerSpec, ...] = (
     _each(
         name="kfac",
         target="optbench.optimizers.kfac:Kfac",
-        summary="natural gradient with a Kronecker product per layer, from activations and sampled labels",
+        summary="natural gradient with one Kronecker product per layer, estimated from activations and sampled labels",
         reference="Martens & Grosse 2015, arXiv:1503.05671; convolutions: Grosse & Martens 2016, arXiv:1602.01407",
         state="1, and 2(m²+n²) per m×n matrix",
         hyperparameters={
@@ -235,7 +235,7 @@ OURS: tuple[OptimizerSpec, ...] = (
     _each(
         name="hessian-free",
         target="optbench.optimizers.hessian_free:HessianFree",
-        summary="damped natural gradient by a few conjugate-gradient steps on every mini-batch",
+        summary="damped natural gradient, approximated by a few conjugate-gradient steps on every mini-batch",
         reference="Martens 2010; on mini-batches: Kiros 2013, arXiv:1301.3641",
         state="1",
         hyperparameters={
@@ -252,7 +252,7 @@ OURS: tuple[OptimizerSpec, ...] = (
     _wrapper(
         name="gradient-noise",
         target="optbench.optimizers.gradient_noise:GradientNoise",
-        summary="annealed Gaussian noise on the gradients of a base optimizer",
+        summary="adds annealed Gaussian noise to the gradients of a base optimizer",
         reference="Neelakantan et al. 2015, arXiv:1511.06807",
         state="that of its base",
         hyperparameters={

@@ -17,18 +17,19 @@ SETTINGS = ("lr", "beta", "bias_scale", "weight_decay")
 class PowerSgd(torch.optim.Optimizer):
     """SGD that moves large weights faster than small ones (Pascanu et al. 2025, arXiv:2507.12224, section 3.2).
 
-        θ ← θ - lr |θ|^β g     for weights (two axes or more);     θ ← θ - lr s g     for biases and gains
+        θ ← θ - lr |θ|^β g     for weights (two or more axes);     θ ← θ - lr s g     for biases and gains
 
-    It is the counterpart of Powerpropagation (Schwarz et al. 2021), w = φ|φ|^(α-1) trained by SGD with learning rate
-    lr_φ: their gradient flows agree for β = 2 - 2/α, lr = α² lr_φ and s = 1/α². A weight that is exactly 0 stays 0 if β
-    > 0.
+    This is the counterpart of Powerpropagation (Schwarz et al. 2021), which trains φ by SGD with learning rate lr_φ for
+    weights w = φ|φ|^(α-1). The two gradient flows agree for β = 2 - 2/α, lr = α² lr_φ and s = 1/α². A weight that is
+    exactly 0 stays 0 if β > 0.
 
     Args:
-        params: parameters, or groups of them; with `stacked` of shape (M, *shape), M members.
-        lr: learning rate; with `stacked` a number or (M,), as are the next three. beta: the power, ≥ 0; 0 is SGD.
+        params: parameters, or groups of them; with `stacked`, of shape (M, *shape) for M members.
+        lr: learning rate. With `stacked`, this and the next three settings are numbers or tensors of shape (M,).
+        beta: the power, ≥ 0; 0 is SGD.
         bias_scale: s, the learning rate of biases and gains relative to lr.
         weight_decay: decoupled, for weights only: θ ← θ - lr · weight_decay · θ.
-        stacked: whether parameters have a leading axis of independent members.
+        stacked: whether parameters have a leading axis for independent members.
 
     Example:
         >>> layer = torch.nn.Linear(2, 1, bias=False)
@@ -61,7 +62,7 @@ class PowerSgd(torch.optim.Optimizer):
 
     @torch.no_grad()
     def work(self) -> None:
-        """Take the step with the current gradients."""
+        """Take one step with the current gradients."""
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
@@ -83,7 +84,7 @@ class PowerSgd(torch.optim.Optimizer):
         """Do nothing: there is no state that depends on the task."""
 
     def fallbacks(self) -> Tensor:
-        """Return zeros, (M,): there are no factorisations."""
+        """Return zeros, (M,): there are no factorisations that could fail."""
         return torch.zeros(self._count, dtype=torch.int64)
 
     def _along(self, value: float | Tensor, p: Tensor) -> float | Tensor:

@@ -19,18 +19,20 @@ class Powerpropagation(torch.optim.Optimizer):
 
         φ₀ = sign(w₀) |w₀|^(1/α),    ∂L/∂φ = α |φ|^(α-1) ∂L/∂w,    φ ← base step,    w = φ |φ|^(α-1)
 
-    for weights (parameters of two axes or more); biases and gains are unchanged. The steps are those of the
-    reparameterised network. As an optimizer, however, the method starts at the same weights as every other one, so that
-    trials can be paired by seed, and w itself is measured and pruned. Its counterpart is `PowerSgd`.
+    This applies to weights (parameters with two or more axes); the base trains biases and gains directly. The steps are
+    those of the reparameterised network. Implemented as an optimizer, however, the method starts from the same weights
+    as every other optimizer, so that trials can be paired by seed, and w itself is measured and pruned. Its counterpart
+    is `PowerSgd`.
 
     Args:
         params: parameters, or groups of them.
-        base: the optimizer that takes the steps on φ: `{"target": "sgd", "lr": 0.1}`.
+        base: the optimizer that takes the steps on φ, e.g. `{"target": "sgd", "lr": 0.1}`.
         alpha: the power, ≥ 1; 1 is the base itself.
 
     Reference: arXiv:2110.00296.
 
-    Raises OptimizerError as `Wrapper` does.
+    Raises:
+        OptimizerError: as in `Wrapper`.
 
     Example:
         >>> weights = torch.nn.Parameter(torch.tensor([[1.0, 0.01]]))
@@ -55,12 +57,12 @@ class Powerpropagation(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Take one step of the base on φ; return the loss of `closure`, if given."""
+        """Take one step on φ with the base; return the loss of `closure`, if given."""
         loss = evaluated(closure)
         for p in self._weights:
             state = self.state[p]
             # The roots are stale at the start, after the best weights are restored, and with another power. Otherwise
-            # they are not renewed, because the root of a power differs from the original number by rounding.
+            # they are not recomputed, because the root of a power differs from the original number by rounding.
             if self._rooted != self._alpha or not torch.equal(p, state["weight"]):
                 state["root"].copy_(p.sign() * p.abs().pow(1 / self._alpha))
                 state["slope"].copy_(self._slope(state["root"]))
@@ -77,11 +79,11 @@ class Powerpropagation(torch.optim.Optimizer):
         return loss
 
     def begin_task(self) -> None:
-        """Notify the base that a new task begins."""
+        """Notify the base that a new task is beginning."""
         begin_task(self.base)
 
     def rate_groups(self, stepping: bool) -> list[Group]:
-        """Return the groups of the base, for `rates.rate_groups`."""
+        """Return the base's parameter groups with a learning rate, for use by `rates.rate_groups`."""
         return rate_groups(self.base, stepping=stepping)
 
     def _slope(self, root: Tensor) -> Tensor:

@@ -10,12 +10,12 @@ KERNELS = (0.0, 0.5, 1.0, 2.0, 3.0)
 
 
 def power(size: Tensor, exponent: float | Tensor) -> Tensor:
-    """Compute size ** exponent elementwise, for sizes ≥ 0 and exponents ≥ 0, with 0⁰ = 1, to a few roundings.
+    """Return size ** exponent elementwise for sizes ≥ 0 and exponents ≥ 0, accurate to a few roundings; 0⁰ is 1.
 
     exponent: a number, or a tensor that broadcasts against `size`.
     """
     if isinstance(exponent, Tensor):
-        # 0 · log 0 is NaN, and 1 to any power is 1. Avoids inspecting the numbers, which would synchronise a GPU.
+        # 0 · log 0 is NaN, and 1 to any power is 1. Checking the exponents instead would synchronise a GPU.
         size = torch.where(exponent == 0, torch.ones_like(size), size)
     elif exponent in KERNELS:
         return size.pow(exponent)

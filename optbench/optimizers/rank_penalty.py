@@ -1,6 +1,6 @@
 """A penalty on the effective rank of the features, added to the loss of any optimizer.
 
-Legend: N examples of a batch, d features, r = min(N, d); leading axes are networks.
+Legend: N examples in a batch; d features; r = min(N, d). Leading axes are networks.
 """
 
 from __future__ import annotations
@@ -17,30 +17,32 @@ from optbench.precision import widest
 
 
 class RankPenalty(Wrapper):
-    """Trains with `base` on cross-entropy + λ H, with exp H the effective rank of a batch's features.
+    """Trains with `base` on cross-entropy + λ H, where exp H is the effective rank of a batch's features.
 
         C = (h - h̄)ᵀ(h - h̄) / N,    p = eigenvalues of C / tr C,    H = -Σ p ln p
         ∂H/∂h = (2/N) (h - h̄) A,    A = ∂H/∂C = -V diag(ln p + H) Vᵀ / tr C
 
-    h (N, d) are the inputs of the last linear layer, V the eigenvectors of C. λ ∂H/∂h is added to the gradient there
-    and backpropagated to every weight below; the gradient of the last layer itself does not change. Positive λ lowers
-    the rank. H does not depend on the scale of the features or on the divisor of C.
+    h (N, d) are the inputs of the last linear layer, and V are the eigenvectors of C. λ ∂H/∂h is added to the gradient
+    with respect to h and backpropagated to all earlier weights; the gradient of the last layer itself does not change.
+    Positive λ lowers the rank. H does not depend on the scale of the features or on the divisor of C.
 
-    `rotated` is the control. It uses Q (A - tr A / d) Qᵀ instead of A, with Q uniform over the orthogonal matrices and
-    redrawn at every step: the same spectrum around its mean, without information about directions. The mean is removed
-    because small eigenvalues make it large: ∂H/∂h does not change the scale of the features, as tr AC = 0, whereas Q A
-    Qᵀ with its mean would shrink or grow them until their rank changed more than under ∂H/∂h itself.
+    With `rotated`, the control, A is replaced by Q (A - tr A / d) Qᵀ, where Q is drawn uniformly from the orthogonal
+    matrices at every step. The eigenvalues of this matrix are those of A minus their mean, but its directions carry no
+    information. The mean is removed because small eigenvalues of C make it large. ∂H/∂h does not change the scale of
+    the features, as tr AC = 0. With the mean, however, Q A Qᵀ would shrink or grow the features until their rank
+    changed more than under ∂H/∂h itself.
 
-    In optbench's engine the penalty is part of the gradients (`engine.penalties`), and the base steps in its own lane,
-    regardless of its needs. This class does the same in a plain loop, except that it penalises the features of every
-    call of the head in a forward pass, whereas the engine penalises only those of the last call.
+    In optbench's engine, the penalty is part of the gradients (`engine.penalties`), and the base steps in its own lane,
+    whatever it needs. This class does the same in a plain training loop, with one exception: if a forward pass calls
+    the last layer several times, the class penalises the features of every call, and the engine only those of the last.
 
     Args:
-        model: the network; the inputs of its last `nn.Linear` in module order, which gets hooks, are the features.
-        base: the optimizer that takes the steps: `{"target": "sgd", "lr": 0.1}`.
+        model: the network. The features are the inputs of its last `nn.Linear` in module order, on which hooks are
+            registered.
+        base: the optimizer that takes the steps, e.g. `{"target": "sgd", "lr": 0.1}`.
         strength: λ, of either sign; 0 leaves the base unchanged.
-        rotated: whether A is rotated.
-        generator: draws Q, on the CPU; None: the global one.
+        rotated: whether to rotate A.
+        generator: draws Q, on the CPU; None: the global generator.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -48,9 +50,10 @@ class RankPenalty(Wrapper):
         >>> nn.functional.cross_entropy(model(torch.randn(8, 4)), torch.arange(8) % 3).backward()
         >>> optimizer.step()
 
-    Reference: the effective rank of Roy & Vetterli 2007 (EUSIPCO), of the features' covariance.
+    Reference: the effective rank of Roy & Vetterli 2007 (EUSIPCO), applied to the features' covariance.
 
-    Raises OptimizerError as `Wrapper` does, and if the model has no linear layer.
+    Raises:
+        OptimizerError: as in `Wrapper`, or the model has no linear layer.
     """
 
     def __init__(
@@ -81,7 +84,7 @@ class RankPenalty(Wrapper):
         features.register_hook(lambda found: found + push)  # type: ignore[no-untyped-call]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the base and of the generator."""
+        """Return the states of the base and the generator."""
         draws = self.generator.get_state() if self.generator is not None else None
         return {"base": super().state_dict(), "generator": draws}
 
@@ -93,15 +96,16 @@ class RankPenalty(Wrapper):
 
 @torch.no_grad()
 def entropy(features: Tensor, frame: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return H (...) of features (..., N, d), in nats, and ∂H/∂h (..., N, d) in their dtype.
+    """Return H (...) of features (..., N, d), in nats, and ∂H/∂h (..., N, d) in the dtype of the features.
 
-    frame: (..., d, r), orthonormal columns that replace the eigenvectors of A, whose mean eigenvalue is then removed;
-    this gives the control instead of the gradient.
+    frame: (..., d, r), orthonormal columns that replace the eigenvectors of A. The mean eigenvalue of A is then
+    removed, and the control is returned instead of ∂H/∂h.
 
-    Computed in float64 if the device supports it, from the smaller of (h - h̄)ᵀ(h - h̄) and (h - h̄)(h - h̄)ᵀ, which
-    have the same non-zero eigenvalues. Eigenvalues of at most r ε of their sum, ε the precision, count as zero: dead
-    units, and all but N - 1 in a batch smaller than the width. For these p ln p is 0 and the gradient vanishes.
-    Features that are constant or not finite have H = 0 and a zero gradient.
+    The computation is in float64 if the device supports it. It uses the smaller of (h - h̄)ᵀ(h - h̄) and
+    (h - h̄)(h - h̄)ᵀ, which have the same non-zero eigenvalues. An eigenvalue of at most r ε times their sum, where ε
+    is the machine precision, counts as zero: its p ln p is 0, and its gradient vanishes. Dead units have zero
+    eigenvalues, as do all but N - 1 directions in a batch with N ≤ d. Features that are constant or not finite have
+    H = 0 and a zero gradient.
     """
     exact = features.to(widest(features.device))
     centred = exact - exact.mean(-2, keepdim=True)
@@ -126,9 +130,9 @@ def entropy(features: Tensor, frame: Tensor | None = None) -> tuple[Tensor, Tens
 
 
 def random_frame(features: Tensor, generator: torch.Generator) -> Tensor:
-    """Return (d, r) for features (N, d): orthonormal columns in uniformly random directions, on their device.
+    """Return orthonormal columns (d, r) in uniformly random directions, on the device of the features (N, d).
 
-    These are the relevant columns of Q V, which is uniform like Q. The signs of the columns cancel.
+    These are the relevant columns of Q V, which is uniformly distributed because Q is. The signs of the columns cancel.
     """
     rows, width = features.shape
     dtype = widest(features.device)

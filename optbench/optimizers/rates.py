@@ -1,4 +1,4 @@
-"""The learning rates of an optimizer: finding their parameter groups, and scaling them for one step."""
+"""Find the parameter groups that hold an optimizer's learning rates, and scale the rates for one step."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ Group = dict[str, Any]
 
 
 def rate_groups(optimizer: object, *, stepping: bool = False) -> list[Group]:
-    """Return the parameter groups whose learning rate, `lr`, the optimizer uses in its next step.
+    """Return the parameter groups whose learning rate, `lr`, the optimizer will use in its next step.
 
-    These are its own groups, as for PyTorch's schedulers, or, if none has a learning rate, those of the optimizers in
-    its attributes; built-in wrappers return them from `rate_groups(stepping)`. stepping: whether a step follows
-    immediately, for optimizers that must prepare it.
+    These are the optimizer's own groups, as for PyTorch's schedulers. If none of them has a learning rate, the groups
+    of optimizers in its attributes are returned. Optimizers of this package can define a method `rate_groups(stepping)`
+    that returns the groups.
+
+    stepping: whether a step follows immediately, for optimizers that must prepare for it.
     """
     return list({id(group): group for group in _found(optimizer, stepping, set())}.values())
 
@@ -45,7 +47,7 @@ def _has_rate(group: object) -> bool:
 
 
 def first_rate(groups: Sequence[Group]) -> float | None:
-    """Return the learning rate of the first group; None if there is none, or if it is a tensor of several values."""
+    """Return the first group's learning rate; None without groups or if the rate is a tensor with several values."""
     rate = groups[0]["lr"] if groups else None
     if isinstance(rate, Tensor) and rate.numel() != 1:
         return None
@@ -54,10 +56,10 @@ def first_rate(groups: Sequence[Group]) -> float | None:
 
 @contextlib.contextmanager
 def scaled(groups: Sequence[Group], factor: float) -> Iterator[None]:
-    """Multiply the learning rates by `factor` > 0 within the block, which takes a step.
+    """Multiply the learning rates by `factor` > 0 within a `with` block that takes a step.
 
-    After the block they are restored bit for bit. A learning rate that the optimizer changed in the block is divided by
-    the factor instead, so that the change persists, as with PyTorch's chainable schedulers.
+    After the block, the learning rates are restored bit for bit. A learning rate that the optimizer changed in the
+    block is divided by the factor instead, so that the change persists, as with PyTorch's chainable schedulers.
     """
     kept = [_scale(group, factor) for group in groups]
     try:
@@ -68,9 +70,10 @@ def scaled(groups: Sequence[Group], factor: float) -> Iterator[None]:
 
 
 def _scale(group: Group, factor: float) -> tuple[Any, Any, int]:
-    """Scale the learning rate of a group.
+    """Scale a group's learning rate.
 
-    Returns: its value before, the object now in the group, and the object's version if it is a tensor, otherwise 0.
+    Returns:
+        the previous value, the object now in the group, and that object's version if it is a tensor, otherwise 0.
     """
     rate = group["lr"]
     if not isinstance(rate, Tensor):
@@ -78,7 +81,7 @@ def _scale(group: Group, factor: float) -> tuple[Any, Any, int]:
         return rate, group["lr"], 0
     with torch.no_grad():
         before = rate.detach().clone()
-        rate.mul_(factor)  # in place: other objects may hold it, and a recorded step reads its memory
+        rate.mul_(factor)  # in place: other objects may share it, and a recorded step reads its memory
     return before, rate, rate._version
 
 
@@ -88,7 +91,7 @@ def _put_back(group: Group, before: Any, now: Any, version: int, factor: float) 
         if not isinstance(rate, Tensor):
             if _has_rate(group):
                 group["lr"] = before if type(rate) is type(now) and rate == now else group["lr"] / factor
-        # not by value, which would synchronise the device
+        # comparing values would synchronise the device
         elif rate is now and rate._version == version:
             rate.copy_(before)
         else:

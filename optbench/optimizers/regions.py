@@ -1,4 +1,4 @@
-"""Named parts of a step, timed by `optbench cost`; without a watch they do nothing."""
+"""Named parts of an optimizer's step, timed by `optbench cost`. Without a watch, entering a region has no effect."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Watch(Protocol):
-    """Receives the beginning and end of regions, which may be nested."""
+    """An observer that is notified when a region begins and ends; regions may be nested."""
 
     def enter(self, name: str) -> None: ...
 
@@ -14,10 +14,10 @@ class Watch(Protocol):
 
 
 class Region:
-    """A named part of an optimizer's step, used as `with ROOTS: ...`; takes less than a microsecond without a watch."""
+    """A named part of an optimizer's step, used as `with ROOTS: ...`. Without a watch, it costs under a microsecond."""
 
     watch: Watch | None = None
-    """The watch that all regions of the process notify; None for no watch."""
+    """The watch that all regions in the process notify; None if there is none."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -32,6 +32,6 @@ class Region:
 
 
 STATISTICS = Region("statistics")
-"""Accumulating products of gradients or of signals."""
+"""Accumulating products of gradients or, in K-FAC, of layer signals."""
 ROOTS = Region("roots")
-"""Computing roots, inverses or bases of the statistics, and checking whether they are due."""
+"""Computing roots, inverses or bases of the statistics, and checking whether the computation is due."""

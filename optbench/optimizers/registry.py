@@ -1,6 +1,6 @@
-"""The registry of optimizers: specs, checks of settings, and defaults. Does not import torch.
+"""The registry of optimizers: specs, checks of settings, and defaults. This module does not import torch.
 
-To add one, add a line in `from_torch`, `from_pytorch_optimizer` or `ours`.
+To add an optimizer, add its spec to `from_torch`, `from_pytorch_optimizer` or `ours`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def is_plugin(target: str) -> bool:
 
 
 def find(target: str) -> OptimizerSpec:
-    """Return the spec of a registered name, or one for a plug-in, which runs unmodified in the per-member lane.
+    """Return the spec of a registered optimizer, or a spec in the per-member lane for a plug-in.
 
     Raises:
         OptimizerError: no optimizer has this name.
@@ -43,7 +43,7 @@ def find(target: str) -> OptimizerSpec:
 
 
 def user_targets(target: str, hyperparameters: Mapping[str, Any]) -> frozenset[str]:
-    """Return the user-defined targets among those of an optimizer and all optimizers nested in it."""
+    """Return the user-defined targets of an optimizer and of all optimizers nested in it."""
     found = {target} if is_plugin(target) else set()
     for name, hyper in find(target).hyperparameters.items():
         if hyper.kind == "optimizer" and isinstance(hyperparameters.get(name), Mapping):
@@ -52,10 +52,14 @@ def user_targets(target: str, hyperparameters: Mapping[str, Any]) -> frozenset[s
 
 
 def check_settings(target: str, hyperparameters: Mapping[str, Any]) -> None:
-    """Check names and values of the hyper-parameters of a registered optimizer; a plug-in's are checked on import.
+    """Check the names and values of an optimizer's hyper-parameters.
+
+    For a plug-in, only declarations, values of the form `{given: ...}` and non-finite numbers are checked; the rest is
+    checked after the plug-in is loaded (`load.check_arguments`).
 
     Raises:
-        OptimizerError: an unknown optimizer or hyper-parameter, or an invalid value.
+        OptimizerError: the optimizer or a hyper-parameter is unknown, a value is invalid, or a wrapper does not support
+            its base.
     """
     spec = find(target)
     for name, value in hyperparameters.items():
@@ -91,14 +95,17 @@ def check_settings(target: str, hyperparameters: Mapping[str, Any]) -> None:
 
 
 def stepping(target: str, hyperparameters: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """Return the target and complete hyper-parameters of the optimizer that takes the steps, inside any wrappers."""
+    """Return the target and hyper-parameters of the optimizer that takes the steps, inside any wrappers.
+
+    hyperparameters: as returned by `complete`.
+    """
     while find(target).lane == "its base's":
         target, hyperparameters = base_settings(target, hyperparameters["base"])
     return target, hyperparameters
 
 
 def around(target: str, hyperparameters: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return the hyper-parameters of the wrappers that do not take the steps themselves, by name, outermost first."""
+    """Return the hyper-parameters of the wrappers with the lane `its base's`, by name, outermost first."""
     found: dict[str, Mapping[str, Any]] = {}
     while find(target).lane == "its base's":
         found[target] = hyperparameters
@@ -109,7 +116,7 @@ def around(target: str, hyperparameters: Mapping[str, Any]) -> dict[str, Mapping
 
 
 def defaults_inside(target: str, hyperparameters: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return the defaults of the inner optimizers that are not given, by path: `base` or `base.base`."""
+    """Return the defaults of inner optimizers that are not given, by path, e.g. `base` or `base.base`."""
     found: dict[str, Mapping[str, Any]] = {}
     for name, hyper in find(target).hyperparameters.items():
         if hyper.kind != "optimizer":
@@ -124,7 +131,7 @@ def defaults_inside(target: str, hyperparameters: Mapping[str, Any]) -> dict[str
 
 
 def without_schedule(target: str, hyperparameters: Mapping[str, Any]) -> str | None:
-    """Return the first target, outermost first, that does not support a schedule; None if all support one."""
+    """Return the target of the outermost optimizer that does not support a schedule; None if all support one."""
     spec = find(target)
     if not spec.takes_schedule or (is_plugin(target) and "no-schedule" in declared_needs(hyperparameters)):
         return target
@@ -163,7 +170,7 @@ def _check_declaration(name: str, value: Any) -> None:
 def complete(target: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return the hyper-parameters with the registry's defaults, in the registry's order.
 
-    Hyper-parameters added in later versions are left out unless given, so that the suites of stored runs are unchanged.
+    Hyper-parameters added in later versions are omitted unless given, so that the suites of stored runs do not change.
     """
     spec = find(target)
     written = {name: hyper for name, hyper in spec.hyperparameters.items() if not hyper.added}

@@ -19,19 +19,19 @@ class ShrinkAndPerturb(Wrapper):
 
         w ← α w + β u,    u new initial weights
 
-    for all parameters, including biases and gains; buffers are unchanged. The noise has the scale of each layer's
-    initialisation times β, and α = 0, β = 1 is a new network. The optimizer's state is kept unless the protocol resets
-    it (`optimizer_state: reset`), which is necessary for optimizers that store weights there: schedule-free, for
-    example, would return to them.
+    This applies to all parameters, including biases and gains; buffers are unchanged. The noise β u is proportional to
+    the scale of each layer's initialisation. α = 0 and β = 1 give a new network. The optimizer's state is kept unless
+    the protocol resets it (`optimizer_state: reset`). Resetting is necessary for optimizers that store weights in their
+    state: schedule-free, for example, would return to the stored weights.
 
-    In optbench's engine u is drawn by the model's initialisation from a stream of the trial seed and the task, the same
-    for every optimizer (`engine.controls`), and the base steps in its own lane, regardless of its needs. This class
-    does the same in a plain loop, for bases that need only gradients: it draws u by `reset_parameters()` of each
-    module.
+    In optbench's engine, the model's initialisation draws u from a random stream given by the trial seed and the task,
+    so that u is the same for every optimizer (`engine.controls`). The base steps in its own lane, whatever it needs. In
+    a plain training loop, this class does the same for bases that need only gradients, except that it draws u by
+    calling `reset_parameters()` of each module.
 
     Args:
         model: the network, whose modules with parameters have `reset_parameters()`, as PyTorch's layers do.
-        base: the optimizer that takes the steps: `{"target": "sgd", "lr": 0.1}`.
+        base: the optimizer that takes the steps, e.g. `{"target": "sgd", "lr": 0.1}`.
         shrink: α, from 0 to 1. perturb: β.
         generator: seeds the draws of u; None: the global generator.
 
@@ -40,14 +40,15 @@ class ShrinkAndPerturb(Wrapper):
         >>> optimizer = ShrinkAndPerturb(model, base={"target": "sgd", "lr": 0.1}, shrink=0.5, perturb=0.0)
         >>> before = model.weight.detach().clone()
         >>> for task in range(2):
-        ...     optimizer.begin_task()  # train on the task after it
+        ...     optimizer.begin_task()  # then train on the task
         >>> bool(model.weight.allclose(0.5 * before))
         True
 
-    Reference: Ash & Adams 2020, arXiv:1910.08475, who apply it before each new round of training data. (Dohare et al.
-    2024, Nature 632, shrink and perturb at every step instead.)
+    Reference: Ash & Adams 2020, arXiv:1910.08475, who shrink and perturb before each new round of training data.
+    (Dohare et al. 2024, Nature 632, do so at every step instead.)
 
-    Raises OptimizerError as `Wrapper` does, and if a module with parameters cannot be reinitialised.
+    Raises:
+        OptimizerError: as in `Wrapper`, or a module with parameters has no `reset_parameters()`.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class ShrinkAndPerturb(Wrapper):
         super().__init__(self._make[0], model.parameters(), base, {"shrink": shrink, "perturb": perturb})
         for part in model.modules():
             if list(part.parameters(recurse=False)) and not callable(getattr(part, "reset_parameters", None)):
-                raise OptimizerError(f"{self._make[0]}: expected reset_parameters() of {type(part).__name__}, got none")
+                raise OptimizerError(f"{self._make[0]}: expected {type(part).__name__} to have reset_parameters()")
         self._model, self.generator, self.tasks = model, generator, 0
 
     @torch.no_grad()
@@ -79,7 +80,7 @@ class ShrinkAndPerturb(Wrapper):
         super().begin_task()
 
     def _renewed(self) -> None:
-        """Do nothing, so that the base keeps its state; called after the weights have been renewed."""
+        """Do nothing, so that the base keeps its state. Called after the weights have been renewed."""
 
     def _fresh(self) -> nn.Module:
         """Return a copy of the network with newly drawn weights, seeded from the generator."""
@@ -94,7 +95,7 @@ class ShrinkAndPerturb(Wrapper):
         return fresh
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the base's state, the number of tasks begun, and the state of the generator."""
+        """Return the base's state, the number of tasks begun, and the generator's state."""
         draws = self.generator.get_state() if self.generator is not None else None
         return {"base": super().state_dict(), "tasks": self.tasks, "generator": draws}
 
@@ -108,9 +109,9 @@ class ShrinkAndPerturb(Wrapper):
 class FreshNetwork(ShrinkAndPerturb):
     """Trains a new network on each task: the control for learning without earlier tasks.
 
-    At the start of each task except the first, weights, buffers and optimizer state are replaced by those of a new
-    network. Used like `ShrinkAndPerturb`; in optbench's engine the base is reconstructed, whatever requirements it
-    declares.
+    At the start of each task except the first, the weights and the optimizer's state are replaced with those of a new
+    network; in optbench's engine, so are the buffers. The class is used like `ShrinkAndPerturb`. In optbench's engine,
+    the base is reconstructed whatever it needs.
 
     Args:
         model, base, generator: as in `ShrinkAndPerturb`.

@@ -1,9 +1,9 @@
-"""Inverse p-th roots of the factors of a Kronecker preconditioner over a stack of members, and their application.
+"""Compute and apply inverse p-th roots of a Kronecker preconditioner's factors, for a stack of members.
 
-Shapes: M members, m rows and n columns of a parameter, n also the side of a factor.
+Shapes: M members; m rows and n columns of a parameter; n is also the side of a factor.
 
-On the CPU every member's matrices are processed by separate calls on separate memory, so that a result cannot depend on
-the number of members or the position in the stack. On a GPU the stack is processed by one batched call.
+On a CPU, every member's matrices are processed by separate calls on separate memory, so that a member's result cannot
+depend on the number of members or on its position in the stack. On a GPU, one batched call processes the stack.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def one_by_one(x: Tensor) -> bool:
 def own_memory(x: Tensor) -> Tensor:
     """Return `x` itself if it is contiguous and aligned, otherwise a copy that is.
 
-    Slices of a stack may start anywhere, whereas a separate tensor starts at an aligned address. Products use tensors
-    from this function, so that a BLAS sees the same layout for a member alone and in a stack.
+    A slice of a stack can start at any address, whereas a separate tensor starts at an aligned one. Products use
+    tensors from this function, so that BLAS receives the same layout for a member alone and in a stack.
     """
     if x.is_contiguous() and x.data_ptr() % ALIGNMENT == 0:
         return x
@@ -47,14 +47,14 @@ def inverse_root_of_spectrum(
     Args:
         spectrum: eigenvalues, shape (..., n), in any order.
         order: p of the p-th root, at least 1.
-        epsilon: eigenvalues are lifted to this fraction of the largest; a number or shape (...).
+        epsilon: eigenvalues are raised to at least this fraction of the largest; a number or shape (...).
         scale: positive factor on the matrix; a number or shape (...).
         added: use λ + ε λ_max instead of max(λ, ε λ_max).
     """
     epsilon, scale = (torch.as_tensor(x, dtype=spectrum.dtype, device=spectrum.device) for x in (epsilon, scale))
     floor = epsilon.unsqueeze(-1) * spectrum.amax(-1, keepdim=True)
     base = (spectrum + floor if added else torch.maximum(spectrum, floor)) * scale.unsqueeze(-1)
-    # written so that NaN stays NaN, for the caller to detect
+    # written so that NaN stays NaN, which the caller detects
     return torch.where(base <= 0, torch.zeros_like(base), base.pow(-1.0 / order))
 
 
@@ -68,15 +68,15 @@ def update_inverse_roots(
     precision: torch.dtype | Sequence[torch.dtype] = torch.float64,
     members: Sequence[int] | None = None,
 ) -> Tensor:
-    """Set `roots[i]` to (scale_i · factors[i])^(−1/order), in place, if it can be computed.
+    """Set `roots[i]` to (scale_i · factors[i])^(−1/order), in place, if this root can be computed.
 
-    The spectrum of each factor is first lifted to `epsilon_i` of its largest eigenvalue; eigenvalues that are still not
-    positive contribute 0, so that the root of a zero matrix is zero. On a CPU only the lower triangle of a factor is
-    read, on other devices its symmetric part. It is decomposed in `precision`; the root is assembled in the dtype of
-    `roots`.
+    The eigenvalues of each factor are first raised to at least `epsilon_i` times the largest. Eigenvalues that are
+    still not positive contribute 0, so the root of a zero matrix is zero. On a CPU, only the lower triangle of a factor
+    is read; on other devices, its symmetric part. The factor is decomposed in `precision`, and the root is assembled in
+    the dtype of `roots`.
 
-    A member keeps its last root if the factor is not finite, `eigh` does not converge, or the new root overflows the
-    dtype; other members are never affected.
+    A member keeps its previous root if its factor is not finite, `eigh` does not converge, or the new root overflows
+    the dtype. This never affects other members.
 
     Args:
         roots: shape (M, n, n), or (M, n) for diagonal matrices; floating, overwritten.
@@ -84,15 +84,16 @@ def update_inverse_roots(
         order: p of the p-th root, at least 1.
         epsilon: fraction of the largest eigenvalue, at least 0; a number or shape (M,).
         scale: positive factor on the matrices; a number or shape (M,).
-        newton: the smallest `epsilon` of all members, above 0, for roots by `newton_inverse_root` instead of a
-        decomposition; then `epsilon` is added to all eigenvalues, and a root that has not converged is rejected. On a
-        CPU the number of iterations depends on each member's epsilon, on other devices on the smallest.
-        precision: of the decomposition, or of the products if the device has it; on a CPU it may differ by member. A
-        decomposition in float32 that does not converge is repeated in float64.
-        members: those whose roots are set; None for all.
+        newton: None for a decomposition. To compute roots by `newton_inverse_root` instead, the smallest `epsilon` of
+            all members, above 0. Then `epsilon` times the largest eigenvalue is added to all eigenvalues, and a root
+            that has not converged is rejected. The number of iterations depends on each member's epsilon on a CPU, and
+            on the smallest epsilon on other devices.
+        precision: dtype of the decomposition, or of Newton's products if the device supports it; on a CPU, it can
+            differ between members. A decomposition in float32 that does not converge is repeated in float64.
+        members: indices of the members whose roots are set; None for all.
 
     Returns:
-        shape (M,), bool, on the device of `roots`: the selected members that kept their last root.
+        shape (M,), bool, on the device of `roots`: True for the selected members that kept their previous root.
     """
     assert roots.shape == factors.shape, (roots.shape, factors.shape)
     assert order >= 1, order
@@ -187,7 +188,7 @@ def _inverse_root(
 
 
 def _finite(x: Tensor) -> bool:
-    """Return whether all numbers are finite, determined from their sum in float64, in a single pass."""
+    """Return whether all elements are finite, determined in a single pass from their sum in float64."""
     return math.isfinite(float(x.sum(dtype=torch.float64)))
 
 
@@ -211,7 +212,7 @@ def _update_by_newton(
 
 
 def _take(new: Tensor, good: Tensor, roots: Tensor) -> Tensor:
-    """Replace the roots of `good` members by `new` where finite; return which members kept their last root, (M,)."""
+    """Replace the roots of `good` members by `new` where finite; return which members kept the previous root, (M,)."""
     good = good & new.flatten(1).isfinite().all(1)
     roots.copy_(torch.where(good.view(-1, *[1] * (new.ndim - 1)), new, roots))
     return ~good
@@ -226,13 +227,13 @@ def _update_batched(
     if factors.ndim == 2:
         new = inverse_root_of_spectrum(factors.double(), order, epsilon, scale).to(roots.dtype)
     else:
-        # A batched eigh raises for all if one matrix is not finite, so those are replaced by the identity.
+        # A batched eigh raises if any matrix is not finite, so non-finite ones are replaced by the identity.
         identity = torch.eye(factors.shape[-1], dtype=torch.float64, device=factors.device)
         matrices = torch.where(finite.view(column), _symmetrised(factors.double()), identity)
         try:
             spectrum, basis = torch.linalg.eigh(matrices.to(precision))
         except LinAlgError:
-            # uses another routine, which often converges where the batched one does not
+            # This uses another routine, which often converges where the batched one does not.
             members = range(len(roots))
             return _update_each(roots, factors, order, epsilon, scale, False, [torch.float64] * len(roots), members)
         new = _assemble(basis, inverse_root_of_spectrum(spectrum, order, epsilon, scale), roots.dtype)
@@ -250,7 +251,7 @@ def _assemble(basis: Tensor, spectrum: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def precondition(roots: list[Tensor], moment: Tensor) -> Tensor:
-    """Apply roots: [A] and M give A M; [A, B] give A M B.
+    """Return A M for roots [A] and A M B for roots [A, B], where M is `moment`.
 
     Args:
         roots: A of shape (M, m, m), or (M, m) for a diagonal; B with n instead of m.

@@ -16,15 +16,16 @@ class Sam(Wrapper):
 
         e = ρ g / ‖g‖,    g' = ∇L(w + e),    w ← base step from w with g'
 
-    ‖g‖ is over all parameters. The adaptive form (Kwon et al. 2021, arXiv:2102.11600), invariant to the scale of
-    weights, uses e = ρ w² g / ‖|w| g‖.
+    The norm ‖g‖ is taken over all parameters. The adaptive form (Kwon et al. 2021, arXiv:2102.11600), which does not
+    depend on the scale of weights, uses e = ρ w² g / ‖|w| g‖.
 
     Args:
         params: parameters, or groups of them.
-        base: the optimizer that takes the steps: `{"target": "adamw", "lr": 1e-3}`; a name or `module:Class`.
+        base: the optimizer that takes the steps, e.g. `{"target": "adamw", "lr": 1e-3}`; the target is a name or
+            `module:Class`.
         rho: the radius, in units of the weights.
         adaptive: whether the radius is relative to each weight.
-        steps: number of steps with SAM, counted over all tasks, after which only the base steps; None: all.
+        steps: number of steps with SAM, counted over all tasks; later steps are those of the base alone. None: all.
 
     Example:
         >>> weights = torch.nn.Parameter(torch.ones(1))
@@ -41,7 +42,8 @@ class Sam(Wrapper):
 
     Reference: arXiv:2010.01412.
 
-    Raises OptimizerError as `Wrapper` does.
+    Raises:
+        OptimizerError: as in `Wrapper`.
     """
 
     def __init__(
@@ -57,9 +59,13 @@ class Sam(Wrapper):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step with the current gradients, at w, and those at w + e, computed by `closure`.
+        """Take one step, using the current gradients, which are those at w, and those at w + e, computed by `closure`.
 
-        Raises TypeError without a closure.
+        Returns:
+            the loss at w + e; None for steps without SAM.
+
+        Raises:
+            TypeError: a step with SAM has no closure.
         """
         if self.steps is not None:
             if self.taken >= self.steps:
@@ -91,7 +97,7 @@ class Sam(Wrapper):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the base's state, with the step count if SAM is limited to some steps."""
+        """Return the base's state and, if `steps` is set, the step count."""
         found = super().state_dict()
         return found if self.steps is None else {"base": found, "taken": self.taken}
 

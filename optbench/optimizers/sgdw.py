@@ -1,4 +1,4 @@
-"""SGD with weight decay that does not enter its momentum."""
+"""SGD with weight decay that does not enter the momentum."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Sgdw(torch.optim.SGD):
 
         w ← w - lr λ w,    then PyTorch's SGD
 
-    for all parameters. In `torch.optim.SGD`, λw is added to the gradient and thus to the momentum; without momentum the
-    two are equivalent. `weight_decay` of Shampoo, SOAP, Muon and AdamW is already decoupled.
+    This applies to all parameters. `torch.optim.SGD` adds λw to the gradient, and thus to the momentum; without
+    momentum, the two optimizers are equivalent. In Shampoo, SOAP, Muon and AdamW, `weight_decay` is always decoupled.
 
     Args:
         params: parameters, or groups of them, whose `weight_decay` may differ.
@@ -46,7 +46,7 @@ class Sgdw(torch.optim.SGD):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Take one step; return the loss of `closure`, if one is given."""
+        """Take one step; return the loss of `closure`, if given."""
         loss = evaluated(closure)
         decays = [group["weight_decay"] for group in self.param_groups]
         for group, decay in zip(self.param_groups, decays, strict=True):

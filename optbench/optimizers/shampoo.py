@@ -1,7 +1,7 @@
 """Shampoo: a preconditioner for each side of a weight matrix.
 
-Shapes: M members, m rows, n columns of a parameter viewed as a matrix. A parameter of an ordinary model is the case M =
-1, through a view, so that there is a single code path.
+Shapes: M members; m rows and n columns of a parameter viewed as a matrix. A parameter of an ordinary model is treated
+as the case M = 1, through a view, so that there is only one code path.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from optbench.optimizers.shampoo_settings import AUTO, PerMember, check_group, n
 from optbench.precision import widest
 
 DECOMPOSITION = 7
-"""Number of float64 matrices held in memory during a decomposition: copies, eigenvectors, LAPACK's workspace."""
+"""Number of float64 matrices in memory during a decomposition: copies, eigenvectors and LAPACK's workspace."""
 
 
 class Shampoo(Optimizer):
@@ -45,44 +45,45 @@ class Shampoo(Optimizer):
         L ← β₂ L + w G Gᵀ,   R ← β₂ R + w Gᵀ G,   both starting at ε₀ I
         M ← β₁ M + G   (heavy ball)   or   β₁ M + (1 − β₁) G, divided by 1 − β₁ᵗ   (average)
         U = L̂^(−1/4) M R̂^(−1/4),   with L̂ = L / (1 − β₂ᵗ) if β₂ < 1, else L; R̂ likewise
-        U ← U ‖A‖ / ‖U‖   if grafted, A being Adam's step, norms over the whole parameter
+        U ← U ‖A‖ / ‖U‖   if grafted, with A Adam's step and norms over the complete parameter
         W ← (1 − η λ) W − η U
 
-    - Parameters with one dimension get the full-matrix form L̂^(−1/2) M; a number counts as one element. Tensors with
-      more than two dimensions are treated as matrices: a convolution (o, i, h, w) as (o, i·h·w).
-    - Before a root is computed, eigenvalues are lifted to ε times the largest. Factors are sums in float64; their
-      growth between two refreshes, and their decomposition, may be in float32 (see `root_precision`). Roots are stored
-      in the parameter's dtype (at least float32). A direction without gradients has root 0 only if ε = 0 or there were
-      no gradients at all.
-    - Roots of sides up to `small_side` are refreshed at every step, those of longer sides every
-      `precondition_frequency` = k steps: at steps k, 2k, ... counted from 1, and at the very first. `begin_task()`
-      restarts the clock: roots are refreshed at the first step of the task, then 1, 2, 4, 8, ... steps later until k,
-      then every k steps.
-    - `precondition_frequency="auto"` refreshes a root when needed: when its factor, seen through the root, has grown in
-      some direction to more than 1 + `refresh_share` times its earlier value or decayed to less than 1 / (1 +
-      `refresh_share`) of it (see `factors.outgrown`), at the first step of a task, and at least every 500 steps. So, as
-      far as a power iteration can tell, no step is more than about (1 + `refresh_share`)^(1/2) times too long, whatever
-      the gradients do. Sides up to 128, or to the longest output of a layer, are checked at every step; a longer side n
-      is checked every n / 128 steps, and 0, 1, 2, 4, ... steps into a task. Each member has its own clock. With ε = 0
-      every check refreshes. This applies to CPUs. An accelerator, which would have to synchronise, uses a schedule with
-      k = 50.
-    - On a fixed schedule a stale root can overshoot: until the next refresh, a direction that was absent at the last
-      one is scaled by up to ε^(−1/4) more than the strongest direction for each stale side of a matrix, and by up to
-      ε^(−1/2) in a vector, whose only root has the exponent −1/2. The inputs of a network change little from step to
-      step, unlike its hidden layers. By default, therefore, only roots of matrix sides longer than every layer's output
-      become stale; a `small_side` with which other roots become stale raises a warning. Call `begin_task()` before the
-      first step on new data.
-    - A root that cannot be computed (factor not finite, `eigh` does not converge) keeps its last value (initially zero)
-      and is counted (see `fallbacks`).
+    - Parameters with one dimension use the full-matrix form L̂^(−1/2) M; a scalar counts as a vector with one element.
+      Tensors with more than two dimensions are treated as matrices: a convolution (o, i, h, w) as (o, i·h·w).
+    - Before a root is computed, eigenvalues are raised to at least ε times the largest. Factors are accumulated in
+      float64. Their growth between two refreshes, and their decomposition, can be in float32 (see `root_precision`).
+      Roots are stored in the parameter's dtype (at least float32). A direction without gradients has root 0 only if
+      ε = 0 or if there were no gradients at all.
+    - Roots of sides up to `small_side` are refreshed at every step. Roots of longer sides are refreshed every
+      `precondition_frequency` = k steps: at the first step, and at steps k, 2k, ..., counted from 1. `begin_task()`
+      restarts the clock: roots are then refreshed at the first step of the task, 1, 2, 4, 8, ... steps later until k,
+      and every k steps after that.
+    - `precondition_frequency="auto"` refreshes a root when its factor, seen through the root, has changed enough: in
+      some direction, the factor has grown to more than 1 + `refresh_share` times its earlier value, or decayed to less
+      than 1 / (1 + `refresh_share`) of it (see `factors.outgrown`). Roots are also refreshed at the first step of a
+      task, and after at most 500 steps. As far as a power iteration can tell, no step is therefore more than about
+      (1 + `refresh_share`)^(1/2) times too long, whatever the gradients are. Sides up to 128, or up to the longest
+      output of a layer, are checked at every step. A longer side n is checked every n / 128 steps, and 0, 1, 2, 4, ...
+      steps into a task. Members are refreshed independently of each other. With ε = 0, every check leads to a refresh.
+      All this applies to CPUs. An accelerator would have to synchronise for these checks, so it uses a schedule with
+      k = 50 instead.
+    - On a fixed schedule, a stale root can overshoot. Consider a direction that was absent at the last refresh. Until
+      the next one, it is scaled by up to ε^(−1/4) more than the strongest direction for each stale side of a matrix,
+      and by up to ε^(−1/2) more in a vector, whose only root has the exponent −1/2. Network inputs change little from
+      step to step, unlike hidden layers. By default, therefore, only roots of matrix sides longer than every layer's
+      output become stale. A warning is issued for a `small_side` with which other roots become stale. Call
+      `begin_task()` before the first step on new data.
+    - A root that cannot be computed, because its factor is not finite or `eigh` does not converge, keeps its previous
+      value (initially zero). These cases are counted (see `fallbacks`).
     - `root="newton"` computes roots by matrix products only (a coupled Newton iteration), which an accelerator does for
-      all members at the same time without synchronisation. Smaller eigenvalues are then not lifted; instead, ε times
-      the largest eigenvalue, which is known to a few percent, is added to every eigenvalue (as in Anil et al.). This is
-      nearly the same method, and identical on every device.
+      all members at the same time without synchronisation. Small eigenvalues are then not raised. Instead, ε times the
+      largest eigenvalue, which is known to within a few percent, is added to every eigenvalue (as in Anil et al.). The
+      result is nearly that of `"eigh"`. The method is the same on every device.
     - `block_size=b` splits every matrix into blocks of at most b × b, starting at its first row and column, and every
-      vector into blocks of at most b; each block is preconditioned as a separate matrix (Anil et al. 2020). Memory and
-      the cost of roots then grow with the number of weights, not with the square of a side. Sides longer than
-      `max_side` are not split: they keep only the diagonal, so that an embedding of 30,522 × 768 has 30,522 numbers on
-      one side and factors of b² on the other. Grafting takes norms over the whole parameter.
+      vector into blocks of at most b elements. Each block is preconditioned as a separate matrix (Anil et al. 2020).
+      Memory and the cost of roots then grow with the number of weights, not with the square of a side. Sides longer
+      than `max_side` are not split but keep only the diagonal: an embedding of 30,522 × 768 has 30,522 numbers for one
+      side and factors with b² numbers for the other. Grafting uses norms over the complete parameter.
     - `structure="diagonal-factor"` keeps only the diagonals of L and R: a control with everything else unchanged.
     - With β₂ = 1 the grafted step is Adagrad's (A = M / (√Σg² + ε_A)), and with β₂ < 1 Adam's.
 
@@ -95,10 +96,10 @@ class Shampoo(Optimizer):
     ``adam-grafted``  1e-3  0.9     0.999    0      average        adam
     ================  ====  ======  =======  =====  =============  ========
 
-    Lock-step (`stacked=True`): every parameter has shape (M, \*shape), one slice per member, and each of the arguments
-    marked (M,) may be a tensor of that shape (in float64, so that 0.999 is not rounded before 1 − β₂ is computed). On
-    the CPU with one intra-op thread a member's slice is bit-identical to that member alone. Every tensor in `state` has
-    the leading axis M, so that members are dropped by `index_select` on axis 0 of the parameters, their state and the
+    Lock-step (`stacked=True`): every parameter has shape (M, \*shape), with one slice per member. Each argument marked
+    (M,) can be a tensor of this shape, in float64 so that 0.999 is not rounded before 1 − β₂ is computed. On a CPU with
+    one intra-op thread, a member's slice is bit-identical to that member trained alone. Every tensor in `state` has the
+    leading axis M, so that members can be dropped by `index_select` on axis 0 of the parameters, their state and the
     (M,) settings.
 
     Args:
@@ -107,26 +108,26 @@ class Shampoo(Optimizer):
         preset: `"gupta"` or `"adam-grafted"`.
         momentum: β₁ in [0, 1), (M,).
         beta2: β₂ in [0, 1], (M,); 1: the factors are sums over all of training.
-        epsilon: ε in [0, 1], (M,): eigenvalues are lifted to this fraction of the largest.
+        epsilon: ε in [0, 1], (M,): eigenvalues are raised to at least this fraction of the largest.
         initial_epsilon: ε₀ ≥ 0, (M,): the factors start at this multiple of the identity; the ε of Gupta et al.,
             Algorithm 1.
         weight_decay: λ ≥ 0, (M,), decoupled.
         precondition_frequency: k ≥ 1, steps between two refreshes of a root, or `"auto"`.
         refresh_share: ≥ 0, for `"auto"`: the relative change of a factor that triggers a refresh; 1 for a doubling.
-        small_side: roots of sides up to this length are refreshed at every step; 0: none. None: no roots with `"auto"`,
-            otherwise those of sides up to 128 or, if longer, up to the longest output of a layer (the rows of a matrix,
-            the length of a vector) among those up to `max_side`.
+        small_side: roots of sides up to this length are refreshed at every step; 0: none. None: none with `"auto"`,
+            otherwise those of sides up to 128 or, if longer, up to the longest layer output (the rows of a matrix, the
+            length of a vector) that does not exceed `max_side`.
         max_side: longer sides keep only the diagonal of their factor, because n² numbers would not fit into memory.
-        block_size: ≥ 1, the longest side of a block; None: parameters are not split.
+        block_size: ≥ 1, the maximum side of a block; None: parameters are not split.
         structure: `"kronecker"` or `"diagonal-factor"`.
         momentum_form: `"heavy-ball"` or `"average"`.
         grafting: `"none"` or `"adam"`.
         graft_epsilon: ε_A ≥ 0 of the grafted Adam step.
         root: `"eigh"` or `"newton"`, which needs ε > 0.
-        root_precision: the precision of the decomposition or the products, and on a CPU of a factor's growth between
-        two refreshes. `"auto"` uses `"float32"` on a CPU for a side n with ε ≥ n 2⁻²³ and parameters in float32 (see
-        `factors.single_fits`), and `"float64"` otherwise.
-        stacked: parameters carry a leading member axis.
+        root_precision: the precision of the decomposition or the products and, on a CPU, of a factor's growth between
+            two refreshes. `"auto"` uses `"float32"` on a CPU for a side n with ε ≥ n 2⁻²³ and parameters in float32
+            (see `factors.single_fits`), and `"float64"` otherwise.
+        stacked: whether parameters have a leading member axis.
 
     Raises:
         ValueError: an argument is out of range or has the wrong shape, or a parameter is not real and floating.
@@ -205,7 +206,7 @@ class Shampoo(Optimizer):
         self._warn_of_stale_sides()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as in `torch.optim.Optimizer`; raises ValueError as the constructor does."""
+        """Add a group as in `torch.optim.Optimizer`. Raises ValueError as the constructor does."""
         super().add_param_group(param_group)
         try:
             check_group(self.param_groups[-1])
@@ -215,7 +216,7 @@ class Shampoo(Optimizer):
         self._set_refreshed_sides()
 
     def _set_refreshed_sides(self) -> None:
-        """Store in every group the lengths up to which the roots of sides are refreshed, or checked, at every step."""
+        """Store in every group the side lengths up to which roots are refreshed, or checked, at every step."""
         longest = self._longest_output()
         for group in self.param_groups:
             chosen, group["layer_side"] = group["small_side"], max(SMALL_SIDE, longest)
@@ -237,25 +238,28 @@ class Shampoo(Optimizer):
             if every in (1, AUTO) or not stale:
                 continue
             size = max(length for length, _ in stale)
-            power = 1 / 2 if any(count == 1 for _, count in stale) else 1 / 4  # a vector has the worst bound
+            power = 1 / 2 if any(count == 1 for _, count in stale) else 1 / 4  # vectors have the worst bound
             smallest = float(numbers_of(group["epsilon"]).min())
             times = (
                 f"up to {smallest**-power:.3g} times too long" if smallest > 0 else "too long by an unbounded factor"
             )
             warnings.warn(
-                f"Shampoo: small_side={group['small_side']} leaves roots of a layer's side of length {size} stale for "
+                f"Shampoo: small_side={group['small_side']} leaves roots of layer sides of length {size} stale for "
                 f"up to {every} steps, which makes steps {times}; small_side={longest} refreshes them at every step",
                 UserWarning,
                 stacklevel=3,
             )
 
     def begin_task(self) -> None:
-        """Restart the clock of refreshes; call it before the first step on new data."""
+        """Restart the refresh clock. Call this before the first step on new data."""
         for group in self.param_groups:
             group["clock"], group["task_begun"] = 0, True
 
     def fallbacks(self) -> Tensor:
-        """Return how often a root was kept after a failure, over all sides and parameters: (M,), int64, on the CPU."""
+        """Return the number of roots that could not be computed: (M,), int64, on the CPU.
+
+        This is the sum over all sides and parameters. The previous root was kept in each case.
+        """
         counts = [state["fallbacks"].cpu() for state in self.state.values() if state]
         if counts:
             return torch.stack(counts).sum(0)
@@ -263,9 +267,9 @@ class Shampoo(Optimizer):
         return torch.zeros(group["params"][0].shape[0] if group["stacked"] else 1, dtype=torch.int64)
 
     def planned(self, rows: int = 0) -> tuple[int, int]:
-        """Return the bytes of the state on a CPU, and of a step's temporaries, from the shapes of the parameters.
+        """Return the bytes of the state on a CPU and of a step's temporary tensors, computed from parameter shapes.
 
-        Parameters may be on the device `meta`. rows: as in `Kfac.planned`; ignored.
+        Parameters can be on the device `meta`. rows: as in `Kfac.planned`; ignored.
         """
         state = work = 0
         for group in self.param_groups:
@@ -288,7 +292,7 @@ class Shampoo(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; training then continues identically."""
         super().load_state_dict(state_dict)
-        # The base class casts every state tensor to the parameter's dtype, float64 factors and counts included.
+        # The base class casts every state tensor to the parameter's dtype, including float64 factors and counts.
         identifiers = [identifier for group in state_dict["param_groups"] for identifier in group["params"]]
         parameters = [(parameter, group) for group in self.param_groups for parameter in group["params"]]
         for identifier, (parameter, group) in zip(identifiers, parameters, strict=True):
@@ -303,7 +307,7 @@ class Shampoo(Optimizer):
         self._set_refreshed_sides()
 
     def step(self, closure: Any = None) -> Any:
-        """Take one step of every parameter with a gradient; `closure`, if given, computes loss and gradients.
+        """Update every parameter that has a gradient; `closure`, if given, computes the loss and gradients first.
 
         Raises:
             RuntimeError: a gradient is sparse.
@@ -325,9 +329,10 @@ class Shampoo(Optimizer):
                 self._update(parameter, group)
 
     def upcoming(self) -> tuple[object, ...] | None:
-        """Return the roots that the next step refreshes; steps with equal results do the same work.
+        """Return the roots that the next step refreshes; steps for which this result is equal do the same work.
 
-        None for a first step, and if the device would have to be synchronised to check `eigh` or which roots are due.
+        Return None for a first step, or if the device must be synchronised, either to check which roots are due or
+        because `eigh` computes a root.
         """
         found: list[object] = []
         for group in self.param_groups:
@@ -350,7 +355,7 @@ class Shampoo(Optimizer):
         return tuple(found)
 
     def advance(self) -> None:
-        """Advance the clock of refreshes by one step."""
+        """Advance the refresh clock by one step."""
         for group in self.param_groups:
             group["clock"] += 1
 
@@ -370,7 +375,7 @@ class Shampoo(Optimizer):
         fresh = not state
         if fresh:
             _start(state, g, group)
-        assert state["step"].shape == g.shape[:1], "members were dropped from the parameters, not from their state"
+        assert state["step"].shape == g.shape[:1], "members were dropped from the parameters but not from their state"
         state["step"] += 1
 
         beta2 = setting("beta2")
@@ -388,7 +393,7 @@ class Shampoo(Optimizer):
             if average:
                 moment = moment / column(_bias_correction(beta1, state["step"]))
 
-        # One parameter is a matrix with 2 sides (root 4) or a vector with 1 (root 2).
+        # A parameter is a matrix with 2 sides (root 4) or a vector with 1 side (root 2).
         sides = ("left",) if weights.ndim <= 2 else ("left", "right")
         numbers = Numbers(setting("epsilon"), beta2, new, correction)
         found = {

@@ -1,4 +1,4 @@
-"""The factors of a parameter's blocks in Shampoo, and the schedule of their roots.
+"""The factors of a parameter's blocks in Shampoo, and when their roots are refreshed.
 
 Shapes: M members, B blocks of one shape, each h × w.
 """
@@ -20,13 +20,13 @@ from optbench.optimizers.shampoo_settings import AUTO
 from optbench.precision import widest
 
 UNASKED = 50
-"""The interval of `AUTO` on an accelerator, where checking what is due would synchronise."""
+"""Steps between refreshes with `AUTO` on an accelerator, where checking what is due would synchronise the device."""
 SMALL_SIDE = 128
-"""Roots of sides up to this length are refreshed at every step by default, for any network."""
+"""By default, roots of sides up to this length are refreshed, or with `AUTO` checked, at every step."""
 
 
 class Numbers(NamedTuple):
-    """Settings and derived values, one number per member: (M,)."""
+    """Settings and values derived from them, each (M,) with one number per member."""
 
     epsilon: Tensor
     beta2: Tensor
@@ -44,9 +44,11 @@ def roots_of(
     *,
     fresh: bool,
 ) -> list[Tensor]:
-    """Add the gradients of a part's blocks to their factors; return the roots, refreshed if due.
+    """Add the gradients of a part's blocks to the blocks' factors; return the factors' roots, refreshed if due.
 
-    g: the gradients, (M·B, h, w). numbers: one per member. fresh: whether the factors are created first.
+    sides: names of the sides. g: the gradients, (M·B, h, w). fresh: whether to create the factors first.
+
+    Roots that cannot be refreshed are counted in `state["fallbacks"]`.
     """
     epsilon, beta2, new, correction = map(part.spread, numbers)
     largest = g.abs().amax((1, 2)).tolist() if one_by_one(g) else []
@@ -59,7 +61,7 @@ def roots_of(
         with STATISTICS:
             factors.accumulate(factor, rows, beta2, new, single, largest)
         due = fresh or is_due(factor.size, len(sides), group, one_by_one(g))
-        if due is None and factor.seen is None:  # in a state from another device
+        if due is None and factor.seen is None:  # the state is from another device
             due = True
         members: Sequence[int] = range(len(g)) if due else ()
         if due is None:
@@ -76,7 +78,7 @@ def roots_of(
 
 
 def block_sides(parameter: Tensor, group: dict[str, Any]) -> tuple[int, ...]:
-    """Return the lengths of the sides of a parameter's largest block, each of which has a factor."""
+    """Return the side lengths of a parameter's largest block; each side has a factor."""
     return tuple(block_side(side, group["block_size"], group["max_side"]) for side in sides_of(parameter, group))
 
 
@@ -93,35 +95,36 @@ def parts_of(parameter: Tensor, group: dict[str, Any]) -> tuple[Part, ...]:
 
 
 def renewed_by_need(size: int, group: dict[str, Any]) -> bool:
-    """Return whether the factor of a side of this length determines when its root is refreshed."""
+    """Return whether a root for a side of length `size` is refreshed when its factor requires it, not on a schedule."""
     diagonal = size > group["max_side"] or group["structure"] == "diagonal-factor"
     small = group["small_side"] is not None and size <= group["small_side"]
     return group["precondition_frequency"] == AUTO and not diagonal and not small
 
 
 def is_due(size: int, sides: int, group: dict[str, Any], asked: bool) -> bool | None:
-    """Return whether the root of a side is refreshed at this step; None if its factor decides.
+    """Return whether the root of a side is refreshed at this step; None if this depends on the side's factor.
 
-    size: length of the side. sides: number of sides of the parameter. asked: whether the factor can be checked.
+    size: length of the side. sides: number of sides of the parameter. asked: whether factors can be checked, i.e. are
+    on a CPU.
     """
     clock, frequency, begun = group["clock"], group["precondition_frequency"], group["task_begun"]
     if frequency == AUTO and asked:
         if not renewed_by_need(size, group) or (begun and clock == 0):
             return True
-        # The inputs of a network change little from step to step, unlike its hidden layers.
+        # Network inputs change little from step to step, unlike hidden layers.
         every = 1 if size <= group["layer_side"] else math.ceil(size / SMALL_SIDE)
         return None if _falls_due(every, clock, begun) else False
-    never_stale = sides == 1 and group["small_side"] is None  # also a vector longer than `max_side`
+    never_stale = sides == 1 and group["small_side"] is None  # includes vectors longer than `max_side`
     if never_stale or size <= group["refreshed_side"]:
         return True
     return _falls_due(UNASKED if frequency == AUTO else frequency, clock, begun)
 
 
 def _falls_due(every: int, clock: int, begun: bool) -> bool:
-    """Return whether a refresh falls due at this step, the one with index `clock`.
+    """Return whether a refresh is due at the step with index `clock`, counted from 0.
 
-    This is every step whose number, counted from 1, is a multiple of `every`; if a task has begun, it is instead every
-    step whose index is a multiple of `every`, or 1, 2, 4, 8, ... below `every`.
+    Before `begin_task()` is first called, the last of every `every` steps is due. After that, a step is due if its
+    index is a multiple of `every`, or one of 1, 2, 4, 8, ... below `every`.
     """
     if not begun:
         return (clock + 1) % every == 0
@@ -129,7 +132,7 @@ def _falls_due(every: int, clock: int, begun: bool) -> bool:
 
 
 def _begin(state: dict[str, Any], sides: Sequence[str], g: Tensor, epsilon: Tensor, group: dict[str, Any]) -> None:
-    """Create the initial factors of blocks in `state`. g: the first gradients, (M·B, h, w). epsilon: (M·B,)."""
+    """Create the blocks' initial factors in `state`. g: the first gradients, (M·B, h, w). epsilon: (M·B,)."""
     start = torch.as_tensor(group["initial_epsilon"], dtype=widest(g.device), device=g.device)
     start = start.repeat_interleave(len(g) // len(start)) if start.ndim else start.expand(len(g))
     for side, rows in zip(sides, (g, g.mT), strict=False):
@@ -142,7 +145,7 @@ def _begin(state: dict[str, Any], sides: Sequence[str], g: Tensor, epsilon: Tens
 def _single(rows: Tensor, epsilon: Tensor, group: dict[str, Any]) -> list[bool]:
     """Return, for each member, whether the factor of its `rows` is accumulated and decomposed in float32.
 
-    rows: the gradients, (M, n, k), with the side of the factor first.
+    rows: the gradients, (M, n, k), with the factor's side n first.
     """
     if group["root_precision"] != "auto":
         return [group["root_precision"] == "float32"] * len(rows)

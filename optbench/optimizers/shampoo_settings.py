@@ -38,7 +38,10 @@ AUTO = "auto"
 
 
 def check_group(group: dict[str, Any]) -> None:
-    """Raise ValueError if a setting is out of range or does not fit the group's parameters."""
+    """Raise ValueError if a setting is out of range or does not fit the group's parameters.
+
+    With `root="newton"`, the smallest epsilon of all members is stored in the group.
+    """
     for name, (low, high, closed) in RANGES.items():
         value = group[name]
         numbers = numbers_of(value)
@@ -61,16 +64,17 @@ def check_group(group: dict[str, Any]) -> None:
             raise ValueError(f"epsilon: expected a number above 0 with root='newton', got {group['epsilon']!r}")
         group["smallest_epsilon"] = smallest
         for order in (2, 4):
-            iterations_for(order, smallest)  # raises where it would not converge
+            iterations_for(order, smallest)  # raises if too many would be needed
     if isinstance(group["graft_epsilon"], Tensor):
         raise ValueError("graft_epsilon: expected one number, got a tensor")
     members = None if group["stacked"] else 1
     for parameter in group["params"]:
         if not parameter.is_floating_point():
-            raise ValueError(f"Shampoo: expected real floating parameters, got one of {parameter.dtype}")
+            raise ValueError(f"Shampoo: expected real floating-point parameters, got one of dtype {parameter.dtype}")
         if group["stacked"]:
             if parameter.ndim == 0 or members not in (None, parameter.shape[0]):
-                needed = "a leading member axis" if members is None else f"the leading axis {members} of the others"
+                as_others = f"a leading axis of length {members}, as in the other parameters"
+                needed = "a leading member axis" if members is None else as_others
                 raise ValueError(f"stacked parameter: expected {needed}, got shape {tuple(parameter.shape)}")
             members = parameter.shape[0]
     for name in RANGES:

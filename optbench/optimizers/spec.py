@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from optbench.errors import hint
 
 Lane = Literal["elementwise", "batched", "per-member", "its base's"]
-"""`its base's`: the lane of a wrapper that adds to the loss or acts between tasks; its base takes the steps."""
+"""`its base's`: for a wrapper that adds to the loss or acts between tasks, while its base takes the steps."""
 Origin = Literal["torch", "pytorch-optimizer", "optbench", "yours"]
 Need = Literal[
     "closure",
@@ -29,27 +29,36 @@ Need = Literal[
 ]
 """The needs of an optimizer beyond gradients and `step()`.
 
-`closure`: `step(closure)`, which recomputes loss and gradients on every call; gradients exist before the first call.
-`loss`: a closure that returns the differentiable loss and leaves the backward pass to the optimizer; for a `step` with
-an argument `loss` but no `closure`, the loss is passed by this name after a backward pass.
-`create_graph`: gradients that can be differentiated again. `modes`: `train()` before steps and `eval()` before
-measuring; `no-modes`: neither, although it has methods of these names. `no-schedule`: `protocol.schedule` does not
-change its learning rate. `random`: it draws from the global generators, which are seeded for each step from the trial's
-stream.
+- `closure`: a closure, passed to `step`, that recomputes the loss and gradients on every call. Gradients exist before
+  the first call.
+- `loss`: a closure, passed to `step`, that returns the differentiable loss and leaves the backward pass to the
+  optimizer. If `step` has an argument `loss` but no `closure`, the loss is passed by this name after a backward pass.
+- `create_graph`: gradients that can be differentiated again.
+- `modes`: calls of `train()` before steps and of `eval()` before measuring. `no-modes`: no calls, although the
+  optimizer has methods with these names.
+- `no-schedule`: a learning rate that `protocol.schedule` does not change.
+- `random`: the global random generators, which are seeded for each step from the trial's stream.
+- `around_forward`: a call of the optimizer's method with this name around each forward and backward pass; the method
+  returns a context manager.
 
-Arguments of the constructor, by name: `generator`, the trial's `torch.Generator`; `model`, the trial's network, whose
-hooks are called in every forward and backward pass in training; `named_parameters`, pairs of name and parameter;
-`total_steps`, the number of steps without early stopping. If the first argument is `named_parameters` or the model (see
-`needs.first_given`), it replaces the parameters.
+The following values are passed to constructor arguments with the same name:
 
-`examples`, the number of training examples of the task at construction, is only available as a value.
-`around_forward`: a method of this name returns a context manager, entered around each forward and backward pass."""
+- `generator`: the trial's `torch.Generator`
+- `model`: the trial's network, whose hooks are called in every forward and backward pass of training
+- `named_parameters`: pairs of name and parameter
+- `total_steps`: the number of steps without early stopping
+
+If the first argument is one of these or the model by another name (see `needs.first_given`), it replaces the
+parameters.
+
+`examples`, the number of training examples in the task at construction, is only available as a value.
+"""
 NEEDS: tuple[Need, ...] = tuple(need for need in get_args(Need) if need not in ("examples", "around_forward"))
 """Needs that can be listed under `needs` in a suite."""
 GIVEN: tuple[Need, ...] = ("generator", "model", "named_parameters", "total_steps")
 """Needs that are passed to constructor arguments of the same name."""
 GIVEN_VALUES: tuple[Need, ...] = (*GIVEN, "examples")
-"""Values of the trial that can be passed as any argument, as in `ess: {given: examples}`."""
+"""Values of the trial that can be passed to any argument, as in `ess: {given: examples}`."""
 DECLARATIONS = ("needs", "elementwise", "only_matrices")
 """Declarations about a user's optimizer; written next to its hyper-parameters, but not passed to its constructor."""
 FALLBACK = "fallback_"
@@ -58,24 +67,24 @@ FALLBACK = "fallback_"
 
 @dataclass(frozen=True)
 class Hyper:
-    """One hyper-parameter: its default and valid values. `low` and `high` bound numbers, inclusive unless `above`."""
+    """One hyper-parameter: its default and valid values. `low` and `high` are inclusive bounds (see also `above`)."""
 
     default: Any
     kind: Literal["number", "integer", "boolean", "choice", "betas", "optimizer"] = "number"
     low: float = 0.0
     high: float = math.inf
     above: bool = False
-    """The number must be greater than `low`, not equal to it."""
+    """True if a number must be greater than `low`, not equal to it."""
     choices: tuple[str, ...] = ()
     """Words that are valid values; for a numeric kind, they are valid in addition to numbers."""
     optional: bool = False
     """True if null is valid."""
     added: bool = False
-    """True if runs of earlier versions lack it. It is then left out of suites unless given, so that hashes do not
-    change."""
+    """True if runs of earlier versions lack the hyper-parameter. It is then omitted from suites unless given, so that
+    their hashes do not change."""
 
     def problem(self, value: Any) -> str | None:
-        """Return the problem with `value` ("expected a number above 0, got 'fast'"), or None."""
+        """Return the problem with `value`, e.g. "expected a number above 0, got 'fast'"; None if it is valid."""
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if self.kind == "boolean":
             ok, needed = isinstance(value, bool), "true or false"
@@ -113,8 +122,8 @@ ON, OFF = Hyper(True, "boolean"), Hyper(False, "boolean")
 class OptimizerSpec:
     """The description of an optimizer, available without importing it.
 
-    `per_member` names the hyper-parameters that may differ between the members of a cohort; trials that differ in any
-    other are trained in separate cohorts.
+    `per_member` names the hyper-parameters that can differ between the members of a cohort. Trials that differ in any
+    other hyper-parameter are trained in separate cohorts.
     """
 
     name: str
@@ -126,12 +135,12 @@ class OptimizerSpec:
     hyperparameters: Mapping[str, Hyper] = field(default_factory=dict)
     per_member: frozenset[str] = frozenset()
     apart: frozenset[str] = frozenset()
-    """Hyper-parameters in `per_member` that need less state if they are 0. Members with 0 form separate cohorts, so
-    that no member holds unused state."""
+    """Hyper-parameters in `per_member` with which the optimizer needs less state if they are 0. Members with the value
+    0 form separate cohorts, so that no member holds unused state."""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Values of hyper-parameters without a default, by the value of `preset`."""
+    """Values of the hyper-parameters that have no default, for each value of `preset`."""
     arguments_on: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Arguments, by kind of device, with which optbench (not the user) chooses an implementation of the same update."""
+    """Constructor arguments, by device type, with which optbench selects an implementation of the same update."""
     recordable: bool = False
     """True if, after the first steps, every step on an accelerator does the same work on the same tensors, without
     counters or decisions in Python, so that it can be recorded and replayed."""
@@ -145,13 +154,13 @@ class OptimizerSpec:
     """True if `protocol.schedule` scales its `lr`; False for optimizers that determine step lengths themselves, or
     average weights instead of using a schedule."""
     only_matrices: bool = False
-    """True if it trains only weights with two axes; all other parameters, and the ends, are trained by `fallback`, with
-    its own settings."""
+    """True if the optimizer trains only weights with two axes. All other parameters, and the ends, are trained by
+    `fallback` with separate settings."""
     fallback: str = "adamw"
     interval: str = ""
     """The hyper-parameter that sets the number of steps between refreshes of roots, inverses or bases; empty: none."""
     at_the_ends: Mapping[str, Any] = field(default_factory=dict)
     """Settings that differ for a network's ends (`optimizers.ends`), which form a separate parameter group."""
     step_cost: float = 1.0
-    """Approximate number of SGD steps that take as long as one step, excluding that of its base, on MNIST with 100
-    hidden units on a CPU (benchmarks/RESULTS.md). Used only for scheduling and for estimating the remaining time."""
+    """Approximate duration of one step, in SGD steps, on MNIST with 100 hidden units on a CPU (benchmarks/RESULTS.md);
+    for a wrapper, excluding the step of its base. Used only for scheduling and for estimating the remaining time."""

@@ -1,4 +1,4 @@
-"""Use one optimizer for the first steps and another for the rest, to find out which one decides the basin."""
+"""Use one optimizer for the first steps and another for the rest, to find out which determines the basin."""
 
 from __future__ import annotations
 
@@ -19,14 +19,18 @@ class Switch(torch.optim.Optimizer):
 
     Args:
         params: parameters, or groups of them.
-        first, then: the two optimizers, as in `{"target": "adam", "lr": 1e-3}`.
-        at: number of steps of `first`; with 0, `then` takes all steps.
-        state: `reset`: `then` starts without state; `keep`: if both are the same optimizer, with the same inner
-            optimizers, `then` continues from the state of `first` with its own settings and its class's defaults.
+        first, then: the two optimizers, e.g. `{"target": "adam", "lr": 1e-3}`.
+        at: number of steps taken by `first`; with 0, `then` takes all steps.
+        state: with `reset`, `then` starts without state. With `keep`, it continues from the state of `first` if both
+            are the same optimizer with the same inner optimizers; it uses the settings of `then` and, where these are
+            not given, the defaults of its class.
 
-    Steps are counted over the whole training, across tasks. Raises OptimizerError as `Wrapper` does.
+    Steps are counted over all tasks.
 
-    Reference: Pascanu et al. 2025, arXiv:2507.12224, section 1: the early phase of training decides the basin.
+    Raises:
+        OptimizerError: as in `Wrapper`.
+
+    Reference: Pascanu et al. 2025, arXiv:2507.12224, section 1: the early phase of training determines the basin.
 
     Example:
         >>> weights = torch.nn.Parameter(torch.ones(1))
@@ -72,21 +76,22 @@ class Switch(torch.optim.Optimizer):
         return loss
 
     def begin_task(self) -> None:
-        """Notify the active optimizer that a new task begins."""
+        """Notify the active optimizer that a new task is beginning."""
         self._hand_over()
         begin_task(self._active)
 
     def rate_groups(self, stepping: bool) -> list[Group]:
-        """Return the groups of the active optimizer, for `rates.rate_groups`."""
+        """Return the active optimizer's parameter groups with a learning rate, for use by `rates.rate_groups`."""
         if stepping:  # settings must be handed over before they are scaled
             self._hand_over()
         return rate_groups(self._active, stepping=stepping)
 
     def _hand_over(self) -> None:
-        """Continue with `then` from the state of `first`.
+        """Continue with `then` from the state of `first`, if the switch is due and the state is to be kept.
 
-        The instance of `first` receives the settings of `then`, not vice versa: its state may be more than
-        `state_dict()` returns, and `load_state_dict()` casts it to the dtype of the parameters.
+        The settings of `then` are copied to the instance of `first`. Copying the state of `first` to `then` would not
+        suffice: `state_dict()` may omit part of an optimizer's state, and `load_state_dict()` casts the state to the
+        dtype of the parameters.
         """
         if self._pending and self.taken == self.at:
             take_settings(self.first, self._at_start, self.then, set(self._named))
@@ -95,7 +100,7 @@ class Switch(torch.optim.Optimizer):
             self.state = getattr(self._active, "state", self.state)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return both states and the step count."""
+        """Return the states of both optimizers, the step count, and whether the state is yet to be handed over."""
         clock = {"taken": self.taken, "pending": self._pending}
         return {"first": self.first.state_dict(), "then": self.then.state_dict(), **clock}
 
@@ -108,7 +113,7 @@ class Switch(torch.optim.Optimizer):
 
 
 def _names(settings: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the names of the hyper-parameters of an optimizer, its inner optimizers and its fallback."""
+    """Yield the hyper-parameter names of an optimizer, its inner optimizers and its fallback."""
     for name, value in settings.items():
         yield name.removeprefix(FALLBACK)
         if isinstance(value, Mapping):

@@ -1,8 +1,9 @@
-"""Sums of products X Xᵀ, which dominate Shampoo's step on a CPU, at about half the cost of general products.
+"""Sums of products X Xᵀ at about half the cost of general products; they dominate Shampoo's step on a CPU.
 
-A symmetric matrix is stored as its *lower panels*: rows in panels of `PANEL`, each up to its last diagonal element;
-elements to the right are not written. A matrix of one panel is complete. PyTorch has no symmetric rank-k update;
-products of panels are as fast as one (benchmarks/RESULTS.md), in every dtype and with PyTorch's number of threads.
+A symmetric matrix is stored as its *lower panels*: groups of `PANEL` rows, each group up to the column of its last
+diagonal element. Elements further to the right are not written. A matrix with a single panel is stored completely.
+PyTorch has no symmetric rank-k update, but products of panels are as fast as one (benchmarks/RESULTS.md). They work in
+every dtype and with PyTorch's number of threads.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def add_gram(lower: Tensor, rows: Tensor, decay: float, weight: float) -> None:
 
 
 def whole(lower: Tensor) -> Tensor:
-    """Return the complete matrix, (n, n), that is stored as lower panels."""
+    """Return the complete matrix, (n, n), given its lower panels."""
     if len(lower) <= PANEL:
         return lower
     matrix = lower.clone()

@@ -1,8 +1,8 @@
-"""Continue an optimizer under the settings of another, distinguishing settings from state.
+"""Continue an optimizer with the settings of another, which requires separating settings from state.
 
-An optimizer may store both anywhere: in parameter groups (`lr` next to schedule-free's `weight_sum`), in attributes, in
-a nested optimizer. Names cannot distinguish them, but two new instances of a class differ only in their settings and
-values derived from those; everything else is equal, and its later changes are state.
+An optimizer may store settings and state anywhere: in parameter groups (`lr` next to schedule-free's `weight_sum`), in
+attributes or in a nested optimizer. Their names do not separate them. However, two new instances of a class differ only
+in settings and in values derived from settings. A value that is equal in both and changes later is state.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from torch import Tensor, nn
 from optbench.optimizers.needs import parameters_of
 
 Path = tuple[tuple[str, str | int], ...]
-"""A path in an optimizer: attributes (`.`) and items (`[`), as in `((".", "param_groups"), ("[", 0))`."""
+"""A path to a value in an optimizer, by attributes (`.`) and items (`[`), e.g. `((".", "param_groups"), ("[", 0))`."""
 
 _NUMBERS_AND_TEXT = (bool, int, float, complex, str, type(None), torch.dtype)
 
 
 def held(optimizer: torch.optim.Optimizer) -> dict[Path, Any]:
-    """Return every value in an optimizer that may be a setting, by path: numbers, text, lists of these, scalar tensors.
+    """Return every value in an optimizer that may be a setting, by path.
 
-    Searches parameter groups, mappings with text keys, lists, inner optimizers, and plain objects such as a
-    dataclass of settings, but not `state`, parameters, modules and generators.
+    These are numbers, strings, dtypes, None, lists of these, and scalar tensors. The search includes parameter groups,
+    mappings with string keys, lists, inner optimizers and plain objects, e.g. a dataclass of settings. It excludes
+    `state`, parameters, modules and generators.
     """
     found: dict[Path, Any] = {}
     for path, value in _walk(optimizer, (), set()):
@@ -38,9 +39,9 @@ def held(optimizer: torch.optim.Optimizer) -> dict[Path, Any]:
 
 
 def same_kind(a: torch.optim.Optimizer, b: torch.optim.Optimizer) -> bool:
-    """Return whether two optimizers, and their inner optimizers, have equal classes, so that states are compatible.
+    """Return whether two optimizers and their inner optimizers have the same classes, so that states are compatible.
 
-    `sam` with `adam` and `sam` with `sgd` differ.
+    For example, `sam` around `adam` and `sam` around `sgd` are not of the same kind.
     """
     return _classes_inside(a) == _classes_inside(b)
 
@@ -48,15 +49,19 @@ def same_kind(a: torch.optim.Optimizer, b: torch.optim.Optimizer) -> bool:
 def take_settings(
     kept: torch.optim.Optimizer, at_start: Mapping[Path, Any], fresh: torch.optim.Optimizer, named: Set[str]
 ) -> None:
-    """Give `kept` the settings of `fresh`, in place, without changing its state by a single bit.
+    """Copy the settings of `fresh` to `kept`, in place, without changing a single bit of the state of `kept`.
 
-    kept: an optimizer that has taken steps. at_start: the result of `held(kept)` at its construction. fresh: a new
-    optimizer of the same kind. named: the names of the settings that the user gave to either optimizer.
+    Args:
+        kept: an optimizer that has taken steps.
+        at_start: the result of `held(kept)` right after `kept` was constructed.
+        fresh: a new optimizer of the same kind.
+        named: names of the settings that the user gave for either optimizer.
 
-    Values that were equal at construction are unchanged in `kept`, including counters and settings that the optimizer
-    itself changes. Values that differed are taken from `fresh`, except those that are not settings by name (neither in
-    `named` nor an argument of a constructor) and have changed since: they are state, such as an estimate that starts
-    from a setting (Prodigy's `d` from `d0`).
+    Values that were equal in both optimizers at construction are left unchanged in `kept`. These include counters, and
+    settings that the optimizer itself changes. Values that differed are copied from `fresh`, unless they are state. A
+    value is state if it has changed since construction and does not have the name of a setting (it is neither in
+    `named` nor an argument of a constructor). An example is an estimate that starts from a setting (Prodigy's `d`,
+    which starts from `d0`).
     """
     now, new = held(kept), held(fresh)
     names = {*named}.union(*map(parameters_of, _classes_inside(kept).values()))
@@ -69,7 +74,10 @@ def take_settings(
 
 
 def _walk(value: Any, path: Path, seen: set[int]) -> Iterator[tuple[Path, Any]]:
-    """Yield a value and everything inside it, with paths; an object with several paths is yielded with the first."""
+    """Yield a value and everything inside it, each with its path.
+
+    Plain values and tensors are yielded with every path that leads to them, anything else only with the first.
+    """
     if _is_plain(value) or isinstance(value, Tensor):
         yield path, value
     elif id(value) not in seen:
@@ -80,7 +88,7 @@ def _walk(value: Any, path: Path, seen: set[int]) -> Iterator[tuple[Path, Any]]:
 
 
 def _parts(value: Any) -> Iterator[tuple[tuple[str, str | int], Any]]:
-    """Yield the items or attributes of a value with their steps of the path, in the same order for every instance."""
+    """Yield a value's items or attributes, each with its step in the path, in the same order for every instance."""
     if isinstance(value, dict):
         keys = sorted(key for key in value if isinstance(key, str) and key != "params")
         yield from ((("[", key), value[key]) for key in keys)
@@ -97,9 +105,10 @@ def _fields(value: Any) -> list[tuple[str, Any]]:
 
 
 def _is_plain_object(value: Any) -> bool:
-    """Return whether a value has attributes and a class that is written in Python outside the standard library.
+    """Return whether a value has attributes and its class is written in Python, outside the standard library.
 
-    Standard classes are excluded because a logger, for example, would lead to all other loggers."""
+    Standard classes are excluded because a logger, for example, leads to all other loggers.
+    """
     kind = type(value)
     in_python = bool(kind.__flags__ & (1 << 9))  # Py_TPFLAGS_HEAPTYPE
     return in_python and hasattr(value, "__dict__") and kind.__module__.partition(".")[0] not in sys.stdlib_module_names
@@ -118,7 +127,7 @@ def _classes_inside(optimizer: torch.optim.Optimizer) -> dict[Path, type]:
 
 
 def _equal(a: Any, b: Any) -> bool:
-    """Return whether two values are equal, including their type: 1, 1.0 and true differ; NaN equals NaN."""
+    """Return whether two values have equal types and values: 1, 1.0 and True differ, and NaN equals NaN."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         both = isinstance(a, Tensor) and isinstance(b, Tensor)
         return both and a.dtype == b.dtype and torch.equal(a, b.to(a.device))
@@ -132,8 +141,8 @@ def _assign(optimizer: torch.optim.Optimizer, path: Path, value: Any) -> None:
         holder = holder[key] if step == "[" else vars(holder)[key]
     present = holder[last] if kind == "[" else vars(holder)[last]
     if isinstance(present, Tensor) and isinstance(value, Tensor) and present.dtype == value.dtype:
-        present.detach().copy_(value)  # in place: other parts of the optimizer may hold it, too
+        present.detach().copy_(value)  # in place: other parts of the optimizer may share the tensor
     elif kind == ".":
-        vars(holder)[last] = value  # also where the class is frozen
+        vars(holder)[last] = value  # works for frozen classes, too
     elif isinstance(holder, dict | list):
-        holder[last] = value  # type: ignore[index]  # `last` is an index of a list, or a key of a dict
+        holder[last] = value  # type: ignore[index]  # `last` is a list index or a dict key

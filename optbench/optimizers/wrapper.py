@@ -1,4 +1,4 @@
-"""The base class of wrappers around an optimizer that takes the steps and keeps the state."""
+"""The base class of wrappers around another optimizer, which takes the steps and keeps the state."""
 
 from __future__ import annotations
 
@@ -13,34 +13,37 @@ from optbench.optimizers.rates import Group, rate_groups
 
 
 class Wrapper(torch.optim.Optimizer):
-    """Wraps a base optimizer, and acts before or after its step.
+    """Wraps a base optimizer and acts before or after its step.
 
     Args:
         name: the wrapper's name, for error messages.
-        params: parameters, or groups of them. defaults: the wrapper's own settings.
-        base: the optimizer that takes the steps: `{"target": "adamw", "lr": 1e-3}`; a name or `module:Class`.
+        params: parameters, or groups of them.
+        base: the optimizer that takes the steps, e.g. `{"target": "adamw", "lr": 1e-3}`; the target is a name or
+            `module:Class`.
+        defaults: the wrapper's own settings.
 
-    Raises OptimizerError if the base is unknown, rejects its hyper-parameters, or needs more than gradients.
+    Raises:
+        OptimizerError: the base is unknown, rejects its hyper-parameters, or needs more than gradients.
     """
 
     def __init__(self, name: str, params: Iterable[Any], base: Mapping[str, Any], defaults: dict[str, Any]) -> None:
         super().__init__(params, defaults)
         self.base = base_optimizer(name, base, [p for group in self.param_groups for p in group["params"]])
-        self.state = getattr(self.base, "state", self.state)  # for a wrapper without state
+        self.state = getattr(self.base, "state", self.state)  # the wrapper itself has no state
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Take one step of the base; return the loss of `closure`, if given."""
+        """Take one step with the base; return the loss of `closure`, if given."""
         loss = evaluated(closure)
         self.base.step()
         return loss
 
     def begin_task(self) -> None:
-        """Notify the base that a new task begins."""
+        """Notify the base that a new task is beginning."""
         begin_task(self.base)
 
     def rate_groups(self, stepping: bool) -> list[Group]:
-        """Return the groups of the base, for `rates.rate_groups`."""
+        """Return the base's parameter groups with a learning rate, for use by `rates.rate_groups`."""
         return rate_groups(self.base, stepping=stepping)
 
     def state_dict(self) -> dict[str, Any]:

@@ -251,9 +251,9 @@ def test_a_function_can_be_declared_elementwise(file: str, mnist: Dataset) -> No
 @pytest.mark.parametrize(
     ("name", "words", "said"),
     [
-        ("nothing", [], "mine.py:nothing: expected it to return an optimizer with `step` and `zero_grad`"),
+        ("nothing", [], "mine.py:nothing: expected the returned value to be an optimizer with `step` and `zero_grad`"),
         ("nothing", [], "got None"),
-        ("its_class", [], "got type without an instance"),
+        ("its_class", [], "got a class instead of an instance"),
         ("no_zero_grad", [], "got Steps without zero_grad"),
         ("demanding", [], "got LBFGS, which needs closure"),
         ("breaks", [], "ArithmeticError: not today"),

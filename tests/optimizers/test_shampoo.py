@@ -570,12 +570,12 @@ def test_invalid_arguments_are_refused_with_the_allowed_values(arguments: dict[s
 
 
 def test_unsupported_parameters_are_refused() -> None:
-    with pytest.raises(ValueError, match="real floating parameters, got one of"):
+    with pytest.raises(ValueError, match="real floating-point parameters, got one of dtype"):
         Shampoo([nn.Parameter(torch.zeros(2, dtype=torch.complex64))])
     with pytest.raises(ValueError, match="a leading member axis"):
         Shampoo([nn.Parameter(torch.zeros(()))], stacked=True)
     optimizer = Shampoo([nn.Parameter(torch.zeros(3, 2))], stacked=True)
-    with pytest.raises(ValueError, match=r"leading axis 4 of the others, got shape \(5, 2\)"):
+    with pytest.raises(ValueError, match=r"a leading axis of length 4, as in the other parameters, got shape \(5, 2\)"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(4, 2)), nn.Parameter(torch.zeros(5, 2))]})
     assert len(optimizer.param_groups) == 1
     p = nn.Parameter(torch.zeros(3))

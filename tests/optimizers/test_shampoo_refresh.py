@@ -148,7 +148,7 @@ def test_the_longest_layer_is_taken_over_all_parameter_groups(monkeypatch: pytes
         (
             [(200, 400), (200,)],
             {"small_side": 128, "precondition_frequency": 50, "epsilon": 1e-4},
-            "small_side=128 leaves roots of a layer's side of length 200 stale for up to 50 steps, which makes "
+            "small_side=128 leaves roots of layer sides of length 200 stale for up to 50 steps, which makes "
             "steps up to 100 times too long; small_side=200 refreshes",
         ),
         (
