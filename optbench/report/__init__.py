@@ -1,7 +1,8 @@
 """Reports for people and programs. This package does not import torch.
 
-A `Summary` of runs, or a `Comparison`, is turned into a `Report`, a document that `formats` render. Studies extend
-reports through `Study`; no module here refers to a study by name.
+`run_report` turns a `Summary` of runs into a `Report`, `comparison_report` does the same for a `Comparison`, and
+`formats` render the result. Studies extend reports through the `Study` interface; no module here refers to a study by
+name.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Claims in a report: the verdict on each, its parts, and the variants left out."""
+"""Claims in a report: their verdicts, their parts, and the variants left out."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ Numbered: TypeAlias = Mapping[int, JudgedClaim]
 
 
 def claim_blocks(run: RunSummary, several: bool) -> Iterable[Block]:
-    """Yield the verdict on every claim of a run's suite, its parts, and the variants left out."""
+    """Yield the verdicts on the claims of a run's suite, their parts, warnings, and the variants left out.
+
+    several: whether the report covers several runs.
+    """
     if not run.claims:
         return
     yield Heading(f"Claims of {run.suite}{f' in {run.run}' if several else ''}")
@@ -99,7 +102,10 @@ def stated(claim: JudgedClaim) -> str:
 
 
 def verdict_cell(claim: JudgedClaim, numbered: Numbered) -> Cell:
-    """Return the verdict on a claim, with premises that are not supported. numbered: all claims of its run."""
+    """Return a cell with the verdict on a claim and with the premises of the claim that are not supported.
+
+    numbered: all claims of the run.
+    """
     verdict, tone = _verdict(claim), TONES[claim.verdict]
     for which, premise in numbered.items():
         if premise.name in claim.claim.given and premise.verdict is not ClaimVerdict.SUPPORTED:
@@ -108,9 +114,9 @@ def verdict_cell(claim: JudgedClaim, numbered: Numbered) -> Cell:
 
 
 def warnings_of(numbered: Numbered) -> list[str]:
-    """Return warnings about the networks of claims, each once, with the numbers of the claims that it concerns.
+    """Return each warning about the networks behind claims once, with the numbers of the claims that it concerns.
 
-    They concern tasks not learnt, trials above the target training loss, and ranks with many dormant units.
+    The warnings are about tasks not learnt, trials above the target training loss, and ranks with many dormant units.
     """
 
     def above_target(side: Arm) -> str:
@@ -133,7 +139,8 @@ def _of_parts(
 ) -> Iterable[str]:
     """Yield each distinct remark once, with the numbers of the claims that it concerns.
 
-    say: returns the remark on an arm, or a false value if there is none. about: returns the arms of a part to consider.
+    say: returns the remark on an arm, or a falsy value if there is none.
+    about: returns the arms of a part that are considered.
     """
     found: dict[str, list[int]] = {}
     for number, claim in numbered.items():
@@ -148,7 +155,7 @@ def _of_parts(
 def _reasons(run: RunSummary) -> Iterable[str]:
     """Yield each reason why parts have no stronger verdict, except too few seeds.
 
-    The beginning of the report has a warning about too few seeds.
+    These are reported at the beginning of the report.
     """
     shared = grouped(
         (f"{part.verdict}: {part.reason}", f"claim {number}, {part_label(part)}")
@@ -160,10 +167,10 @@ def _reasons(run: RunSummary) -> Iterable[str]:
 
 
 def _verdict(claim: JudgedClaim) -> str:
-    """Format the verdict on a claim: `supported (3 of 3; 4 left out)`.
+    """Format the verdict on a claim, e.g. `supported (3 of 3; 4 left out)`.
 
-    The text has the number of parts with this verdict if there are several, and the number of variants left out if any
-    are; it is marked if a side failed to learn a task.
+    The numbers are the parts with this verdict, if there are several parts, and the variants left out, if there are
+    any. The text is marked if a side failed to learn a task.
     """
     agree = sum(part.verdict is claim.verdict for part in claim.parts)
     counts = [f"{agree} of {len(claim.parts)}"] if len(claim.parts) > 1 else []
@@ -208,7 +215,10 @@ def _parts(claims: Sequence[JudgedClaim]) -> Table:
 
 
 def part_estimate(claim: JudgedClaim, part: ClaimPart) -> str:
-    """Format an estimate: `+0.030 [0.015, 0.045]`; for an equivalence, with the 90% interval, marked as such."""
+    """Format the difference and its interval, e.g. `+0.030 [0.015, 0.045]`.
+
+    A claim of equivalence has the 90% interval, followed by `(90%)`.
+    """
     result, digits = part.result, decimals(claim.claim.primary.name)
     if claim.claim.expect == "equivalent":
         return f"{estimate(result.difference, result.interval_90, digits)} (90%)"
@@ -222,7 +232,7 @@ def _expected(claim: JudgedClaim) -> str:
 
 
 def expectation(claim: JudgedClaim) -> str:
-    """Return the expectation in words: `forgetting of shampoo lower than that of adamw, by 0.005 or more`."""
+    """Return what a claim expects, e.g. `forgetting of shampoo lower than that of adamw, by 0.005 or more`."""
     said = claim.claim
     what = f"{reading_name(said.primary, claim.in_bits)} of {side_text(said.left)}"
     right = f"{'' if isinstance(said.right, float) else 'that of '}{side_text(said.right)}"
@@ -233,7 +243,7 @@ def expectation(claim: JudgedClaim) -> str:
 
 
 def condition(judged: JudgedClaim) -> str:
-    """Describe the matching and the condition of a claim: `where the mean last task accuracy is above 0.9`.
+    """Describe a claim's matching and condition, e.g. `where the mean last task accuracy is above 0.9`.
 
     The text is empty if the claim has neither.
     """
@@ -243,7 +253,7 @@ def condition(judged: JudgedClaim) -> str:
 
 
 def unmet_text(unmet: Unmet, in_bits: bool) -> str:
-    """Describe an unmet condition: `mean last task accuracy 0.374, not above 0.9`.
+    """Describe an unmet condition, e.g. `mean last task accuracy 0.374, not above 0.9`.
 
     If the mean is not over all planned seeds, the text includes the number of seeds.
     """

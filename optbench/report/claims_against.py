@@ -1,4 +1,4 @@
-"""The claims of two runs side by side, as a document: changed verdicts and the underlying numbers."""
+"""The report on the claims of two runs, side by side: changed verdicts and the underlying numbers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ COLUMNS = (
 
 
 def claims_against(a: RunSummary, b: RunSummary, claims: Sequence[ClaimOfBoth], apart: Sequence[str]) -> Report:
-    """Build the document on the claims of two runs. apart: the settings in which their suites differ, in words."""
+    """Build the document on the claims of two runs.
+
+    apart: the settings in which the suites of the runs differ, in words.
+    """
     blocks: list[Block] = []
     for side, run in (("A", a), ("B", b)):
         blocks.append(Paragraph(f"{side} = {headline(run)}", "plain" if run.status == "complete" else "warning"))
@@ -80,7 +83,7 @@ _LEGEND = (
 
 
 def _counted(claims: Sequence[ClaimOfBoth]) -> str:
-    """Count changed verdicts and uncompared claims: `3 of 42 verdicts change; 2 claims are stated in A only.`"""
+    """Count changed verdicts and uncompared claims, e.g. `3 of 42 verdicts change; 2 claims are stated in A only.`"""
     compared = [claim for claim in claims if claim.compared]
     changed, reverse = sum(claim.changes for claim in compared), sum(claim.reversed for claim in compared)
     said = [f"{changed} of {count(len(compared), 'verdict')} {'changes' if len(compared) == 1 else 'change'}"]
@@ -100,11 +103,11 @@ def _change(number: int, claim: ClaimOfBoth) -> str:
 
 
 def _notes(numbered: Mapping[int, ClaimOfBoth]) -> Iterable[str]:
-    """Yield the claims that are not compared, with the reason, and those with parts in one run only."""
+    """Yield a line for each claim that is not compared, with the reason, or that has parts in one run only."""
     for number, claim in numbered.items():
         if claim.apart:
             what = "; ".join(f"{name} {_short(a)} in A, {_short(b)} in B" for name, a, b in claim.apart)
-            yield f"claim {number}, {claim.name}: not compared, because it differs: {what}"
+            yield f"claim {number}, {claim.name}: not compared because its settings differ: {what}"
         elif not claim.alike:
             yield f"claim {number}, {claim.name}: stated in {'A' if claim.b is None else 'B'} only"
         else:
@@ -189,7 +192,7 @@ def _records(a: RunSummary, b: RunSummary, claims: Sequence[ClaimOfBoth], apart:
 
 
 def _lines(claims: Sequence[ClaimOfBoth]) -> Iterable[Record]:
-    """Yield a line for each part of each claim, with both runs."""
+    """Yield a csv record for each part of each claim, with the results of both runs."""
     for claim in claims:
         verdicts = dict(zip(("verdict_a", "verdict_b"), claim.verdicts, strict=True))
         for part in claim.parts:

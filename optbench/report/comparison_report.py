@@ -1,4 +1,4 @@
-"""The report on a comparison, as a document: verdicts, the underlying numbers, and CI gates."""
+"""The report on a comparison: verdicts, the underlying numbers, and CI gates."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ MANY_PAIRS = 12
 
 
 def comparison_report(comparison: Comparison, gates: Sequence[JudgedGate] = (), metrics: Sequence[str] = ()) -> Report:
-    """Build the document of a comparison. metrics: the metrics to show; all if empty."""
+    """Build the document on a comparison.
+
+    metrics: the metrics to show; all of them if empty.
+    """
     blocks: list[Block] = [Paragraph(_sides(comparison))]
     if tuning := [s.results.run.id for s in (comparison.a, comparison.b) if s.results.split == "validation"]:
         said = f"accuracies of {' and '.join(dict.fromkeys(tuning))} are on validation data (tuning run)"
@@ -119,7 +122,7 @@ def _overview(comparison: Comparison) -> Iterable[Block]:
 
 
 def judged_cell(found: MetricComparison | None, *, with_size: bool = False) -> Cell:
-    """Return the verdict on a metric, with the difference if requested."""
+    """Return a cell with the verdict on a metric, followed by the difference if `with_size`."""
     if found is None or found.judgement is None:
         return Cell("exploratory", "quiet")
     verdict = found.judgement.verdict
@@ -184,7 +187,7 @@ def _header(pair: ArmComparison) -> Iterable[str]:
         )
     n = len(pair.seeds)
     family = count(pair.family, "primary metric")
-    yield f"smallest two-sided p of {count(n, 'pair')}: {p_value(smallest_p(n))}; Holm over {family}"
+    yield f"smallest two-sided p for {count(n, 'pair')}: {p_value(smallest_p(n))}; Holm over {family}"
 
 
 def _warnings(pair: ArmComparison) -> Iterable[str]:

@@ -11,10 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 Role = Literal["opening", "closing", "outline", "minor", "chart", "numbers", "details"]
-"""The role of a block; a format includes the blocks of certain roles. `opening`: findings, for pages that are read from
-the top; `closing`: the same findings, for formats that show them last, such as a terminal; `outline`: headings that the
-captions below them repeat; `minor`: less important tables; `chart`: numbers drawn in characters; `numbers`: numbers
-that a chart or a figure also shows; `details`: every measure."""
+"""The role of a block. Each format includes the blocks of certain roles.
+
+opening: findings, for pages that are read from the top.
+closing: the same findings, for formats that show them last, such as a terminal.
+outline: headings that the captions below them repeat.
+minor: less important tables.
+chart: numbers drawn in characters.
+numbers: numbers that a chart or a figure also shows.
+details: every measure.
+"""
 Tone = Literal["plain", "quiet", "warning", "good", "bad"]
 """`quiet`: a footnote; `warning`: an important remark; `good`, `bad`: a verdict for or against."""
 
@@ -36,7 +42,8 @@ def seeds_cell(number: int, planned: int) -> Cell:
 class Column:
     """A column of a table.
 
-    title: may contain one line break, for a narrow column. numeric: whether cells are right-aligned and never wrapped.
+    title: may contain one line break, for a narrow column.
+    numeric: whether cells are right-aligned and never wrapped.
     """
 
     title: str
@@ -50,7 +57,10 @@ def columns(*titles: str, texts: int = 0) -> tuple[Column, ...]:
 
 @dataclass(frozen=True)
 class Heading:
-    """A heading. level: 1 for a run or comparison (the document's title has level 0), 2 for an experiment and model."""
+    """A heading.
+
+    level: 1 for a run or comparison (the document's title has level 0), 2 for an experiment and model.
+    """
 
     text: str
     level: int = 1
@@ -81,8 +91,8 @@ class Commands:
 class Table:
     """A table.
 
-    keys: number of leading columns that name a row; a table that is too wide is split by columns, and every piece
-    repeats these.
+    keys: number of leading columns that name a row. A table that is too wide is split by columns, and every piece
+    repeats these leading columns.
     """
 
     caption: str
@@ -99,10 +109,9 @@ class Table:
 class Illustration:
     """A figure.
 
-    panels: SVG elements, side by side if there is room, else stacked; without style sheets or scripts, with unique ids,
-    and drawn in `currentColor` (`figures.to_svg`).
-    alt: a sentence that describes it for readers who cannot see it.
-    files: its file in each format that was written, by suffix (`svg`, `png`, `pdf`), as a path from the document.
+    panels: SVG elements made by `figures.to_svg`, shown side by side if there is room and otherwise stacked.
+    alt: a sentence that describes the figure for readers who cannot see it.
+    files: the path of each file that was written, relative to the document, by suffix (`svg`, `png`, `pdf`).
     """
 
     name: str
@@ -135,9 +144,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Records:
-    """Data for programs; formats for people omit it.
+    """Data for programs, which formats for people omit.
 
-    key: the key of `tree()` in JSON. lines: returns its records in csv, by column.
+    key: the key in JSON.
+    tree: returns the value in JSON.
+    lines: returns the records in csv; None if the data are not part of csv.
     """
 
     key: str
@@ -153,7 +164,11 @@ Block: TypeAlias = Shown | Part | Records
 
 @dataclass(frozen=True)
 class Report:
-    """A report. name: the name of its format in JSON. columns: the columns of its records in csv."""
+    """A report.
+
+    name: the name of the report's format in JSON.
+    columns: the columns of the report's records in csv.
+    """
 
     title: str
     blocks: tuple[Block, ...]
@@ -166,12 +181,12 @@ class Report:
 
 
 def listed(key: str, lines: Callable[[], Iterable[Record]]) -> Records:
-    """Return records that are the same in JSON and csv."""
+    """Return records that are the same in JSON and in csv."""
     return Records(key, lambda: list(lines()), lines)
 
 
 def shown(blocks: Sequence[Block], roles: Set[Role]) -> Iterator[Shown]:
-    """Yield the blocks that a format with these roles shows."""
+    """Yield the blocks that a format with these roles shows, without records."""
     for block in blocks:
         match block:
             case Part(role, inner):

@@ -18,7 +18,7 @@ def one_line(text: str) -> str:
 
 
 def title_lines(column: Column) -> list[str]:
-    """Return the lines of a column's title, without an empty first one."""
+    """Return the lines of a column's title, without empty lines at the beginning."""
     return [one_line(line) for line in column.title.lstrip("\n").split("\n")]
 
 
@@ -28,9 +28,9 @@ def code_lines(text: str) -> list[str]:
 
 
 def pack(widths: Sequence[int], room: int) -> list[range]:
-    """Distribute columns in order over as few pieces of width `room` as possible, evenly if that fits.
+    """Distribute columns, in order, over as few pieces of width `room` as possible, and evenly if that fits.
 
-    A column wider than `room` gets its own piece. Without columns, there is one empty piece.
+    A column wider than `room` gets its own piece. If there are no columns, there is one empty piece.
     """
     greedy: list[range] = [range(0)]
     free = room
@@ -40,7 +40,7 @@ def pack(widths: Sequence[int], room: int) -> list[range]:
             free = room
         greedy[-1] = range(greedy[-1].start, i + 1)
         free -= width
-    # Three columns and two read better than four and one.
+    # Pieces of three and two columns are easier to read than pieces of four and one.
     share, more = divmod(len(widths), len(greedy))
     even = [range(i * share + min(i, more), (i + 1) * share + min(i + 1, more)) for i in range(len(greedy))]
     return even if all(sum(widths[i] for i in piece) <= room for piece in even) else greedy

@@ -1,4 +1,4 @@
-"""Claims at matched accuracy in a report: matched variants, and variants too far apart."""
+"""Claims at matched accuracy in a report: variants that are matched, and variants that are too distant."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def matching_lines(claims: Sequence[JudgedClaim]) -> Iterable[str]:
 
 
 def matched_text(judged: JudgedClaim) -> str:
-    """Describe the matching of a claim: `at matched learning accuracy`; empty for a claim without matching."""
+    """Describe a claim's matching, e.g. `at matched learning accuracy`; empty for a claim without matching."""
     matched = judged.claim.matched
     return f"at matched {words(matched.on, judged.in_bits)}" if matched else ""
 
@@ -47,6 +47,7 @@ def match_record(pair: Match) -> dict[str, Any]:
 def _sides(pair: Match, in_bits: bool) -> str:
     """Describe both sides of a match and their difference on validation data.
 
+    For example:
     `shampoo 0.9763, adamw lr=0.003 0.9748: +0.0015 in mean learning accuracy on validation data (7 seeds)`.
     """
     means = ((pair.left.label, pair.left_mean), (pair.right.label, pair.right_mean))

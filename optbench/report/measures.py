@@ -13,10 +13,12 @@ Topic = Literal["learning", "solution", "pruning", "cost"]
 
 @dataclass(frozen=True)
 class Measure:
-    """One column. name: the name of its metric. title: two short lines, for a narrow column.
+    """One column.
 
-    groups_only: whether it is meaningful only if tasks have different classes.
-    own: the metric if it is not in the catalog: a user's, or one with settings.
+    name: the name of the metric.
+    title: two short lines, for a narrow column.
+    groups_only: whether the metric is meaningful only if tasks have different classes.
+    own: the metric itself, unless it is in the catalog: a user's metric or one with settings.
     """
 
     name: str
@@ -31,7 +33,7 @@ class Measure:
 
     @property
     def arrow(self) -> str:
-        """`↑` or `↓` if one direction is better, empty for a neutral metric."""
+        """`↑` or `↓` if one direction is better; empty for a neutral metric."""
         return "" if self.metric.direction == "neutral" else self.metric.arrow
 
 
@@ -43,7 +45,7 @@ PRUNED = {
     "pruning_area": "area\nunder it",
     "holding_sparsity": "99% holds\nto sparsity",
 }
-"""Metric name without scope, and title; the table of a section has a row per scope."""
+"""The titles of pruning metrics, by name without scope. A table has one row per scope."""
 
 MEASURES: tuple[Measure, ...] = (
     Measure("average_accuracy", "average\naccuracy", "learning"),
@@ -106,7 +108,7 @@ assert {measure.name for measure in MEASURES} <= set(METRICS), "a report shows a
 
 
 def named_measure(metric: Metric) -> Measure:
-    """Return a column titled with the metric's name and unit, for users' metrics and those without an entry above."""
+    """Return a column titled with the metric's name and unit, for a metric without an entry in `MEASURES`."""
     name = words(metric.name)
     title = name.replace(" ", "\n", 1) if " " in name else f"\n{name}"
     unit = f" ({metric.unit})" if metric.unit else ""
@@ -115,11 +117,11 @@ def named_measure(metric: Metric) -> Measure:
 
 
 def score_measure(measure: Measure, metric: Metric) -> Measure:
-    """Return the column of a continual metric for text; other columns are returned unchanged."""
+    """Return the column of a continual metric in its form for text; return any other column unchanged."""
     return replace(measure, title=measure.title.replace("accuracy", "score"), own=metric) if metric.said else measure
 
 
 def named_legend(metric: Metric) -> str:
-    """Describe the metric of a `named_measure`: `margin: mean distance to the boundary (./mine.py:margin)`."""
+    """Describe the metric of a `named_measure`, e.g. `margin: mean distance to the boundary (./mine.py:margin)`."""
     about = ": ".join(part for part in (words(metric.name), metric.formula) if part)
     return f"{about} ({metric.target})" if metric.target else about

@@ -12,10 +12,10 @@ from optbench.stats.dormant import MANY
 
 UNDEFINED = "–"
 NOT_LEARNT = "†"
-"""Marks results of networks that failed to learn their tasks, which a footnote lists."""
+"""The mark of results from networks that failed to learn tasks. A footnote lists these tasks."""
 
 MANY_DORMANT = "‡"
-"""Marks results of networks with many dormant units."""
+"""The mark of remarks on networks with many dormant units."""
 NOT_OK = {
     "diverged": "diverged",
     "failed": "failed",
@@ -64,23 +64,23 @@ def fixed(value: float | None, digits: int) -> str:
 
 
 def signed(value: float | None, digits: int) -> str:
-    """Format as `fixed`, with an explicit plus sign."""
+    """Format like `fixed`, with a plus sign before positive numbers."""
     text = fixed(value, digits)
     return f"+{text}" if value is not None and value > 0 and float(text.replace("∞", "inf")) > 0 else text
 
 
 def interval(bounds: tuple[float, float] | None, digits: int) -> str:
-    """Format an interval, `[0.015, 0.045]`; empty for None."""
+    """Format an interval as `[0.015, 0.045]`; empty for None."""
     return "" if bounds is None else f"[{fixed(bounds[0], digits)}, {fixed(bounds[1], digits)}]"
 
 
 def estimate(value: float | None, bounds: tuple[float, float] | None, digits: int) -> str:
-    """Format a difference with its interval, if any: `+0.030 [0.015, 0.045]`."""
+    """Format a difference and its interval, if it has one, as `+0.030 [0.015, 0.045]`."""
     return f"{signed(value, digits)} {interval(bounds, digits)}".strip()
 
 
 def p_value(p: float | None) -> str:
-    """Format a p-value with at least two significant digits: `0.0020`."""
+    """Format a p-value with 2 to 4 decimals, more for smaller values, or below 0.0001 as `1e-05`; `–` for None."""
     if p is None:
         return UNDEFINED
     return f"{p:.2f}" if p >= 0.1 else f"{p:.3f}" if p >= 0.01 else f"{p:.4f}" if p >= 0.0001 else f"{p:.0e}"
@@ -100,18 +100,24 @@ def marked(text: str, not_learnt: object) -> str:
 
 
 def dormant_line(named: Sequence[str]) -> str:
-    """Return the remark on networks with many dormant units. named: a text for each variant, with its numbers."""
+    """Return the remark on networks with many dormant units.
+
+    named: a text for each variant, with its numbers.
+    """
     listed = "; ".join(named)
     return f"{MANY_DORMANT} More than {100 * MANY:g}% of units dormant: {listed}. Inactive units lower a rank."
 
 
 def losses(counts: Mapping[str, int], of: str = "") -> str:
-    """Count the trials that are not ok: `2 diverged, 1 not finished`. of: text after each number, such as ` of 3`."""
+    """Count the trials that are not ok, e.g. `2 diverged, 1 not finished`.
+
+    of: text after each number, e.g. ` of 3`.
+    """
     kinds = ((counts[status], what) for status, what in NOT_OK.items())
     return ", ".join(f"{n}{of} {what}" for n, what in kinds if n)
 
 
 def name_with_arrow(metric: Metric) -> str:
-    """Return the name of a metric with its arrow: `forgetting ↓`; a neutral metric has none."""
+    """Return the name of a metric with its arrow, e.g. `forgetting ↓`; a neutral metric has no arrow."""
     text = (metric.said or words(metric.name)) + (f" ({metric.unit})" if metric.unit else "")
     return text if metric.direction == "neutral" else f"{text} {metric.arrow}"

@@ -1,4 +1,4 @@
-"""The primary comparison of a run: each optimizer against the first of its experiment, on the primary metrics."""
+"""The primary comparison of a run: each optimizer against the experiment's first one, on the primary metrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from optbench.stats.power import MIN_PAIRS
 
 
 def primary_blocks(summary: Summary) -> Iterable[Block]:
-    """Yield the verdicts on a run; nothing for several runs, a tuning run, sweeps, or too few seeds."""
+    """Yield the verdicts on the optimizers of a single run.
+
+    Swept optimizers, tuning runs and pairs with too few seeds have no verdicts. Nothing is yielded for several runs.
+    """
     if len(summary.runs) != 1:
         return
     pairs = [pair for section in summary.sections for pair in _pairs(section)]

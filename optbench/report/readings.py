@@ -1,4 +1,4 @@
-"""The readings of claims in a report: a line for each part, and a table of every reading."""
+"""The readings of claims in a report: one line for each part, and tables of all readings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from optbench.suite.readings import ReadingCell
 
 ELSEWHERE = "Every reading of the claims: --format markdown, html or json."
 PRIMARY = "*"
-"""Marks the primary reading."""
+"""The mark of the primary reading."""
 
 
 def reading_lines(claims: Sequence[JudgedClaim]) -> Iterable[str]:
@@ -26,7 +26,10 @@ def reading_lines(claims: Sequence[JudgedClaim]) -> Iterable[str]:
 
 
 def summary(readings: Sequence[JudgedReading]) -> str:
-    """Count results: `lower in 3, higher in 40, open in 1 of 44 readings (descriptive: the cells are correlated)`."""
+    """Count the readings with each result.
+
+    For example, `lower in 3, higher in 40, open in 1 of 44 readings (descriptive: the cells are correlated)`.
+    """
     found = counts(readings)
     undefined = found.pop(Says.UNDEFINED)
     if not any(found.values()):
@@ -37,7 +40,7 @@ def summary(readings: Sequence[JudgedReading]) -> str:
 
 
 def reading_tables(claims: Sequence[JudgedClaim]) -> Iterable[Block]:
-    """Yield a table of all readings for each part that has readings."""
+    """Yield a fold with a table for each part that has readings."""
     tables = [
         _table(f"Readings of claim {number}, {part_label(part)}", part)
         for number, claim in enumerate(claims, start=1)
@@ -72,7 +75,7 @@ def _table(caption: str, part: ClaimPart) -> Table:
 
 
 def default_layer(readings: Sequence[JudgedReading]) -> str:
-    """Return the name of the layer without settings: `features` if layers select where a rank is measured."""
+    """Return the name of a layer without settings: `features` if the readings measure places, else `default`."""
     return "features" if all(reading.metric.placed for reading in readings) else "default"
 
 
@@ -95,5 +98,5 @@ def part_label(part: ClaimPart) -> str:
 
 
 def arm_label(arm: Arm) -> str:
-    """Return a variant's name within a claim: model and optimizer, with its settings if swept."""
+    """Return a variant's name within a claim: the model and the optimizer, with its settings if they are swept."""
     return f"{arm.model}, {arm.label}"

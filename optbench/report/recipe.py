@@ -8,7 +8,7 @@ from optbench.suite.rate_schedule import RateSchedule
 
 
 def recipe(protocol: Protocol) -> str:
-    """Return one sentence for each setting beyond plain training, joined to a text; empty for plain training."""
+    """Return a text with one sentence for each setting beyond plain training; empty if there are none."""
     said = [] if protocol.schedule is None or protocol.schedule.is_flat else [scheduling(protocol.schedule)]
     if protocol.clip_norm is not None:
         said.append(f"Gradients are clipped to a norm of {protocol.clip_norm:g}.")

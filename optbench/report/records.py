@@ -1,6 +1,6 @@
 """Report data for programs: JSON keys and csv columns, which are stable (docs/reporting.md, "For programs").
 
-Numbers are not rounded. A difference is infinite if a side diverged.
+Numbers are not rounded. A difference is infinite if too many trials of one side diverged.
 """
 
 from __future__ import annotations
@@ -29,7 +29,11 @@ from optbench.suite.readings import layer_name
 
 
 def report_records(summary: Summary) -> list[Records]:
-    """Return runs, a record per metric of each optimizer setting, accuracy matrices, claims, studies, failed trials."""
+    """Return the records of a report on runs.
+
+    They are the runs, one result per optimizer setting and metric, accuracy matrices, claims, the results of studies,
+    remarks, and the trials that diverged or failed.
+    """
     runs, sections = summary.runs, summary.sections
     return [
         Records("runs", lambda: [_run(run) for run in runs]),
@@ -55,7 +59,7 @@ def report_records(summary: Summary) -> list[Records]:
 def comparison_records(
     comparison: Comparison, gates: Sequence[JudgedGate], metrics: Sequence[str] = ()
 ) -> list[Records]:
-    """Return sides, remarks, a record per metric of each pair of arms, and gates."""
+    """Return the records of a comparison: sides, remarks, one result per pair of arms and metric, and gates."""
     return [
         Records("a", lambda: comparison.a.results.run.id),
         Records("b", lambda: comparison.b.results.run.id),
@@ -66,7 +70,10 @@ def comparison_records(
 
 
 def with_trials(document: Report, results: Sequence[Results]) -> Report:
-    """Add a record per trial and metric, without controls, to a document; in csv they replace all others."""
+    """Return a document with one more record for each metric of each trial, except controls.
+
+    In csv, these records replace all others.
+    """
     trials = listed("trials", lambda: (line for result in results for line in _trials(result)))
     blocks = (replace(block, lines=None) if isinstance(block, Records) else block for block in document.blocks)
     return replace(document, blocks=(*blocks, trials), columns=_TRIAL_COLUMNS)
@@ -90,14 +97,14 @@ MANY_DORMANT: Final = "many_dormant"
 """Number of trials in which more than 5% of the units are dormant."""
 _SPREAD = ("n", "mean", "sd", "median", "q1", "q3", "min", "max")
 PAIR = ("pair_kind", "optimizer_b", "variant_b", "outside")
-"""For paired solutions: `pair`, or `null` for an arm and its controls; the other side; and the number of seeds on which
-a pair lies outside the range of the null values of its two sides."""
+"""Columns for pairs of solutions: the kind (`pair`, or `null` for an arm and its controls), the other optimizer and
+variant, and the number of seeds on which a pair lies outside the range of the null values of its two sides."""
 SPLIT = "split"
-"""The data on which accuracies are measured: `test`, `validation` in a tuning run, or `training` for online ones."""
+"""The data on which accuracies are measured: `test`, `validation` (tuning runs) or `training` (online metrics)."""
 _TRIAL_COLUMNS = ("trial", *KEYS, "seed", "stage", "status", "metric", "direction", "value", SPLIT)
 _LEARNING = ("guessed", "exploded")
-"""Number of trials that are ok but no better than guessing on a task just trained, and number in which the training
-loss exceeded ten times its initial value."""
+"""Number of `ok` trials that were no better than guessing on a task right after training on it, and number of `ok`
+trials in which the training loss exceeded ten times its initial value."""
 _SIDES = tuple(f"{key}_{side}" for side in "ab" for key in ("run", "optimizer", "variant"))
 _PAIRED = (
     *("pairs", "n", "diverged_a", "diverged_b", "undefined", "median_a", "median_b", "difference", "low", "high"),
@@ -111,7 +118,7 @@ COMPARISON_COLUMNS = (
 
 
 def result_columns(studies: Sequence[Study[Any]]) -> tuple[str, ...]:
-    """Return the columns of a report in csv: those of results, and those added by each study."""
+    """Return the columns of a report in csv: the columns of results, and those that each study adds."""
     more = [column for study in studies for column in study.columns]
     names = (*KEYS, *COUNTS, "metric", "direction", *_SPREAD, *more, SPLIT, *_LEARNING, ABOVE_TARGET, MANY_DORMANT)
     return tuple(dict.fromkeys(names))
@@ -158,7 +165,10 @@ def _results(summary: Summary) -> Iterable[Record]:
 
 
 def split_of(metric: Metric, split: str) -> str:
-    """Return the data on which the accuracies of a metric are measured. split: the split of the run."""
+    """Return the data on which the accuracies of a metric are measured.
+
+    split: the split of the run.
+    """
     return "training" if metric.kind == "online" else split
 
 
@@ -193,7 +203,7 @@ def claim_record(run: str, judged: JudgedClaim) -> dict[str, Any]:
 
 
 def _not_learnt(side: Arm | float) -> dict[str, int] | None:
-    """Return the number of a side's trials that failed to learn a task, by kind; None if all learnt every task."""
+    """Return the number of a side's trials that failed to learn a task, by kind of failure; None if there are none."""
     return _learning(side.shortcoming) if isinstance(side, Arm) and side.shortcoming else None
 
 
@@ -212,7 +222,7 @@ def _unmatched(pair: Match) -> dict[str, Any]:
 
 
 Layers: TypeAlias = Mapping[str, Mapping[str, Any]]
-"""The settings of the layers of a claim's readings, by the name of the layer."""
+"""The settings of each layer in a claim's readings, by layer name."""
 
 
 def _part(part: ClaimPart, layers: Layers) -> dict[str, Any]:
@@ -233,7 +243,7 @@ def _part(part: ClaimPart, layers: Layers) -> dict[str, Any]:
 
 
 def _readings(found: Sequence[JudgedReading], layers: Layers) -> dict[str, Any]:
-    """Return the counts of readings by result, and every reading with its difference relative to the right median."""
+    """Return the counts of readings by result, and every reading with its relative difference."""
     return {
         **{str(says): n for says, n in counts(found).items()},
         "cells": [_reading(reading, layers[reading.cell.layer]) for reading in found],

@@ -1,4 +1,4 @@
-"""The report on runs, as a document: tables over seeds, accuracy matrices, claims, and provenance."""
+"""The report on runs: tables over seeds, accuracy matrices, claims, and provenance."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ from optbench.stats.dormant import is_rank
 FORGETTING = "forgetting"
 SWEPT = ("learning_accuracy", "average_accuracy", FORGETTING)
 FEWEST_SWEPT = 3
-"""Minimum number of settings of a sweep."""
+"""Minimum number of settings for which a sweep is drawn as bars."""
 BAR = 10
 """Width of a bar from 0 to 1, in characters."""
 MANY_SETTINGS = 30
 """Number of settings above which a terminal shows only the choices of a tuning run and the reasons for them."""
 FOLDED = "markdown, html, csv and json show all of them"
 MANY_TASKS = 6
-"""Number of tasks above which a single sparkline shows the end of training, instead of one per task."""
+"""Number of tasks above which one sparkline shows the final accuracies, instead of one sparkline per task."""
 MOST_TASKS = 20
-"""Maximum number of tasks for which a report includes accuracy matrices; larger ones are only in accuracy.parquet."""
+"""Maximum number of tasks for which a report includes accuracy matrices; accuracy.parquet has all of them."""
 MANY_TROUBLES = 20
 """Maximum number of diverged and failed trials listed; further ones are only counted."""
 
@@ -53,9 +53,10 @@ RANKED = {"global": "of all", "layer": "by layer"}
 
 
 def run_report(summary: Summary, figures: Sequence[doc.Illustration] = (), statistic: Statistic = "mean") -> doc.Report:
-    """Build the document for one run, or several side by side.
+    """Build the document on one run, or on several runs side by side.
 
-    figures: the figures shown after the tables. statistic: the statistic in tables, mean±sd or median [quartiles].
+    figures: the figures shown after the tables.
+    statistic: the statistic in tables, mean±sd or median [quartiles].
     """
     several = len(summary.runs) > 1
     title = " and ".join(dict.fromkeys(run.suite for run in summary.runs))
@@ -84,7 +85,7 @@ def run_report(summary: Summary, figures: Sequence[doc.Illustration] = (), stati
 
 
 def _studied(summary: Summary, text: SpreadText, *, leads: bool) -> list[doc.Block]:
-    """Return the blocks of the studies that precede the results (`leads`), or of those that follow them."""
+    """Return the blocks of the studies that precede the results if `leads`, else of those that follow the results."""
     blocks: list[doc.Block] = []
     for study in summary.studies:
         if study.leads == leads:
@@ -94,7 +95,7 @@ def _studied(summary: Summary, text: SpreadText, *, leads: bool) -> list[doc.Blo
 
 
 def headline(run: RunSummary) -> str:
-    """Summarise a run in one line: `<run>: complete, 90 trials: 88 ok, 2 diverged (cpu)`."""
+    """Summarise a run in one line, e.g. `<run>: complete, 90 trials: 88 ok, 2 diverged (cpu)`."""
     order = ["ok", *NOT_OK]
     ended = sorted(run.statuses.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
     counts = ", ".join(f"{n} {NOT_OK.get(status, status)}" for status, n in ended)
@@ -175,7 +176,7 @@ def _results(section: Section, several: bool, statistic: Statistic) -> Iterable[
 def _measures(
     section: Section, measures: Sequence[Measure], title: str, several: bool, statistic: Statistic
 ) -> doc.Table:
-    """Return a table with a row per optimizer, or for pruning a row per optimizer and scope."""
+    """Return a table with one row per optimizer or, for pruning, one row per optimizer and scope."""
     scopes = grouped((measure.metric.scope, measure) for measure in measures)
     keys = _row_columns(several) + (() if None in scopes else doc.columns("largest\nweights", texts=1))
     columns = (*keys, *doc.columns(*(f"{m.title} {m.arrow}".rstrip(" ") for m in next(iter(scopes.values())))))
@@ -199,7 +200,10 @@ def _row_cells(row: SummaryRow, several: bool) -> list[doc.Cell]:
 
 
 def _sparks(section: Section, several: bool) -> Iterable[doc.Block]:
-    """Yield accuracy matrices as sparklines: a character per row of the matrix, then the final value."""
+    """Yield accuracy matrices as sparklines.
+
+    There is one sparkline per task, with a character per row of the matrix, or one for all tasks if there are many.
+    """
     rows = [row for row in section.rows if row.matrix is not None]
     tasks = {row.matrix.shape[1] for row in rows if row.matrix is not None}
     if len(tasks) != 1:
@@ -232,9 +236,9 @@ def _sparks(section: Section, several: bool) -> Iterable[doc.Block]:
 
 
 def _sweeps(section: Section, several: bool) -> Iterable[doc.Block]:
-    """Yield swept settings as bars, which show settings that forget little only because they learn little.
+    """Yield swept settings as bars, which reveal settings that forget little only because they learn little.
 
-    The settings of a tuning run are shown with its choices instead.
+    The settings of a tuning run are shown next to the choices of the run instead.
     """
     swept = grouped(((row.run, row.arm.optimizer), row) for row in section.rows if row.split == "test")
     for (run, optimizer), rows in swept.items():

@@ -14,7 +14,7 @@ LONGEST = 40
 
 
 def spark(values: Sequence[float], low: float = 0.0, high: float = 1.0) -> str:
-    """Return one character per value, by its eighth of [low, high]; `·` for NaN.
+    """Return one character per value, for the eighth of [low, high] that contains the value; `·` for NaN.
 
     Values outside the interval are clipped. Requires low < high.
     """
@@ -22,7 +22,7 @@ def spark(values: Sequence[float], low: float = 0.0, high: float = 1.0) -> str:
 
 
 def thinned(values: Sequence[float]) -> Sequence[float]:
-    """Return the values or, if there are too many, the means of `LONGEST` sections of nearly equal length."""
+    """Return the values, or the means of `LONGEST` sections of nearly equal length if there are more values."""
     if len(values) <= LONGEST:
         return values
     bounds = [len(values) * i // LONGEST for i in range(LONGEST + 1)]
@@ -30,7 +30,7 @@ def thinned(values: Sequence[float]) -> Sequence[float]:
 
 
 def bar(value: float, low: float, high: float, width: int) -> str:
-    """Return a bar of exactly `width` characters, padded with blanks, full for value ≥ high; `·` for NaN.
+    """Return a bar that is full for value ≥ high, padded with blanks to exactly `width` characters; `·` for NaN.
 
     Requires low < high.
     """

@@ -28,7 +28,7 @@ class Spread:
 
     @staticmethod
     def of(values: Iterable[float]) -> Spread | None:
-        """Compute the spread of the finite values, with NumPy's default quartiles; None if there are none."""
+        """Compute the spread of the finite values, with NumPy's default quartiles; None if no value is finite."""
         finite = [value for value in values if math.isfinite(value)]
         if not finite:
             return None
@@ -42,7 +42,7 @@ SpreadText: TypeAlias = Callable[[Spread | None, int], str]
 
 
 def spread_text(spread: Spread | None, digits: int, statistic: Statistic = "mean") -> str:
-    """Format a spread as `0.951±0.002` or `0.951 [0.949, 0.953]`; a single trial as its value, None as `–`."""
+    """Format a spread as `0.951±0.002` or `0.951 [0.949, 0.953]`, a single trial as its value, and None as `–`."""
     if spread is None:
         return UNDEFINED
     if statistic == "median":

@@ -20,7 +20,10 @@ ResultKey: TypeAlias = tuple[str, str, str, str, str, str]
 
 @dataclass(frozen=True)
 class FigureKind:
-    """A kind of figure. make: returns the figures, possibly none, that the data of some runs allow."""
+    """A kind of figure.
+
+    make: returns the figures, possibly none, that can be drawn from the data of some runs.
+    """
 
     name: str
     make: Callable[[Sequence[Results]], list[Figure]]
@@ -30,13 +33,15 @@ class FigureKind:
 class Study(Generic[Found]):
     """An analysis that some suites request in addition to metrics.
 
-    name: the key of its records in JSON.
-    find: returns its results for a run; empty if the suite does not request it.
-    blocks: returns its part of a report, given the results of all runs, whether there are several runs, and the
+    name: the key of the study's records in JSON.
+    find: returns the study's results for a run; empty if the suite does not request the study.
+    blocks: returns the study's part of a report, given the results of all runs, whether there are several runs, and the
     function that formats a spread.
-    leads: whether that part precedes the results.
-    records: returns its records in JSON. lines: returns its records in csv, with `columns`.
-    beside: returns the values of `columns` that are added to the record of a result.
+    records: returns the study's records in JSON.
+    lines: returns the study's records in csv.
+    columns: the columns that the study adds to csv.
+    beside: returns values of `columns` that are added to the records of results.
+    leads: whether the study's part of a report precedes the results.
     provenance: returns sentences on how the settings of a run were chosen.
     """
 

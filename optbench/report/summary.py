@@ -1,6 +1,7 @@
 """Summaries of runs over seeds: typed values for every report format.
 
-Diverged and failed trials are counted visibly, but excluded from means.
+Diverged and failed trials are excluded from means but counted next to them.
+
 Legend: `T` tasks; an accuracy matrix has shape (T+1, T), row 0 before any training.
 """
 
@@ -45,7 +46,7 @@ class SummaryRow:
     fallbacks: int
     """Number of matrix factorisations that failed and were replaced, over all trials."""
     notes: Mapping[str, int]
-    """The other notes on the trials, each with the number of trials that have it."""
+    """The number of trials with each other note."""
     bounds: Mapping[tuple[str, str], int]
     """The number of trials that are ok and whose value is only a lower bound, by metric and remark."""
 
@@ -70,28 +71,29 @@ class Section:
     experiment: str
     model: str
     stopping: tuple[str, ...]
-    """Sentences on when a task ends and which split decides it, one per run if they differ."""
+    """Sentences on the protocol (when a task ends, settings beyond plain training, scoring); one text per run if runs
+    differ."""
     measures: tuple[Measure, ...]
-    """The columns of the tables: measured ones of `MEASURES` and users' metrics, except those in `undefined`."""
+    """The columns of the tables, except those in `undefined`."""
     undefined: Mapping[str, tuple[Measure, ...]]
-    """Reason -> measures that are undefined in every trial that is ok, for this reason."""
+    """The measures that are undefined in every trial that is ok, by reason."""
     metrics: Mapping[str, Metric]
     """Every measured metric."""
     rows: tuple[SummaryRow, ...]
 
     @property
     def in_bits(self) -> bool:
-        """Whether the experiment is on text, where matrices hold negative bits per byte."""
+        """Whether the experiment is on text, for which matrices hold negative bits per byte."""
         return any(row.arm.in_bits for row in self.rows)
 
     @property
     def score(self) -> str:
-        """The content of the matrices, in a word."""
+        """The name of the scores that the matrices hold."""
         return score_word(self.in_bits)
 
     @property
     def ends(self) -> tuple[float, float]:
-        """The scale of the matrices: 0 to 1, or for text the enclosing whole bits."""
+        """The ends of the scale for scores: 0 to 1 or, for text, the nearest whole numbers that enclose all scores."""
         if not self.in_bits:
             return 0.0, 1.0
         values = np.concatenate([row.matrix.ravel() for row in self.rows if row.matrix is not None] or [np.zeros(1)])
@@ -111,7 +113,7 @@ class Trouble:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """Provenance of a run, and how to repeat it."""
+    """A run's provenance, how to repeat it, its trials by status, its judged claims and the results of studies."""
 
     run: str
     suite: str
@@ -125,7 +127,7 @@ class RunSummary:
     repeat: str
     """The command that repeats the run."""
     merged: tuple[str, ...]
-    """The runs merged into it by `optbench merge`, each with its number of seeds."""
+    """The runs that `optbench merge` combined into this run, each with its number of seeds."""
     device: str
     machine: str
     versions: str
@@ -135,10 +137,10 @@ class RunSummary:
     statuses: Mapping[str, int]
     """Number of finished trials by status, as in `Results.status`."""
     controls: int
-    """Number of trials planned with another data order for the null distribution of `pairs`; not part of `planned`."""
+    """Number of trials planned with a different data order, for the null distribution of `pairs`; not in `planned`."""
     controls_ended: int
     too_few_seeds: str | None
-    """A sentence on the tests for which there are too few seeds; None if all of them have enough."""
+    """A sentence on the tests that have too few seeds; None if all tests have enough."""
     claims: tuple[JudgedClaim, ...]
     studied: Mapping[str, Sequence[Any]]
     """The results of each study, by name."""
@@ -153,7 +155,7 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """One run, or several side by side."""
+    """The summary of one run, or of several runs side by side."""
 
     runs: tuple[RunSummary, ...]
     sections: tuple[Section, ...]
@@ -168,7 +170,7 @@ class Summary:
 
     @property
     def measured(self) -> bool:
-        """Whether any trial finished, `ok` or diverged."""
+        """Whether any trial finished without failing."""
         return any(run.statuses.get(status) for run in self.runs for status in ("ok", "above_target", "diverged"))
 
 
@@ -209,7 +211,7 @@ def _section(experiment: str, model: str, found: Sequence[Arm]) -> Section:
 
 
 def _asked(arm: Arm) -> Iterator[str]:
-    """Yield the metrics that always have a column: the experiment's primary metrics, and those of claims about it."""
+    """Yield the metrics that always have a column: the experiment's primary metrics and the metrics of its claims."""
     yield from arm.settings.primary or ()
     for claim in arm.results.suite.claims.values():
         if claim.experiment == arm.experiment:
@@ -217,7 +219,7 @@ def _asked(arm: Arm) -> Iterator[str]:
 
 
 def _undefined(measures: Sequence[Measure], found: Sequence[Arm]) -> dict[str, tuple[Measure, ...]]:
-    """Return the columns whose values are undefined in every trial for one and the same reason, by reason."""
+    """Return the columns that are undefined in every trial, all for the same reason, by reason."""
     trials = [(arm, trial.id) for arm in found for seed, trial in arm.trials.items() if arm.status(seed) == "ok"]
     groups: dict[str, list[Measure]] = {}
     for measure in measures:
@@ -328,12 +330,12 @@ def run_summary(results: Results, studies: Sequence[Study[Any]] = ()) -> RunSumm
 
 
 def _command(words: Sequence[object]) -> str:
-    """Quote a command for a shell; a call from Python is a single word, which is returned unchanged."""
+    """Quote a command for a shell. A call from Python is recorded as a single word and returned unchanged."""
     return shlex.join(map(str, words)) if len(words) > 1 else "".join(map(str, words))
 
 
 def _too_few_seeds(results: Results, claims: Sequence[JudgedClaim]) -> str | None:
-    """Return the sentence on too few seeds, with the final number of parts of claims."""
+    """Return the sentence on too few seeds, for the number of parts that each claim has in the results."""
     found = suite_shortages(results.suite, results.trials, [corrected_for(c.claim, len(c.parts)) for c in claims])
     return shortage_text(found) if found else None
 

@@ -206,7 +206,7 @@ def test_five_seeds_are_never_enough_and_the_report_explains_why(tmp_path: Path)
     comparison = against(make(tmp_path, seeds=5))
     assert verdict(comparison.pairs[0], "forgetting") == Verdict.NOT_COMPARABLE
     shown = text_of(comparison)
-    assert "smallest two-sided p of 5 pairs: 0.062" in shown
+    assert "smallest two-sided p for 5 pairs: 0.062" in shown
     assert "better" not in shown.split("Verdicts are about")[0]
 
 

@@ -104,7 +104,7 @@ def test_every_format_for_people_shows_the_same(
     assert "1 of 2 verdicts change, 1 of them between supported and contradicted; 1 claim is stated in A only" in said
     for what in (
         "claim 1, up: contradicted in A, supported in B",
-        "not compared, because it differs",
+        "not compared because its settings differ",
         "lr=0.01",
     ):
         assert what in said

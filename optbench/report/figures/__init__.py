@@ -1,6 +1,6 @@
 """The figures of a report. To add one, add a file here and a line in `FIGURES`.
 
-matplotlib is imported only for drawing: `figures` decides without it what can be drawn and describes it in words.
+`figures` finds and describes what can be drawn without matplotlib, which is imported only for drawing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FIGURES: tuple[FigureKind, ...] = (
     FigureKind("class-cosine", class_cosine),
     FigureKind("accuracy-matrix", accuracy_matrix),
 )
-"""Figures in the order of a report."""
+"""Figures in the order in which a report shows them."""
 OF_WEIGHTS: tuple[FigureKind, ...] = (
     FigureKind("pruning", pruning),
     FigureKind("weight-magnitudes", weight_magnitudes),
@@ -42,7 +42,7 @@ OF_CLAIMS: tuple[FigureKind, ...] = (FigureKind("readings", readings),)
 
 
 def figure_kinds(studies: Sequence[Study[Any]]) -> list[FigureKind]:
-    """Return every kind of figure in the order of a report's tables, those of leading studies first."""
+    """Return every kind of figure in the order of a report's tables, with the figures of leading studies first."""
     leading, others = ([kind for s in studies if s.leads == leads for kind in s.figures] for leads in (True, False))
     return [*leading, *FIGURES, *others, *OF_WEIGHTS, *OF_CLAIMS]
 

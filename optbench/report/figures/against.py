@@ -1,6 +1,6 @@
-"""One metric against another along a swept setting, which shows whether both respond to it in the same way.
+"""One metric against another along a swept setting, which shows whether both metrics respond to it in the same way.
 
-Requested by an experiment: `figures: [{x: effective_rank, y: forgetting}]`.
+An experiment requests these figures by `figures: [{x: effective_rank, y: forgetting}]`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ WIDTH, HEIGHT = MAX_WIDTH, 3.4
 BESIDE = 0.75
 """Approximate space, in inches, for the ticks and names of the axes."""
 MANY_VALUES = 10
-"""Maximum number of means on a line that are all labelled; on a longer line, only the ends are."""
+"""Maximum number of means for which every mean on a line is labelled; on longer lines, only the ends are labelled."""
 STEPS = 16
-"""Number of sections into which a line is divided by points that labels avoid; labels do not fit between them."""
+"""Number of sections of a line between points that labels avoid. No label fits between two such points."""
 AIR = 0.09
 """Margin for labels on either side of the data, as a fraction of their range."""
 
@@ -40,9 +40,9 @@ Point = tuple[float, float]
 class Path:
     """One optimizer of one run, along its variants.
 
-    setting: the dotted path of the only number in which the variants differ; None if there is no such number, and then
-    the variants are not joined. points: the variants ordered by this number, or else as in the suite, each with the
-    label of its mean.
+    setting: the dotted path of the only number in which the variants differ. If there is no such number, `setting` is
+    None, and no line joins the variants.
+    points: the variants, each with the label of its mean, ordered by this number or, without one, as in the suite.
     """
 
     series: Series
@@ -50,7 +50,7 @@ class Path:
     points: tuple[tuple[str, Series], ...]
 
     def drawn(self, x: str, y: str) -> list[tuple[str, list[Point]]]:
-        """Return the label and the seeds of each point; a seed is (x, y), and those that lack a metric are left out."""
+        """Return the label of each point and the values (x, y) of its seeds, without seeds that lack a metric."""
         found = []
         for text, series in self.points:
             pairs = [(series.arm.value(x, trial.seed), series.arm.value(y, trial.seed)) for trial in series.trials]
@@ -154,7 +154,7 @@ def _panel(part: Sequence[Path], x: str, y: str, limits: tuple[Point, Point]) ->
 
 
 def _numbers(paths: Sequence[Path], x: str, y: str) -> str:
-    """Describe the ends of each line and all points that are not joined; those beyond `MANY_NUMBERS` are counted."""
+    """Describe the ends of each line and all points without a line; those beyond `MANY_NUMBERS` are only counted."""
     found = []
     for path in paths:
         drawn = path.drawn(x, y)
@@ -170,7 +170,7 @@ def _middle(pairs: Sequence[Point]) -> Point:
 
 
 def _between(a: Point, b: Point) -> list[Point]:
-    """Return points between the ends of a section of a line, which labels should not cover."""
+    """Return points on the line between two means, which labels should not cover."""
     shares = [i / STEPS for i in range(1, STEPS)]
     return [(a[0] + share * (b[0] - a[0]), a[1] + share * (b[1] - a[1])) for share in shares]
 

@@ -1,4 +1,4 @@
-"""The final rows of long tables, as arrays by trial."""
+"""The rows of long tables that were measured at the end of a trial, as arrays by trial."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ LAYER = "features"
 
 
 def final_rows(results: Results, table: pa.Table, *columns: Array) -> dict[str, Array]:
-    """Return trial -> (rows, columns), measured after its last task, in the order of the table.
+    """Return the rows measured after the last task of each trial, (rows, columns), by trial and in table order.
 
-    table: has the column `after_task`, and possibly `layer`, in which case only rows of the features are used.
-    columns: each (rows of the table,).
+    table: has the columns `trial` and `after_task`. If it has a column `layer`, only rows of the features are used.
+    columns: the columns to return, each with one value per row of the table.
     """
     trial, ids = codes(table["trial"])
     # -1 never equals a number of tasks.

@@ -1,4 +1,4 @@
-"""Curves of trials: every seed as a thin line, the mean as a thick one."""
+"""Curves of trials: each seed as a thin line, and the mean as a thick line."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ Curve = tuple[tuple[float, float], ...]
 """Points (x, y), by ascending x."""
 Of = TypeVar("Of", str, int)
 Curves = Mapping[tuple[str, Of], Curve]
-"""Curves of a run, by trial and subject: a pruning scope, or a task."""
+"""Curves of a run, by trial and subject (a pruning scope or a task)."""
 
 
 def lines(series: Series, of: Of, read: Mapping[Path, Curves[Of]]) -> list[Curve]:
-    """Return the curve of every seed of a series for which there is one. read: the curves of each run, by its path."""
+    """Return the curves of a series, one for each seed that has a curve.
+
+    read: the curves of each run, by the path of the run.
+    """
     known = read[series.arm.results.run.path]
     return [known[trial.id, of] for trial in series.trials if known.get((trial.id, of))]
 
@@ -32,7 +35,7 @@ def mean_curve(found: Sequence[Curve]) -> Curve:
 
 
 def draw(axes: Axes, part: Sequence[Series], of: Of, read: Mapping[Path, Curves[Of]]) -> None:
-    """Draw the curves of several series."""
+    """Draw the curves of several series and the mean of each series."""
     for series in part:
         shown, found = style.look(series), lines(series, of, read)
         style.draw_curves(axes, found, shown)

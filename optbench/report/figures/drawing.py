@@ -12,18 +12,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MAX_WIDTH = 4.6
-"""In inches. A wider panel would be shrunk on a phone until its text is illegible."""
+"""Maximum width of a panel, in inches. A phone would shrink a wider panel until its text is illegible."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One drawing with its own axes. Sizes in inches.
+    """One drawing with its own axes. Sizes are in inches.
 
-    draw: draws on the axes in the style of `style.STYLE`, and sets limits, scales, ticks and names. height: the height
-    without the legend. series: the series named in a legend above the axes, or in the title if there is only one.
-    lines: whether the legend shows lines or only markers. scales: the axes with a grid and ticks; others have names at
-    positions. beside: space to the right of the axes that `draw` fills. below: panels under this one, aligned with its
-    axes, so that they can share the x axis.
+    draw: draws on the axes in the style of `style.STYLE`, and sets limits, scales, ticks and names.
+    height: the height without the legend.
+    series: the series named in a legend above the axes, or in the title if there is only one.
+    lines: whether the legend shows lines or only markers.
+    scales: the axes that have a grid and ticks; other axes have names at positions.
+    beside: the width of the space to the right of the axes that `draw` fills.
+    below: panels under this one. Their axes are aligned with the axes of this one, so that they can share the x axis.
     """
 
     draw: Callable[[Axes], None]
@@ -52,9 +54,9 @@ class Panel:
 class Figure:
     """One figure of a report.
 
-    name: a file stem, unique in a report: `final-accuracy_permuted-mnist`.
+    name: a file stem that is unique in a report, e.g. `final-accuracy_permuted-mnist`.
     caption: what is shown, for how many seeds, and what is left out.
-    alt: one sentence with the main numbers, for readers who cannot see it.
+    alt: one sentence with the main numbers, for readers who cannot see the figure.
     """
 
     name: str

@@ -21,7 +21,7 @@ METRIC = "average_accuracy"
 WIDTH, HEIGHT = 4.6, 3.1
 MEAN: dict[str, Any] = {"color": style.INK, "linewidth": 1.8, "label": "_means"}
 MAX_ROWS = 12
-"""Maximum number of rows in a panel; rows are named individually, so colours need not distinguish them."""
+"""Maximum number of rows in a panel. Each row is named, so colours need not distinguish the rows."""
 
 
 def final_accuracy(results: Sequence[Results]) -> list[Figure]:
@@ -56,7 +56,7 @@ def _figure(experiment: str, found: Sequence[Group]) -> Figure | None:
     everything = [series for _, shown in drawn for series in shown]
     what = (
         f"{accuracy(everything)} at the end of {experiment}, mean over all tasks, by optimizer"
-        f"{'' if len(found) == 1 else ' and model'}; a dot is a seed, a bar their mean."
+        f"{'' if len(found) == 1 else ' and model'}; a dot is a seed, and a bar is the mean."
     )
     return Figure(
         name=figure_name("final-accuracy", experiment),
@@ -72,7 +72,7 @@ def _axis(shown: Sequence[Series]) -> str:
 
 
 def _rows(part: Sequence[Series], limits: tuple[float, float]) -> Panel:
-    """Return a panel for one model, with a row for each series, next to its name."""
+    """Return a panel for one model, with a named row for each series."""
 
     def draw(axes: Axes) -> None:
         for row, series in enumerate(part):
@@ -91,7 +91,7 @@ def _rows(part: Sequence[Series], limits: tuple[float, float]) -> Panel:
 def _columns(
     drawn: Sequence[tuple[Group, Sequence[Series]]], part: Sequence[Series], limits: tuple[float, float]
 ) -> Panel:
-    """Draw several models: a column for each, with the optimizers side by side."""
+    """Return a panel for several models, with a column for each model and the optimizers side by side in it."""
     models = [group.model for group, _ in drawn]
     step = 0.8 / len(part)
     order = {series.label: i for i, series in enumerate(part)}

@@ -1,4 +1,4 @@
-"""Forgetting of a task while later ones are trained: its score at each of their evaluations (`follow_earlier`)."""
+"""Forgetting of a task while later tasks are trained: the scores on the earlier task that `follow_earlier` records."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 4.2, 2.7
 MOST = 4
-"""Maximum number of tasks shown: the first ones, which are followed by the most training."""
+"""Maximum number of tasks shown. The first tasks are shown because they are followed by the most training."""
 
 
 def forgetting_curves(results: Sequence[Results]) -> list[Figure]:
@@ -38,9 +38,9 @@ def forgetting_curves(results: Sequence[Results]) -> list[Figure]:
 
 
 def read_curves(results: Results) -> Curves[int]:
-    """Read the curves of every trial and task from the end of its training, without points that have no score.
+    """Read the curves of all trials and tasks, each from the end of training on the task and without missing scores.
 
-    x: tasks trained so far, with the current one counted as a fraction.
+    The x axis is the number of tasks trained so far, with the current one counted as a fraction.
     """
     in_bits = {trial.id: trial.experiment in results.in_bits for trial in results.trials}
     rows = results.run.table(EarlierRow.table).to_pylist()
@@ -80,7 +80,7 @@ def _figure(group: Group, tasks: Sequence[int], read: Mapping[Path, Curves[int]]
     ends = [(s.label, mean([line[-1][1] for line in found])) for s in shown if (found := lines(s, first, read))]
     what = (
         f"{score[:1].upper()}{score[1:]} on validation data of a task of {group.experiment}, {group.model}, after its "
-        "training and while later tasks are trained; a thin line is a seed, a thick one the mean."
+        "training and while later tasks are trained; a thin line is a seed, and a thick line is the mean."
     )
     alt = f"Mean {score} on {names[first - 1]} at the end: {means(ends)}."
     panels = [_panel(names[task - 1], task, part, read, limits) for task in tasks for part in chunks(shown)]

@@ -1,7 +1,8 @@
 """The frame of a panel: grid, axes, ticks, names, title and legend, laid out according to the sizes of their texts.
 
-matplotlib can do all this, but creates six objects per tick and measures them three times for a layout, which would
-take most of the time for a page. Scales, limits, ticks and names are set on its axes and read from there.
+matplotlib can draw the frame as well, but it creates six objects per tick and measures them three times for a layout,
+which would take most of the time for a page. Scales, limits, ticks and names are set on matplotlib's axes and read from
+there.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ Ticks = Sequence[tuple[float, str]]
 
 @dataclass(frozen=True)
 class Frame:
-    """A placed panel. outer: box of the panel; inner: box of its axes; in points from the corner of the canvas."""
+    """A placed panel.
+
+    outer, inner: the boxes of the panel and of its axes, in points from the bottom left corner of the canvas.
+    """
 
     panel: Panel
     outer: Box
@@ -50,12 +54,15 @@ class Frame:
 
 
 def height(panel: Panel) -> float:
-    """Return the height of the panel with its legend and the panels below it."""
+    """Return the height, in points, of the panel with its legend and the panels below it."""
     return 72 * panel.height + LEGEND_ROW * _rows(panel) + sum(map(height, panel.below))
 
 
 def add_panel(canvas: Canvas, panel: Panel, left: float, bottom: float) -> Frame:
-    """Draw a panel and those below it, with the bottom left corner given; return the frame of the panel itself."""
+    """Draw a panel and the panels below it; return the frame of the first.
+
+    left, bottom: the bottom left corner of all these panels together.
+    """
     top, drawn = bottom + height(panel), []
     for one in (panel, *panel.below):
         axes = canvas.add_axes((0.0, 0.0, 1.0, 1.0))
@@ -74,7 +81,7 @@ def add_panel(canvas: Canvas, panel: Panel, left: float, bottom: float) -> Frame
 
 
 def _aligned(drawn: Sequence[tuple[Axes, Frame]]) -> list[Frame]:
-    """Align the axes of all frames on both sides with the left and right ends that are furthest inside."""
+    """Align the left ends of all axes with the rightmost one, and their right ends with the leftmost one."""
     x0, x1 = max(frame.inner[0] for _, frame in drawn), min(frame.inner[2] for _, frame in drawn)
     found = []
     for axes, frame in drawn:
@@ -95,7 +102,7 @@ def _fitted(panel: Panel, axes: Axes, outer: Box) -> Frame:
     y1 = top - EDGE - TICK_SIZE / 2
     if panel.heading or rows:
         y1 = top - EDGE - HEADER_GAP - LEGEND_ROW * rows - (TITLE_SIZE if panel.heading else 0.0)
-    # The number of ticks depends on the space, which for the x axis depends on the ticks of the y axis.
+    # The number of ticks depends on the space; the space for the x axis depends on the ticks of the y axis.
     _place(axes, (left, y0, right, y1))
     y, y_unit = _ticks(axes.yaxis)
     broadest = max((_breadth(text) for _, text in y), default=0.0)
@@ -103,7 +110,7 @@ def _fitted(panel: Panel, axes: Axes, outer: Box) -> Frame:
     x1 = right - EDGE - 72 * panel.beside
     _place(axes, (x0, y0, x1, y1))
     x, x_unit = _ticks(axes.xaxis)
-    # The last text may extend beyond the axes.
+    # The text of the last tick may extend beyond the axes, but not beyond the panel.
     for share, text in x:
         if share > 0 and x0 + share * (x1 - x0) + _breadth(text) / 2 > right - EDGE:
             x1 = x0 + (right - EDGE - _breadth(text) / 2 - x0) / share
@@ -152,7 +159,7 @@ def _lines(frame: Frame, points: Transform) -> Iterator[Line2D]:
 
 
 def labels(frame: Frame) -> list[Label]:
-    """Return every text of the frame, in points."""
+    """Return a label for every text of the frame, with positions in points."""
     (left, bottom, right, top), (x0, y0, x1, y1) = frame.outer, frame.inner
     across, up = right - left - 2 * EDGE, top - bottom - 2 * EDGE
     x_name, y_name = (cut(name, NAME_SIZE, room) for name, room in zip(frame.names, (across, up), strict=True))
@@ -177,7 +184,7 @@ def labels(frame: Frame) -> list[Label]:
 
 
 def _text(x: float, y: float, text: str, anchor: Anchor) -> list[Label]:
-    """Return the lines of a text, centred on or below the position of the first."""
+    """Return the lines of a text, centred vertically on (x, y) if the anchor is `right`, else below (x, y)."""
     lines = text.split("\n")
     top = y + (LINE * TICK_SIZE * (len(lines) - 1) / 2 if anchor == "right" else 0.0)
     return [Label(x, top - LINE * TICK_SIZE * i, line, TICK_SIZE, anchor) for i, line in enumerate(lines)]

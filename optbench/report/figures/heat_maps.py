@@ -1,6 +1,6 @@
-"""Means over seeds as coloured cells, one panel per optimizer: class × class cosine, and accuracy matrices.
+"""Heat maps of means over seeds, with one panel per optimizer: cosines between classes, and accuracy matrices.
 
-The first are Figure 4 (right) of Pascanu et al. 2025.
+The figures of cosines correspond to Figure 4 (right) of Pascanu et al. 2025.
 """
 
 from __future__ import annotations
@@ -34,7 +34,11 @@ CELL = 0.3
 
 @dataclass(frozen=True)
 class HeatMap:
-    """A heat map. values: (rows, columns), NaN where missing; low, high: the values at the ends of the colour scale."""
+    """A heat map.
+
+    values: (rows, columns), NaN where missing.
+    low, high: the values at the ends of the colour scale.
+    """
 
     values: Matrix
     low: float
@@ -44,13 +48,16 @@ class HeatMap:
 
 
 def class_cosine(results: Sequence[Results]) -> list[Figure]:
-    """Return one figure per experiment and model."""
+    """Return one figure of cosines between classes per experiment and model."""
     read = {result.run.path: cosines(result) for result in results}
     return [_cosine_figure(*drawn) for drawn in _drawn(results, lambda found: read[found.run.path])]
 
 
 def accuracy_matrix(results: Sequence[Results]) -> list[Figure]:
-    """Return a figure per experiment and model; none if tasks were scored only right before and after training."""
+    """Return one figure of accuracy matrices per experiment and model.
+
+    There is none if each task was scored only right before and right after training on it.
+    """
     return [_accuracy_figure(*drawn) for drawn in _drawn(results, _matrices)]
 
 
@@ -67,7 +74,7 @@ def _is_more_than_two_diagonals(matrix: Matrix) -> bool:
 def _drawn(
     results: Sequence[Results], matrices: Callable[[Results], Mapping[str, Matrix]]
 ) -> Iterator[tuple[Group, list[tuple[Series, Matrix]]]]:
-    """Yield each group with the series that have a mean, and the mean; skip groups without such a series."""
+    """Yield each group with its series and their mean matrices; omit series without one, and groups without series."""
     for group in groups(results):
         found = [(series, _mean(series, matrices(series.arm.results))) for series in group.shown]
         if drawn := [(series, values) for series, values in found if values is not None]:
@@ -75,7 +82,7 @@ def _drawn(
 
 
 def cosines(results: Results) -> dict[str, Matrix]:
-    """Return trial -> cosines between the mean features of all classes after the last task, (C, C)."""
+    """Return the cosines between the mean features of all classes after the last task, (C, C), by trial."""
     table = results.run.table("similarity", "trial", "after_task", "layer", "class_a", "class_b", "cosine")
     columns = (numbers(table[name]) for name in ("class_a", "class_b", "cosine"))
     found = {}
@@ -88,7 +95,7 @@ def cosines(results: Results) -> dict[str, Matrix]:
 
 
 def _mean(series: Series, matrices: Mapping[str, Matrix]) -> Matrix | None:
-    """Return the mean of each entry over the seeds on which it is defined; NaN where there are none.
+    """Return the mean of each entry over the seeds on which it is defined; NaN if it is defined on none.
 
     Return None if no entry is defined on any seed, or if the matrices differ in shape.
     """
@@ -104,7 +111,7 @@ def _mean(series: Series, matrices: Mapping[str, Matrix]) -> Matrix | None:
 
 
 def _cosine_figure(group: Group, drawn: Sequence[tuple[Series, Matrix]]) -> Figure:
-    # In steps of a tenth, so that two reports of an experiment usually have the same colours.
+    # The scale begins at a multiple of .1, so that two reports of an experiment usually have the same colours.
     low = math.floor(10 * min(float(np.nanmin(values)) for _, values in drawn)) / 10
     panels = []
     for series, values in drawn:
@@ -157,7 +164,7 @@ def draw_heat_map(label: str, heat_map: HeatMap) -> Panel:
     margin = 0.35 + 0.085 * max(map(len, heat_map.rows.names))
     width = min(max(margin + 0.15 + CELL * columns, MIN_WIDTH, 0.4 + 0.085 * len(label)), MAX_WIDTH)
     numbers = (width - margin - 0.15) / columns > 0.9 * CELL
-    # Cells are square, or flat if they are few.
+    # Cells are square, or flat if there are few columns.
     beside = 0.0 if numbers else 0.55
     inner = width - margin - 0.15 - beside
     height = 0.85 + inner * rows / columns if numbers is False or columns > 6 else 0.85 + CELL * rows
@@ -201,7 +208,7 @@ def _cells(axes: Axes, heat_map: HeatMap, *, numbers: bool) -> None:
 
 
 def two_digits(value: float) -> str:
-    """Format a number for a narrow cell: `.93`, `-.12`, `1.0`."""
+    """Format a number for a narrow cell, e.g. `.93`, `-.12` or `1.0`."""
     text = f"{value:.2f}"
     if text.startswith(("0.", "-0.")):
         return "0" if float(text) == 0 else text.replace("0.", ".", 1)

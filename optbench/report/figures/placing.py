@@ -1,4 +1,4 @@
-"""Placement of labels next to points and at the ends of lines, without covering points or each other."""
+"""Placement of labels next to points and at the ends of lines, so that they cover neither points nor other labels."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def name_points(
     others: Sequence[Point] = (),
     colours: Sequence[str] = (),
 ) -> None:
-    """Write a text next to each point, with a line to it; arguments as in `place_labels`.
+    """Write a text next to each point, with a line from the text to the point.
 
-    colours: the colours of the texts, if several series have texts.
+    colours: the colour of each text; by default, `INK` for all of them. Other arguments are those of `place_labels`.
     """
     places = place_labels(centres, texts, limits, size, others)
     for text, centre, offset, colour in zip(texts, centres, places, colours or [INK] * len(texts), strict=True):
@@ -63,10 +63,11 @@ class Ending:
 
 
 def name_ends(axes: Axes, ends: Sequence[Ending], limits: tuple[float, float], height: float, room: float) -> None:
-    """Write the name of each line to the right of the axes, as close to its end as possible.
+    """Write the name of each line to the right of the axes, as close to the end of the line as possible.
 
-    limits: limits of the y axis. height: height of the panel, in points. room: width to the right of the axes, in
-    points.
+    limits: limits of the y axis.
+    height: height of the panel, in points.
+    room: width to the right of the axes, in points.
     """
     from optbench.report.figures.texts import cut
 
@@ -81,13 +82,13 @@ def name_ends(axes: Axes, ends: Sequence[Ending], limits: tuple[float, float], h
 
 
 def spaced(places: Sequence[float], gap: float) -> list[float]:
-    """Move positions in [0, 1] to be at least `gap` apart, in their order, with the least sum of squared moves.
+    """Move positions in [0, 1] so that they are at least `gap` apart, with the smallest sum of squared moves.
 
-    If there is not enough space, they are spread evenly.
+    The order of the positions does not change. If there is not enough space, they are spread evenly.
     """
     order = sorted(range(len(places)), key=lambda i: places[i])
     gap = min(gap, 1 / max(1, len(places) - 1))
-    # After gaps are subtracted, positions must not decrease: neighbours that do are pooled (isotonic regression).
+    # Once gaps are subtracted, positions must not decrease; neighbours that do are pooled (isotonic regression).
     pools: list[list[float]] = []
     for rank, i in enumerate(order):
         pools.append([places[i] - rank * gap])
@@ -109,9 +110,13 @@ def place_labels(
 ) -> list[Point]:
     """Return the offset of the centre of each label from its point, in points.
 
-    centres: points in the units of the axes. limits: limits of the x and the y axis. size: size of the axes, in points.
+    Each label gets the nearest free position on three rings around its point or, if none is free, the position that
+    covers least.
+
+    centres: points in the units of the axes.
+    limits: limits of the x and the y axis.
+    size: size of the axes, in points.
     others: smaller points, in the units of the axes, to avoid if possible.
-    A label gets the nearest free position on three rings around its point, or else the one that covers least.
     """
     spots = [_place(centre, limits, size) for centre in centres]
     taken = [_box(spot, CLEAR, CLEAR) for spot in spots]

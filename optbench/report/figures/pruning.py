@@ -34,7 +34,7 @@ def pruning(results: Sequence[Results]) -> list[Figure]:
 
 
 def read_curves(results: Results) -> Curves[str]:
-    """Read the pruning curves after the last task, by scope, without points that have no accuracy."""
+    """Read the pruning curves after the last task, by trial and scope, without points that lack an accuracy."""
     found: dict[tuple[str, str], Curve] = {}
     for key, curve in results.pruning.items():
         points = [(keep, accuracy) for keep, accuracy in curve.tolist() if math.isfinite(accuracy) and keep > 0]
@@ -51,14 +51,14 @@ def _scopes(read: Mapping[Path, Curves[str]]) -> list[str]:
 def _figure(group: Group, drawn: Mapping[str, Sequence[Series]], read: Mapping[Path, Curves[str]]) -> Figure:
     scope, shown = next(iter(drawn.items()))
     middle = {series.label: mean_curve(lines(series, scope, read)) for series in shown}
-    # The fraction nearest to a tenth, where solutions differ but are not yet far below the dense one.
+    # At the fraction nearest to a tenth, solutions differ but are not yet far below their accuracy without pruning.
     near = min(
         (keep for line in middle.values() for keep, _ in line), key=lambda k: abs(math.log(k / 0.1)), default=1.0
     )
     numbers = [(label, dict(line)[near]) for label, line in middle.items() if near in dict(line)]
     what = (
         f"Test accuracy at the end of {group.experiment}, {group.model}, over all tasks, with only the largest weights "
-        "kept and no further training; a thin line is a seed, a thick one the mean."
+        "kept and no further training; a thin line is a seed, and a thick line is the mean."
     )
     alt = f"Mean accuracy with {100 * near:.3g}% of the weights kept ({SCOPES.get(scope, scope)}): {means(numbers)}."
     panels = [_panel(scope, part, read) for scope, shown in drawn.items() for part in chunks(shown)]

@@ -1,8 +1,8 @@
-"""The readings of a claim as a specification curve (Simonsohn, Simmons & Nelson 2020): effects in order, with marks.
+"""The readings of a claim as a specification curve (Simonsohn, Simmons & Nelson 2020).
 
-Marks below each effect show its metric, layer and data. Readings have different units, so the effect is the difference
-divided by the median of the right side. This keeps its interval and size, whereas a rank correlation of few pairs
-would be 1 for almost every reading.
+The effects of the readings are sorted, and marks below each effect show the metric, layer and data of its reading.
+Readings have different units, so the effect is the difference divided by the median of the right side. The effect
+therefore has a size and an interval, whereas a rank correlation over few pairs would be 1 for almost every reading.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ CURVE, PAD, ROW, GAP = 1.9, 0.05, 0.155, 0.09
 ROW_NAME, FOLDED = 122.0, 25
 """Maximum length of a name in points, and of a name with its settings on one line in characters."""
 FAR = 2.0
-"""If effects exceed this (200%), the axis is linear around 0 and logarithmic far from it."""
+"""If effects exceed this (200%), the axis is linear around 0 and logarithmic far from 0."""
 BEND = 0.2
 INSIDE = 0.9
-"""Minimum fraction of interval ends within the axis."""
+"""Minimum fraction of interval ends that lie within the axis."""
 MORE = 1.5
-"""Factor by which the axis may be extended in order to include all ends of intervals."""
+"""Maximum factor by which the axis is extended to include all interval ends."""
 MOST_PARTS = 12
 """Maximum number of parts of a claim that are drawn."""
 MANY = 6
-"""Maximum number of omitted readings that are named; more of them are only counted."""
+"""Maximum number of omitted readings that are named; if there are more, they are only counted."""
 LOOKS: dict[Says, tuple[str, str, bool]] = {
     Says.HIGHER: (style.PALETTE[3], "^", True),
     Says.LOWER: (style.PALETTE[0], "v", True),
@@ -64,7 +64,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of marks: its name, its middle and end in inches below the curve, and the marked points."""
+    """A row of marks.
+
+    depth, end: the middle and the bottom of the row, in inches below the curve.
+    marks: returns whether the row has a mark for a reading.
+    """
 
     name: str
     depth: float
@@ -74,7 +78,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Scale:
-    """The axis of effects, in inches above the bottom of the curve; the same in every panel of a claim."""
+    """The axis of effects, from `low` to `high`; it is the same in every panel of a claim."""
 
     low: float
     high: float
@@ -136,12 +140,12 @@ def _figure(judged: JudgedClaim, more: Sequence[str], used: Set[str]) -> Iterato
     names = (figure_name("readings", judged.name, *more, *n) for n in ([], *([str(i)] for i in range(2, 10**6))))
     left, right = side_text(judged.claim.left), side_text(judged.claim.right)
     sentences = [
-        f"Every reading of the claim, sorted by its effect: {left} minus {right}, in percent of the "
-        f"median of {right}, with the 95% interval of the signed-rank test. The marks below show its metric, layer "
+        f"Every reading of the claim, sorted by its effect: {left} minus {right}, as a percentage of "
+        f"the median of {right}, with the 95% interval of the signed-rank test. The marks below show its metric, layer "
         "and data.",
-        "A triangle points up or down if the uncorrected interval excludes 0; a circle is open. The band is the "
-        "primary reading, which gives the verdict. The readings are descriptive: they are correlated, and there is no "
-        "correction for their number.",
+        "A triangle points up or down if the uncorrected interval excludes 0; a circle is an open reading. The band is "
+        "the primary reading, which gives the verdict. The readings are descriptive: they are correlated, and there is "
+        "no correction for their number.",
         f"{_seeds(every)}.",
         *(["The axis is linear around 0 and logarithmic far from it."] if scale.bent else []),
         *(["Intervals that extend beyond the axis are cut off."] if any(map(scale.cuts, every)) else []),
@@ -174,7 +178,7 @@ def _scale(points: Sequence[Point]) -> Scale:
 
 
 def _left_out(parts: Sequence[ClaimPart]) -> Iterator[str]:
-    """Describe the readings that are not drawn, and why."""
+    """Yield a sentence about the readings that are not drawn, if there are any."""
     found = []
     for part in parts:
         shown = {point.reading.cell for point in drawn(part)}

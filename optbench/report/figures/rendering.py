@@ -1,4 +1,4 @@
-"""Figures as inline SVG and as files. Uses matplotlib's objects, never pyplot's global state."""
+"""Figures as inline SVG and as files, drawn with matplotlib's objects and never with pyplot's global state."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FILE_FORMATS: tuple[FileFormat, ...] = ("svg", "png", "pdf")
 PER_ROW = 3
 DPI = 200
 
-# Without dates and versions, so that the same data give the same bytes.
+# Files contain no dates or versions, so that the same data give the same bytes.
 METADATA: dict[str, dict[str, Any]] = {
     "svg": {"Creator": None, "Date": None, "Format": None, "Type": None},
     "png": {"Software": None},
@@ -34,8 +34,9 @@ METADATA: dict[str, dict[str, Any]] = {
 def to_svg(figure: Figure) -> tuple[str, ...]:
     """Render one SVG element per panel, for an HTML page.
 
-    An element inherits its font, and the colour of text and axes (`currentColor`), from the page and has no background;
-    series colours can be set as `--c0` to `--c7`. It has no style sheet, script or external reference, and unique ids.
+    An element has unique ids, no background, and no style sheets, scripts or external references. Its font and the
+    colour of its text and axes (`currentColor`) come from the page. The page can set the series colours as `--c0` to
+    `--c7`.
     """
     with styled({"svg.fonttype": "none"}):
         return tuple(_panel_svg(figure, number, panel) for number, panel in enumerate(figure.panels))
@@ -64,7 +65,7 @@ def save(figure: Figure, folder: Path, formats: Sequence[FileFormat] = FILE_FORM
 
 @contextlib.contextmanager
 def styled(options: dict[str, Any]) -> Iterator[None]:
-    """Return a context in which matplotlib draws in the style of all figures, ignoring the user's matplotlibrc."""
+    """Return a context in which matplotlib uses the style that all figures share, plus `options`."""
     import matplotlib.style
 
     # "default" comes first, so that a user's matplotlibrc does not change the look of a report.
@@ -73,7 +74,7 @@ def styled(options: dict[str, Any]) -> Iterator[None]:
 
 
 def _canvas(panels: Sequence[Panel]) -> Canvas:
-    """Draw the panels, `PER_ROW` in a row, aligned at the bottom."""
+    """Draw the panels on a new canvas, `PER_ROW` in a row, aligned at the bottom."""
     from matplotlib.figure import Figure as Canvas
 
     from optbench.report.figures.frame import add_panel, height

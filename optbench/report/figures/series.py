@@ -1,4 +1,4 @@
-"""The series of figures: arms of one experiment and model with labels."""
+"""The series that figures draw: labelled arms of one experiment and model."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ VARIANTS_SHOWN = 3
 class Series:
     """An arm as shown in a figure.
 
-    label: its optimizer and variant, and its run if there are several.
-    colour: the number of its optimizer in the report, the same in every figure.
-    turn: the number of earlier series of the same optimizer in a figure, which changes marker and line.
+    label: the arm's optimizer and variant, followed by its run if there are several runs.
+    colour: the number of the optimizer in the report, so that its colour is the same in every figure.
+    turn: the number of earlier series of the same optimizer in a figure; it determines the marker and the line style.
     """
 
     arm: Arm
@@ -44,7 +44,7 @@ class Series:
         return [trial for seed, trial in self.arm.trials.items() if self.arm.status(seed) == "ok"]
 
     def values(self, metric: str) -> list[float]:
-        """Return the metric of every trial that is `ok`, where defined."""
+        """Return the metric's values in the trials that are `ok`, without undefined ones."""
         return [value for value in self.arm.values(metric) if math.isfinite(value)]
 
 
@@ -57,7 +57,7 @@ class Group:
     series: tuple[Series, ...]
 
     def figure_name(self, kind: str, *more: str) -> str:
-        """Return the name of a figure of this kind about the group; `more` tells several such figures apart."""
+        """Return the name of a figure about the group. If there are several of one kind, `more` distinguishes them."""
         return figure_name(kind, self.experiment, self.model, *more)
 
     @functools.cached_property
@@ -82,7 +82,7 @@ class Group:
 
 
 def figure_name(*parts: str) -> str:
-    """Return the name of a figure from its kind and subject: `spectrum_permuted-mnist`."""
+    """Return the name of a figure of this kind and subject, e.g. `spectrum_permuted-mnist`."""
     return file_name(parts, underscores=1)
 
 
@@ -106,7 +106,7 @@ def by_experiment(found: Sequence[Group]) -> dict[str, list[Group]]:
 
 
 def chunks(series: Sequence[Series], size: int = MAX_SERIES) -> list[Sequence[Series]]:
-    """Distribute series evenly over as few panels as possible: 10 as 5 and 5."""
+    """Distribute series evenly over as few panels as possible, e.g. 10 series as 5 and 5."""
     return split(series, -(-len(series) // size))
 
 
@@ -133,7 +133,7 @@ def _sweep_of(series: Series) -> tuple[str, str]:
 
 
 def _spread(variants: Sequence[str], count: int) -> list[str]:
-    """Select at most `count` variants: the first, the last and evenly spaced ones between; for 1, the middle one."""
+    """Select at most `count` variants: both ends and evenly spaced ones between them, or only the middle one."""
     if len(variants) <= count:
         return list(variants)
     if count == 1:

@@ -27,7 +27,7 @@ FLOOR = 1e-8
 the axis."""
 
 Spectra = Mapping[str, NDArray[np.float64]]
-"""Spectra by trial, each (d,): fractions of the sum, largest first."""
+"""Spectra by trial, each (d,): eigenvalues as fractions of their sum, largest first."""
 
 
 def spectrum(results: Sequence[Results]) -> list[Figure]:
@@ -43,7 +43,7 @@ def spectrum(results: Sequence[Results]) -> list[Figure]:
 
 
 def spectra(results: Results) -> Spectra:
-    """Read the spectra after the last task, all tasks pooled, of every trial that has one."""
+    """Read the spectrum of each trial that has one, after the last task and with all tasks pooled."""
     table = results.run.table("spectra", "trial", "after_task", "task", "layer", "index", "eigenvalue")
     table = table.filter(pc.is_null(table["task"]))
     columns = (numbers(table[name]) for name in ("index", "eigenvalue"))
@@ -69,7 +69,7 @@ def _figure(experiment: str, drawn: Sequence[tuple[Group, Sequence[Series]]], re
     ]
     what = (
         f"Eigenvalues of the covariance of the features at the end of {experiment}, all tasks pooled, each divided by "
-        "their sum; a thin line is a seed, a thick one the median over seeds."
+        "their sum; a thin line is a seed, and a thick line is the median."
     )
     return Figure(
         name=figure_name("spectrum", experiment),

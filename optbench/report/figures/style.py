@@ -1,8 +1,8 @@
 """The style of all figures: colours, markers, text sizes and shared drawing functions.
 
-The series colours are those of Okabe & Ito 2008, designed for colour-blind readers, with the lightest ones darkened for
-a contrast of at least 3:1 both on white and on #15181c, so that one set works on light and dark pages. Every optimizer
-also has its own marker.
+The series colours are those of Okabe & Ito 2008, which are designed for colour-blind readers. The lightest ones are
+darkened, so that the contrast is at least 3:1 both on white and on #15181c, and one set works on light and dark pages.
+Every optimizer also has its own marker.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ Which = Literal["x", "y"]
 Line = Literal["solid", "dashed", "dotted", "dashdot"]
 
 INK = "#1a1b1d"
-"""Colour of text, axes and means, replaced in a page by the colour of its text."""
+"""Colour of text, axes and means; in a page, it is replaced by the page's text colour."""
 PALETTE = ("#0072b2", "#c28500", "#009e73", "#d55e00", "#cc79a7", "#3d9acb", "#7d7d7d", "#9a9300")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 LINES: tuple[Line, ...] = ("solid", "dashed", "dotted", "dashdot")
 COLOURS = "viridis"
-"""Colour map of heat maps, perceptually uniform also in greyscale; opaque, so it looks the same on any page."""
+"""Colour map of heat maps: perceptually uniform even in greyscale, and opaque, so it looks the same on any page."""
 ON_DARK, ON_LIGHT = "#ffffff", "#111111"
 SEEDS = "_seeds"
 """Label of the artists that draw single seeds, as dots or thin lines."""
 
 FONT = "DejaVu Sans"
-"""Font of all figures. It ships with matplotlib, so that the same data give the same bytes; few web fonts are wider."""
+"""Font of all figures. It ships with matplotlib, so the same data give the same bytes, and few web fonts are wider."""
 GRID: dict[str, Any] = {"alpha": 0.15, "linewidth": 0.6, "zorder": -1}
 AXES: dict[str, Any] = {"linewidth": 0.8, "zorder": 3}
 
@@ -73,7 +73,7 @@ class Look:
 
 
 def look(series: Series) -> Look:
-    """Return the look of a series; further series of an optimizer get the next marker and a broken line."""
+    """Return the look of a series. Each further series of an optimizer gets the next marker and line style."""
     again, colour = divmod(series.colour, len(PALETTE))
     step = series.turn + again
     return Look(PALETTE[colour], MARKERS[(colour + step) % len(MARKERS)], step % 2 == 0, LINES[step % len(LINES)])
@@ -85,19 +85,19 @@ def draw_seeds(axes: Axes, x: Sequence[float], y: Sequence[float], shown: Look) 
 
 
 def draw_curves(axes: Axes, lines: Sequence[ArrayLike], shown: Look) -> None:
-    """Draw every seed as a thin line. lines: each (points, 2)."""
+    """Draw a thin line for each seed. Each of the `lines` has shape (points, 2)."""
     from matplotlib.collections import LineCollection
 
     axes.add_collection(LineCollection(lines, colors=shown.colour, alpha=0.35, linewidths=0.6, label=SEEDS))
 
 
 def draw_means(axes: Axes, x: Sequence[float], y: Sequence[float], shown: Look) -> None:
-    """Draw a line through means; it has no markers, since these would look like seeds."""
+    """Draw a line through means, without markers, which would look like seeds."""
     axes.plot(x, y, color=shown.colour, linestyle=shown.line, label="_means")
 
 
 def draw_centres(axes: Axes, points: Sequence[tuple[float, float]], shown: Look) -> None:
-    """Draw means as markers that are larger than those of seeds and have an edge."""
+    """Draw means as markers that are larger than the markers of seeds and have an edge."""
     marks = {**shown.marks, "markersize": 7.5, "markeredgecolor": INK}
     axes.plot([x for x, _ in points], [y for _, y in points], linestyle="none", **marks, label="_centres")
 
@@ -105,14 +105,14 @@ def draw_centres(axes: Axes, points: Sequence[tuple[float, float]], shown: Look)
 def draw_line(
     axes: Axes, x: ArrayLike, y: ArrayLike, shown: Look, label: str, markers: int = 7, width: float = 2.0
 ) -> None:
-    """Draw a thick line with about `markers` markers. label: the name of its artist."""
+    """Draw a thick line with about `markers` markers. `label` is the name of the artist."""
     every = max(1, np.size(x) // markers)
     look = {"color": shown.colour, "linestyle": shown.line, "linewidth": width, **shown.marks}
     axes.plot(x, y, **look, markevery=(0, every), label=label)
 
 
 def limits(values: Sequence[float]) -> tuple[float, float]:
-    """Return the limits of an axis shared by several panels."""
+    """Return the limits of an axis that includes all values, with a margin."""
     air = 0.05 * (max(values) - min(values)) or 0.01
     return min(values) - air, max(values) + air
 
@@ -132,14 +132,14 @@ def name_ticks(axes: Axes, which: Which, names: Sequence[str], every: int = 1) -
 
 
 def no_names(axes: Axes, which: Which) -> None:
-    """Remove the labels of the ticks of an axis, which another panel shows."""
+    """Remove the tick labels of an axis, for a panel whose tick labels another panel shows."""
     from matplotlib.ticker import NullFormatter
 
     _axis(axes, which).set_major_formatter(NullFormatter())
 
 
 def log_axis(axes: Axes, which: Which) -> None:
-    """Make an axis logarithmic, with labels in plain text: a page lacks the font of matplotlib's powers of ten."""
+    """Make an axis logarithmic, with plain-text labels, because a page lacks the font of matplotlib's powers."""
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     _set_scale(axes, which, "log")
@@ -166,7 +166,7 @@ def value_axis(axes: Axes, which: Which, values: Sequence[float], room: int) -> 
 
 
 def power(value: float) -> str:
-    """Format a power of ten as `10⁻³`, and other numbers as they are."""
+    """Format a power of ten as `10⁻³`, and any other number by `short`."""
     exponent = round(math.log10(value)) if value > 0 else 0
     if value <= 0 or not math.isclose(value, 10.0**exponent, rel_tol=1e-6):
         return short(value)

@@ -17,7 +17,11 @@ CHARACTER = 0.085
 
 @dataclass(frozen=True)
 class TaskNames:
-    """Names of tasks. names: the names in order of training. title: the title of their axis."""
+    """Names of tasks on an axis.
+
+    names: the names, in order of training.
+    title: the title of the axis.
+    """
 
     names: tuple[str, ...]
     title: str
@@ -30,6 +34,6 @@ def task_names(outline: Outline, tasks: int) -> TaskNames:
 
 
 def task_ticks(axes: Axes, which: style.Which, names: TaskNames, inches: float) -> None:
-    """Set a tick for each task at 0, 1, ..., or for some of them if `inches` is too short for all."""
+    """Set a tick for each task at 0, 1, ..., or for only some tasks if `inches` is too short for all."""
     room = max(1, int(inches / (CHARACTER * (max(map(len, names.names)) + 0.5))))
     style.name_ticks(axes, which, names.names, every=-(-len(names.names) // room))

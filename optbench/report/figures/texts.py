@@ -1,7 +1,7 @@
-"""Collections of texts as one artist, and their sizes; matplotlib has collections of lines and patches only.
+"""Collections of texts as one artist, and the sizes of texts.
 
-A matplotlib text is laid out anew, with lines, rotation and mathematics, whenever it is measured or drawn, which the
-numbers of a heat map and the ticks of an axis do not need.
+matplotlib has collections of lines and patches only. Whenever a matplotlib text is measured or drawn, its lines,
+rotation and mathematics are laid out again, which the numbers of a heat map and the ticks of an axis do not need.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ Box: TypeAlias = tuple[float, float, float, float]
 class Label:
     """One line of text.
 
-    x, y: position of the end named by `anchor`, at half the cap height. size: in points. upright: whether the text
-    reads upwards.
+    x, y: position of the end or centre that `anchor` names, at half the cap height.
+    size: in points.
+    upright: whether the text reads upwards.
     """
 
     x: float
@@ -52,7 +53,7 @@ class Label:
 
     @property
     def box(self) -> Box:
-        """The bounding box, for x and y in points."""
+        """The bounding box, if x and y are in points."""
         end = self.start + width(self.text, self.size)
         below, above = (MIDDLE + DESCENT) * self.size, (ASCENT - MIDDLE) * self.size
         if self.upright:
@@ -76,7 +77,7 @@ class Labels(Artist):
         point = renderer.points_to_pixels(1.0)
         height = renderer.get_canvas_width_height()[1]
         places = np.asarray(self.get_transform().transform([(label.x, label.y) for label in self.labels]))
-        # SVG output anchors texts by this object, so that their position is right in the page's font as well.
+        # SVG output uses this object to anchor texts, so that their position is also right in the page's font.
         anchor = Text(rotation_mode="anchor")
         context = renderer.new_gc()
         renderer.open_group("labels")

@@ -1,6 +1,6 @@
 """The distribution of weight magnitudes at the end, from checkpoints.
 
-It is drawn for runs with pruning curves and explains them: removing many small weights costs little accuracy.
+The figure is drawn for runs with pruning curves, which it explains: removing many small weights costs little accuracy.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ SEEDS_READ = 5
 """Maximum number of seeds read per series: checkpoints of a large run take long to read, and seeds hardly differ."""
 LOW, HIGH, PER_DECADE = -10, 2, 10
 EDGES: NDArray[np.float64] = np.linspace(LOW, HIGH, (HIGH - LOW) * PER_DECADE + 1)
-"""Edges of the bins of log10|w|. Magnitudes below the lowest edge are counted with zeros and not drawn."""
+"""Edges of the bins of log10|w|. Magnitudes below the lowest edge are counted as zeros and not drawn."""
 VISIBLE = 0.005
-"""Smallest drawn density relative to the peak: invisible tails of a few weights would take most of the axis."""
+"""Smallest density drawn, relative to the peak. Invisible tails of few weights would take up most of the axis."""
 
 
 @dataclass(frozen=True)
 class Magnitudes:
-    """The weights of some trials together.
+    """The magnitudes of all weights of several trials.
 
-    density: (bins of EDGES,), fraction of all weights per decade. nothing: fraction of weights that are 0 or below
-    10^LOW. median: the median of |w|.
+    density: (bins of EDGES,), fraction of all weights per decade.
+    nothing: fraction of weights that are 0 or below 10^LOW.
+    median: the median of |w|.
     """
 
     density: NDArray[np.float64]
@@ -56,7 +57,7 @@ def weight_magnitudes(results: Sequence[Results]) -> list[Figure]:
 
 
 def magnitudes(series: Series) -> Magnitudes | None:
-    """Read the first seeds with a pruning curve and a checkpoint; None if there are none, or nothing to draw.
+    """Read the weights of the first seeds with a pruning curve and a checkpoint; None if there is nothing to draw.
 
     Raises:
         StoreError: a checkpoint is unreadable.

@@ -1,4 +1,4 @@
-"""Captions of figures: the number of seeds, those that are not shown and why, and the main numbers."""
+"""Captions of figures: the number of seeds, the seeds that are not shown and why, and the main numbers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def caption(what: str, shown: Sequence[tuple[Group, Sequence[Series]]]) -> str:
 
 
 def group_figure(group: Group, kind: str, title: str, what: str, alt: str, panels: Iterable[Panel]) -> Figure:
-    """Return the figure of this kind about a group, with a caption for every series shown."""
+    """Return the figure of this kind about a group, with a caption that covers every series shown."""
     return Figure(
         name=group.figure_name(kind),
         title=f"{group.experiment}, {group.model}: {title}",
@@ -57,9 +57,9 @@ def metric_words(series: Iterable[Series], metric: str) -> str:
 
 
 def accuracy(series: Iterable[Series]) -> str:
-    """Return the name of an axis of scores: `Test accuracy`, or `Validation accuracy` if all series are of tuning runs.
+    """Return the name of scores: `Test accuracy`, or `Validation accuracy` if all series come from tuning runs.
 
-    With both kinds of run the name mentions both splits; on text, scores are negative bits per byte.
+    If there are both kinds of run, the name mentions both splits. On text, scores are negative bits per byte.
     """
     every = list(series)
     splits = {one.arm.results.split for one in every}
@@ -68,7 +68,7 @@ def accuracy(series: Iterable[Series]) -> str:
 
 
 def seeds(series: Sequence[Series]) -> str:
-    """Format the number of seeds drawn: `10 seeds`, or `8 to 10 seeds` if it differs between series."""
+    """Format the number of seeds drawn: `10 seeds`, or `8 to 10 seeds` if the series differ."""
     counts = sorted({len(one.trials) for one in series if one.trials})
     if not counts:
         return "no seed"
@@ -77,7 +77,7 @@ def seeds(series: Sequence[Series]) -> str:
 
 
 def means(values: Iterable[tuple[str, float]], decimals: int = 3) -> str:
-    """Format means: `sgd 0.931, adamw 0.923`. If there are many, only the lowest and the highest are given."""
+    """Format means, e.g. `sgd 0.931, adamw 0.923`. If there are many, include only the lowest and the highest."""
     defined = [(label, value) for label, value in values if math.isfinite(value)]
     if len(defined) > MANY_NUMBERS:
         low, high = (pick(defined, key=lambda pair: pair[1]) for pick in (min, max))
@@ -86,7 +86,7 @@ def means(values: Iterable[tuple[str, float]], decimals: int = 3) -> str:
 
 
 def _gone(series: Sequence[tuple[Series, str]]) -> list[str]:
-    """Describe trials that are not drawn: `2 of 10 seeds of adamw diverged`. Series with equal numbers are combined."""
+    """Describe trials that are not drawn, e.g. `2 of 10 seeds of adamw diverged`; combine series with equal numbers."""
     found = grouped(
         ((f"{ended} of {count(len(one.arm.trials), 'seed')}", said), f"{one.label} at {model}" if model else one.label)
         for one, model in series
@@ -100,7 +100,7 @@ def _gone(series: Sequence[tuple[Series, str]]) -> list[str]:
 
 
 def _left_out(groups: Sequence[Group], drawn: Set[str]) -> str:
-    """List the omitted variants by name if they are few, else count them by optimizer."""
+    """List the omitted variants by name if there are few; otherwise count them by optimizer."""
     missing = {s.label: s for group in groups for s in group.left_out if s.label not in drawn}
     if len(missing) <= MANY_NUMBERS:
         return ", ".join(missing)

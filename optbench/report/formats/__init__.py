@@ -14,8 +14,9 @@ from optbench.report.document import Report
 class Format:
     """A format of reports.
 
-    suffixes: the suffixes of its files. inline: whether figures are embedded instead of written to separate files.
-    records: whether it is for programs, and contains only records.
+    suffixes: the file suffixes that select the format.
+    inline: whether figures are embedded instead of written to separate files.
+    records: whether the format is for programs and contains only records.
     """
 
     suffixes: tuple[str, ...]
@@ -34,7 +35,7 @@ FORMATS = {
 
 
 def choose_format(name: str | None, output: str | None) -> str:
-    """Return the named format, or else the format of the output file's suffix, or `terminal` if there is no suffix.
+    """Return the named format, else the format for the suffix of the output file, or `terminal` if it has no suffix.
 
     Raises:
         UsageError: the format or the suffix is unknown.

@@ -1,4 +1,4 @@
-"""The records of a document as csv, one per line: values as in JSON, but undefined values are empty."""
+"""The records of a document as csv, one per line. Values are as in JSON, except that undefined ones are empty."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from optbench.report.formats.json import plain
 
 
 def render(document: Report) -> str:
-    """Render the document's records under a header."""
+    """Render the document's records below a header line."""
     text = io.StringIO()
     writer = csv.DictWriter(text, document.columns, lineterminator="\n")
     writer.writeheader()

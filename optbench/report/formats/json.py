@@ -1,4 +1,4 @@
-"""The records of a document as JSON. Numbers are not rounded; NaN becomes null, infinity the text `inf` or `-inf`."""
+"""The records of a document as JSON. Numbers are not rounded. NaN becomes null; infinities become "inf" and "-inf"."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 r"""A document as a complete LaTeX file, with tables to copy into a paper (they need booktabs and array).
 
-It needs only TeX Live's base and recommended packages: array, booktabs, float, geometry, graphicx, textcomp.
+The file needs only TeX Live's base and recommended packages: array, booktabs, float, geometry, graphicx, textcomp.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ def render(document: doc.Report) -> str:
 
 
 def escape(text: str) -> str:
-    r"""Escape `text`, on one line, for pdfTeX; a character without a glyph becomes `U+XXXX`."""
-    # Otherwise --seeds would become a dash and ,, a quotation mark.
+    r"""Put `text` on one line and escape it for pdfTeX; a character without a glyph becomes `U+XXXX`."""
+    # Without separators, -- would become a dash and ,, a quotation mark.
     apart = re.sub(r"([-,])(?=\1)", "\\1\0", unicodedata.normalize("NFC", one_line(text)))
     return "".join("{}" if character == "\0" else _character(character) for character in apart)
 
@@ -180,7 +180,7 @@ def _code(text: str) -> Iterator[str]:
     if all(line.isascii() and len(line) <= CODE_WIDTH and r"\end{verbatim}" not in line for line in lines):
         yield from (r"\begin{verbatim}", *lines, r"\end{verbatim}")
         return
-    # For lines that verbatim cannot print, or would print into the margin: ordinary text, broken at blanks.
+    # Lines that verbatim cannot print, or would print into the margin, are set as ordinary text, broken at blanks.
     yield r"\begin{flushleft}\ttfamily\small"
     for line in lines:
         indent = len(line) - len(line.lstrip())
@@ -207,7 +207,7 @@ def _tables(table: doc.Table, labels: set[str]) -> Iterator[str]:
 
 
 def _pages(table: doc.Table, widths: Sequence[int]) -> list[list[int]]:
-    """Split rows into pages; a row is as high as its longest wrapped text."""
+    """Split the rows into pages, given that a row is as high as its longest wrapped text."""
     pages: list[list[int]] = [[]]
     lines = 0
     for n, row in enumerate(table.rows):
@@ -234,7 +234,7 @@ def _piece(
         header.append(_row(escape(titles[i][at[i]]) if at[i] >= 0 else "" for i in shown))
     body = [_row(_cell(table.rows[n][i], TEXT_WIDTH if i in folded else None) for i in shown) for n in rows]
     columns = "".join(
-        # A digit is half an em wide, a character of text a little less.
+        # A digit is half an em wide, and an average character of text is slightly narrower.
         rf">{{\raggedright\arraybackslash}}p{{{TEXT_WIDTH / 2:g}em}}" if i in folded else "lr"[table.columns[i].numeric]
         for i in shown
     )

@@ -19,7 +19,7 @@ ACTIVE = re.compile(r"[\\`*~$|]|\](?=\()|<(?=[A-Za-z/!?])|(?<![^\W_])_|_(?![^\W_
 brackets without a target in parentheses (a document defines no reference links)."""
 ENTITY = re.compile(r"&(?=#?\w+;)")
 LINE_START = re.compile(r"(?:[#>=\[]|[-+](?![\d.])|\d{1,9}(?=[.)](?:\s|$)))")
-"""Markup of a heading, quotation, rule or list at the start of a line; for a number, the point after it."""
+"""Markup of a heading, quotation, rule or list at the start of a line; for a numbered list, only the number."""
 
 
 def render(document: doc.Report) -> str:
@@ -28,12 +28,12 @@ def render(document: doc.Report) -> str:
 
 
 def escape(text: str) -> str:
-    """Escape `text`, on one line, for use within a line or a table cell."""
+    """Put `text` on one line and escape it for use within a line or a table cell."""
     return ENTITY.sub("&amp;", ACTIVE.sub(lambda found: "\\" + found[0], one_line(text)))
 
 
 def _line(text: str) -> str:
-    """Escape `text` also for the start of a line."""
+    """Escape `text` for use at the start of a line as well."""
     escaped = escape(text)
     start = LINE_START.match(escaped)
     if start is None:
@@ -93,7 +93,7 @@ def _code(text: str) -> str:
 def _table(table: doc.Table) -> str:
     header = [escape(" ".join(title_lines(column))) for column in table.columns]
     rows = [header, *([_cell(cell) for cell in row] for row in table.rows)]
-    # Padded, so that it is legible unrendered; 3 is the shortest delimiter.
+    # Cells are padded so that the table is legible without rendering. A delimiter has at least 3 characters.
     widths = [max(3, *(cell_len(row[i]) for row in rows)) for i in range(len(header))]
     delimiters = [
         f"{'-' * (width - 1)}:" if column.numeric else f":{'-' * (width - 1)}"

@@ -1,4 +1,4 @@
-"""A document on a terminal of at least 60 columns; no colours in a pipe."""
+"""A document as text for a terminal of at least 60 columns, without colours if the output is piped."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def render(document: doc.Report) -> str:
 
 
 def show(document: doc.Report, console: Console) -> None:
-    """Print `document` on `console` at its width, without folds and illustrations."""
+    """Print `document` at the width of `console`, without folds and illustrations."""
     console.print(Text(one_line(document.title), style="bold"))
     before: doc.Shown | None = None
     for block in _printed(document.blocks):
@@ -55,7 +55,7 @@ def _printed(blocks: Sequence[doc.Block]) -> Iterator[doc.Shown]:
 
 
 def _apart(before: doc.Shown, block: doc.Shown) -> bool:
-    """Return whether an empty line separates two blocks; footnotes and warnings stay attached to their subject."""
+    """Return whether an empty line separates two blocks. Footnotes and warnings directly follow their subject."""
     footnote = isinstance(block, doc.Paragraph | doc.Items) and block.tone in ("quiet", "warning")
     if isinstance(before, doc.Heading):
         return not isinstance(block, doc.Paragraph | doc.Items)
@@ -69,7 +69,7 @@ def _print(block: doc.Shown, console: Console) -> None:
         case doc.Heading(text):
             console.print(Text(one_line(text), style="bold"))
         case doc.Paragraph(text, tone):
-            if tone == "warning":  # the mark is visible without colours, too
+            if tone == "warning":  # the mark is visible even without colours
                 _hanging("! ", text, tone, console)
             else:
                 console.print(Text(one_line(text), style=STYLES[tone]))
@@ -100,7 +100,7 @@ def _print_table(table: doc.Table, console: Console) -> None:
     natural = [max(map(cell_len, (*title, *column))) for title, column in zip(titles, texts, strict=True)]
     least = [_least(*entry) for entry in zip(table.columns, titles, texts, natural, strict=True)]
     wish = [min(full, max(least_, LABEL_WIDTH)) for full, least_ in zip(natural, least, strict=True)]
-    # Names stay on one line unless wrapping them saves a piece.
+    # Texts stay on one line unless wrapping them results in fewer pieces.
     pieces = min((_pieces(table, widths, console.width) for widths in (wish, least)), key=len)
     pieces_shown = [[*range(table.keys), *piece] for piece in pieces]
     widths = [_widths([least[j] for j in piece], [natural[j] for j in piece], console.width) for piece in pieces_shown]
@@ -111,7 +111,7 @@ def _print_table(table: doc.Table, console: Console) -> None:
         caption = one_line(table.caption) + (" (continued)" if i else "")
         console.print(Text(caption, style="bold"))
         grid = _grid(table, pieces_shown[i], titles, texts, [*keys, *widths[i][table.keys :]])
-        # A terminal narrower than the keys and one column wraps lines itself, so that no number is truncated.
+        # If the terminal is narrower than the keys and one column, it wraps lines itself, so no number is truncated.
         total = sum(keys) + sum(widths[i][table.keys :]) + GAP * (len(pieces_shown[i]) - 1)
         options = console.options.update(width=max(console.width, total))
         segments = (part._replace(text=part.text.replace(*HELD[::-1])) for part in console.render(grid, options))
@@ -119,7 +119,7 @@ def _print_table(table: doc.Table, console: Console) -> None:
 
 
 def _least(column: doc.Column, title: Sequence[str], texts: Sequence[str], natural: int) -> int:
-    """Return the minimum width of a column: numbers are not wrapped, texts are, at blanks and within long words."""
+    """Return the minimum width of a column. Numbers are not wrapped; texts are, at blanks and within long words."""
     if column.numeric:
         return natural
     words = [word for text in (*title, *texts) for word in text.split(" ")]
@@ -127,14 +127,14 @@ def _least(column: doc.Column, title: Sequence[str], texts: Sequence[str], natur
 
 
 def _pieces(table: doc.Table, widths: Sequence[int], room: int) -> list[range]:
-    """Return the columns of each piece of a table, without the keys, which every piece repeats."""
+    """Return the columns of each piece of a table, without the key columns, which every piece repeats."""
     keys = sum(widths[: table.keys]) + GAP * (table.keys - 1)
     packed = pack([GAP + width for width in widths[table.keys :]], room - keys)
     return [range(piece.start + table.keys, piece.stop + table.keys) for piece in packed]
 
 
 def _widths(least: Sequence[int], natural: Sequence[int], room: int) -> list[int]:
-    """Return the width of each column of a piece; the remaining `room` widens columns below their natural width."""
+    """Return the width of each column of a piece. Free space widens columns, from the left, to their natural width."""
     left = room - sum(least) - GAP * (len(least) - 1)
     widths = []
     for low, full in zip(least, natural, strict=True):
