@@ -265,7 +265,7 @@ def test_by_default_learning_rates_are_searched_around_their_values() -> None:
             {"lr": {"of": "adam.lr", "times": -1}},
             r"tune.optimizers.sgd.lr: 'times': expected a positive number, got -1",
         ),
-        ({"lr": {"of": "other.lr"}}, r"tune.optimizers.sgd.lr: 'of': expected an optimizer of the suite and its key"),
+        ({"lr": {"of": "other.lr"}}, r"tune.optimizers.sgd.lr: 'of': expected a hyper-parameter of one"),
         ({"lr": {"of": "adam.eps"}}, r"tune.optimizers.sgd.lr: adam.eps is not chosen on e; did you mean 'adam.lr'\?"),
     ],
 )

@@ -172,10 +172,10 @@ def test_the_tuning_section_fits_the_width(made: Path, width: int) -> None:
 
 def test_reasons_against_a_choice_are_reported(made: Path) -> None:
     shown = flat(summarise([results_of(made)]))
-    assert "one, alone: 1 of 1 setting not finished: the choice may change." in shown
+    assert "one, alone: 1 of 1 setting not finished, so the choice may change." in shown
     assert "one, alone: no setting can be chosen: each has a trial that diverged, failed or has not finished." in shown
     assert "two, sgd: no setting can be chosen" in shown
-    assert "one: the budgets differ: numbers of settings tried are 3 for sgd, 4 for sam, 1 for alone." in shown
+    assert "one: the budgets differ; the numbers of settings tried are 3 for sgd, 4 for sam, 1 for alone." in shown
     assert "one: diverged: sgd lr=0.01 (2 of 4)." in shown
     assert "two: failed: sgd lr=0.01 (2 of 2), lr=0.1 (2 of 2), lr=1 (2 of 2)." in shown
 
@@ -183,7 +183,7 @@ def test_reasons_against_a_choice_are_reported(made: Path) -> None:
 def test_a_rule_that_no_setting_can_meet_is_explained(tmp_path: Path) -> None:
     text = TUNED + "tune: {metric: forgetting, learning_margin: null}\n"
     shown = flat(summarise([results_of(tuned_run(tmp_path, text))]))
-    assert "two, sgd: no setting can be chosen: forgetting is undefined for those whose trials are all ok." in shown
+    assert "two, sgd: no setting can be chosen: forgetting is undefined for settings whose trials are all ok." in shown
     assert "The chosen setting has the lowest forgetting; values are means over 2 tuning seeds." in shown
 
 

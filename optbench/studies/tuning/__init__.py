@@ -1,6 +1,7 @@
-"""Tuning: the setting of each optimizer chosen by a tuning run, and the budget of the choice.
+"""Tuning: the setting that a tuning run chooses for each optimizer, and the budget of that choice.
 
-This module provides what reports need and does not train; `tuner` runs the search."""
+This module provides what reports need, and does not train; `tuner` runs the search.
+"""
 
 from __future__ import annotations
 

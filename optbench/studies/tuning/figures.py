@@ -1,4 +1,4 @@
-"""Effects of swept settings: learning and forgetting against the learning rate, properties against other settings.
+"""Figures of swept settings: learning and forgetting by learning rate, and properties of solutions by other settings.
 
 A plot of forgetting against learning accuracy shows which settings forget little only because they learn little.
 """
@@ -40,7 +40,7 @@ LEARNING = {
     "forgetting": "forgetting",
 }
 PARTS = {"last_task_accuracy": "last task at the end", "earlier_tasks_accuracy": "earlier tasks at the end"}
-"""The parts of the final accuracy, without which it means little if tasks have different classes."""
+"""The parts of the final accuracy, which means little without them if tasks have different classes."""
 PROPERTIES = {
     "average_accuracy": "accuracy at the end",
     "forgetting": "forgetting",
@@ -56,8 +56,10 @@ SCATTER_WIDTH, SCATTER_HEIGHT = 3.6, 3.0
 class Sweep:
     """One optimizer over the values of one hyper-parameter.
 
-    series: its look. points: value and arm, by ascending value. chosen: the variant chosen by a tuning run, if it is
-    among these. joined: whether everything else is equal, so that a line through the points is meaningful.
+    series: the look of the optimizer's points and line.
+    points: pairs of value and arm, by ascending value.
+    chosen: the variant that a tuning run chose for the optimizer, if any; it may belong to another sweep.
+    joined: whether all other hyper-parameters are equal, so that a line through the points is meaningful.
     """
 
     hyperparameter: str
@@ -67,11 +69,11 @@ class Sweep:
     joined: bool = True
 
     def drawn(self, metric: str) -> list[tuple[float, list[float]]]:
-        """Return each value for which the metric was measured, and the metric over seeds."""
+        """Return each value at which the metric was measured, with the metric's values over seeds."""
         return [(value, found) for value, arm in self.points if (found := arm.values(metric))]
 
     def ring(self, metric: str) -> tuple[float, float] | None:
-        """Return the chosen setting's value and the metric's mean; None if the setting or the metric is missing."""
+        """Return the hyper-parameter's chosen value and the metric's mean there; None if either is missing."""
         found = [(value, arm.values(metric)) for value, arm in self.points if arm.arm.variant == self.chosen]
         return (found[0][0], mean(found[0][1])) if found and found[0][1] else None
 
@@ -99,17 +101,16 @@ def settings(results: Sequence[Results]) -> list[Figure]:
 
 
 def is_rate(hyperparameter: str) -> bool:
-    """Return whether a hyper-parameter, given by dotted path, is a learning rate of an optimizer or of its base."""
+    """Return whether a hyper-parameter, given by its dotted path, is a learning rate of an optimizer or of its base."""
     name = hyperparameter.rpartition(".")[2]
     return name in RATES or name.endswith("_lr")
 
 
 def sweeps(group: Group) -> list[Sweep]:
-    """Return optimizers with at least `MIN_POINTS` variants that differ in exactly one number, by run.
-
-    In a tuning run, more than the learning rate may differ. Variants that differ only in the learning rate then form a
-    sweep; if there are too few of these, as with random draws, all variants form one that is not joined by a line. The
-    step of a switch is excluded, because it has its own figure.
+    """Return the sweeps of each optimizer and run: at least `MIN_POINTS` variants that differ in exactly one number.
+    The variants of a tuning run may differ in more than the learning rate. Those that differ only in the learning rate
+    then form a sweep. If there are too few of them, as with random draws, all variants form one sweep, whose points are
+    not joined by a line. Sweeps of the step of a switch are excluded, because they have a figure of their own.
     """
     by_optimizer = grouped(
         ((series.arm.optimizer, series.label.removeprefix(series.arm.label)), series) for series in group.series
@@ -130,7 +131,7 @@ def sweeps(group: Group) -> list[Sweep]:
 
 
 def _sweeps(variants: Sequence[Series]) -> list[Sweep]:
-    """Return the sweeps of one optimizer and run, labelled by the settings that distinguish them."""
+    """Return the sweeps of one optimizer in one run, labelled by the settings that distinguish the sweeps."""
     given = [_settings(series) for series in variants]
     differing = [key for key in given[0] if any(other.get(key) != given[0][key] for other in given)]
     if len(variants) < MIN_POINTS or differing == [steps_setting(variants[0].arm)]:
@@ -156,7 +157,7 @@ def _sweeps(variants: Sequence[Series]) -> list[Sweep]:
 
 
 def _settings(series: Series) -> Mapping[str, Any]:
-    """Return hyper-parameters by dotted path, including those of inner optimizers."""
+    """Return an arm's hyper-parameters by dotted path, including those of inner optimizers."""
     given = next(iter(series.arm.trials.values())).hyperparameters
     return {".".join(path): value for path, value in leaves(given).items()}
 
@@ -245,7 +246,7 @@ def _curve(metric: str, title: str, name: str, part: Sequence[Sweep]) -> Panel:
 
 
 def _axis_of_values(axes: Axes, values: Sequence[float]) -> None:
-    """Use the values as ticks if they are a grid, or powers of ten if they are many."""
+    """Use the values as ticks or, if they are many and span at least two decades, a logarithmic axis."""
     if len(values) > MANY_VALUES and values[-1] >= 100 * values[0] > 0:
         style.log_axis(axes, "x")
     else:
@@ -258,7 +259,7 @@ def _draw_ring(axes: Axes, place: tuple[float, float] | None) -> None:
 
 
 def _against(sweep: Sweep) -> list[tuple[float, list[tuple[float, float]]]]:
-    """Return learning accuracy and forgetting by value, for every seed that has both."""
+    """Return each value of the hyper-parameter with (learning accuracy, forgetting) for every seed that has both."""
     found = []
     for value, series in sweep.points:
         pairs = [[series.arm.value(m, t.seed) for m in ("learning_accuracy", "forgetting")] for t in series.trials]
@@ -269,7 +270,7 @@ def _against(sweep: Sweep) -> list[tuple[float, list[tuple[float, float]]]]:
 
 
 def _scatter(sweep: Sweep, drawn: Sequence[Sweep]) -> Panel:
-    """Draw one optimizer; all optimizers share the same axes."""
+    """Return a panel with one of the drawn sweeps; the panels of all sweeps have the same limits."""
 
     def draw(axes: Axes) -> None:
         points = [point for other in drawn for _, pairs in _against(other) for point in pairs]

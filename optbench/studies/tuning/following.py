@@ -1,4 +1,4 @@
-"""Chosen values, and hyper-parameters that follow them: `{of: adam.lr, times: 4}`."""
+"""Chosen values, and the values of hyper-parameters that follow them, as in `{of: adam.lr, times: 4}`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def chosen_dimensions(searches: Searches, found: Sequence[TunedOptimizer]) -> Ch
 
 
 def followed_values(ties: Sequence[Tie], chosen: Mapping[Key, Mapping[KeyPath, Any]]) -> dict[KeyPath, Any]:
-    """Return the values of hyper-parameters that follow others with a chosen value."""
+    """Return the values of the hyper-parameters that follow a chosen value, by path."""
     values: dict[KeyPath, Any] = {}
     for tie in ties:
         if (tie.experiment, tie.of) in chosen:

@@ -1,4 +1,4 @@
-"""Records of tuning runs for programs."""
+"""Machine-readable records of tuning runs."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from optbench.report.spread import Spread
 from optbench.studies.tuning.statistics import LEARNING, TriedSetting, TunedOptimizer
 
 CHOICE = ("learns", "chosen")
-"""Columns of a tried setting (`pair_kind` is `tuning`): whether it learns enough, and whether it is chosen. A line is
-the mean over the models on which settings are judged; `model` names them, joined by +."""
+"""Columns of a tried setting (`pair_kind` is `tuning`): whether it learns enough, and whether it is chosen. Values on a
+line are means over the models on which settings are judged; the column `model` has their names, joined by +."""
 COLUMNS = (PAIR[0], SPLIT, *CHOICE)
 
 
 def tuning_records(found: Sequence[TunedOptimizer]) -> Iterable[Record]:
-    """Return a record per optimizer of an experiment, with every tried setting."""
+    """Return one record for each optimizer on each experiment, with every tried setting."""
     return map(_record, found)
 
 
 def tuning_lines(found: Sequence[TunedOptimizer]) -> Iterable[Record]:
-    """Yield a record per metric of each tried setting: the rule's metric, and learning accuracy."""
+    """Yield one record for each tried setting and metric; the metrics are the rule's metric and learning accuracy."""
     for tuned in found:
         for setting in tuned.settings:
             keys = (tuned.run, tuned.experiment, "+".join(tuned.models), tuned.optimizer, setting.variant)

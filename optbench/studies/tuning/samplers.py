@@ -1,7 +1,6 @@
-"""Samplers that propose the next settings, given the results of earlier ones.
+"""Samplers, which propose the next settings to try from the results of earlier settings.
 
-They are pure functions of the history, so that a resumed tuning proposes the same settings. A round is a batch of
-settings trained in lock-step.
+A sampler is a pure function of the history, so that a resumed tuning proposes the same settings again.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from optbench.suite.variants import KeyPath, variant_name
 Values = Mapping[KeyPath, Any]
 
 WIDENED_BY = 2
-"""Number of settings added for every optimizer if the best of one is at an edge."""
+"""Number of settings added for every optimizer if the best setting of one is at an edge."""
 SMALLEST_BATCH = 4
 BATCHES = 4
-"""Number of batches for a Parzen estimator, unless they would be too small; the first batch is random."""
+"""Number of batches drawn by the Parzen estimator, unless they would be too small; the first batch is random."""
 REDRAWS = 20
 
 
@@ -35,18 +34,18 @@ class Tried:
 
 
 def batch_size(trials: int) -> int:
-    """Return how many of `trials` settings the Parzen estimator draws in one batch."""
+    """Return how many of `trials` settings the Parzen estimator draws in one batch, for one round of training."""
     return max(SMALLEST_BATCH, math.ceil(trials / BATCHES))
 
 
 def draw(
     search: Search, history: Sequence[Tried], count: int, sampler: Literal["random", "tpe"], seed: int
 ) -> list[Values]:
-    """Draw at most `count` untried settings, fewer if the space is exhausted.
+    """Draw `count` untried settings, or fewer if the space is exhausted.
 
-    Ranges are sampled on a logarithmic scale and rounded to three significant digits; lists are choices. Without a
-    history, `tpe` draws at random; otherwise, each setting of a batch is drawn as if the earlier ones in it had the
-    worst result so far (constant liar).
+    Values from a range are drawn on a logarithmic scale and rounded to three significant digits; values from a list are
+    unordered choices. Without a history, `tpe` draws at random. Otherwise, it draws each setting as if the earlier
+    settings of the same batch had the worst result so far (constant liar).
 
     Raises:
         UsageError: Optuna is not installed.
@@ -85,10 +84,13 @@ def draw(
 
 
 def widen(search: Search, tried: Sequence[Values], best: Values, edges: Sequence[str]) -> list[Values]:
-    """Return `WIDENED_BY` settings beyond the best one if it is at an edge, else between it and its neighbours.
+    """Return new settings beyond the best one if it is at an edge, else between the best one and its neighbours.
 
-    The new settings differ from the best one in one hyper-parameter whose values are all positive numbers: the first at
-    an edge, else the first. Returns an empty list if there is no such hyper-parameter.
+    The new settings differ from the best one in a single hyper-parameter: of those whose values are all positive
+    numbers, the first at an edge, or the first if none is at an edge. Return an empty list if no hyper-parameter has
+    only positive numbers as values.
+
+    tried: all tried settings. edges: names of the hyper-parameters whose best value is at an edge.
     """
     numeric = [d for d in search.dimensions if all(_is_positive(value) for value in d.values)]
     at_an_edge = [dimension for dimension in numeric if dimension.name in edges]
@@ -100,12 +102,16 @@ def widen(search: Search, tried: Sequence[Values], best: Values, edges: Sequence
 
 
 def can_widen(search: Search, edges: Sequence[str]) -> bool:
-    """Return whether the best setting is at an edge that can be extended."""
+    """Return whether the best setting is at an edge that can be extended. edges: as for `widen`."""
     return any(d.name in edges and all(_is_positive(value) for value in d.values) for d in search.dimensions)
 
 
 def _more(line: Sequence[float], at: float, beyond: bool) -> Iterator[float]:
-    """Yield new values next to `at`, one of the ascending, positive values of `line`."""
+    """Yield new values next to the best value, `at`.
+
+    line: the tried values, including `at`; positive and ascending.
+    beyond: whether to extend the line if `at` is its first or last value, rather than fill it in.
+    """
     i = line.index(at)
     below, above = line[:i], line[i + 1 :]
     if beyond and not (below and above) and (below or above):
@@ -120,7 +126,7 @@ def _more(line: Sequence[float], at: float, beyond: bool) -> Iterator[float]:
 
 
 def _short(value: float, taken: Sequence[float]) -> float:
-    """Round to three significant digits, or as many as distinguish a value from others."""
+    """Round a value to three significant digits, or to as many as distinguish it from the taken values."""
     return next(short for digits in range(3, 18) if (short := float(f"{value:.{digits}g}")) not in taken)
 
 

@@ -1,4 +1,4 @@
-"""Search spaces: for every experiment and optimizer, the hyper-parameters to choose and their values."""
+"""Search spaces: the hyper-parameters to choose, and their values, for every experiment and optimizer."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ Key = tuple[str, str]
 class Dimension:
     """One hyper-parameter to choose.
 
-    values: those of the grid, in order. log: the bounds between which a sampler draws on a logarithmic scale; None for
-    a list of values.
+    values: the values of the grid, in order.
+    log: the bounds between which a sampler draws on a logarithmic scale; None for a list of values.
     """
 
     path: KeyPath
@@ -42,7 +42,7 @@ class Dimension:
 
     @property
     def name(self) -> str:
-        """The dotted path of the hyper-parameter: `lr`, or `base.lr`."""
+        """The dotted path of the hyper-parameter, e.g. `lr` or `base.lr`."""
         return ".".join(self.path)
 
     @property
@@ -53,7 +53,7 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Search:
-    """One optimizer on one experiment, whose settings are chosen by the mean over `models`."""
+    """The search for one optimizer's setting on one experiment; the setting is chosen by the mean over `models`."""
 
     experiment: str
     optimizer: str
@@ -103,22 +103,21 @@ class Searches:
     searches: tuple[Search, ...]
     ties: tuple[Tie, ...]
     left: tuple[Untuned, ...]
-    """Optimizers that are trained but not tuned."""
 
     def ties_of(self, key: Key) -> list[Tie]:
-        """Return the hyper-parameters of an optimizer that follow others."""
+        """Return the ties by which an optimizer's hyper-parameters follow those of other optimizers."""
         return [tie for tie in self.ties if (tie.experiment, tie.optimizer) == key]
 
     def leaders(self, key: Key) -> list[Key]:
-        """Return the optimizers that an optimizer follows."""
+        """Return the optimizers whose hyper-parameters an optimizer follows."""
         return [(tie.experiment, tie.of) for tie in self.ties_of(key)]
 
     @property
     def in_order(self) -> list[Search]:
-        """The searches, each after those that it follows.
+        """The searches, ordered so that each optimizer comes after those that it follows.
 
         Raises:
-            SuiteError: there is a cycle.
+            SuiteError: optimizers follow each other in a cycle.
         """
         done: dict[Key, Search] = {}
         left = list(self.searches)
@@ -133,7 +132,7 @@ class Searches:
 
 
 def tuning_seeds(suite: Suite, count: int | None = None) -> list[int]:
-    """Return the tuning seeds: `count` new ones if given, else those of the suite, else two new ones."""
+    """Return the tuning seeds: `count` unused seeds if given, else the suite's tuning seeds, else two unused seeds."""
     if count is None and suite.tune is not None and suite.tune.seeds is not None:
         return list(suite.tune.seeds)
     own = set(suite.seeds)
@@ -142,10 +141,10 @@ def tuning_seeds(suite: Suite, count: int | None = None) -> list[int]:
 
 
 def searches(suite: Suite) -> Searches:
-    """Return the searches that `optbench tune` makes for a suite.
+    """Return the searches that `optbench tune` performs for a suite.
 
     Raises:
-        SuiteError: a space is invalid, or names nothing that can be chosen.
+        SuiteError: a space is invalid, or follows a hyper-parameter that is not chosen.
         UsageError: there is nothing to choose.
     """
     tune = suite.tune or Tune()
@@ -186,7 +185,7 @@ def searches(suite: Suite) -> Searches:
 
 
 def untuned_lines(left: Sequence[Untuned]) -> list[str]:
-    """Return lines `not tuned: NAME: why`, one per optimizer and reason, with experiments if they differ."""
+    """Return lines `not tuned: NAME: why`; if the reasons differ between experiments, the lines name these."""
     places = grouped(((untuned.optimizer, untuned.why), untuned.experiment) for untuned in left)
     several = Counter(optimizer for optimizer, _ in places)
     lines = []
@@ -197,7 +196,7 @@ def untuned_lines(left: Sequence[Untuned]) -> list[str]:
 
 
 def effective(suite: Suite, experiment: str, optimizer: str) -> dict[str, Any]:
-    """Return the hyper-parameters of an optimizer in an experiment."""
+    """Return the hyper-parameters with which an experiment uses an optimizer."""
     return {**suite.optimizers[optimizer].hyperparameters, **overrides(suite, experiment, optimizer)}
 
 
@@ -214,15 +213,17 @@ def _space_of(tune: Tune, experiment: str, optimizer: str) -> tuple[Mapping[str,
 
 
 class _NoSpace(Exception):
-    """The reason why there is no default search space."""
+    """The reason why an optimizer has no default search space."""
 
 
 def _default_space(target: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a space of learning rates around the suite's, or the optimizer's default; for a wrapper, its base's.
+    """Return a space of learning rates around the one given in the suite, or else around the optimizer's default.
+
+    For a wrapper without a learning rate, return the default space of its base.
 
     Raises:
-        _NoSpace: there is no such learning rate.
-        OptimizerError: a user's optimizer, whose default is needed, cannot be loaded.
+        _NoSpace: there is no such learning rate, or the suite sweeps hyper-parameters of the optimizer.
+        OptimizerError: a user's optimizer cannot be loaded, which is necessary for its default learning rate.
     """
     if len(variants(hyperparameters)) > 1:
         raise _NoSpace("the suite sweeps its hyper-parameters; to tune it, give each a single value")
@@ -294,12 +295,14 @@ def _tie(value: Mapping[str, Any], place: str, suite: Suite, experiment: str, op
         raise SuiteError(f"{place}: expected {{of: optimizer.key, times: x}}, got {dict(value)!r}")
     if isinstance(times, bool) or not isinstance(times, int | float) or not math.isfinite(times) or times <= 0:
         raise SuiteError(f"{place}: 'times': expected a positive number, got {times!r}")
-    # Names may contain dots: the longest existing one matches.
+    # Names may contain dots: use the longest name that exists.
     parts = of.split(".")
     for end in range(len(parts) - 1, 0, -1):
         if (name := ".".join(parts[:end])) in suite.optimizers:
             return Tie(experiment, optimizer, path, name, tuple(parts[end:]), float(times))
-    raise SuiteError(f"{place}: 'of': expected an optimizer of the suite and its key, as in sgd.lr, got {of!r}")
+    raise SuiteError(
+        f"{place}: 'of': expected a hyper-parameter of one of the suite's optimizers, as in sgd.lr, got {of!r}"
+    )
 
 
 def _check_ties(ties: Sequence[Tie], found: Sequence[Search]) -> None:
@@ -315,11 +318,17 @@ def _check_ties(ties: Sequence[Tie], found: Sequence[Search]) -> None:
 
 
 def _check(dimensions: Sequence[Dimension], target: str, hyperparameters: Mapping[str, Any], where: str) -> None:
-    """Check each value of a dimension with the first values of the others, and the suite's other hyper-parameters."""
+    """Check that the optimizer accepts each value of each dimension.
+
+    All other dimensions have their first values, and other hyper-parameters are those of the suite.
+
+    Raises:
+        SuiteError: the optimizer rejects a value, or the suite sweeps other hyper-parameters.
+    """
     fixed = with_values(hyperparameters, {d.path: d.values[0] for d in dimensions})
     try:
         if dimensions and len(variants(fixed)) > 1:
-            raise OptimizerError("the suite sweeps other hyper-parameters of it; it can be tuned or swept, not both")
+            raise OptimizerError("the suite sweeps other hyper-parameters; tune an optimizer or sweep it, not both")
         for dimension in dimensions:
             for value in dimension.values:
                 complete = registry.complete(target, with_values(fixed, {dimension.path: value}))

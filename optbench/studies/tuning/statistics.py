@@ -1,9 +1,10 @@
-"""The setting of each optimizer that a tuning run chooses according to the rule of its suite.
+"""The setting that a tuning run chooses for each optimizer, according to the rule in the suite.
 
-The rule chooses the best mean of the suite's metric over models and tuning seeds, without test data. For a metric of
-the accuracy matrix, which is on validation data, only settings whose learning accuracy is close to the optimizer's best
-are eligible, because with a learning rate too small to learn there is nothing to forget. Online accuracy, which is on
-each training batch before its update, measures learning itself.
+The rule chooses the setting with the best mean of a metric over models and tuning seeds, without test data. A metric of
+the accuracy matrix is measured on validation data. With such a metric, only settings whose learning accuracy is close
+to the optimizer's best can be chosen, because with a learning rate too small to learn, there is nothing to forget.
+Online accuracy is measured on each training batch before the update on it. It needs no such condition, because it
+measures learning itself.
 """
 
 from __future__ import annotations
@@ -32,21 +33,21 @@ LEARNING = "learning_accuracy"
 SHOWN = (LEARNING, "average_accuracy", "forgetting")
 """Metrics that show which settings forget little only because they learn little."""
 NEAR = 0.05
-"""Fraction of the width of the search space that counts as an end, because drawn values are never exactly at the
-end."""
+"""Fraction of the search space's width that counts as an end, because drawn values are never exactly at an end."""
 SLACK = 1e-12
-"""Tolerance for rounding: in binary .52 - .05 is more than .47."""
+"""Tolerance for rounding errors: in floating point, .52 - .05 is more than .47."""
 
 
 @dataclass(frozen=True)
 class TriedSetting:
     """One setting of an optimizer, over its models and the tuning seeds.
 
-    hyperparameters: the tried values, by dotted path. score, learning: means of the rule's metric and of the learning
-    accuracy on validation data, NaN unless every trial is ok and has it. ok, diverged, failed,
-    above_target: numbers of the `planned` trials.
-    learns: whether it learns enough to be chosen. by_seed: means over models, on each seed, of the rule's metric and of
-    the metrics in `SHOWN`; empty unless every trial is ok.
+    hyperparameters: the tried values, by dotted path.
+    score, learning: means of the rule's metric and of learning accuracy; NaN unless every trial is ok and has a value.
+    ok, diverged, failed, above_target: numbers of trials with this status, out of `planned`.
+    learns: whether the setting learns enough to be chosen.
+    by_seed: for the rule's metric and those in `SHOWN`, the mean over models on each seed; empty unless every trial is
+        ok.
     """
 
     variant: str
@@ -63,12 +64,12 @@ class TriedSetting:
 
     @property
     def missing(self) -> int:
-        """Number of unfinished trials: the run was interrupted, or is still running."""
+        """Number of unfinished trials, because the run was interrupted or is still in progress."""
         return self.planned - self.ok - self.diverged - self.failed - self.above_target
 
     @property
     def eligible(self) -> bool:
-        """Whether all of its trials are ok and its metric is defined."""
+        """Whether all trials are ok and the score is defined."""
         return self.ok == self.planned and math.isfinite(self.score)
 
 
@@ -76,9 +77,13 @@ class TriedSetting:
 class TunedOptimizer:
     """One optimizer on one experiment: the tried settings, and the chosen one.
 
-    models: settings are judged by the mean over these. seeds: the tuning seeds. space: the search space, by dotted
-    path, from the suite's `tune`; None if it has none for this optimizer. settings: in the order tried. chosen: None if
-    no setting is eligible. ends: by dotted path, the end of the search space at which the chosen value lies.
+    models: the models over which scores are averaged.
+    seeds: the tuning seeds.
+    margin: accepted distance from the best learning accuracy; None for any.
+    space: the search space by dotted path, as in the suite's `tune`; None if `tune` has none for this optimizer.
+    settings: the tried settings, in the order tried.
+    chosen: the chosen setting; None if none can be chosen.
+    ends: for each chosen value that lies at an end of the search space, that end, by dotted path.
     """
 
     run: str
@@ -132,7 +137,7 @@ def tunings(results: Results) -> list[TunedOptimizer]:
     A suite without `tune` uses the default rule.
 
     Raises:
-        SuiteError: the metric of a rule is not a metric of accuracies.
+        SuiteError: the rule's metric is unknown, or cannot be used to choose settings.
         StoreError: a table is unreadable.
     """
     suite = results.suite
@@ -144,10 +149,12 @@ def tunings(results: Results) -> list[TunedOptimizer]:
 
 
 def choose(settings: Sequence[TriedSetting], margin: float | None, direction: Direction) -> TriedSetting | None:
-    """Return the eligible setting with the best score among those that learn enough, the first in case of a tie.
+    """Return the eligible setting with the best score among those that learn enough; in case of a tie, the first.
 
-    margin: accepted distance from the best learning accuracy; None for any. direction: `lower` if lower scores are
-    better. Returns None if no setting is eligible.
+    Return None if no setting can be chosen.
+
+    margin: accepted distance from the best learning accuracy; None for any.
+    direction: `lower` if lower scores are better, else `higher`.
     """
     assert direction in ("higher", "lower"), direction
     sign = 1.0 if direction == "higher" else -1.0
@@ -161,7 +168,7 @@ def choose(settings: Sequence[TriedSetting], margin: float | None, direction: Di
 def gated(settings: Sequence[TriedSetting], margin: float | None) -> list[TriedSetting]:
     """Return the settings with `learns` set according to the margin.
 
-    The best learning accuracy is taken over eligible settings, so a setting with diverged seeds does not define it.
+    The best learning accuracy is that of an eligible setting: a setting with a diverged trial does not count.
     """
     if margin is None:
         return [replace(setting, learns=True) for setting in settings]
@@ -177,11 +184,12 @@ def best_learning(settings: Sequence[TriedSetting]) -> float:
 def end_of_search(value: Any, tried: Sequence[Any], space: Any, sampler: Sampler) -> End | None:
     """Return the end of the search space at which a value lies, if any.
 
-    The search space extends over the tried values and its bounds. For a grid, only the exact ends count; for random
-    draws, also values within 5% of an end (in logarithms if all are positive). 0 is a natural lower bound and does not
-    count as an end. Text, booleans, lists and single values have no ends.
+    The search space extends from the smallest to the largest number among the tried values and those in `space`. For a
+    grid, only the two ends themselves count. Otherwise, values within 5% of the width also count (on a logarithmic
+    scale if all numbers are positive). 0 is a natural lower bound and does not count as an end. Text, booleans, lists
+    and single values have no ends.
 
-    space: a list of values, `{log: [low, high], points: n}`, or None.
+    tried: the tried values. space: a list of values, `{log: [low, high], points: n}`, or None.
     """
     numbers = sorted({float(item) for item in tried if is_number(item)})
     if not is_number(value) or len(numbers) < 2:
@@ -198,7 +206,10 @@ def end_of_search(value: Any, tried: Sequence[Any], space: Any, sampler: Sampler
 
 
 def departures(arm: Arm) -> Mapping[str, Any]:
-    """Return the hyper-parameters of an arm that differ from the values its suite records as chosen, by dotted path."""
+    """Return the hyper-parameters of an arm, by dotted path, whose values differ from the suite's record of the choice.
+
+    The value is that of the arm; None if the arm has none.
+    """
     if arm.tuning is None or not arm.tuning.chosen:
         return {}
     given = _paths(next(iter(arm.trials.values())).hyperparameters)
@@ -304,7 +315,7 @@ def _space(rule: Tune, experiment: str, optimizer: str) -> Mapping[str, Any] | N
 
 
 def _searched(space: Mapping[str, Any], *above: str) -> Iterator[tuple[str, Any]]:
-    """Yield a space by dotted path, flattening the nested spaces of inner optimizers."""
+    """Yield the dotted path and the space of each hyper-parameter, including those of inner optimizers."""
     for key, value in space.items():
         if isinstance(value, Mapping) and not {"log", "of"} & value.keys():
             yield from _searched(value, *above, key)
@@ -330,7 +341,7 @@ def _paths(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _key(value: Any) -> str:
-    """Return a key that is equal for equal values, including 1 and 1.0, but not 1 and true."""
+    """Return a key that is the same for equal values, such as 1 and 1.0, but not for 1 and True."""
     return json.dumps(float(value) if is_number(value) else value, sort_keys=True)
 
 

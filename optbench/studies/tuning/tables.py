@@ -1,4 +1,4 @@
-"""Tuning in a report: the choices of a tuning run and the reasons; for other runs, their tuning budgets."""
+"""Tuning in a report: a tuning run's choices and the reasons for them; for other runs, their tuning budgets."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from optbench.suite.schema import Tuning
 
 TITLE = "Tuning"
 BAR = 8
-"""Width of a bar from 0 to 1, in characters."""
+"""Width of a full bar, in characters."""
 MANY_NAMES = 6
-"""Maximum number of settings named in a sentence; the others are counted."""
+"""Maximum number of settings named in a sentence; further settings are counted."""
 FEW_VALUES = 2
-"""Maximum number of values listed; more are shown as a range."""
+"""Maximum number of values listed; a larger number of values is shown as a range."""
 
 
 def tuning_blocks(found: Sequence[TunedOptimizer], several: bool, spread_text: SpreadText) -> Iterable[Block]:
@@ -54,7 +54,7 @@ ONLINE_DATA = (
 
 
 def _rules(found: Sequence[TunedOptimizer]) -> Iterable[str]:
-    """Yield sentences on how settings were chosen, by experiment if they differ."""
+    """Yield sentences on how settings were chosen; they name the experiment if the rules differ."""
     rules = grouped((rule_text(tuned), tuned.experiment) for tuned in found)
     for text, experiments in rules.items():
         yield text if len(rules) == 1 else f"{' and '.join(dict.fromkeys(experiments))}: {text}"
@@ -63,7 +63,7 @@ def _rules(found: Sequence[TunedOptimizer]) -> Iterable[str]:
 
 
 def rule_text(tuned: TunedOptimizer) -> str:
-    """Return the rule in words with its numbers."""
+    """Return a sentence that states the rule with its numbers, and one on which settings cannot be chosen."""
     best = "lowest" if tuned.metric.direction == "lower" else "highest"
     seeds = count(len(tuned.seeds), "tuning seed")
     among = (
@@ -79,7 +79,7 @@ def rule_text(tuned: TunedOptimizer) -> str:
 
 
 def stated_tuning(results: Results) -> list[str]:
-    """Return the tuning budgets of a run, one line per experiment; none for a tuning run."""
+    """Return lines that state a run's tuning budgets, one per experiment; an empty list for a tuning run."""
     if results.suite.stage == "tune":
         return []
     experiments: dict[str, dict[str, Arm]] = {}
@@ -93,9 +93,9 @@ def stated_tuning(results: Results) -> list[str]:
 
 
 def searched_text(space: Any, tried: Sequence[Any]) -> str:
-    """Format the search space of one hyper-parameter: `0.003–3`, `0, 0.9`.
+    """Format the search space of one hyper-parameter, e.g. `0.003–3` or `0, 0.9`.
 
-    space: as stated in a suite; None if not stated. tried: distinct values, if known.
+    space: as stated in a suite; None if not stated. tried: the distinct values to show instead; empty for none.
     """
     if isinstance(space, Mapping) and "of" in space:
         return f"{value_name(space.get('times', 1))} × {space['of']}"
@@ -108,13 +108,16 @@ def searched_text(space: Any, tried: Sequence[Any]) -> str:
 
 
 def setting_text(values: Mapping[str, Any], variant: str = "default") -> str:
-    """Format a tried setting: `lr=0.1, momentum=0.9`; else the variant, or `as given` if nothing varies."""
+    """Format a tried setting, e.g. `lr=0.1, momentum=0.9`.
+
+    Without values, return the variant, or `as given` for the variant `default`.
+    """
     named = ", ".join(f"{path}={value_name(value)}" for path, value in values.items())
     return named or (variant if variant != "default" else "as given")
 
 
 def _chosen(here: Sequence[TunedOptimizer], name: str, spread_text: SpreadText) -> Table:
-    """Return the table of chosen settings of every optimizer on one experiment."""
+    """Return the table of the settings chosen on one experiment, with a row for each optimizer."""
     first = here[0]
     measures = list(dict.fromkeys([first.metric, METRICS[LEARNING]]))
     titles = (
@@ -143,23 +146,22 @@ def _searched(tuned: TunedOptimizer) -> str:
     parts = []
     for path in paths:
         space = (tuned.space or {}).get(path)
-        # for random draws, the space; for a grid, its values and those added by widening
+        # for random draws, show the space; for a grid, its values and those added by widening
         drawn = tuned.sampler != "grid" and space is not None
         parts.append(f"{path}: {searched_text(space, () if drawn else tuned.values(path))}")
     return "; ".join(parts) or "nothing"
 
 
 def _warnings(here: Sequence[TunedOptimizer]) -> Iterable[str]:
-    """Yield caveats about the chosen values."""
     budgets = {tuned.optimizer: len(tuned.settings) for tuned in here}
     if len(set(budgets.values())) > 1:
         said = ", ".join(f"{count} for {optimizer}" for optimizer, count in budgets.items())
-        yield f"{here[0].experiment}: the budgets differ: numbers of settings tried are {said}."
+        yield f"{here[0].experiment}: the budgets differ; the numbers of settings tried are {said}."
     for tuned in here:
         who = f"{tuned.experiment}, {tuned.optimizer}"
         missing = sum(setting.missing > 0 for setting in tuned.settings)
         if missing:
-            yield f"{who}: {missing} of {count(len(tuned.settings), 'setting')} not finished: the choice may change."
+            yield f"{who}: {missing} of {count(len(tuned.settings), 'setting')} not finished, so the choice may change."
         if tuned.chosen is None:
             yield f"{who}: no setting can be chosen: {_why_none(tuned)}."
             continue
@@ -183,11 +185,11 @@ def _why_none(tuned: TunedOptimizer) -> str:
         above = any(setting.above_target for setting in tuned.settings)
         said = ", ended above the target training loss" if above else ""
         return f"each has a trial that diverged, failed{said} or has not finished"
-    return f"{words(tuned.metric.name, tuned.in_bits)} is undefined for those whose trials are all ok"
+    return f"{words(tuned.metric.name, tuned.in_bits)} is undefined for settings whose trials are all ok"
 
 
 def _reasons(found: Sequence[TunedOptimizer], name: str) -> Iterable[str]:
-    """Yield the settings that learn too little, and those with trials that are not ok, one sentence per experiment."""
+    """Yield sentences that list, for each experiment, settings that learn too little or have trials that are not ok."""
     for experiment in dict.fromkeys(tuned.experiment for tuned in found):
         here = [tuned for tuned in found if tuned.experiment == experiment]
         slow = [(t, [(s, "") for s in _ordered(t) if s.eligible and not s.learns]) for t in here]
@@ -202,8 +204,8 @@ def _reasons(found: Sequence[TunedOptimizer], name: str) -> Iterable[str]:
 
 
 def _names(settings: Sequence[tuple[TriedSetting, str]]) -> str:
-    """Join names, each with a note; only the first few if there are many."""
-    # without spaces, because a setting with several values is one entry of a list
+    """Join the names of settings, each followed by its note; of many names, list only the first few."""
+    # without spaces, because the names are entries of a list separated by ", "
     texts = [(setting_text(setting.hyperparameters, setting.variant), note) for setting, note in settings]
     names = [f"{text.replace(', ', ',')}{note}" for text, note in texts]
     shown = ", ".join(names[:MANY_NAMES])
@@ -211,7 +213,7 @@ def _names(settings: Sequence[tuple[TriedSetting, str]]) -> str:
 
 
 def _settings(tuned: TunedOptimizer, name: str, spread_text: SpreadText) -> Iterable[Block]:
-    """Yield every setting of one optimizer, as bars in text formats and as numbers on a page with a figure."""
+    """Yield two tables of one optimizer's settings: bars for text formats, and numbers for a page with a figure."""
     known = {name: metric_in_bits(METRICS[name]) if tuned.in_bits else METRICS[name] for name in SHOWN}
     shown = [known[name] for name in SHOWN if any(map(math.isfinite, _every(tuned, name)))]
     metrics = list(dict.fromkeys([*shown, tuned.metric]))
@@ -242,10 +244,10 @@ def _every(tuned: TunedOptimizer, metric: str) -> list[float]:
 
 
 def _ends_of_bars(tuned: TunedOptimizer, metric: str) -> tuple[float, float]:
-    """Return the scale of a metric's bars.
+    """Return the values at which a metric's bars are empty and full.
 
-    Forgetting and metrics with values up to 1 are drawn from 0 to 1, other metrics of the rule from 0 to their largest
-    value, and scores of text between the whole bits that enclose the learning scores.
+    Bars of scores of text extend between the whole bits that enclose the learning scores. All other bars extend from 0
+    to 1, or to the largest value if a metric of the rule exceeds 1.
     """
     if metric not in SHOWN and (tuned.metric.kind == "curve" or not tuned.in_bits):
         return 0.0, max([1.0, *filter(math.isfinite, _every(tuned, metric))])
@@ -273,7 +275,7 @@ def _note(tuned: TunedOptimizer, setting: TriedSetting) -> Cell:
 
 
 def _ordered(tuned: TunedOptimizer) -> Sequence[TriedSetting]:
-    """Sort settings by value if one number was searched; else keep the order tried."""
+    """Return the settings by ascending value if a single number was searched, else in the order tried."""
     values = [list(setting.hyperparameters.values()) for setting in tuned.settings]
     if all(len(v) == 1 and is_number(v[0]) for v in values):
         return sorted(tuned.settings, key=lambda setting: next(iter(setting.hyperparameters.values())))
@@ -281,7 +283,7 @@ def _ordered(tuned: TunedOptimizer) -> Sequence[TriedSetting]:
 
 
 def _budgets(found: Iterable[Arm]) -> str:
-    """Return `7 settings × 2 seeds for sgd (lr=0.1 of 0.01–1), adamw (...)`, with one part per budget."""
+    """Return the optimizers by budget, as in `7 settings × 2 seeds for sgd (lr=0.1 of 0.01–1), adamw (...)`."""
     said: dict[str, list[str]] = {}
     unknown = []
     for arm in found:
@@ -301,7 +303,7 @@ def _budget(cost: Tuning) -> str:
 
 
 def _choice(cost: Tuning, departures: Mapping[str, Any]) -> str:
-    """Return ` (lr=0.3 of 0.003–3, at an edge)`."""
+    """Return the chosen values with their search spaces, e.g. ` (lr=0.3 of 0.003–3, at an edge)`."""
     paths = list(dict.fromkeys([*(cost.chosen or {}), *(cost.space or {})]))
     parts = []
     for path in paths:
@@ -324,6 +326,6 @@ def _range(low: float, high: float) -> str:
 
 
 def _title(metric: Metric) -> str:
-    """Return a title in two lines, as in result tables."""
+    """Return a metric's column title in two lines, as in result tables."""
     title = TITLES.get(metric.name) or named_measure(metric).title
     return f"{title.replace('accuracy', 'score') if metric.said else title} {metric.arrow}"

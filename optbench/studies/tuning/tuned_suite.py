@@ -1,4 +1,4 @@
-"""The tuned suite: a file that extends the user's with the chosen values and their budgets."""
+"""The tuned suite: a file that extends the user's suite with the chosen values and their tuning budgets."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from optbench.suite.extends import KEY, rebased
 from optbench.suite.variants import KeyPath, leaves, with_values
 
 MARKER = "# Hyper-parameters chosen by optbench tune:"
-"""The first line of a tuned suite; the lines below it begin with `#   `."""
+"""The first line of a tuned suite's header; the other lines of the header begin with `#   `."""
 
 
 def tuned_text(
     extends: str, changes: Mapping[str, Any], header: Sequence[str], folders: Sequence[Path] = (), to: Path = Path()
 ) -> str:
-    """Return the text of a suite file with only the changes to the suite that it extends.
+    """Return the text of a suite file that contains only changes to the suite `extends`.
 
-    folders: folders in which code files named in the changes are searched; they are then named relative to `to`.
+    header: lines of the comment at the beginning of the file.
+    folders: folders with code and text files named in the changes; paths of these files are rewritten relative to `to`.
     """
     said: Any = changes
     for folder in folders:
@@ -36,10 +37,13 @@ def tuned_text(
 
 
 def tuned_suite(suite: Suite, tuner: Tuner, found: Sequence[TunedOptimizer]) -> Suite:
-    """Return the suite with the chosen values, their budgets, and the tuning seeds, which `optbench run` then rejects.
+    """Return the suite with the chosen values, their budgets and the tuning seeds.
 
-    suite: the complete suite, even if only some experiments and optimizers were tuned. An optimizer without a choice
-    keeps its values. Earlier tuning seeds are kept if the suite keeps values chosen on them.
+    `optbench run` then rejects the tuning seeds as seeds of the suite. An optimizer for which nothing was chosen keeps
+    its values. Earlier tuning seeds are kept if the suite states tuning budgets, because values chosen on these seeds
+    may remain.
+
+    suite: the complete suite, even if only some experiments and optimizers were tuned.
     """
     chosen = chosen_values(tuner, found)
     plain = suite.model_dump(exclude_unset=True)
@@ -61,12 +65,16 @@ def tuned_suite(suite: Suite, tuner: Tuner, found: Sequence[TunedOptimizer]) -> 
 
 
 def _place(suite: Suite, optimizer: str, chosen: Mapping[str, Mapping[KeyPath, Any]], plain: dict[str, Any]) -> None:
-    """Write an optimizer's values, by experiment, to the optimizer, or to the experiments if their values differ."""
+    """Write an optimizer's chosen values, given by experiment, into `plain`.
+
+    A value is written to the optimizer if it was chosen on all experiments that use the optimizer's own value; values
+    that differ from it are written to their experiments.
+    """
     takers = [name for name, e in suite.experiments.items() if optimizer in (e.optimizers or suite.optimizers)]
     alone: dict[str, dict[KeyPath, Any]] = {}
     for path in dict.fromkeys(path for values in chosen.values() for path in values):
         values = {experiment: found[path] for experiment, found in chosen.items() if path in found}
-        # a key of an experiment replaces the optimizer's whole value
+        # a key in an experiment replaces the optimizer's value of that key completely
         rest = [name for name in takers if path[0] not in overrides(suite, name, optimizer)]
         shared = [values[rest[0]]] if rest and all(name in values for name in rest) else []
         if shared:
@@ -82,7 +90,7 @@ def _place(suite: Suite, optimizer: str, chosen: Mapping[str, Mapping[KeyPath, A
 
 
 def chosen_values(tuner: Tuner, found: Sequence[TunedOptimizer]) -> Chosen:
-    """Return the chosen values, and those that follow from them."""
+    """Return the chosen values, and the values of hyper-parameters that follow them."""
     of = chosen_dimensions(tuner.searches, found)
     chosen = {key: dict(values) for key, values in of.items()}
     for key in dict.fromkeys((tie.experiment, tie.optimizer) for tie in tuner.searches.ties):
@@ -92,7 +100,7 @@ def chosen_values(tuner: Tuner, found: Sequence[TunedOptimizer]) -> Chosen:
 
 
 def misplaced(written: Suite, chosen: Chosen) -> list[str]:
-    """Return chosen values that are missing from a tuned suite; there must be none."""
+    """Return the places at which a tuned suite does not have the chosen value; there must be none."""
     return [
         f"experiments.{experiment}: {optimizer}.{'.'.join(path)}"
         for (experiment, optimizer), values in chosen.items()
@@ -102,7 +110,7 @@ def misplaced(written: Suite, chosen: Chosen) -> list[str]:
 
 
 def _costs(tuner: Tuner, found: Sequence[TunedOptimizer], chosen: Chosen) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return the `tuning` records, by experiment and optimizer."""
+    """Return the entries for `tuning` in experiments, by experiment and optimizer."""
     searched = {(search.experiment, search.optimizer): search for search in tuner.searches.searches}
     by_name = {(tuned.experiment, tuned.optimizer): tuned for tuned in found}
     costs = {
@@ -132,7 +140,7 @@ def _cost(
 
 
 def _space(search: Search, tuned: TunedOptimizer) -> dict[str, Any]:
-    """Return the search space by hyper-parameter: as stated, or as all tried values if these go beyond it."""
+    """Return the search space by hyper-parameter: as stated or, if other values were tried, too, all tried values."""
     found: dict[str, Any] = {}
     for dimension in search.dimensions:
         tried = tuned.values(dimension.name)

@@ -1,9 +1,9 @@
-"""`optbench tune`: train rounds of settings in lock-step into one run directory until none are left to try.
+"""`optbench tune`: train rounds of settings into one run directory until no settings are left to try.
 
-    suite -> searches -> settings of a round -> run (stage `tune`) -> the result of each -> the next round
+    suite -> searches -> settings of a round -> run (stage `tune`) -> results of the settings -> the next round
 
-Every round is a function of the previous ones, so a resumed tuning repeats them from the start, reading existing
-results instead of training.
+Every round depends only on the previous ones. A resumed tuning therefore repeats all rounds, and reads results that
+exist instead of training again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,11 @@ MOST_WIDENINGS = 5
 
 @dataclass(frozen=True)
 class Method:
-    """The sampling method. trials: number per optimizer for a sampler that draws; None for the size of the grid."""
+    """The method of searching.
+
+    trials: number of settings that a random or TPE sampler draws per optimizer; None for as many as the grid has.
+    widen: whether to extend a grid if the best setting is at an edge.
+    """
 
     sampler: Sampler = "grid"
     trials: int | None = None
@@ -51,14 +55,14 @@ class Tuner:
     seeds: Sequence[int]
     searches: Searches
     tried: dict[Key, list[Values]] = field(default_factory=dict)
-    """Tried settings by experiment and optimizer, in order."""
+    """Tried settings by experiment and optimizer, in the order tried."""
     rounds: int = 0
 
     @staticmethod
     def of(suite: Suite, method: Method, seeds: Sequence[int] | None = None) -> Tuner:
         """Start a tuning.
 
-        seeds: used instead of the suite's tuning seeds.
+        seeds: tuning seeds to use instead of the suite's.
 
         Raises:
             SuiteError: a space is invalid, budgets are unequal, or a seed is an evaluation seed.
@@ -68,8 +72,8 @@ class Tuner:
         both = sorted(set(chosen) & set(suite.seeds))
         if both:
             raise SuiteError(
-                f"seed {both[0]} is one of the suite's own, but settings must be chosen on other seeds; "
-                "give them with --seeds or in 'tune.seeds'"
+                f"seed {both[0]} is one of the suite's own seeds, but settings must be chosen on other seeds; "
+                "give these with --seeds or in 'tune.seeds'"
             )
         tuner = Tuner(suite, method, chosen, searches(suite))
         tuner._check_budgets()
@@ -81,7 +85,7 @@ class Tuner:
 
     @property
     def tuning_suite(self) -> Suite:
-        """The suite of a tuning run, with all tried settings as variants and only the metrics of the rule."""
+        """The suite of the tuning run, with all tried settings as variants, and only the rule's metric."""
         experiments = {}
         begun = self._begun
         for name in dict.fromkeys(search.experiment for search in begun):
@@ -117,13 +121,15 @@ class Tuner:
         )
 
     def propose(self, found: Sequence[TunedOptimizer]) -> bool:
-        """Add the settings of the next round; return whether there are any. found: the results of earlier rounds.
+        """Add the settings of the next round to `tried`, and return whether there are any.
 
-        An optimizer with a hyper-parameter that follows another is tuned after that one.
+        An optimizer with a hyper-parameter that follows another optimizer's is tuned after that optimizer.
+
+        found: the results of earlier rounds.
         """
         known = {(tuned.experiment, tuned.optimizer): tuned for tuned in found}
         chosen = chosen_dimensions(self.searches, found)
-        # values that others already follow stay fixed
+        # a value that other hyper-parameters already follow stays fixed
         closed = {leader for key, tried in self.tried.items() if tried for leader in self.searches.leaders(key)}
         new: dict[Key, list[Values]] = {}
         for search in self.searches.in_order:
@@ -145,7 +151,7 @@ class Tuner:
         return True
 
     def _widened(self, search: Search, known: Mapping[Key, TunedOptimizer]) -> list[Values]:
-        """Return further settings for a search if the best setting of any optimizer of its experiment is at an edge."""
+        """Return further settings for a search if any optimizer on the experiment has its best setting at an edge."""
         if not self.method.widen or self.rounds > MOST_WIDENINGS:
             return []
         here = [one for one in self.searches.searches if one.experiment == search.experiment and one.key in known]
@@ -155,7 +161,7 @@ class Tuner:
         return self._beyond(search, tuned) or self._beside(search, tuned, ())
 
     def _beyond(self, search: Search, tuned: TunedOptimizer) -> list[Values]:
-        """Return settings beyond the edge at which the best one lies, omitting those that the optimizer rejects."""
+        """Return settings beyond the edge at which the best setting lies, omitting those that the optimizer rejects."""
         return self._beside(search, tuned, tuned.edges) if can_widen(search, tuned.edges) else []
 
     def _beside(self, search: Search, tuned: TunedOptimizer, edges: Sequence[str]) -> list[Values]:
@@ -185,7 +191,7 @@ class Tuner:
         return {**overrides(self.suite, search.experiment, search.optimizer), LISTED: settings}
 
     def _declared(self) -> Tune:
-        """Return the rule with all defaults written out, for the suite's current optimizers."""
+        """Return the suite's `tune` with the tuning seeds, and the models and spaces of begun searches, written out."""
         tune = self.suite.tune or Tune()
         experiments: dict[str, ExperimentTune] = {}
         for search in self._begun:
@@ -212,9 +218,9 @@ class Tuner:
 def tune(
     tuner: Tuner, options: Options, view: View, record: Mapping[str, Any], files: Mapping[str, str]
 ) -> tuple[Outcome, tuple[TunedOptimizer, ...]]:
-    """Train round after round; return the outcome of the run and the choices (none after an interruption).
+    """Train all rounds; return the run's outcome and the choices, which are empty after an interruption.
 
-    record: the entry `tune` of the run's `run.json`. files: further files of a new run, by name.
+    record: the entry `tune` for the run's `run.json`. files: contents of additional files for a new run, by name.
 
     Raises:
         OptbenchError: settings, device, data or run directory are invalid; earlier results are kept.
@@ -233,18 +239,24 @@ def tune(
             if not tuner.propose(found):
                 break
             plan = make_plan(tuner.tuning_suite, session.writer.path, grown=True)
-        # if nothing was left to train, a resumed run does not yet record all rounds
+        # a resumed run with nothing left to train does not record all rounds yet
         session.grow(tuner.tuning_suite)
     return session.outcome, () if session.outcome.interrupted else found
 
 
 def first_plan(tuner: Tuner, options: Options) -> Plan:
-    """Return the plan of the first round; for a grid, this is the whole tuning unless the grid is widened."""
+    """Return the plan of the first round.
+
+    For a grid, this is the complete tuning, unless the grid is widened or an optimizer follows another one's choice.
+    """
     return make_plan(tuner.tuning_suite, options.resume, grown=True)
 
 
 def _history(search: Search, tried: Sequence[Values], tuned: TunedOptimizer | None) -> list[Tried]:
-    """Return the history for a sampler. A setting that learns enough is worth its score; others are worth less."""
+    """Return the tried settings with their worth, for a sampler.
+
+    A setting that learns enough is worth its score, negated if lower scores are better; all others are worth less.
+    """
     if tuned is None:
         return []
     sign = 1.0 if tuned.metric.direction == "higher" else -1.0
