@@ -38,9 +38,10 @@ class Hello:
 
 
 class Agent:
-    """Gives units of work to one worker process, for a main process on another machine.
+    """The agent of one worker process, for a main process on another machine.
 
-    All methods must be called from one thread. Between `give` and the end of the unit, `receive` is called repeatedly.
+    All methods must be called from one thread. Between `give` and the end of the unit, `receive` must be called
+    repeatedly.
     """
 
     def __init__(self, device: str) -> None:
@@ -59,7 +60,7 @@ class Agent:
         return content
 
     def give(self, unit: Parcel, job: Parcel, data: Mapping[str, Parcel]) -> None:
-        """Submit a unit to the worker process. data: the datasets of its experiment, by their settings."""
+        """Submit a unit to the worker process. data: the datasets of the unit's experiment, by their settings."""
         try:
             self._give(unit, job, data)
         except Exception as error:  # the main process would wait forever for a unit that no worker trains

@@ -53,7 +53,7 @@ class Worker(Protocol):
 
     @property
     def is_ready(self) -> bool:
-        """True once the worker accepts units: with some backends from the start, with others after `Ready`."""
+        """True once the worker accepts units: from the start or, with some backends, after its message `Ready`."""
 
     def give(self, unit: Unit, job: Job) -> None:
         """Submit a unit. If the worker is lost, this raises no exception; `receive` reports the loss."""
@@ -70,20 +70,20 @@ class Backend(Protocol):
 
     @property
     def device(self) -> str:
-        """The device on which workers train: `cpu`; `cuda:N`, that of the first worker; or `cuda` on a cluster."""
+        """The device on which workers train: `cpu`, `cuda` on a cluster, or `cuda:N`, the GPU of the first worker."""
 
     @property
     def jobs(self) -> int:
         """The maximum number of concurrent workers."""
 
     def begin(self, job: Job, units: Sequence[Unit]) -> None:
-        """Prepare the data that workers need for a job, before its first unit is submitted."""
+        """Prepare the data that workers need for a job, before the job's first unit is submitted."""
 
     def start(self, place: int) -> Worker:
         """Start a worker in a free place, from 0 to `jobs` - 1."""
 
     def wait(self, workers: Sequence[Worker]) -> Sequence[Worker]:
-        """Wait for messages from these workers. Return the workers that have messages; after a timeout, none."""
+        """Wait for messages from these workers. Return the workers that have sent any; after a timeout, none."""
 
     def discard(self, worker: Worker) -> None:
         """Remove a worker that was lost or refused."""

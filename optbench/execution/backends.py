@@ -35,9 +35,9 @@ class Place:
 
     @staticmethod
     def parse(text: str, settings: Sequence[str] = ()) -> Place:
-        """Parse `local`, `ray`, `ray:HOST:PORT` or `slurm`, and check that the package it needs is installed.
+        """Parse `local`, `ray`, `ray:HOST:PORT` or `slurm`, and check that the backend's package is installed.
 
-        settings: texts of the form `name=value`. The package is not imported.
+        The package is not imported. settings: texts of the form `name=value`.
 
         Raises:
             UsageError: there is no such backend, its package is not installed, a setting is malformed, or settings are

@@ -100,7 +100,7 @@ def _version(package: str) -> str:
 
 
 def _source() -> str:
-    """Return a hash of the package's modules, because the version number does not change with every modification."""
+    """Return a hash of the package's modules, which also distinguishes different code with the same version number."""
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):

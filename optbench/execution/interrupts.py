@@ -24,7 +24,10 @@ class Interrupts:
     """
 
     def __init__(self, further: Callable[[], object]) -> None:
-        """further: called on later interrupts except echoes; must not raise, because the first one is still pending."""
+        """further: called on later interrupts, except echoes.
+
+        It must not raise an exception, because the first interrupt is still pending.
+        """
         self._further = further
         self._requested = self._held = False
         self._since = math.inf  # time of the first interrupt, on the monotonic clock

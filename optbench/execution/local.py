@@ -34,7 +34,7 @@ class LocalProcesses:
         return len(self._devices)
 
     def begin(self, job: Job, units: Sequence[Unit]) -> None:
-        """Do nothing: worker processes read the same files."""
+        """Do nothing: worker processes read the same files as this process."""
 
     def start(self, place: int) -> LocalWorker:
         self._workers.append(worker := LocalWorker(self._devices[place], self._nursery))

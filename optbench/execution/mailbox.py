@@ -21,7 +21,7 @@ class Mailbox:
         self._numbers = itertools.count()
 
     def put(self, message: object) -> None:
-        """Send a message. Raises OSError if it cannot be written."""
+        """Send a message. Raises OSError if the message cannot be written."""
         name = f"{next(self._numbers):08d}"
         writing = self.folder / f".{name}"
         writing.write_bytes(pickled(message))
@@ -30,8 +30,8 @@ class Mailbox:
     def take(self) -> list[Any]:
         """Return the messages that have arrived since the last call, in order, and remove them.
 
-        The folder is listed instead of looking for the next file, because network file systems cache the absence of a
-        file for a while.
+        The folder is listed, rather than the next file opened by name, because network file systems cache the absence
+        of a file for a while.
 
         Raises:
             OSError: the folder or a message cannot be read.

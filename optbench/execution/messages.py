@@ -51,7 +51,7 @@ class Elsewhere:
 
 @dataclass(frozen=True)
 class Data:
-    """A dataset for a worker on another machine. key: its settings as JSON. content: the pickled dataset."""
+    """A dataset for a worker on another machine. key: the dataset's settings as JSON. content: the pickled dataset."""
 
     key: str
     content: bytes
@@ -175,10 +175,12 @@ Answer: TypeAlias = Finished | Compared | Divide | Failed
 
 
 def halved(answer: Divide, places: Callable[[Cohort], Mapping[str, Begun]]) -> list[Train]:
-    """Return the two halves of a unit. places: returns the states from which the trials of a piece resume.
+    """Return the two halves of the unit in `answer`.
 
     Results do not change, because no trial depends on the others in its piece. If the unit was too large, its trials
     get a note.
+
+    places: returns the states from which the trials of a piece resume.
     """
     unit, note = answer.unit, answer.unit.note
     if answer.too_large and not (note or "").startswith(OUT_OF_MEMORY):  # an earlier note gives the larger size

@@ -50,7 +50,7 @@ class Process(Protocol):
 
 
 class Nursery:
-    """A starter of worker processes. If workers are forked, their imports begin when the nursery is constructed.
+    """A factory for worker processes. If workers are forked, their imports begin when the nursery is constructed.
 
     forks: False to spawn every worker.
     """
@@ -158,7 +158,10 @@ class _Forking:
 
 
 class _Forked:
-    """A forked worker process. Signals are sent through a handle, so they never reach a later process with its id."""
+    """A forked worker process.
+
+    Signals are sent through a handle, so that they never reach a later process with the same id.
+    """
 
     def __init__(self, forking: _Forking, pid: int) -> None:
         self.pid = pid
@@ -240,7 +243,7 @@ def spawn(target: Any, *arguments: object) -> Any:
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Block Ctrl-C in the block and in processes started in it, if the system supports this."""
+    """Within the `with` block, block Ctrl-C in this thread and in processes that it starts, if the system permits."""
     if sys.platform == "win32":
         yield
         return

@@ -44,7 +44,7 @@ PIECES = 8
 death shares a piece with few others."""
 TRIES_ELSEWHERE = 2
 """Maximum number of times a unit is retried, undivided, after its worker was lost for an unrelated reason. Losses
-before the unit last finished a task and saved its state do not count."""
+before the unit's latest saved state do not count."""
 LOST_AT_START = 3
 """Maximum number of workers per place that can be lost in a row before any worker is ready."""
 
@@ -53,8 +53,8 @@ LOST_AT_START = 3
 class _Slot:
     """A worker, its current unit, and the users' code that has run in its process.
 
-    rested: True if the worker has sent nothing since it was idle. It may have been lost while idle, because messages
-        from idle workers are not read.
+    rested: True if the worker has sent nothing since it was last idle. It may have been lost while idle, because
+        messages from idle workers are not read.
     """
 
     place: int
@@ -241,7 +241,7 @@ class Pool:
             raise WorkerError(event.reason)
 
     def _unsaid(self) -> Iterator[Said]:
-        """Once a worker is ready, yield the reasons for refusing other workers that have not been reported yet.
+        """Once a worker is ready, yield the unreported reasons for refusing other workers.
 
         If all workers are refused, `_refuse` raises an error instead.
         """
@@ -271,7 +271,7 @@ def _again(unit: Unit, places: Callable[[Cohort], Mapping[str, Begun]]) -> Unit:
 
 
 def _tasks(unit: Unit) -> int:
-    """Return the number of tasks, over all trials, that a unit need not train because their states were saved."""
+    """Return the number of finished tasks, summed over a unit's trials, after which these trials resume."""
     return sum(begun.task for begun in unit.begun.values()) if isinstance(unit, Train) else 0
 
 

@@ -1,8 +1,8 @@
 """Check a plan before training, so that an error in the sixth task does not end a run after hours.
 
-The checks cover optimizers and their settings, datasets, whether models fit them, and whether every task of every seed
-has a full batch. This module also finds the users' code to which targets refer, and detects changes to it since the run
-began.
+The checks cover optimizers and their settings, datasets, whether models fit the data, and whether every task of every
+seed has a full batch. This module also finds the users' code to which targets refer, and detects changes to this code
+since the run began.
 """
 
 from __future__ import annotations

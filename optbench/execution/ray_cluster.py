@@ -287,7 +287,7 @@ def _probe(address: str) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress Ray's output in the block: it writes cluster errors to standard output, which is for results."""
+    """Suppress Ray's output in the block: Ray writes cluster errors to standard output, which is for results."""
     from ray._private import worker
 
     before = getattr(worker, "_worker_logs_enabled", True)
@@ -300,7 +300,7 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Suppress warnings in the block, such as Ray's about its future versions, and remove Ray's signal handlers."""
+    """In the block, suppress warnings, such as Ray's about its future versions; then remove Ray's signal handlers."""
     numbers = [signal.SIGINT, signal.SIGTERM] if threading.current_thread() is threading.main_thread() else []
     before = {number: signal.getsignal(number) for number in numbers}
     try:

@@ -21,7 +21,7 @@ from optbench.tasks import Outline
 
 @dataclass(frozen=True)
 class Plan:
-    """The trials and comparisons of a run, and those that remain, determined before training."""
+    """The trials and comparisons of a run, and which of them remain, as determined before training."""
 
     suite: Suite
     trials: tuple[Trial, ...]

@@ -83,7 +83,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended."""
+    """The outcome of a run. statuses: the number of finished trials by status."""
 
     path: Path
     statuses: dict[str, int]

@@ -65,7 +65,7 @@ def run_job(folder: str, device: str) -> None:
 
 
 def serve(folder: str, device: str, must_end: Callable[[], bool] = lambda: False) -> None:
-    """Serve one worker until the main process ends it or shows no more pulse, or `must_end` returns True."""
+    """Serve one worker until the main process ends it or stops showing a pulse, or `must_end` returns True."""
     place = Path(folder)
     inbox, outbox = Mailbox(place / IN), Mailbox(place / OUT)
     own, parent = Pulse(place / PULSE), Pulse(place.parent / PULSE)

@@ -109,7 +109,7 @@ class SlurmJobs:
                 self._pulse.beat()
 
     def begin(self, job: Job, units: Sequence[Unit]) -> None:
-        """Write the files that jobs need, and submit as many jobs as there is work for, as one array.
+        """Write the files that jobs need. If there are no jobs yet, submit as many as there is work for, as one array.
 
         Raises:
             WorkerError: SLURM rejects the jobs.
@@ -312,7 +312,7 @@ class _SlurmWorker:
             self.refusal = error
 
     def tell(self, name: str, *arguments: object) -> None:
-        """Ask the agent to call its method `name`. If this fails, e.g. on a full disk, report the worker as lost."""
+        """Send a call of the agent's method `name`. If this fails, e.g. on a full disk, report the worker as lost."""
         try:
             self._outbox.put((name, arguments))
         except OSError as error:

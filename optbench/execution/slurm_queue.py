@@ -30,9 +30,9 @@ ENDED = {
     "REVOKED": "was revoked",
     "TIMEOUT": "reached its time limit (timeout_min)",
 }
-"""Final states of jobs, and their wording in messages; jobs in other states wait, run or are about to end."""
+"""Final states of jobs, and their wording in messages. Jobs in other states are waiting, running or about to end."""
 HELD = ("REQUEUED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
-"""States of jobs that were put back into the queue, in spite of `--no-requeue`."""
+"""States of jobs that were put back into the queue despite `--no-requeue`."""
 WAITING = ("PENDING", "CONFIGURING", "SUSPENDED", "STOPPED", *HELD)
 """States of jobs that are not running yet, or are suspended."""
 ANSWER = 60.0
@@ -165,7 +165,10 @@ def last_line(text: str) -> str:
 
 
 def last_line_of_log(path: Path) -> str:
-    """Return the last line of a job's log that SLURM did not add; if SLURM added all, the last; empty without a log."""
+    """Return the last line of a job's log that was not added by SLURM.
+
+    If SLURM added all lines, return the last of them; without a log, return an empty string.
+    """
     try:
         lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
     except OSError:

@@ -128,7 +128,7 @@ def _train(
         names = ", ".join(sorted(operations))
         notes.append(f"may not be reproducible bit for bit: {names} is not deterministic on {workspace.device.type}")
     if name := outside.changed():
-        notes.append(f"keeps state outside of its instances ({name}), which all trials of its process share")
+        notes.append(f"the optimizer keeps state outside its instances ({name}), which all trials of a process share")
     for note in notes:
         results = [_noted(result, note) for result in results]
     weights: tuple[tuple[Trial, Weights], ...] = ()
@@ -156,7 +156,7 @@ def _noted(result: TrialResult, note: str | None) -> TrialResult:
 
 
 class _Keeper:
-    """A function that saves the state of a cohort with its notes, unless the last save was too recent.
+    """A callable that saves the state of a cohort with its notes, unless the last save was too recent.
 
     notes: notes for all trials. own: notes for individual trials, by id. operations: the non-deterministic operations
         found so far.
@@ -231,7 +231,7 @@ def _read_begun(unit: Train, keeper: _Keeper) -> dict[str, Interim]:
 
 
 def _read_all(unit: Train, keeper: _Keeper) -> dict[str, Interim] | str:
-    """Return the states as `_read_begun` does; if they are missing or the device or code has changed, the reason."""
+    """Return the states as `_read_begun` does, or a message if they are missing or the device or code has changed."""
     found: dict[str, Interim] = {}
     notes: list[str] = []
     own: dict[str, str] = {}

@@ -43,7 +43,7 @@ KEPT_BELOW = 32 * 2**20
 
 
 def _keep_memory() -> None:
-    """Configure the allocator to keep freed memory, because every step allocates and frees arrays of megabytes.
+    """Configure the allocator to keep freed memory, because every step allocates and frees arrays of several megabytes.
 
     Otherwise, the operating system would provide the pages of each array again, which takes as long as filling the
     array. With an allocator other than glibc's, this function has no effect.
@@ -56,7 +56,7 @@ def _keep_memory() -> None:
 
 
 def _end_with_parent() -> None:
-    """Wait until the parent process ends, then end this one, so that it does not write while the run is resumed."""
+    """Wait for the parent to end, then end this process, which must not write while another process resumes the run."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -120,7 +120,7 @@ class _Desk:
         self._loaded: tuple[str, Dataset] | None = None  # with its settings
 
     def workspace(self, name: str) -> Workspace:
-        """Return the workspace of an experiment, after removing that of another experiment."""
+        """Return the workspace of an experiment. Only the latest workspace is kept."""
         import torch
 
         from optbench.engine import Workspace

@@ -31,7 +31,10 @@ class HparamsPage:
         return HparamsPage(run, {name: tuple(values.values()) for name, values in found.items()})
 
     def columns(self) -> Any:
-        """Return the `Summary.Value` that declares the columns: first settings that differ, other settings, metrics."""
+        """Return the `Summary.Value` that declares the columns.
+
+        The columns are the settings, starting with those that differ between trials, and the final metrics.
+        """
         infos = [_setting_info(name, values) for name, values in self.settings.items()]
         experiment = api_pb2.Experiment(
             name=self.run.name,

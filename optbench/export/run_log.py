@@ -52,7 +52,7 @@ class TrialLog:
 
     @property
     def flat_settings(self) -> dict[str, Any]:
-        """`settings` without mappings: the learning rate of a nested optimizer, for example, becomes `base.lr`."""
+        """`settings` without mappings. For example, the learning rate of a nested optimizer is named `base.lr`."""
         return {".".join(path): value for path, value in leaves(self.settings).items()}
 
     @property

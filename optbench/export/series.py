@@ -22,7 +22,7 @@ Axis: TypeAlias = Literal["step", "after_task", "task"]
 """`step`: optimizer steps of the trial over all its tasks. `after_task`: number of finished tasks, 0 before training.
 `task`: index of a task, from 1."""
 MOST = 2**63
-"""Limit below which all positions on an axis are, because trackers store positions in 64 bits."""
+"""Upper limit (exclusive) of positions on an axis, because trackers store positions in 64 bits."""
 
 
 @dataclass(frozen=True)

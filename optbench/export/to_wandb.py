@@ -63,9 +63,10 @@ def write(run: RunLog, folder: Path) -> str:
 
 
 def distinct_keys(names: Iterable[str]) -> dict[str, str]:
-    """Return the W&B key of each name: letters, digits and underscores, because W&B's tables treat a dot as a path.
+    """Return the W&B key of each name.
 
-    If several names have the same key, the later ones are numbered: `a.b` and `a b` become `a_b` and `a_b_2`.
+    Keys consist of letters, digits and underscores, because W&B's tables treat a dot as a path separator. If several
+    names have the same key, the later ones are numbered: `a.b` and `a b` become `a_b` and `a_b_2`.
     """
     found: dict[str, str] = {}
     for name in names:

@@ -24,9 +24,10 @@ show or upload the files."""
 class Tracker:
     """One tracker.
 
-    title: the tracker's display name. module: the module that writes the tracker's files. needs: the name of a module
-        that `module` imports, and of an attribute of the imported module. The extra of optbench that installs it has
-        the tracker's name.
+    title: the tracker's display name.
+    module: the module that writes the tracker's files.
+    needs: the name of a module that `module` imports, and of an attribute of the imported module. The extra of optbench
+        that installs the imported module has the tracker's name.
     """
 
     title: str

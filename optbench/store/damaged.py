@@ -21,8 +21,8 @@ DAMAGED = "damaged"
 def set_damaged_aside(path: Path) -> list[str]:
     """Move damaged files of a run directory to `damaged/`, so that the affected trials are trained again.
 
-    Return a description of each file. A damaged part affects only its own cohort. Merged tables depend on each other,
-    so if one of them is damaged, all are moved.
+    Return a description of each damaged file. A damaged part affects only its own cohort. Merged tables depend on each
+    other, so if one of them is damaged, all are moved.
 
     Raises:
         StoreError: a file cannot be moved, or contains impossible values although its checksum is correct.

@@ -1,4 +1,4 @@
-"""The results of a run, held in memory while it is written."""
+"""The results of a run, held in memory while the run is written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Gathered:
         self._joined = dict(tables)
         self._added: dict[str, list[pa.Table]] = {name: [] for name in ALL_TABLES}
         self.endings = _endings(self._joined[TrialRow.table])
-        """The status of every trial and the path of its final weights, if any, by trial id."""
+        """The status of every finished trial and the path of its final weights, if any, by trial id."""
 
     def table(self, name: str) -> pa.Table:
         """Return a table with all rows added so far, in order of addition."""

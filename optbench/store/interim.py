@@ -95,7 +95,7 @@ def _remove_older(folder: Path, new: str) -> None:
 
 
 def find_holding(folder: Path, trials: Iterable[str]) -> list[Path]:
-    """Return the parts that contain any of the trials. trials: ids."""
+    """Return the parts that contain the state of any of these trials, which are given by id."""
     wanted = set(trials)
     return [
         part for part in find_parts(folder) if any(wanted & set(member.trials) for member in _members_or_none(part))
@@ -138,7 +138,7 @@ def find_refused(folder: Path) -> dict[str, str]:
 
 
 def drop_begun(folder: Path, is_done: Callable[[str], bool]) -> None:
-    """Remove the parts whose trials are all done; raise StoreError if one cannot be moved.
+    """Remove the parts whose trials are all done; raise StoreError if a part cannot be moved.
 
     is_done: returns whether the trial with a given id needs no further training.
     """

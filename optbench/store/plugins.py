@@ -72,8 +72,8 @@ def entries(
 ) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
     """Return the entries of sources for `run.json`, and the contents of the copies by path in the run directory.
 
-    Files from the first source's folder are copied to `plugins/` itself; those from other folders, and later versions,
-    to subfolders.
+    Files from the first source's folder are copied to `plugins/` itself. Files from other folders, and later versions
+    of files, are copied to subfolders.
 
     before: the entries that the run already has.
     """

@@ -48,7 +48,7 @@ class RunDirectory:
 
     @property
     def id(self) -> str:
-        """The name of the run's directory, preceded by parent names if needed to distinguish runs shown together."""
+        """The name of the directory, preceded by parent folders if needed to distinguish runs shown together."""
         return self.label or self.path.name
 
     def table(self, name: str, *columns: str) -> pa.Table:

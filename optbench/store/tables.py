@@ -48,9 +48,9 @@ class TrialRow:
     hyperparameters: str
     """Hyper-parameters of the optimizer, as JSON."""
     init_hash: str
-    """Hash of the initial weights, equal for all optimizers of a seed."""
+    """Hash of the initial weights, which are the same for all optimizers with the same seed."""
     train_seconds: float
-    """This trial's share of its cohort's time in batches, gradients and updates."""
+    """This trial's share of the time that its cohort spent on batches, gradients and updates."""
     optimizer_seconds: float
     """The part of `train_seconds` spent in the optimizer."""
     optimizer_state_bytes: int
@@ -67,7 +67,7 @@ class TrialRow:
     """How gradients were computed: `written out` (plain MLPs), `member by member` or, for all members together,
     `torch.func`. On a CPU, the fastest method is chosen; results do not depend on the choice."""
     evaluation_seconds: float | None = None
-    """This trial's share of its cohort's time in scoring and measuring."""
+    """This trial's share of the time that its cohort spent on scoring and measuring."""
     tasks_above_target: int | None = None
     """Number of tasks that ended with a training loss above `early_stopping.target`; null without a target, or if the
     trial diverged or failed."""
@@ -108,7 +108,7 @@ class MetricRow:
     table: ClassVar[str] = "metrics"
 
     after_task: int
-    """Number of tasks trained before the measurement."""
+    """Number of tasks on which the network had been trained before the measurement."""
     task: int | None
     """The task whose data were used; null for all tasks together, or if no data were used."""
     layer: str | None
@@ -128,7 +128,7 @@ class SpectrumRow:
     table: ClassVar[str] = "spectra"
 
     after_task: int
-    """Number of tasks trained before the measurement."""
+    """Number of tasks on which the network had been trained before the measurement."""
     task: int | None
     """The task whose test data were used; null for all tasks together."""
     layer: str
@@ -146,7 +146,7 @@ class SimilarityRow:
     table: ClassVar[str] = "similarity"
 
     after_task: int
-    """Number of tasks trained before the measurement."""
+    """Number of tasks on which the network had been trained before the measurement."""
     layer: str
     """The layer whose features were used."""
     class_a: int
@@ -159,12 +159,12 @@ class SimilarityRow:
 
 @dataclass(frozen=True)
 class PruningRow:
-    """Accuracy on all tasks if only the largest fraction `keep` of the weights is kept, without further training."""
+    """Accuracy on all tasks after keeping only the fraction `keep` of largest weights, without further training."""
 
     table: ClassVar[str] = "pruning"
 
     after_task: int
-    """Number of tasks trained before the measurement."""
+    """Number of tasks on which the network had been trained before the measurement."""
     scope: str
     """`global` if the largest of all weights are kept; `layer` if the largest weights of each layer are kept."""
     keep: float
@@ -211,14 +211,14 @@ class SketchRow:
     task: int
     """The task being trained."""
     step: int
-    """As in `curves`; task 1, step 0 is before the first step."""
+    """As in `curves`; step 0 of task 1 is before training."""
     sketch: tuple[float, ...]
     """The sketch: 1,024 numbers."""
 
 
 @dataclass(frozen=True)
 class OnlineRow:
-    """One task: mean scores on its batches before each update, and measurements of the network before the first one."""
+    """One task: mean scores on its batches before each update, and measurements before the first update."""
 
     table: ClassVar[str] = "online"
 
@@ -244,7 +244,7 @@ class OnlineRow:
     examples: int
     """Number of inputs."""
     width: int
-    """Width of the features."""
+    """Number of features."""
     note: str | None
     """Why a value is undefined."""
 
@@ -302,7 +302,7 @@ class ClassRow:
     table: ClassVar[str] = "classes"
 
     after_task: int
-    """Number of tasks trained before the measurement."""
+    """Number of tasks on which the network had been trained before the measurement."""
     task: int | None
     """The task whose test data were used; null for all tasks together."""
     label: int

@@ -117,7 +117,7 @@ def read_text(path: str) -> bytes:
 def read_source(target: str, folders: Sequence[Path] = ()) -> Source | None:
     """Read the source of a target. Files are not executed, but modules are imported.
 
-    folders: where to look for a file with a relative path before the working directory.
+    folders: the folders in which a relative path is looked up before the working directory.
 
     Returns None for a module without Python source, e.g. a built-in one.
 

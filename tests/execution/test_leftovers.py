@@ -143,7 +143,7 @@ def test_state_shared_by_trials_of_a_process_is_noted(
     answer = do(Train(cohort, {}), workspace, lambda progress: None, tmp_path / "interim")
     assert isinstance(answer, Finished)
     notes = [row.note or "" for _, row in answer.rows if isinstance(row, TrialRow)]
-    said = f"keeps state outside of its instances ({kept}), which all trials of its process share"
+    said = f"the optimizer keeps state outside its instances ({kept}), which all trials of a process share"
     assert [said in note for note in notes] == [kept is not None] * 2
     assert all(("outside" in note) == (kept is not None) for note in notes)
 
