@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from optbench.counting import count
 from optbench.errors import CONTROL, DeviceError, WorkerError
 from optbench.execution.agent import Agent, Hello
 from optbench.execution.backend import Lost, Message, Ready, Refused, Worker
@@ -31,6 +32,12 @@ STALLED = 30.0
 """Seconds without any ready worker after which the user is told that no CPU or GPU is free."""
 ANSWER = 10.0
 """Seconds after which a cluster that does not answer is considered unreachable."""
+CHECK = 5.0
+"""Seconds between checks of whether the head node answers."""
+GONE = 30.0
+"""Seconds without an answer from the head node after which the run ends. Ray ends the process itself after 60 seconds,
+with an error message of its own and without closing the run."""
+AUTH_MODE = "RAY_AUTH_MODE"
 PATIENCE = 5.0
 """Seconds that actors have to end by themselves before they are killed."""
 
@@ -70,11 +77,14 @@ class RayCluster:
             found = ray.cluster_resources()
             cpus, gpus = int(found.get("CPU", 0)), int(found.get("GPU", 0))
             self.device = "cuda" if device == "cuda" or (device == "auto" and gpus) else "cpu"
-            count = gpus if self.device == "cuda" else cpus
-            if not count:
+            most = gpus if self.device == "cuda" else cpus
+            if not most:
                 raise DeviceError(f"--device {device}: the Ray cluster has no {'GPU' if gpus == 0 and cpus else 'CPU'}")
-            self.jobs = jobs or count
+            self.jobs = jobs or most
             needs = {"num_cpus": 0, "num_gpus": 1} if self.device == "cuda" else {"num_cpus": 1}
+            head = ray.get_runtime_context().gcs_address
+            self._head = _Head(head)
+            self._greeting = f"the Ray cluster is at {head}: {count(cpus, 'CPU')}, {count(gpus, 'GPU')}"
             self._actors = ray.remote(RayAgent).options(**needs, max_restarts=0, max_task_retries=0)
         except BaseException:
             self._exits.close()
@@ -94,12 +104,21 @@ class RayCluster:
 
     def start(self, place: int) -> Worker:
         self._workers.append(worker := _RayWorker(self))
+        if self._greeting:
+            worker.inbox.append(Said(self._greeting))
+            self._greeting = ""
         return worker
 
     def wait(self, workers: Sequence[Worker]) -> Sequence[Worker]:
+        """As in `Backend`.
+
+        Raises:
+            WorkerError: the head node has not answered for `GONE` seconds.
+        """
         import ray
 
         ours = [worker for worker in workers if isinstance(worker, _RayWorker)]
+        self._head.check()
         self._notice_stall(ours)
         if filled := [worker for worker in ours if worker.inbox]:
             return filled
@@ -154,7 +173,7 @@ class RayCluster:
         import ray
 
         try:
-            with contextlib.suppress(Exception):  # the cluster may be gone
+            with contextlib.suppress(Exception):  # a node may be gone
                 closing = [worker.actor.close.remote() for worker in self._workers if worker.is_ready]
                 if closing:
                     ray.wait(closing, num_returns=len(closing), timeout=PATIENCE)
@@ -215,6 +234,32 @@ class _RayWorker:
             ray.kill(self.actor)
 
 
+class _Head:
+    """The head node, whose loss ends a run: without it, Ray can neither start workers nor report that they are lost."""
+
+    def __init__(self, address: str) -> None:
+        """address: `host:port` of Ray's global control service."""
+        self._address = address
+        self._checked = self._answered = time.monotonic()
+
+    def check(self) -> None:
+        """Check at most every `CHECK` seconds whether the node answers.
+
+        Raises:
+            WorkerError: it has not answered for `GONE` seconds.
+        """
+        now = time.monotonic()
+        if now - self._checked < CHECK:
+            return
+        self._checked = now
+        try:
+            _probe(self._address)
+            self._answered = time.monotonic()
+        except ConnectionError as error:
+            if now - self._answered > GONE:
+                raise WorkerError(f"the head node of the Ray cluster ({self._address}) is lost: {error}") from error
+
+
 def _fault(error: Exception) -> Lost | Refused:
     """Convert an error that Ray raised while reading from a worker into a message for the pool."""
     import ray
@@ -273,7 +318,14 @@ def _connect(address: str | None, jobs: int | None) -> None:
             ray.init(address="local", num_cpus=jobs or cores(), include_dashboard=False, **settings)
     else:
         _probe(address)
-        ray.init(address=address, **settings)
+        try:
+            ray.init(address=address, **settings)
+        except ConnectionError as error:
+            if AUTH_MODE in os.environ:
+                raise
+            # Clusters require a token by default since Ray 2.61, and many do since 2.59.
+            reason = str(error).strip().partition("\n")[0]
+            raise ConnectionError(f"{reason}; if the cluster requires a token, set {AUTH_MODE}=token") from error
 
 
 def _probe(address: str) -> None:

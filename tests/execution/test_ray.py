@@ -112,6 +112,19 @@ def test_a_run_whose_parent_was_killed_can_be_resumed_locally(here: Path, folder
     assert left < len(pd.read_parquet(run / "trials.parquet")), "the run was complete before it was killed"
 
 
+def test_the_loss_of_the_head_node_ends_a_run_that_can_be_resumed(here: Path, folder: Path, cluster: Any) -> None:
+    process = started(folder, "smoke", "--name", "headless", "--on", f"ray:{cluster.address}")
+    run = folder / "runs/headless"
+    wait_for(lambda: finished(run) >= 1, process)
+    cluster.head_node.kill_gcs_server()
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 2, errors[-3000:]
+    assert f"the Ray cluster is at {cluster.address}: {NODES} CPUs, 0 GPUs" in errors
+    assert f"optbench: the head node of the Ray cluster ({cluster.address}) is lost: " in errors
+    ended(started(folder, "--resume", "headless", "--jobs", "2", "--quiet"))
+    assert_same_tables(here, run)
+
+
 SCRIPT = """
 import torch, optbench
 class Mine(torch.optim.SGD):
