@@ -1,4 +1,4 @@
-"""The description of a model, either a built-in network or a user's module, that the engine needs to train it.
+"""Describe a model for the engine: a built-in network or a user's module.
 
 A user's module is run on a few training examples to determine where its features are, whether it changes buffers or
 draws random numbers, and whether it is valid.
@@ -47,7 +47,7 @@ class Blueprint:
     Attributes:
         network: the module in training mode. Its weights are not used; those of built-in networks are on the meta
             device.
-        layout: the layout of its parameters and buffers.
+        layout: the layout of the module's parameters and buffers.
         features: the name of the last linear layer, whose input is the features, or `METHOD` if the module has a method
             `features` that returns them.
         output: the name of the output layer's weight; None if there is none.
@@ -77,7 +77,7 @@ class Blueprint:
         return isinstance(self.network, Network) and self.network.alone is None
 
     def answers_for(self, error: Exception) -> bool:
-        """Return whether a user's model is the cause of an error during a measurement, so that only its trial fails."""
+        """Return whether an error during a measurement is due to a user's model, so that only the trial fails."""
         return not (self.ours or isinstance(error, OptbenchError) or of_the_machine(error))
 
     @functools.cached_property
@@ -88,7 +88,7 @@ class Blueprint:
     def start(self, suite_seed: int, trial_seed: int, task: int = 0) -> dict[str, Tensor]:
         """Return initial parameters and buffers by name, on the CPU, the same for every optimizer with this trial seed.
 
-        task: 0..T-1. The values for tasks after the first are those of new networks.
+        task: 0..T-1. For tasks after the first, the values are those of a new network.
         """
         return self._start(suite_seed, trial_seed, f"initial weights/task {task}" if task else "initial weights")
 

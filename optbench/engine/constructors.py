@@ -43,7 +43,7 @@ def try_constructors(
     data_dir: Path | None,
     notify: Callable[[str], None],
 ) -> None:
-    """Construct the optimizer of each variant once, on a network with the shape and initial weights of its model.
+    """Construct each variant's optimizer once, on a network with the shape and initial weights of the trial's model.
 
     notify: called with the text of each distinct warning that a constructor issues.
 

@@ -28,7 +28,7 @@ _DERIVED = ("defaults", "_numel_cache", "_need_device_dtype_check_for_fused")
 def parts(value: Any) -> Iterator[tuple[str, Any]]:
     """Yield the parts of an object by name, in the same order for equal objects.
 
-    value: anything except a number, text or a tensor.
+    value: any object except a number, a string or a tensor.
     """
     if isinstance(value, Mapping):
         yield from sorted(((_text(key), item) for key, item in value.items()), key=lambda part: part[0])

@@ -34,7 +34,7 @@ class Controls:
         return Penalty(settings["strength"], settings["rotated"], draws, self.blueprint.features)
 
     def anchor(self, member: Member) -> Anchor | None:
-        """Return the penalty on a member's distance from the initial weights of its current network, if it has one."""
+        """Return the penalty on a member's distance from its network's initial weights; None if the member has none."""
         if (settings := member.trial.around.get("l2-init")) is None:
             return None
         return Anchor(settings["strength"], self.blueprint.layout.weights(member.start))

@@ -228,7 +228,7 @@ class Evaluator:
 
     @torch.no_grad()
     def score(self, rows: Sequence[Tensor], examples: Sequence[Examples]) -> list[Score]:
-        """Score networks, each with weights `rows[i]` (P,), on `examples[i]`; transfer all results together."""
+        """Score each network, with weights `rows[i]` (P,), on `examples[i]`; transfer all results together."""
         if not rows:
             return []
         totals = self._zeros(len(rows), rows[0].device)

@@ -1,4 +1,4 @@
-"""The state of a member at the end of a task, from which another process can resume its training."""
+"""The state of a member at the end of a task, from which another process can resume the member's training."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ def loaded(data: bytes, device: torch.device) -> Any:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         reason = str(error).strip().partition("Unsupported")[2].partition("\n")[0]
-        raise CannotResume(f"torch.load(weights_only=True) rejects it: {reason or type(error).__name__}") from error
+        raise CannotResume(
+            f"torch.load(weights_only=True) rejects the state: {reason or type(error).__name__}"
+        ) from error
 
 
 def _at(storage: Any, at: str, device: torch.device) -> Any:
@@ -84,7 +86,7 @@ class Interim:
 
     @staticmethod
     def of(member: Member, task: int, optimizer: Any, apart: str | None = None) -> Interim:
-        """Save a member's state. optimizer: its optimizer's state, consisting of containers, tensors and numbers."""
+        """Save a member's state. optimizer: the optimizer's state, consisting of containers, tensors and numbers."""
         trials = tuple(trial.id for trial in member.trials)
         counters = {name: getattr(member, name) for name in COUNTERS}
         if member.unkept is not None:
@@ -126,5 +128,5 @@ class Interim:
 
 
 Keep = Callable[[Callable[[], list[Interim]]], None]
-"""keep(take): called at the end of every task except the last. take() is slow and returns the interims of all members
-of the cohort."""
+"""keep(take): called at the end of every task except the last. take() returns the interims of all members of the
+cohort, which takes time."""

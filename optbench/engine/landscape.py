@@ -76,7 +76,7 @@ def exact_inputs(values: Tensor) -> Tensor:
 
 
 def flat(layout: Layout, row: Tensor) -> Tensor:
-    """Convert a member's row to weights (P,) in float64, concatenated without padding."""
+    """Return the weights (P,) of a member's row in float64, concatenated without padding."""
     return exact(torch.cat([view.detach().flatten() for view in layout.views(row).values()]))
 
 

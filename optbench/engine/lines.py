@@ -39,8 +39,8 @@ class End:
     Attributes:
         weights: (P,) in float64.
         row: the row of the solution, which provides the buffers.
-        loss: NaN if not requested.
-        accuracy: NaN if not requested.
+        loss: the mean cross-entropy; NaN if not requested.
+        accuracy: the test accuracy; NaN if not requested.
         opened: (N, W), the outputs of an MLP's first layer before normalisation and activation; None for other
             networks, or if the loss is not requested.
     """
@@ -127,7 +127,7 @@ class Lines:
     def _losses(
         self, points: Sequence[dict[str, Tensor]], alphas: Sequence[float], a: Tensor | None, b: Tensor | None
     ) -> list[float]:
-        """Return the mean cross-entropy over the training examples of all tasks at the points, in float64.
+        """Return the mean cross-entropy over the training examples of all tasks at each point, in float64.
 
         a, b: the outputs (N, W) of the first layer at the ends, interpolated at `alphas`; None to apply the layer at
         every point.

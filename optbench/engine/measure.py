@@ -251,7 +251,7 @@ def _similarity(sums: ClassSums, after_task: int) -> list[SimilarityRow]:
 
 
 def _of_some(row: Row, scored: Sequence[int], count: int) -> Row:
-    """Add a note with the scored tasks to a pooled row of a metric; return any other row unchanged."""
+    """Add a note that lists the scored tasks to a pooled metric row; return any other row unchanged."""
     if not isinstance(row, MetricRow):
         return row
     said = f"pooled over {task_list([task + 1 for task in scored])} of {count}: the other tasks were not scored"

@@ -1,4 +1,4 @@
-"""Rows of the table `online`: how a trial learnt each task, and the state of its network before the task."""
+"""Collect the rows of the table `online`: how a trial learnt each task, and the network's state before the task."""
 
 from __future__ import annotations
 

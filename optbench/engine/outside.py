@@ -1,6 +1,6 @@
 """Detect state that a user's optimizers keep outside of instances: on classes, or in the modules of their files.
 
-All trials in a process share such state. This can only be detected, not prevented.
+All trials in a process share this state. Sharing cannot be prevented, only detected.
 """
 
 from __future__ import annotations

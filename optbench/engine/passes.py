@@ -23,10 +23,10 @@ class Passes:
     """The forward passes of one member in one task.
 
     If an optimizer evaluates the loss several times per step (SAM, L-BFGS), each evaluation draws new dropout masks and
-    updates running statistics, as in a plain loop. The first evaluation is an exception if it uses the same weights as
-    the step's gradients, or if the optimizer did not receive these gradients. It then repeats the forward pass of the
-    gradients, with the same masks and from the same statistics, because a plain loop would not have run this pass
-    separately.
+    updates running statistics, as in a plain loop. The first evaluation differs if it uses the weights at which the
+    step's gradients were computed, or if the optimizer did not receive these gradients: it repeats the forward pass of
+    the gradients, with the same masks and from the same running statistics, because a plain loop would not have run
+    that pass separately.
     """
 
     def __init__(self, network: nn.Module, layout: Layout, row: Tensor, draws: Draws) -> None:

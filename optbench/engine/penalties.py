@@ -1,4 +1,4 @@
-"""Add penalties on the rank of features to members' losses, for every way to compute gradients.
+"""Add penalties on the rank of features to members' losses, in every way to compute gradients.
 
 A penalty's gradient with respect to the features is computed separately (`optimizers.rank_penalty.entropy`) and added
 to the gradient from the head. The optimizer, its lane and its state are therefore the same as without a penalty.
@@ -35,7 +35,7 @@ class Penalty:
     """The location of the features, as in `Blueprint.features`; the same for all members of a stack."""
 
     def frame(self, features: Tensor, step: int) -> Tensor | None:
-        """Return the rotation (d, r) of a step for features (N, d); None if the penalty is not rotated."""
+        """Return the rotation (d, r) for a step and features (N, d); None if the penalty is not rotated."""
         if not self.rotated:
             return None
         return random_frame(features, torch.Generator().manual_seed(self.draws(step)))
@@ -75,7 +75,7 @@ class Penalties:
 
     @contextlib.contextmanager
     def added(self, i: int, network: nn.Module, axes: int) -> Iterator[list[Tensor]]:
-        """Collect the penalty of member `i` in the block's forward pass in a list, which stays empty if λ is 0.
+        """Collect, in a list, the penalty of member `i` in the block's forward pass; the list stays empty if λ is 0.
 
         axes: the number of leading axes of the features, for examples and positions. The value of the penalty is λ H,
         and its gradient is treated as a constant in second derivatives.
@@ -145,7 +145,7 @@ NOT_CALLED = "rank-penalty: expected {0}.forward to call its method features(x),
 
 @contextlib.contextmanager
 def seen(network: nn.Module, features: str, see: Callable[[Tensor], None]) -> Iterator[None]:
-    """Call `see` with the features of every forward pass. features: the location, as in `Blueprint.features`."""
+    """Call `see` with the features of every forward pass in the block. features: as in `Blueprint.features`."""
     if features != METHOD:
         layer = network.get_submodule(features)
         handle = layer.register_forward_pre_hook(lambda _, arguments: see(arguments[0]))

@@ -62,7 +62,10 @@ class RateCurve:
 
 
 def unscheduled(schedule: RateSchedule | None, trial: Trial, rows: Iterable[Row]) -> str | None:
-    """Return a note if a trial's learning rate did not follow the schedule; None if it did, or without a schedule."""
+    """Return a note with the reason why a trial's learning rate did not follow the schedule.
+
+    Return None if it followed the schedule, or if the schedule is constant or None.
+    """
     if schedule is None or schedule.is_flat:
         return None
     if (name := trial.without_schedule) is not None:

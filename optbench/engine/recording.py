@@ -105,7 +105,7 @@ class Recorded(Generic[T]):
 
 
 def recorder(device: torch.device) -> Recorder | None:
-    """Return the recorder of a device; None if it has none."""
+    """Return the recorder for a device; None if work on the device cannot be recorded."""
     return functools.partial(record_cuda, device) if device.type == "cuda" else None
 
 

@@ -1,9 +1,9 @@
 """Test whether an optimizer with an instance per member can be resumed from its `state_dict()`.
 
 There are two failure modes. If `state_dict()` is incomplete, a restored instance holds different data. If restored
-state is not found again (for example because it is looked up by `id(p)`), later steps differ. Therefore an instance is
-restored from every saved state and compared with the original. The later steps of the two are also compared, once for
-each target and settings.
+state is not found again (for example because it is looked up by `id(p)`), later steps differ. Therefore, an instance is
+restored from every saved state and compared with the original. The later steps of both instances are also compared, but
+only once for each combination of target and settings.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def obstacle(
     except Exception as error:  # raised by the optimizer's code
         if of_the_machine(error):
             raise
-        return f"testing whether it can be resumed raised {type(error).__name__}: {spoken(error)}"
+        return f"testing whether a trial can be resumed raised {type(error).__name__}: {spoken(error)}"
     return None
 
 

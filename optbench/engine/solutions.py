@@ -1,4 +1,4 @@
-"""Compare the solutions of one seed: compute the rows of their pairs from final weights, without disk access.
+"""Compare the solutions of one seed: compute the rows of all pairs from final weights, without disk access.
 
 Legend: P number of parameters, without padding.
 """
@@ -36,8 +36,8 @@ TEST_EXAMPLES = 1000
 evenly spaced, because the first half of MNIST's test data is easier. On one core, a point takes 8 ms per task for
 LeNet-300-100, and 3 ms for mlp-100."""
 BUDGET = 256 * 2**20
-"""Maximum bytes of solutions kept in memory, except that at least two are kept; other solutions are evaluated again
-from their weights."""
+"""Maximum number of bytes for solutions in memory, but at least two solutions are kept. Other solutions are evaluated
+again from their weights."""
 
 Weights = Mapping[str, Tensor]
 """Parameters of one network by name."""

@@ -1,4 +1,4 @@
-"""Re-estimate batch norm's running statistics for weights outside of training, such as averages of weights.
+"""Re-estimate batch norm's running statistics at weights that training does not visit, such as averages.
 
 Legend: P padded parameter count, Q padded size of the buffers in floats, N examples.
 """

@@ -19,7 +19,7 @@ ACTIVATIONS = (
     *(nn.Tanh, nn.Hardtanh, nn.Sigmoid, nn.Hardsigmoid, nn.Hardswish, nn.Softplus, nn.Softsign, nn.Threshold),
 )
 _SUCH_AS = "an activation module, such as nn.ReLU"
-_NAME_IT = "name the module whose output is the activation's input as 'layer', without 'activation'"
+_NAME_IT = "set 'layer' to the module whose output is the activation's input, and omit 'activation'"
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Modules:
         name, before = place.layer, place.activation == "before"
         if name is None:
             if before and self.last is None:
-                raise ValueError(f"expected features that are the output of {_SUCH_AS}, got others; {_NAME_IT}")
+                raise ValueError(f"expected features that are the output of {_SUCH_AS}, got other features; {_NAME_IT}")
             return Tap(self.last, True, as_features=True) if before and self.last is not None else None
         if isinstance(name, int):
             named = ", ".join(repr(known) for known in list(self.unreadable)[:3])

@@ -219,7 +219,7 @@ class CohortTraining:
     def _draws(self, trial_seed: int, tasks: Mapping[str, int], task: int, purpose: str) -> int:
         """Return the seed for an optimizer's random numbers outside of steps, different for each purpose and task.
 
-        tasks: the task for some purposes, which replaces `task`.
+        tasks: for some purposes, the task to use instead of `task`.
         """
         name = f"optimizer/{purpose}/task {tasks.get(purpose, task)}"
         return stream_seed(self.workspace.suite_seed, trial_seed, name) % SEEDS

@@ -31,8 +31,8 @@ def load_transfer(experiment: ExperimentSettings, data_dir: Path | None) -> Data
 class Transfer:
     """The examples of the other dataset on the device.
 
-    Inputs are not normalised yet; each network applies its own map. Targets are classes of the other dataset, for which
-    networks have no outputs.
+    Inputs are stored before normalisation. Targets are classes of the other dataset, for which networks have no
+    outputs.
     """
 
     parts: tuple[Examples, Examples, Examples]

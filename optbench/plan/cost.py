@@ -1,4 +1,4 @@
-"""Estimate the relative cost of trials from their settings, for scheduling and for the remaining time of a run."""
+"""Estimate the relative cost of trials from their settings, for scheduling and to predict the remaining time."""
 
 from __future__ import annotations
 

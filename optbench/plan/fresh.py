@@ -16,9 +16,9 @@ def fresh_networks(trials: Iterable[Trial]) -> dict[str, str]:
 
     A counterpart has the same experiment, model, seed and data order as the trial, and the trial's optimizer, with the
     same settings, as the base of `fresh-network`. If there is no such counterpart, and the trial's optimizer is a
-    wrapper that takes no steps (`l2-init`, `shrink-and-perturb`, `rank-penalty`), the base can also be the optimizer
-    inside the wrapper that takes the steps. A fresh-network trial is its own counterpart. If several counterparts
-    match, the first is used.
+    wrapper that takes no steps (`l2-init`, `shrink-and-perturb`, `rank-penalty`), the base can also be the innermost
+    optimizer, which takes the steps. A fresh-network trial is its own counterpart. If several counterparts match, the
+    first is used.
     """
     listed = list(trials)
     bases: dict[_Key, str] = {}

@@ -26,7 +26,7 @@ class TrialPair:
 
 @dataclass(frozen=True)
 class PairedSolutions:
-    """All pairs with one experiment, model and seed, compared together because they share intermediate results."""
+    """All pairs of one experiment, model and seed, compared together because they share intermediate results."""
 
     experiment: str
     model: str

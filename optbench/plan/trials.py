@@ -123,7 +123,7 @@ class Cohort:
         return trainings(self.trials)
 
     def split(self, parts: int) -> list[Cohort]:
-        """Split into at most `parts` cohorts with nearly equal numbers of trainings, each in the order of `trials`.
+        """Split into at most `parts` cohorts with nearly equal numbers of trainings, keeping trials in order.
 
         Trials of one training stay together. So do trials with the same batches, where possible.
         """
@@ -164,7 +164,7 @@ def trainings(all_trials: Iterable[Trial]) -> tuple[tuple[Trial, ...], ...]:
 
 
 def complete(suite: Suite) -> Suite:
-    """Return the suite as a run records it: with the registry's defaults and every experiment's optimizers."""
+    """Return the suite as a run records it, with the registry's defaults and each experiment's optimizers filled in."""
     optimizers = {
         name: OptimizerSettings(target=settings.target, **registry.complete(settings.target, settings.hyperparameters))
         for name, settings in suite.optimizers.items()

@@ -210,13 +210,13 @@ def test_layers_of_a_users_model_are_found_by_name() -> None:
 @pytest.mark.parametrize(
     ("place", "said"),
     [
-        (Place(None, "before"), r"expected features that are the output of an activation module, .*, got others; name"),
+        (Place(None, "before"), r"expected features that are the output of an activation .*, got other features; set"),
         (Place(1), r"expected the name of a module of the model, such as 'first', 'second', 'third', got 1"),
         (Place("frist"), r"unknown module 'frist'; did you mean 'first'"),
         (Place("twice"), r"outputs one tensor \(B, ...\), got 'twice': it is called 2 times"),
         (Place("unused"), r"got 'unused': it is not called"),
         (Place("gru"), r"got 'gru': its output has type tuple"),
-        (Place("first", "before"), r"expected an activation module, such as nn.ReLU, got 'first'; name the module"),
+        (Place("first", "before"), r"expected an activation module, such as nn.ReLU, got 'first'; set 'layer' to"),
     ],
 )
 def test_layers_that_cannot_be_read_in_a_users_model_are_refused(place: Place, said: str) -> None:

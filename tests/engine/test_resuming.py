@@ -153,7 +153,7 @@ STATES: dict[str, tuple[str, str | None]] = {
     "state in an attribute": ("Attribute", "does not restore `velocity`"),
     "a load_state_dict that raises": ("Unloadable", "raised KeyError"),
     "a duck without state_dict": ("Duck", "Duck has no state_dict and no load_state_dict"),
-    "a state that is not read as data": ("Custom", "torch.load(weights_only=True) rejects it"),
+    "a state that is not read as data": ("Custom", "torch.load(weights_only=True) rejects the state"),
     "Lookahead over another": ("lookahead", None),
     "a wrapper of schedulefree": ("schedule_free", None),
 }

@@ -29,7 +29,7 @@ TRIED = 4
 MEMORY = 2**28
 """Maximum bytes that all members keep for the backward pass; in larger networks, call overhead is negligible."""
 CHECKED = 100
-"""Interval in steps after which both ways are compared again."""
+"""Number of steps between later comparisons of both ways."""
 
 
 class OtherBitsError(Exception):
@@ -42,8 +42,8 @@ class Choice:
 
     possible: bool = True
     sizes: set[int] = field(default_factory=set)
-    """Stack sizes for which `torch.func` was tried. Other sizes are tried again, because a library's order of summation
-    may depend on the size of a product."""
+    """Stack sizes for which `torch.func` was tried. Each size is tried separately, because a library's order of
+    summation may depend on the size of a product."""
 
     def open(self, kept: int) -> bool:
         """Return whether `torch.func` may be tried. kept: the bytes that all members keep for the backward pass."""

@@ -49,7 +49,7 @@ class Feed:
         self._batch = torch.empty(len(streams), size, *self._inputs.shape[1:], dtype=normalise.dtype, device=device)
         self._batch_targets = self._targets.new_empty(len(streams) * size, *self._targets.shape[1:])
         self._next = self._until = -1
-        """The next step, and the next step at which any stream begins an epoch."""
+        """The step of the next batch, and the next step at which any stream begins an epoch."""
 
     def aim(self, step: int) -> None:
         """Prepare `take` to return batch `step` (0-based), without synchronisation."""

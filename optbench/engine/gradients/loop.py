@@ -90,7 +90,7 @@ class LoopGradients:
         return found
 
     def _bind(self, i: int) -> bool:
-        """Make the parameters of a member's network views of its weights; return False if this is impossible."""
+        """On a CPU, make the network's parameters views of the member's weights; return whether this was done."""
         if self._binds:
             for parameter, view in zip(self._parameters[i], self._weights[i].values(), strict=True):
                 parameter.data = view

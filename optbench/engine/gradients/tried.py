@@ -1,4 +1,4 @@
-"""Test whether `torch.func` can train members of a model together, by training two members together and alone."""
+"""Test whether `torch.func` can train a model's members together, by training two together and separately."""
 
 from __future__ import annotations
 

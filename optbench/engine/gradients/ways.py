@@ -68,7 +68,7 @@ class Ways:
         self._kept = None
 
     def factory(self, buffer: BatchBuffer, recordings: Recordings) -> GradientsFactory:
-        """Return a function that builds the fastest gradients for the stacks of one cohort."""
+        """Return a factory that selects the fastest way to compute gradients for the stacks of one cohort."""
         network, layout = self._blueprint.network, self._blueprint.layout
         if self.together:
             way = MlpTogether if self._written_out else Vmap

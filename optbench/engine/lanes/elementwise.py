@@ -20,7 +20,7 @@ from optbench.optimizers.rates import first_rate, rate_groups, scaled
 class ElementwiseLane(Lane):
     """One instance of an elementwise optimizer for each block of neighbouring rows with equal settings.
 
-    The rows of a block also have equal step counts and schedules, and are one leaf parameter. Blocks have separate
+    The rows of a block also have equal step counts and schedules, and form one leaf parameter. Blocks have separate
     instances, so that an exception caused by some settings does not stop other members.
     """
 

@@ -62,7 +62,7 @@ class Lane(ABC):
     """
 
     raised_early: dict[int, Exception]
-    """Exceptions raised during construction, restoring or `begin_task`, by member; these members take no step."""
+    """Exceptions raised during construction, restoring or `begin_task`, by member; these members take no steps."""
 
     @abstractmethod
     def step(self, evaluate: Evaluate, step: int) -> dict[int, Exception]:

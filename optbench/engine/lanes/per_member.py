@@ -31,7 +31,8 @@ from optbench.optimizers.spec import Need, OptimizerSpec
 class PerMemberLane(Lane):
     """One unmodified instance per member on a separate network, whose weights are copied back to the stack.
 
-    Copying protects the stack from optimizers that rebind `p.data`, or keep gradients or scale them in place.
+    Copies protect the stack from optimizers that rebind `p.data`, keep references to gradients, or scale gradients in
+    place.
     """
 
     def __init__(
@@ -273,7 +274,7 @@ class StepCall:
 
     @staticmethod
     def of(spec: OptimizerSpec, optimizer: Optimizer) -> StepCall:
-        """Derive the call from a spec that has the needs of this instance."""
+        """Derive the call from a spec with the needs of this instance."""
         wants = bool(spec.needs & {"closure", "loss"})
         if spec.only_matrices or spec.source != "yours":
             return StepCall("first" if wants else "not", loss=False)

@@ -1,4 +1,4 @@
-"""Verify `elementwise: true` on a member's own gradients, throughout a task.
+"""Verify the declaration `elementwise: true` of an optimizer with a member's own gradients during a task.
 
 A few test steps before training detect most optimizers that are not elementwise. They do not detect optimizers whose
 updates depend on other weights only later or only for some shapes (a clipped norm, a warm-up, a branch on the shape).
@@ -29,7 +29,7 @@ RENEWED_EVERY = 37
 
 
 class NotElementwise(Exception):
-    """An optimizer declared elementwise takes different steps when stacked, or on weights of another shape."""
+    """An optimizer declared elementwise takes different steps on stacked members, or on weights of another shape."""
 
 
 class Verification:
