@@ -1,4 +1,4 @@
-"""Process-wide settings of PyTorch, NumPy and Python, restored after code that may change them.
+"""Process-wide settings of PyTorch, NumPy and Python, restored after running code that may change them.
 
 Several trials share a worker process, and a user's optimizer is arbitrary code: `torch.set_num_threads(2)` or
 `torch.set_default_dtype(torch.float64)` in its constructor would change or break every later trial. Two tables
@@ -15,7 +15,7 @@ Three kinds of changes are not undone:
 - objects patched in place (`torch.nn.functional.cross_entropy = ...`);
 - the global state of the user's own modules.
 
-A worker process that has run a user's code is therefore never used for other code (`execution.pool`). Changes of
+A worker process that has run a user's code is therefore never used for other code (`execution.pool`). Changes to
 `sys.path` by a plug-in are kept as well, because files that extend it often import their neighbours later, inside
 functions.
 """

@@ -59,7 +59,7 @@ def _precisions() -> list[ProcessSetting]:
 def _older(name: str, get: Callable[[], Any], set_: Callable[[Any], object]) -> ProcessSetting:
     """Return a legacy setting, which combines several newer ones.
 
-    Its value is None if PyTorch refuses to read it; None is not restored.
+    If PyTorch refuses to read the value, it is None and is not restored.
     """
 
     def read() -> Any:
@@ -78,8 +78,10 @@ def _older(name: str, get: Callable[[], Any], set_: Callable[[Any], object]) -> 
 
 
 _REDUCED = "cublas_allow_{}_reduced_precision_reduction"
-"""The pattern for a setting's name. Its value is a pair of flags, set together, for whether matrix products of a data
-type may use reduced-precision sums."""
+"""The pattern for the names of settings that allow reduced-precision sums in matrix products, one for each data type.
+
+The value of such a setting is a pair of flags, which are set together.
+"""
 _KERNELS_OF_ATTENTION = {"reads": "_get_{}_sdp_enabled", "writes": "_set_sdp_use_{}"}
 _SMALLEST = 5e-324
 """The smallest denormal number. Its product with 1 is 0 in a thread that flushes denormals, a flag for which PyTorch
@@ -105,7 +107,7 @@ def _default_device() -> torch.device | None:
 
 
 _kept_modes: list[Any] = []
-"""Inference modes entered by `_set_inference_mode`, kept because their garbage collection would change the mode."""
+"""Inference modes entered by `_set_inference_mode`, kept alive because deleting one would change the mode."""
 
 
 def _set_inference_mode(value: bool) -> None:
@@ -119,8 +121,8 @@ def _stack(
 ) -> ProcessSetting:
     """Return a setting for a stack of modes (bottom first) that is restored by popping and pushing modes.
 
-    The closure passed to an optimizer runs outside the modes that the optimizer has entered by `with`. These modes must
-    be pushed again after the closure, because each `with` block pops its mode on exit.
+    The closure passed to an optimizer runs outside the modes of the optimizer's own `with` blocks. These modes must be
+    pushed again after the closure, because each `with` block pops its mode on exit.
     """
 
     def put(value: tuple[Any, ...]) -> None:

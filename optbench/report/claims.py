@@ -41,7 +41,7 @@ Numbered: TypeAlias = Mapping[int, JudgedClaim]
 
 
 def claim_blocks(run: RunSummary, several: bool) -> Iterable[Block]:
-    """Yield the verdicts on the claims of a run's suite, their parts, warnings, and the variants left out.
+    """Yield the blocks on a run's claims: verdicts, parts, warnings, and the variants left out.
 
     several: whether the report covers several runs.
     """
@@ -155,7 +155,7 @@ def _of_parts(
 def _reasons(run: RunSummary) -> Iterable[str]:
     """Yield each reason why parts have no stronger verdict, except too few seeds.
 
-    These are reported at the beginning of the report.
+    Too few seeds are reported at the beginning of the report.
     """
     shared = grouped(
         (f"{part.verdict}: {part.reason}", f"claim {number}, {part_label(part)}")
@@ -169,7 +169,7 @@ def _reasons(run: RunSummary) -> Iterable[str]:
 def _verdict(claim: JudgedClaim) -> str:
     """Format the verdict on a claim, e.g. `supported (3 of 3; 4 left out)`.
 
-    The numbers are the parts with this verdict, if there are several parts, and the variants left out, if there are
+    The numbers count the parts with this verdict, if there are several parts, and the variants left out, if there are
     any. The text is marked if a side failed to learn a task.
     """
     agree = sum(part.verdict is claim.verdict for part in claim.parts)

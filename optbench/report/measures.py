@@ -117,7 +117,7 @@ def named_measure(metric: Metric) -> Measure:
 
 
 def score_measure(measure: Measure, metric: Metric) -> Measure:
-    """Return the column of a continual metric in its form for text; return any other column unchanged."""
+    """Return the column of a continual metric with its title and metric for text; return any other column unchanged."""
     return replace(measure, title=measure.title.replace("accuracy", "score"), own=metric) if metric.said else measure
 
 

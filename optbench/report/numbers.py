@@ -80,7 +80,7 @@ def estimate(value: float | None, bounds: tuple[float, float] | None, digits: in
 
 
 def p_value(p: float | None) -> str:
-    """Format a p-value with 2 to 4 decimals, more for smaller values, or below 0.0001 as `1e-05`; `–` for None."""
+    """Format a p-value with 2 to 4 decimals, depending on its size, or as `1e-05` if below 0.0001; `–` for None."""
     if p is None:
         return UNDEFINED
     return f"{p:.2f}" if p >= 0.1 else f"{p:.3f}" if p >= 0.01 else f"{p:.4f}" if p >= 0.0001 else f"{p:.0e}"

@@ -1,4 +1,4 @@
-"""The primary comparison of a run: each optimizer against the experiment's first one, on the primary metrics."""
+"""The primary comparison of a run: each optimizer against the experiment's first optimizer, on primary metrics."""
 
 from __future__ import annotations
 

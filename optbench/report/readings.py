@@ -40,7 +40,7 @@ def summary(readings: Sequence[JudgedReading]) -> str:
 
 
 def reading_tables(claims: Sequence[JudgedClaim]) -> Iterable[Block]:
-    """Yield a fold with a table for each part that has readings."""
+    """Yield a folded block with one table for each part that has readings."""
     tables = [
         _table(f"Readings of claim {number}, {part_label(part)}", part)
         for number, claim in enumerate(claims, start=1)
@@ -75,7 +75,7 @@ def _table(caption: str, part: ClaimPart) -> Table:
 
 
 def default_layer(readings: Sequence[JudgedReading]) -> str:
-    """Return the name of a layer without settings: `features` if the readings measure places, else `default`."""
+    """Return the name of a layer without settings: `features` if all readings are of ranks, else `default`."""
     return "features" if all(reading.metric.placed for reading in readings) else "default"
 
 

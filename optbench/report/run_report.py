@@ -157,7 +157,8 @@ def _results(section: Section, several: bool, statistic: Statistic) -> Iterable[
             warnings.append(f"{NOT_LEARNT} {row.label}: {said}")
         undefined = [one_line(measure.title) for measure in section.measures if _undefined_somewhere(row, measure)]
         if undefined:
-            warnings.append(f"{row.label}: {', '.join(undefined)} undefined in some of its trials.")
+            verb = "is" if len(undefined) == 1 else "are"
+            warnings.append(f"{row.label}: {', '.join(undefined)} {verb} undefined in some trials.")
         ok = row.arm.count("ok")
         warnings += [
             f"{row.label}, {n} of {count(ok, 'trial')}: {words(name)}: {of}." for (name, of), n in row.bounds.items()
@@ -202,7 +203,8 @@ def _row_cells(row: SummaryRow, several: bool) -> list[doc.Cell]:
 def _sparks(section: Section, several: bool) -> Iterable[doc.Block]:
     """Yield accuracy matrices as sparklines.
 
-    There is one sparkline per task, with a character per row of the matrix, or one for all tasks if there are many.
+    There is one sparkline per task, with one character per row of the matrix. If there are more than `MANY_TASKS`
+    tasks, a single sparkline shows the final accuracies instead.
     """
     rows = [row for row in section.rows if row.matrix is not None]
     tasks = {row.matrix.shape[1] for row in rows if row.matrix is not None}
@@ -210,7 +212,7 @@ def _sparks(section: Section, several: bool) -> Iterable[doc.Block]:
         return
     count, ends = tasks.pop(), section.ends
     keys = _row_columns(several)[:-1]
-    # If not every task was scored at the end, each was scored right after its training.
+    # If not every task was scored at the end, each task was scored right after training on it.
     whole = all(row.matrix is not None and np.isfinite(row.matrix[-1]).all() for row in rows)
     lines = []
     for row in rows:

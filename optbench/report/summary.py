@@ -46,7 +46,7 @@ class SummaryRow:
     fallbacks: int
     """Number of matrix factorisations that failed and were replaced, over all trials."""
     notes: Mapping[str, int]
-    """The number of trials with each other note."""
+    """The number of trials by note, except notes on replaced factorisations and on tasks not learnt."""
     bounds: Mapping[tuple[str, str], int]
     """The number of trials that are ok and whose value is only a lower bound, by metric and remark."""
 
@@ -137,7 +137,7 @@ class RunSummary:
     statuses: Mapping[str, int]
     """Number of finished trials by status, as in `Results.status`."""
     controls: int
-    """Number of trials planned with a different data order, for the null distribution of `pairs`; not in `planned`."""
+    """Number of trials planned with a different data order, for the null of pairs of solutions; not in `planned`."""
     controls_ended: int
     too_few_seeds: str | None
     """A sentence on the tests that have too few seeds; None if all tests have enough."""

@@ -1,1 +1,1 @@
-"""Paired statistics over seeds: an exact test and its confidence interval, corrected over a declared set of metrics."""
+"""Paired statistics over seeds: an exact test and its interval, corrected for multiple testing of declared metrics."""

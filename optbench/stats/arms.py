@@ -52,7 +52,7 @@ class Arm:
 
     @property
     def arms(self) -> tuple[Arm, ...]:
-        """The arms of a side of a comparison: this one or, for `Between`, those whose solutions are compared."""
+        """The arms that form a side of a comparison: this arm or, for `Between`, the arms that are paired."""
         return (self,)
 
     @property
@@ -75,7 +75,7 @@ class Arm:
 
     @property
     def tuning(self) -> Tuning | None:
-        """The tuning budget of the optimizer's settings; None if the suite does not state it."""
+        """The tuning budget of the optimizer's settings; None if the suite does not state one."""
         return (self.settings.tuning or {}).get(self.optimizer)
 
     def status(self, seed: int) -> str:
@@ -91,7 +91,7 @@ class Arm:
         return {"planned": len(self.trials), **{status: self.count(status) for status in get_args(Status)}}
 
     def value(self, metric: str, seed: int, data: Data = "pooled") -> float:
-        """Return the final value of a metric on a seed; NaN if undefined or not measured."""
+        """Return the final value of a metric in the trial with this seed; NaN if undefined or not measured."""
         values = self.results.values if data == "pooled" else self.results.last_task_values
         return values.get(metric, {}).get(self.trials[seed].id, math.nan)
 

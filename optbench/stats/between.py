@@ -30,7 +30,7 @@ class Between(Arm):
     second: Arm | None
     """The other arm, or None if the first arm is paired with its controls.
 
-    The latter is the null: the two trials differ only in the order of the batches.
+    Pairs with controls are the null: their two trials differ only in the order of the batches.
     """
 
     @staticmethod
@@ -64,7 +64,7 @@ class Between(Arm):
         return min(found, key=WORST_FIRST.index)
 
     def value(self, metric: str, seed: int, data: Data = "pooled") -> float:
-        """Return a metric of the two solutions on a seed; NaN if undefined or not measured."""
+        """Return a metric of the two solutions with this seed; NaN if undefined or not measured."""
         found = self._found(metric, seed)
         return found.value if found else math.nan
 

@@ -9,8 +9,8 @@ Some claims have further settings:
 - A claim with readings gets its verdict from the primary reading; the other readings are reported next to the verdict.
 - A claim with a condition (`where`) covers the variants that meet the condition; the other variants are listed.
 - A claim at matched accuracy (`matched`) covers the variants of the two sides that are nearest to each other.
-- A claim about pairs of solutions (`left: [adam, sgd]`) is about a metric of two solutions. Its value is compared, seed
-  by seed, with its value for other pairs or for a null, or with a number.
+- A claim about pairs of solutions (`left: [adam, sgd]`) is about a metric of two solutions. Seed by seed, the value for
+  the left pair is compared with the value for another pair or for a null, or with a number.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class JudgedClaim:
 
     margin: the smallest relevant difference, as stated by the claim or, by default, by its metric.
     left_out: the variants of either side that do not meet the claim's condition and are therefore in no part.
-    unmatched: the matches that are too distant: a variant and the nearest variant of the other side.
+    unmatched: variants that are too far from all variants of the other side, each matched with the nearest of them.
     in_bits: whether the claim is about text, for which the accuracy matrix R holds negative bits per byte.
     """
 
@@ -103,7 +103,7 @@ class JudgedClaim:
 
     @property
     def partly_judged(self) -> tuple[Arm, ...]:
-        """The variants whose condition was checked on only some of their trials because the others are not `ok`."""
+        """The variants for which the claim's condition was checked on only some trials, because others are not `ok`."""
         if not self.claim.where:
             return ()
         every = {(arm.model, arm.optimizer, arm.variant): arm for part in self.parts for arm in part.arms}
@@ -242,7 +242,7 @@ def _verdict(claim: Claim, question: Question, judgement: Judgement) -> tuple[Cl
 def _equivalence(question: Question, judgement: Judgement) -> tuple[ClaimVerdict, str]:
     """Judge a claim of equivalence by two one-sided tests.
 
-    A significant difference supports the claim, too, if the 90% interval lies within the margin. The claim is
+    Even a significant difference supports the claim if the 90% interval lies within the margin. The claim is
     contradicted only if the 90% interval lies outside the margin and the difference is significant after Holm's
     correction.
     """

@@ -33,7 +33,7 @@ class PartsOfBoth:
 
 @dataclass(frozen=True)
 class ClaimOfBoth:
-    """The claims with one name in two runs A and B.
+    """The claims of the same name in two runs A and B.
 
     a, b: the claim in each run; at most one is None, which means that the run's suite does not state the claim.
     apart: the settings of the claim that differ between the two suites, as (name, in A, in B).
@@ -60,7 +60,10 @@ class ClaimOfBoth:
 
     @property
     def compared(self) -> bool:
-        """Whether both suites state the claim and neither verdict is `not comparable`. Only these claims count."""
+        """Whether both suites state the same claim and neither verdict is `not comparable`.
+
+        Other claims are not counted as changed or unchanged.
+        """
         return self.alike and ClaimVerdict.NOT_COMPARABLE not in self.verdicts
 
     @property

@@ -34,7 +34,10 @@ class Selection:
 
     @staticmethod
     def of(results: Results, named: str) -> Selection:
-        """Return the selection of a run that `named` stands for: `OPTIMIZER`, `OPTIMIZER/VARIANT`, or empty for all."""
+        """Return a selection from a run.
+
+        named: `OPTIMIZER`, `OPTIMIZER/VARIANT`, or empty to select all optimizers.
+        """
         optimizer, _, variant = named.partition("/")
         return Selection(results, optimizer or None, variant or None)
 
@@ -211,7 +214,7 @@ def obstacles(a: Results, b: Results) -> list[str]:
 
 
 def other_metrics(a: Results, b: Results) -> list[str]:
-    """Return the reason if two runs use different versions of the metrics, whatever their suites; else no reason."""
+    """Return the reason if two runs use different versions of the metrics, whatever their suites; otherwise empty."""
     versions = [results.run.record.get("metrics_version", 1) for results in (a, b)]
     if versions[0] == versions[1]:
         return []
@@ -241,7 +244,7 @@ def _of_whom(metric: Metric) -> str:
 
 
 def _too_few(found: Sequence[ArmComparison]) -> Iterator[str]:
-    """Yield a sentence for each number of finished seeds in common that is too small for some pairs of arms."""
+    """Yield a sentence for each number of common seeds that is too small for some pairs of arms."""
     usable = [pair for pair in found if pair.seeds and pair.same_start is not False]
     numbers: dict[str, set[int]] = {}
     for pair in usable:
@@ -302,12 +305,12 @@ def _matched(a: Selection, b: Selection) -> list[tuple[Arm, Arm]]:
             )
     if not found:
         sides = " and ".join(f"{s.results.run.id}{f':{s.optimizer}' if s.optimizer else ''}" for s in (a, b))
-        raise ComparisonError(f"{sides} have no optimizers to compare on the same experiment and model")
+        raise ComparisonError(f"{sides} have no optimizers that can be compared on the same experiment and model")
     return found
 
 
 def _crossed(left: Sequence[Arm], right: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
-    """Pair the arms of two optimizers by variant or, if one of them has a single variant, each arm with that one.
+    """Pair the arms of two optimizers by variant, or all arms of one optimizer with the single arm of the other.
 
     Raises:
         ComparisonError: both optimizers have several variants, and the variants differ.

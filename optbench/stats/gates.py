@@ -81,7 +81,7 @@ def _judge(gate: Gate, pair: ArmComparison) -> tuple[GateResult, str]:
     if pair.same_start is False:
         return GateResult.INCONCLUSIVE, "initial weights differ, so there are no pairs"
     if found.result.interval is None:
-        return GateResult.INCONCLUSIVE, f"no 95% interval from {count(found.result.n, 'pair')}"
+        return GateResult.INCONCLUSIVE, f"no 95% interval is possible with {count(found.result.n, 'pair')}"
     low, high = found.result.interval
     threshold = gate.threshold
     if gate.relative:

@@ -1,4 +1,4 @@
-"""Find the tasks that trials failed to learn, from the tables of a run.
+"""Find the tasks that trials failed to learn, using the tables of a run.
 
 Like forgetting, these tasks are determined when a run is read, so that the same rule applies to runs that did not
 record them. If a table lacks the fraction of the most frequent class, as in runs of earlier versions, the accuracy of
@@ -35,9 +35,9 @@ Vector: TypeAlias = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Held:
-    """The held-out results of one trial, with a single matrix, because the size of a matrix grows with the square of T.
+    """The held-out results of one trial.
 
-    accuracy: (T+1, T).
+    accuracy: (T+1, T); the only matrix kept, because the size of a matrix grows with the square of T.
     start: (T,), the loss before the first step on each task, as in `start_losses`.
     guess: (T,), the fraction of the most frequent class of each task; NaN if not recorded.
     examples: (T,), the number of held-out examples of each task.

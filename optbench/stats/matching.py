@@ -1,4 +1,4 @@
-"""Matching: pair the variants of one optimizer with the nearest variants of another, by accuracy.
+"""Matching: pair variants of one optimizer with the variants of another that are nearest in accuracy.
 
 Only validation data determine the pairs. A claim at matched accuracy is judged for these pairs on test data; the
 remaining difference in accuracy is reported next to the claim's verdict.

@@ -56,9 +56,9 @@ class PairedResult:
     None if n = 0.
     interval, interval_90: the matching 95% and 90% intervals; None if n is too small for the level.
     p: p-value of the exact signed-rank test; None if n = 0.
-    d_z: mean / sample standard deviation of d (Cohen 1988); None if not finite or all d are equal.
+    d_z: mean / sample standard deviation of d (Cohen 1988); None if n < 2, some d is infinite, or all d are equal.
     rank_biserial: (W+ - W-)/(W+ + W-), from -1 to 1 (Kerby 2014); None if no d differs from 0.
-    wins: fraction of the used seeds on which A is better (higher, for a neutral metric), not counting ties; None if
+    wins: fraction of the used pairs in which A is better (higher, for a neutral metric); ties are not wins. None if
     n = 0.
     differences: (n,) d of the used pairs, in seed order.
     diverged_both: number of pairs in which both diverged.

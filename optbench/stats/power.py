@@ -109,7 +109,7 @@ def claim_shortages(parts: Sequence[int], n: int) -> list[Shortage]:
 
 
 def shortage_text(shortages: Sequence[Shortage]) -> str:
-    """Return a sentence about shortages with the same number of seeds: what is lacking, and how many seeds are needed.
+    """Return a sentence about shortages with the same number of seeds, with the numbers of seeds that are needed.
 
     For example, `6 seeds are too few to show a difference: expected at least 7 for permuted-mnist (3 primary metrics:
     smallest p after Holm's correction 0.0938)`.

@@ -61,7 +61,7 @@ SplitName = Literal["test", "validation"]
 
 @dataclass(frozen=True)
 class TrialValue:
-    """The final value of one metric in one trial; NaN if undefined. In a diverged trial, only cost is defined."""
+    """The final value of one metric in one trial; NaN if undefined. Diverged trials have only values of cost."""
 
     trial: Trial
     status: str
@@ -80,7 +80,7 @@ class Results:
     rows: Mapping[str, TrialRow]
     """The outcome and cost of each finished trial, by trial id, except controls."""
     controls: tuple[Trial, ...] = ()
-    """Trials planned with a different data order, used only for the null distribution of `pairs`."""
+    """Trials planned with a different data order, used only for the null distribution of pairs of solutions."""
     control_rows: Mapping[str, TrialRow] = field(default_factory=dict)
     """Like `rows`, but for controls."""
 
@@ -176,7 +176,7 @@ class Results:
 
     @functools.cached_property
     def values(self) -> Values:
-        """The value of each metric in each finished trial, by metric and trial id, except controls."""
+        """The values of metrics in finished trials other than controls, by metric and trial id."""
         return {name: {t: v for t, v in of.items() if t in self.rows} for name, of in self.every_value.items()}
 
     @functools.cached_property
@@ -191,7 +191,7 @@ class Results:
     def solutions(self) -> dict[str, dict[frozenset[str], PairValue]]:
         """The values of metrics that compare two solutions, by metric and by the ids of the two trials.
 
-        For nulls, these are the ids of a trial and its control.
+        For the null, these are the ids of a trial and its control.
 
         Raises:
             StoreError: the table of pairs is unreadable.

@@ -1,6 +1,6 @@
 """The exact Wilcoxon signed-rank test with the matching Hodges-Lehmann estimate and interval.
 
-Legend: `d` (n,) float differences, one per pair, never NaN; ±inf has the highest rank. W is the sum of the ranks of
+Legend: `d` (n,) differences as floats, one per pair, never NaN; ±inf has the highest rank. W is the sum of the ranks of
 |d| over the positive d. All results are in the unit of d and invariant under permutation of pairs.
 
 Source: Hollander, Wolfe & Chicken 2014, Nonparametric Statistical Methods, §3.1-3.3; Pratt & Gibbons 1981 for
@@ -109,9 +109,11 @@ def hodges_lehmann(d: Array) -> float:
 def interval(d: Array, level: float = 0.95) -> tuple[float, float] | None:
     """Return the confidence interval that matches the test: the shifts of d that the test does not reject.
 
-    d: (n,), including zeros. level: the minimum coverage, 0 < level < 1. Endpoints are Walsh averages, and may be
-    ±inf. None if even the widest interval does not reach the level (n ≤ 5 at .95). With n > 200 the ranks of the
-    endpoints come from a normal approximation.
+    The endpoints are Walsh averages and can be ±inf. With n > 200, their ranks come from a normal approximation. Return
+    None if even the widest interval does not reach the level (n ≤ 5 at .95).
+
+    d: (n,), including zeros.
+    level: the minimum coverage, 0 < level < 1.
     """
     return bounds(walsh_averages(d), len(d), level)
 
@@ -120,7 +122,7 @@ def detectable(d: Array, level: float = 0.95) -> float | None:
     """Return the smallest effect that n seeds with this spread could have shown to be significant.
 
     This is the larger distance from the estimate to an endpoint of `interval(d, level)`: with a larger effect, the
-    interval excludes 0. None if n pairs cannot reach the level, or the interval is unbounded.
+    interval excludes 0. Return None if n pairs cannot reach the level or the interval is unbounded.
     """
     averages = walsh_averages(d)
     ends = bounds(averages, len(d), level)

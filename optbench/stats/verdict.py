@@ -80,9 +80,9 @@ class Judgement:
 def judge(family: Sequence[Question]) -> list[Judgement]:
     """Judge each question, in order. All questions form the family of Holm's correction.
 
-    A question without a valid p enters with p = 1, so that an undefined metric does not weaken the correction.
-    A significant difference smaller than the margin is `below margin` even if its 90% interval lies within the
-    margin; `equivalent` is for differences that are not significant.
+    A question without a valid p enters the family with p = 1, so that an undefined metric does not weaken the
+    correction. A significant difference smaller than the margin is `below margin` even if its 90% interval lies within
+    the margin; `equivalent` is for differences that are not significant.
     """
     valid = [None if _why_no_test(question) else question.result.p for question in family]
     corrected = holm([1.0 if p is None else p for p in valid])

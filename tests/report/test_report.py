@@ -156,7 +156,7 @@ def test_missing_measures_have_no_column_and_undefined_ones_are_noted(tmp_path: 
     assert "hoyer" not in summary.sections[0].metrics
     spread = summary.sections[0].rows[0].values["effective_rank"]
     assert spread == Spread(20.0, None, 1, 20.0, (20.0, 20.0), (20.0, 20.0))
-    assert "sgd: effective rank undefined in some of its trials." in flat(summary)
+    assert "sgd: effective rank is undefined in some trials." in flat(summary)
 
 
 def test_values_that_are_only_a_lower_bound_are_noted(tmp_path: Path) -> None:

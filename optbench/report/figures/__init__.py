@@ -1,6 +1,6 @@
 """The figures of a report. To add one, add a file here and a line in `FIGURES`.
 
-`figures` finds and describes what can be drawn without matplotlib, which is imported only for drawing.
+matplotlib is imported only for drawing: `figures` finds and describes what can be drawn without importing it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ OF_WEIGHTS: tuple[FigureKind, ...] = (
     FigureKind("pruning", pruning),
     FigureKind("weight-magnitudes", weight_magnitudes),
 )
-"""Figures shown after those of the studies."""
+"""Figures shown after the figures of studies."""
 OF_CLAIMS: tuple[FigureKind, ...] = (FigureKind("readings", readings),)
 """Figures shown last, since claims are judged at the end of a report."""
 

@@ -31,14 +31,14 @@ MANY_VALUES = 10
 STEPS = 16
 """Number of sections of a line between points that labels avoid. No label fits between two such points."""
 AIR = 0.09
-"""Margin for labels on either side of the data, as a fraction of their range."""
+"""Margin for labels on either side of the data, as a fraction of the data's range."""
 
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Path:
-    """One optimizer of one run, along its variants.
+    """The variants of one optimizer in one run.
 
     setting: the dotted path of the only number in which the variants differ. If there is no such number, `setting` is
     None, and no line joins the variants.

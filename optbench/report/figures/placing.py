@@ -25,7 +25,7 @@ RINGS = (CLEAR + 1, CLEAR + 12, CLEAR + 26)
 DIRECTIONS = ((0.0, 1.0), (0.0, -1.0), (1.0, 0.0), (-1.0, 0.0), (0.8, 0.9), (-0.8, 0.9), (0.8, -0.9), (-0.8, -0.9))
 
 INDENT = 10.0
-"""Gap between the axes and the names of lines, for leader lines."""
+"""Gap between the axes and the names of lines, which leader lines cross."""
 MARGINS = 30.0
 """Total height of a panel's margins above and below its axes."""
 
@@ -111,7 +111,7 @@ def place_labels(
     """Return the offset of the centre of each label from its point, in points.
 
     Each label gets the nearest free position on three rings around its point or, if none is free, the position that
-    covers least.
+    covers the smallest area.
 
     centres: points in the units of the axes.
     limits: limits of the x and the y axis.

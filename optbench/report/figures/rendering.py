@@ -97,7 +97,7 @@ def _panel_svg(figure: Figure, number: int, panel: Panel) -> str:
 
     text = io.StringIO()
     canvas = _canvas([panel])
-    matplotlib.rcParams["svg.hashsalt"] = f"{figure.name}/{number}"  # while the style is active
+    matplotlib.rcParams["svg.hashsalt"] = f"{figure.name}/{number}"  # set here, while the style is active
     # instead of `savefig`, which draws everything twice
     print_svg: Callable[..., None] = FigureCanvasSVG(canvas).print_svg
     print_svg(text, metadata=METADATA["svg"])

@@ -87,7 +87,7 @@ def figure_name(*parts: str) -> str:
 
 
 def groups(results: Sequence[Results]) -> list[Group]:
-    """Return every experiment and model in suite order, combining those of the same name in several runs."""
+    """Return one group for each experiment and model, in suite order, with the arms of all runs."""
     colours: dict[str, int] = {}
     found: dict[tuple[str, str], list[Series]] = {}
     for result in results:

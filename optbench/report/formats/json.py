@@ -11,7 +11,7 @@ from optbench.errors import CONTROL
 from optbench.report.document import Report
 
 VERSION = 1
-"""Increased when a key or column is removed or changes its meaning."""
+"""The version of the format, increased when a key or column is removed or changes its meaning."""
 
 
 def render(document: Report) -> str:
