@@ -108,7 +108,7 @@ class Agent:
         self._worker.renew()
 
     def close(self) -> None:
-        """End the process and remove the agent's folder."""
+        """End the worker process and remove the agent's folder."""
         self._processes.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 

@@ -38,7 +38,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Refused:
-    """The worker has started but must not train for this run; no other worker is started in the same place."""
+    """The worker cannot start, or must not train for this run; no other worker is started in the same place."""
 
     reason: str
 
@@ -56,7 +56,7 @@ class Worker(Protocol):
         """True once the worker accepts units: from the start or, with some backends, after its message `Ready`."""
 
     def give(self, unit: Unit, job: Job) -> None:
-        """Submit a unit. If the worker is lost, this raises no exception; `receive` reports the loss."""
+        """Submit a unit. If the worker is lost, no exception is raised here; `receive` reports the loss."""
 
     def receive(self) -> Message:
         """Return the worker's next message. Call this only for workers that `Backend.wait` has returned."""
@@ -83,7 +83,7 @@ class Backend(Protocol):
         """Start a worker in a free place, from 0 to `jobs` - 1."""
 
     def wait(self, workers: Sequence[Worker]) -> Sequence[Worker]:
-        """Wait for messages from these workers. Return the workers that have sent any; after a timeout, none."""
+        """Wait for messages from these workers. Return those with messages, or an empty sequence after a timeout."""
 
     def discard(self, worker: Worker) -> None:
         """Remove a worker that was lost or refused."""

@@ -1,4 +1,4 @@
-"""Schedule comparisons of the solutions of a seed."""
+"""Schedule comparisons of solutions with the same seed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Comparisons:
         self._writer = writer
 
     def ended(self, cohort: Cohort) -> None:
-        """Record that a cohort has ended, after its results have been written."""
+        """Record that a cohort has ended. Call this after the cohort's results have been written."""
         self._ended |= {trial.id for trial in cohort.trials}
 
     def ready(self) -> list[Compare]:

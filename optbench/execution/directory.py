@@ -43,7 +43,7 @@ def check_provenance(resume: Path, record: Mapping[str, Any]) -> None:
 
 
 def latest_provenance(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the provenance of the latest part of a run. record: the run's `run.json`, with checked fields."""
+    """Return the provenance of the latest part of a run. record: the run's `run.json`, already checked."""
     return (record.get("resumed") or [record])[-1].get("provenance") or {}
 
 

@@ -26,7 +26,7 @@ def versions() -> dict[str, str]:
 
 
 def made_with() -> dict[str, str]:
-    """Return `versions` and the CPU instructions, which may differ but are then noted. Imports torch."""
+    """Return `versions` and the CPU instructions. Different CPU instructions are allowed, but noted. Imports torch."""
     from optbench.engine.device import cpu_capability
 
     return {**versions(), INSTRUCTIONS: cpu_capability()}

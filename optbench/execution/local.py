@@ -18,7 +18,7 @@ PATIENCE = 1.0
 
 
 class LocalProcesses:
-    """A `Backend`: one process for each of `devices`."""
+    """A `Backend` with one process for each of `devices`."""
 
     def __init__(self, devices: Sequence[str]) -> None:
         self._devices = devices

@@ -14,7 +14,7 @@ BEAT = 2.0
 
 
 class Mailbox:
-    """The messages in one direction: a folder of numbered files, each of which appears through a single rename."""
+    """The messages in one direction: a folder of numbered files, each of which is put in place by a single rename."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

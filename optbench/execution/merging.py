@@ -23,7 +23,7 @@ OF_ONE_RUN = ("suite_hash", "seeds", "command", "resumed", "merged", "status", "
 
 @dataclasses.dataclass(frozen=True)
 class Merged:
-    """The path of a merged run, its seeds, and the number of its trials in words."""
+    """The path and seeds of a merged run, and the number of its trials as text."""
 
     path: Path
     seeds: tuple[int, ...]

@@ -33,7 +33,7 @@ from optbench.targets import starting_processes
 
 FORKS = sys.platform.startswith("linux")
 PACKET = 2**12
-"""Maximum bytes of a request or answer."""
+"""Maximum size in bytes of a request or answer."""
 DRIVERS = tuple(map(Path, ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")))
 """Files of which at least one exists if Linux has an NVIDIA or AMD driver; the last file is for WSL."""
 

@@ -188,7 +188,7 @@ class Session:
         *,
         grown: bool = False,
     ) -> Plan:
-        """Create the run directory, or resume an existing one and move damaged files aside; return the plan.
+        """Create the run directory, or resume an existing run after moving damaged files aside; return the plan.
 
         extra: additional fields of `run.json`. texts: additional files of a new run, by name. grown: as for
         `make_plan`.

@@ -73,7 +73,7 @@ class Sizes:
     """
 
     def __init__(self, plan: Plan, units: Sequence[Train], jobs: int, pace: Pace) -> None:
-        """units: the pieces to hand out until trainings have been timed. pace: timings from earlier plans."""
+        """units: the pieces to hand out until trainings have been timed. pace: timings, to which new ones are added."""
         self._plan, self._jobs, self._pace = plan, jobs, pace
         self._order = {trial.id: i for i, trial in enumerate(plan.trials)}
         self._whole = {trial.id: i for i, cohort in enumerate(plan.cohorts) for trial in cohort.trials}
@@ -114,7 +114,7 @@ class Sizes:
         return unit
 
     def _wanted(self, whole: int, count: int) -> int | None:
-        """Return how many trainings a piece that has `count` should have; None to leave it unchanged."""
+        """Return how many trainings a piece of `count` trainings should have; None to leave the piece unchanged."""
         seconds = {other: self._pace.seconds(self._first[other], cost) for other, cost in self._costs.items()}
         each, parameters = seconds[whole], self._pace.parameters(self._first[whole])
         # Timings of other optimizers and models only serve to estimate the remaining work, because the ratio of

@@ -46,10 +46,10 @@ class FileAgent(Agent):
 def run_job(folder: str, device: str) -> None:
     """Main function of a job.
 
-    SLURM sends SIGTERM to all processes of a job that is cancelled or preempted, or has reached its time limit, and
-    SIGKILL some time later. submitit also requests SIGUSR2 before the time limit. submitit's signal handlers are
-    replaced, because they would ignore SIGTERM and, at SIGUSR2, put a preempted job back into the queue under the same
-    id.
+    If a job is cancelled or preempted, or reaches its time limit, SLURM sends SIGTERM to all of its processes, and
+    SIGKILL some time later. At submitit's request, SLURM also sends SIGUSR2 before the time limit. The handlers that
+    submitit installs are replaced, because they would ignore SIGTERM and, at SIGUSR2, put a preempted job back into the
+    queue with the same id.
     """
     signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):

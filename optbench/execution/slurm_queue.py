@@ -130,12 +130,12 @@ def parsed(text: str) -> dict[str, State]:
 
 
 def partitions() -> list[str]:
-    """Return the names of the partitions, hidden ones included. Raises WorkerError if SLURM does not answer."""
+    """Return the names of all partitions, including hidden ones. Raises WorkerError if SLURM does not answer."""
     return sorted({line.strip() for line in ask("sinfo", "--all", "--noheader", "--format=%R").splitlines()} - {""})
 
 
 def ask(*command: str) -> str:
-    """Return the standard output of a SLURM command, run without the user's `SQUEUE_` and `SINFO_` variables.
+    """Run a SLURM command without the variables `SQUEUE_*` and `SINFO_*`, and return its standard output.
 
     Raises:
         WorkerError: the command fails or times out.
@@ -154,7 +154,7 @@ def ask(*command: str) -> str:
 
 
 def missing() -> str | None:
-    """Return the first command of SLURM that is not on PATH, or None."""
+    """Return the first SLURM command that is not on PATH, or None."""
     return next((command for command in COMMANDS if shutil.which(command) is None), None)
 
 

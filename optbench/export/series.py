@@ -59,7 +59,7 @@ def _curves(run: RunDirectory) -> Series:
                 before, current = reached, task[i]
             reached = before + int(step[i])
             if reached >= MOST:
-                raise StoreError(f"{run.path / 'curves.parquet'}: {trial}: expected fewer than 2**63 steps in all")
+                raise StoreError(f"{run.path / 'curves.parquet'}: {trial}: expected fewer than 2**63 steps in total")
             yield Entry("step", reached, {f"curves/{name}": value for name, value in rows.values(i).items()})
 
     return of

@@ -88,5 +88,5 @@ def _owner(text: str) -> str:
 
 
 def now() -> str:
-    """Return the current time in the format of run records."""
+    """Return the current time in UTC, in the format used in run records."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

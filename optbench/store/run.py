@@ -1,7 +1,7 @@
 """Write a run directory.
 
 The results of a finished cohort are written to `parts/<cohort>/` atomically, with a single rename. The top-level tables
-are merged from the parts periodically and at the end, after which the parts are removed.
+are merged from the parts periodically and at the end. Once a run is complete, its parts are removed.
 """
 
 from __future__ import annotations
@@ -281,7 +281,7 @@ def _exists(path: Path) -> str:
 
 
 def _check_names(folder: Path) -> None:
-    """Raise OSError if the file system does not support long file names, before hours of training are lost."""
+    """Raise OSError if the file system does not support names of `LONGEST_NAME` bytes."""
     longest = folder / ("x" * LONGEST_NAME)
     longest.touch()
     longest.unlink()

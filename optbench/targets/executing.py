@@ -19,7 +19,7 @@ from optbench.errors import spoken
 from optbench.targets.source import Source, TargetError
 
 PACKAGE = "optbench_plugin_"
-"""Prefix of the package in which a user's file and its neighbours are executed."""
+"""Prefix of the name of the package in which a user's file and its neighbours are executed."""
 
 
 @contextlib.contextmanager

@@ -184,7 +184,7 @@ def read_folder(folder: Path, main: str) -> Source:
 
 
 def _imported(file: str, content: bytes) -> Iterator[tuple[str, ...]]:
-    """Yield the modules, as parts of a path relative to the folder, to which a file's import statements may refer."""
+    """Yield the modules to which a file's import statements may refer, as parts of a path relative to the folder."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
