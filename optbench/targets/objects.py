@@ -56,7 +56,7 @@ class InMemory(Source):
 
 
 class Objects:
-    """The targets of the objects passed to a run. Objects with equal names are numbered in the order of `target` calls."""
+    """The targets of the objects passed to a run. Objects with equal names are numbered in the order given."""
 
     def __init__(self) -> None:
         self.sources: dict[str, InMemory] = {}
