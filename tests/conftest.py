@@ -53,8 +53,8 @@ def mnist() -> Dataset:
 
 @pytest.fixture(scope="session")
 def coarse_mnist() -> Dataset:
-    """MNIST at 7 x 7 pixels, for tests of many optimizers, since some decompose a matrix with a side of all pixels."""
-    mnist = load("mnist")  # not the fixture `mnist`, which a module may override by this one
+    """MNIST at 7 x 7 pixels, for tests of many optimizers, since some decompose a matrix with one row per pixel."""
+    mnist = load("mnist")  # not the fixture `mnist`, which a module may override with this one
     halves = {
         name: Split(half.inputs[..., 2::4, 2::4].contiguous(), half.targets)
         for name, half in (("train", mnist.train), ("test", mnist.test))
@@ -144,7 +144,7 @@ PAIRS = {"kind": "class-incremental"}
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Use one intra-op thread as in a worker, where a member alone has the same bits as among others."""
+    """Use one intra-op thread as in a worker, so that a member alone has the same bits as among others."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

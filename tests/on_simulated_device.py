@@ -35,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Shampoo. small_side")
 DEVICE = str(simulated_device.device())
 EXAMPLES = 4
 """The number of correct examples, of 200 or of a group of classes, may differ by this much, because members in one call
-are summed in another order than one by one."""
+are summed in a different order than one by one."""
 
 
 @pytest.fixture(autouse=True)

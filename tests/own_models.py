@@ -97,7 +97,7 @@ class Flat(nn.Module):
 
 
 class InPlace(Flat):
-    """Modifies its inputs in place, and assigns its buffer instead of modifying it."""
+    """A model that modifies its inputs in place, and assigns its buffer instead of modifying it."""
 
     def __init__(self, inputs: InputSpec, outputs: int) -> None:
         super().__init__(inputs, outputs)
@@ -145,7 +145,7 @@ class Frozen(Flat):
 
 
 class RaisesLater(Flat):
-    """Raises in training from the sixth forward pass on, if a weight is above one half."""
+    """A model that raises in training from the sixth forward pass on, if a weight is above one half."""
 
     def __init__(self, inputs: InputSpec, outputs: int) -> None:
         super().__init__(inputs, outputs)
@@ -160,7 +160,7 @@ class RaisesLater(Flat):
 
 
 class Counting(Flat):
-    """Counts its forward passes, also in eval mode, and depends on their number."""
+    """A model that counts its forward passes, also in eval mode, and depends on their number."""
 
     def __init__(self, inputs: InputSpec, outputs: int) -> None:
         super().__init__(inputs, outputs)
@@ -172,7 +172,7 @@ class Counting(Flat):
 
 
 class Remembering(Flat):
-    """Counts forward passes like `Counting`, in an attribute that no check inspects."""
+    """A model that counts forward passes like `Counting`, in an attribute that no check inspects."""
 
     passes = 0
 
@@ -182,7 +182,7 @@ class Remembering(Flat):
 
 
 class Batched(Flat):
-    """Centres its inputs on the mean of the batch, also in eval mode."""
+    """A model that centres its inputs on the mean of the batch, also in eval mode."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x - x.mean(0))

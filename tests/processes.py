@@ -1,4 +1,4 @@
-"""The command line in a process of its own."""
+"""A program that runs the command line in a separate process."""
 
 MAIN = """
 import signal, sys

@@ -1,4 +1,4 @@
-"""Users' optimizers that cannot be loaded: one line gives name and reason; nothing is trained or written."""
+"""Users' optimizers that cannot be loaded: one line gives the name and the reason; nothing is trained or written."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_a_duplicate_name_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "'a' is added twice" in refusal(capsys, tmp_path, *twice)
 
 
-def test_a_file_named_after_a_module_or_an_optimizer_shadows_nothing(
+def test_a_file_named_after_a_module_or_an_optimizer_does_not_shadow_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("torch", "sgd", "numpy"):

@@ -1,4 +1,4 @@
-"""`optbench check`: the contract of optimizers, tested on the whole registry and on optimizers that break it."""
+"""`optbench check`: the optimizer contract, tested on all registered optimizers and on ones that violate it."""
 
 from __future__ import annotations
 
@@ -346,7 +346,7 @@ def test_a_closure_is_passed_if_requested(
     assert with_outcome(findings, "failed") == []
     assert "closure" in findings["needs"].text
     assert with_outcome(findings, "skipped") == ["gradients"]
-    # The same method with a closure; gradients of the engine are rounded differently.
+    # The same method with a closure; the engine's gradients are rounded differently.
     assert numbers(findings["lowers the loss"]) == pytest.approx(numbers(find("Plain")["lowers the loss"]), rel=1e-5)
 
 

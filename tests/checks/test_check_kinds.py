@@ -184,7 +184,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def said(capsys: pytest.CaptureFixture[str], name: str, *words: str) -> tuple[int, dict[str, tuple[str, str]]]:
-    """Return the exit code, and mark and text of each line by name."""
+    """Return the exit code, and the mark and text of each line by name."""
     code = main(["check", f"./mine.py:{name}", *words])
     out, err = capsys.readouterr()
     assert "Warning" not in err, "warnings are reported as findings"
@@ -314,7 +314,7 @@ def test_the_kind_is_recognised_from_the_target() -> None:
 
 
 def test_attention_and_non_persistent_buffers_are_accepted(capsys: pytest.CaptureFixture[str]) -> None:
-    """Warnings of torch.func about members together are not shown."""
+    """Warnings from torch.func about training members together are not shown."""
     assert main(["check", f"{Path(__file__).parent.parent / 'own_models.py'}:VisionTransformer"]) == 0
     shown = capsys.readouterr()
     assert not [word for word in ("performance drop", "Triggered", "KeyError") if word in shown.out + shown.err]

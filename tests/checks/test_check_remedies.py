@@ -1,4 +1,4 @@
-"""`optbench check` suggests remedies: declarations, the line that raised, and the effect of resuming."""
+"""Remedies from `optbench check`: declarations to try, the line that raised, and the effect of resuming."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def checked(plugin: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, dict[str, str], str]]:
-    """Return a function that gives exit code, lines by name (mark and text), and standard error."""
+    """Return a function that returns the exit code, the mark and text of each line by name, and standard error."""
 
     def run(name: str, *settings: str) -> tuple[int, dict[str, str], str]:
         capsys.readouterr()
@@ -148,7 +148,7 @@ def test_an_exception_without_a_message_is_reported_with_its_line(
     assert "(no message)" not in err
 
 
-def test_frozen_parameters_fail_no_check(checked: Callable[..., tuple[int, dict[str, str], str]]) -> None:
+def test_frozen_parameters_do_not_fail_a_check(checked: Callable[..., tuple[int, dict[str, str], str]]) -> None:
     code, lines, _ = checked("Freezes")
     assert code == 0
     assert lines["gradients"].startswith("✓")

@@ -1,4 +1,4 @@
-"""Damaged or malicious run directories: one line says what is wrong and where, and no instruction is followed."""
+"""Damaged or malicious run directories: one line says what is wrong and where, and no instruction is obeyed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def sent(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(sent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)  # files written relative to it are noticed
+    monkeypatch.chdir(tmp_path)  # so that files written by mistake are noticed
     return copied(sent, tmp_path)
 
 
@@ -38,7 +38,7 @@ def written(name: str, data: bytes | str) -> Damage:
 
 
 def replaced(name: str, make: Damage) -> Damage:
-    """Replace a file by something else."""
+    """Replace a file with something else."""
 
     def damage(run: Path) -> None:
         (run / name).unlink()

@@ -1,4 +1,4 @@
-"""Broken suite files: `optbench run` and `optbench tune` report place and reason, and write nothing."""
+"""Broken suite files: `optbench run` and `optbench tune` report the place and the reason, and write nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HUGE = 100 << 20
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # files written relative to it are noticed
+    monkeypatch.chdir(tmp_path)  # so that files written by mistake are noticed
 
 
 @pytest.mark.parametrize("name", [*BROKEN_YAML, *BROKEN_SUITES])

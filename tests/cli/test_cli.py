@@ -109,7 +109,7 @@ def test_help_answers_within_four_tenths_of_a_second() -> None:
     "arguments",
     [["--help"], ["run", "--help"], ["list", "optimizers"], ["list", "metrics"], ["list", "tasks"], ["list", "models"]],
 )
-def test_help_and_lists_import_no_torch(arguments: list[str]) -> None:
+def test_help_and_lists_do_not_import_torch(arguments: list[str]) -> None:
     code = (
         "import sys; from optbench.cli import main; code = main(); "
         "heavy = {'torch', 'pandas', 'pyarrow', 'matplotlib'} & set(sys.modules); "
@@ -119,7 +119,7 @@ def test_help_and_lists_import_no_torch(arguments: list[str]) -> None:
     assert answer.returncode == 0, answer.stderr
 
 
-def test_a_dry_run_and_a_report_import_no_torch(suite_path: Path, tmp_path: Path) -> None:
+def test_a_dry_run_and_a_report_do_not_import_torch(suite_path: Path, tmp_path: Path) -> None:
     write_partial_run(tmp_path / "runs", suite_path, ["ok"])
     code = (
         "import sys; from optbench.cli import main; "
@@ -381,7 +381,7 @@ def test_the_tracker_estimates_the_remaining_time_from_finished_work(plan: Plan)
     now[0] = 107.0
     for trial in plan.trials[1:3]:
         tracker.progress(news(trial, 1, 0.5, 0.8))
-    assert tracker.fraction == pytest.approx(1 / 7, abs=0.005)  # tasks of pairs have one step less
+    assert tracker.fraction == pytest.approx(1 / 7, abs=0.005)  # tasks of pairs have one step fewer
     assert tracker.left == pytest.approx(7 * (1 / tracker.fraction - 1))
     group = tracker.groups[0]
     assert group.slowest is not None
@@ -471,7 +471,7 @@ def test_report_says_when_nothing_was_measured(
 
 
 def test_a_reader_that_closes_the_pipe_early_is_not_an_error(suite_path: Path) -> None:
-    rates = f"optimizers.sgd.lr={[n / 1e4 for n in range(1, 1500)]}"  # more lines than fit in the buffer of a pipe
+    rates = f"optimizers.sgd.lr={[n / 1e4 for n in range(1, 1500)]}"  # more lines than fit in a pipe's buffer
     command = [sys.executable, "-m", "optbench.cli", "run", str(suite_path), "--dry-run", "--set", rates]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None

@@ -49,7 +49,7 @@ experiments:
 
 
 def matrix(forgets: float) -> list[list[float]]:
-    """Return accuracies of .9 on every task, later lower by `forgets`: average accuracy is .9 - 2/3 `forgets`."""
+    """Return accuracies of .9 that later fall by `forgets`; the average accuracy is .9 - 2/3 `forgets`."""
     return [[0.1, 0.1, 0.1], [0.9, 0.1, 0.1], [0.9, 0.9, 0.1], [0.9 - forgets, 0.9 - forgets, 0.9]]
 
 

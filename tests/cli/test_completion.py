@@ -57,7 +57,7 @@ def folder(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 @pytest.fixture
 def ask(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ask:
-    """Return a function that gives the completions bash gets for a line with the cursor at its end."""
+    """Return a function that returns the completions in bash for a line with the cursor at its end."""
 
     def asked(line: str) -> list[str]:
         words = written_as_bash_does(line)
@@ -213,7 +213,7 @@ def test_the_printed_script_works_in_bash(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["optbench run ", "optbench check ", "optbench compare first:", "optbench run --res"])
-def test_completion_imports_no_heavy_packages(line: str, folder: Path) -> None:
+def test_completion_does_not_import_heavy_packages(line: str, folder: Path) -> None:
     words = written_as_bash_does(line)
     code = """
 import sys

@@ -1,4 +1,4 @@
-"""`optbench export`: its messages, what it refuses, and that a failed export leaves nothing behind."""
+"""`optbench export`: messages, refused exports, and cleaning up after a failed export."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ experiments:
 
 
 def rows(trial: Trial) -> Sequence[Row]:
-    """Make rows of every trial except the last seed of Adam, which was interrupted."""
+    """Make rows for every trial except the last seed of Adam, which was interrupted."""
     return [] if (trial.optimizer, trial.seed) == ("adam", 2) else rows_of()
 
 

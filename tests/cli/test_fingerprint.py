@@ -110,7 +110,7 @@ def test_a_copy_of_sgd_at_its_learning_rate_is_identical_to_sgd(
     assert {row["sgd_verdict"] for row in record["strips"]} == {"equivalent"}
     assert record["learning_rate_optimum"] is None
     assert (folder / "copy.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
-    # Shown again from the run, selected by its name or by the optimizer in it.
+    # The fingerprint is shown again from the run, selected by the name of the run or of its optimizer.
     for target in ("copy", "copy:Mine", "latest"):
         again, drawn, _ = run(capsys, target)
         assert (again, drawn) == (0, out)
@@ -158,7 +158,7 @@ def test_python_gives_the_same_fingerprint(folder: Path, capsys: pytest.CaptureF
         optbench.fingerprint("sgd", run="panel", seeds=3)
 
 
-def test_python_trains_a_class_that_is_in_no_module(folder: Path) -> None:
+def test_python_trains_a_class_that_is_not_in_a_module(folder: Path) -> None:
     class Cell(torch.optim.SGD):
         def __init__(self, params: Any, lr: float = 0.5) -> None:
             super().__init__(params, lr=lr)

@@ -1,4 +1,4 @@
-"""Random input either works or is refused in one line with its place."""
+"""Random input either works or is refused in one line that gives the place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run whose suite has a claim over readings: its metrics, and reading, resuming and comparing it."""
+"""A run whose suite has a claim over readings: metrics, reports, resuming and comparisons."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_the_code_of_a_reading_is_copied_with_the_run(run: Path, capsys: pytest.
 def test_a_run_with_other_readings_cannot_be_resumed(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Finished trials lack the measures of a new reading."""
+    """Finished trials lack the measurements for a new reading."""
     (tmp_path / "mine.py").write_text(MINE, encoding="utf-8")
     more = tmp_path / "more.yaml"
     more.write_text(SUITE.replace("srank,", "srank, pca99,"), encoding="utf-8")

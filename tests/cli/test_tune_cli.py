@@ -116,7 +116,7 @@ def test_tune_finds_the_planted_optimum_and_writes_it(tuned: Path) -> None:
 
 def test_the_fastest_setting_is_chosen_by_the_steps_to_an_accuracy(planted: Path) -> None:
     speed = ["--set", "tune.metric={kind: steps_to_accuracy, accuracy: 0.2}"]
-    often = ["--set", "experiments.e.protocol.evaluate_every=0.0834"]  # after every step of the 12 of an epoch
+    often = ["--set", "experiments.e.protocol.evaluate_every=0.0834"]  # after each of the 12 steps in an epoch
     assert main(["tune", "planted.yaml", "--name", "t", *speed, *often]) == 0
     curves = pd.read_parquet("runs/t/curves.parquet")
     reached = curves[curves.eval_accuracy >= 0.2].groupby(["variant", "seed"]).step.min()

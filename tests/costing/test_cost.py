@@ -1,4 +1,4 @@
-"""`optbench cost`: a process for each optimizer, the file of results, and the report in every format."""
+"""`optbench cost`: a process for each optimizer, the results file, and the report in every format."""
 
 from __future__ import annotations
 

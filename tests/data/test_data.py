@@ -90,7 +90,7 @@ def test_a_damaged_embedded_file_is_reported_in_one_line(monkeypatch: pytest.Mon
 # --- the catalogue and the folder ---
 
 
-def test_the_catalogue_imports_no_torch() -> None:
+def test_the_catalogue_does_not_import_torch() -> None:
     code = "import sys, optbench.data; sys.exit('torch' in sys.modules or 'torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

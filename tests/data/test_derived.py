@@ -109,7 +109,7 @@ def test_the_patch_indicates_the_label_in_training_and_another_class_at_test(mni
         changed = half.inputs != plain.inputs
         assert int(changed.flatten(1).sum(1).max()) <= 4, "only a patch of 2 × 2 differs"
         places = {}
-        for cue in range(10):  # the place of the patch of a class: pixels that are 255 in all images with this cue
+        for cue in range(10):  # the place of a class's patch: pixels that are 255 in all images with this cue
             always = (half.inputs[half.cues == cue] == 255).all(0).nonzero()
             assert len(always) == 4
             places[cue] = frozenset(map(tuple, always[:, 1:].tolist()))
@@ -286,7 +286,7 @@ def test_cues_must_match_their_examples() -> None:
     ],
 )
 def test_unchecked_settings_have_no_known_sizes(written: dict[str, object]) -> None:
-    """Such settings occur in the suite of a run that was edited."""
+    """Such settings occur if the suite of a run was edited."""
     found = DatasetSettings.as_written(written)
     assert found.known is None
     assert next(found.chain) == found

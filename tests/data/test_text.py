@@ -169,7 +169,7 @@ def test_decoding_restores_any_encoded_bytes(text: bytes) -> None:
     (tokens,) = encoding.encode([text])
     assert encoding.decode(tokens) == text
     assert encoding.token_bytes[tokens].sum() == len(text)
-    assert np.array_equal(encoding.encode([CONTENT, text])[1], tokens)  # independent of the text it is encoded with
+    assert np.array_equal(encoding.encode([CONTENT, text])[1], tokens)  # independent of the other text
 
 
 # --- entropy ---

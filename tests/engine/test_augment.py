@@ -55,7 +55,7 @@ def slow(image: Tensor, way: int, crop: int) -> Tensor:
 @pytest.mark.parametrize("augment", [AUGMENT, {"crop": 3}, {"flip": True}], ids=str)
 @pytest.mark.parametrize("kind", TASKS)
 def test_augmenting_a_batch_equals_augmenting_each_image(kind: str, augment: dict[str, Any], colours: Dataset) -> None:
-    """Both batch paths, two seeds: augmented before a permutation; mirrored before and cropped after a rotation."""
+    """Covers both batch paths: augmenting before a permutation, and mirroring before and cropping after a rotation."""
     protocol = Protocol(batch_size=7, validation_examples=4, augment=augment)
     family = TaskFamily(TaskSettings.of(kind, **TASKS[kind]), colours, protocol, 0, CPU)
     crop, normalise = protocol.augment.crop, Normaliser.of(colours, protocol, CPU)
@@ -98,7 +98,7 @@ def test_augmentations_are_equally_likely_and_redrawn_every_epoch() -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_augmented_training_equals_a_plain_loop_and_does_not_depend_on_company_or_resuming(mnist: Dataset) -> None:
+def test_augmented_training_equals_a_plain_loop_and_does_not_depend_on_companions_or_resuming(mnist: Dataset) -> None:
     settings: dict[str, Any] = {
         "metrics": ["hoyer"],
         "train_examples": 120,

@@ -56,7 +56,7 @@ def test_the_stored_weights_equal_the_averaged_model_of_plain_training(target: s
 
 
 class Picky(torch.optim.SGD):
-    """Raises in the constructor for a large learning rate, when other members have already been created."""
+    """An optimizer whose constructor raises for a large learning rate, after other members have been created."""
 
     def __init__(self, params: Any, lr: float) -> None:
         if lr > 0.3:
@@ -72,7 +72,7 @@ def test_a_member_that_fails_at_the_start_leaves_the_averages_of_others_unchange
     assert same_bits(one, train_suite(suite, mnist, only=0)[0])
 
 
-def test_averages_do_not_depend_on_stopping_resuming_or_company(mnist: Dataset) -> None:
+def test_averages_do_not_depend_on_stopping_resuming_or_companions(mnist: Dataset) -> None:
     """Members stop at different steps, so stacks shrink; both averaged and plain weights are restored."""
     over = {
         "adam": {"target": "adamw", "lr": [0.02, 1e-3]},

@@ -99,7 +99,7 @@ def test_training_equals_a_plain_loop_in_float64_and_the_member_alone(small_mnis
     )
 
     def rows(*seeds: int) -> list[Tensor]:
-        """Return weights and buffers after `STEPS` steps; every seed has its own learning rate."""
+        """Return weights and buffers after `STEPS` steps; each seed has a different learning rate."""
         starts = [ground.row(seed) for seed in seeds]
         assert starts[0].dtype == torch.float64
         stack = LockStep(
@@ -166,7 +166,7 @@ def test_reestimated_statistics_equal_those_of_update_bn(small_mnist: Dataset) -
 
 @pytest.mark.parametrize("target", ["sgd", "schedule-free"])
 def test_averaged_weights_are_measured_with_reestimated_statistics(target: str, small_mnist: Dataset) -> None:
-    """Covers an average of the protocol and one that the optimizer keeps."""
+    """Covers averages kept by the protocol and by the optimizer."""
     if target == "schedule-free":
         pytest.importorskip("pytorch_optimizer")
     averaging = {"kind": "ema", "decay": 0.9} if target == "sgd" else None

@@ -1,4 +1,4 @@
-"""On a CPU the way to compute gradients is chosen by timing, and results do not depend on the choice."""
+"""On a CPU, how gradients are computed is chosen by timing, and results do not depend on the choice."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ ON_BOTH = [pytest.param("cpu"), pytest.param("cuda", marks=CUDA)]
 TYPICAL = (*ONE_OF_EACH_LANE, "shampoo")
 SMALL = {"train_examples": 200, "test_examples": 200, "validation_examples": 50, "max_epochs": 1}
 TOLERANCE = 0.03
-"""Tolerance of accuracies on 200 test examples: six may differ from the CPU, since sums have another order."""
+"""Tolerance of accuracies on 200 test examples: six may differ from the CPU, since sums are taken in another order."""
 
 
 def on_both(rank: Callable[[str], int | None]) -> list[Any]:
@@ -87,7 +87,7 @@ def accuracies(result: TrialResult) -> list[float]:
 
 @pytest.mark.parametrize(("device", "name"), on_both(lambda name: 2 if name in TYPICAL else 5))
 def test_an_optimizer_agrees_with_the_cpu_and_is_reproducible(device: str, name: str, mnist: Dataset) -> None:
-    """Initial weights have equal bits, accuracies are nearly equal, and training twice on a device gives the same."""
+    """Initial weights are bit-identical, accuracies are similar, and training twice on a device gives equal bits."""
     suite = suite_of(name)
     here, there, again = (trained(suite, mnist, where) for where in ("cpu", device, device))
     for a, b, c in zip(here, there, again, strict=True):
@@ -99,7 +99,7 @@ def test_an_optimizer_agrees_with_the_cpu_and_is_reproducible(device: str, name:
 
 @pytest.mark.parametrize(("device", "name"), on_both(lambda name: 1 if name in TYPICAL else None))
 def test_a_member_alone_equals_the_member_among_others(device: str, name: str, mnist: Dataset) -> None:
-    """Equal to the bit on a CPU; on CUDA the number of members may change the order in which products are summed."""
+    """Bit-identical on a CPU; on CUDA the number of members may change the order in which products are summed."""
     suite = suite_of(name)
     among = trained(suite.model_copy(update={"seeds": [0, 1, 2, 3]}), mnist, device)[2]
     [alone] = trained(suite.model_copy(update={"seeds": [2]}), mnist, device)

@@ -98,7 +98,7 @@ MOMENTUM: dict[str, dict[str, Any]] = {
     "sgd": {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-4},
     "sgdw": {"momentum": 0.9, "weight_decay": 0.1},
 }
-# Far beyond any useful learning rate, but ten times as much, as after bias correction, still fits in a float32.
+# Far beyond any useful learning rate, but ten times this value, as after bias correction, still fits in float32.
 ABSURD = 1e30
 SEQUENCES = {"permuted": PERMUTED, "pairs": PAIRS}
 
@@ -124,7 +124,7 @@ def test_every_registered_optimizer_is_covered_here() -> None:
     assert WITHOUT_TWIN.keys() | BOUNDED <= RATES.keys()
 
 
-# The tolerance is on the distance of the two solutions, relative to the distance that the twin has moved. Optimizers
+# The tolerance is on the distance between the solutions, relative to the distance that the twin has moved. Optimizers
 # that divide by the size of their gradient turn rounding errors into steps, so two lengths have two tolerances.
 @pytest.mark.parametrize(("epochs", "tolerance"), [(0.12, 1e-3), (2, 0.2)], ids=["few steps", "two epochs"])
 @pytest.mark.parametrize("name", sorted(RATES.keys() - WITHOUT_TWIN.keys()))
@@ -154,13 +154,13 @@ def test_engine_agrees_with_plain_pytorch(name: str, epochs: float, tolerance: f
     ("name", "sequence"),
     [
         *((name, "permuted") for name in RATES),
-        # The content of tasks does not depend on the optimizer, so one optimizer of each lane is enough.
+        # The content of tasks does not depend on the optimizer, so one optimizer of each lane is enough for pairs.
         *(pytest.param(n, "pairs", marks=[] if n in ("adamw", "shampoo", "kron") else pytest.mark.slow) for n in RATES),
     ],
 )
 def test_a_trial_alone_is_bit_identical_to_the_same_trial_in_a_cohort(name: str, sequence: str, mnist: Dataset) -> None:
     sweep = {**settings(name), "lr": [RATES[name], RATES[name] / 3]}
-    # Neither do the metrics; the pairs take all of them.
+    # Metrics do not depend on the optimizer either, so all of them are only measured for pairs.
     metrics = ["hoyer", "effective_rank"] if sequence == "permuted" else None
     small: dict[str, Any] = {"train_examples": 480, "max_epochs": 1, "evaluate_every": 0.25, "metrics": metrics}
     suite = small_suite({"opt": sweep}, tasks=SEQUENCES[sequence], seeds=[0, 1, 2], **small)
@@ -234,7 +234,7 @@ def held_out_loss(result: TrialResult, suite: Suite, mnist: Dataset, *, task: in
 
 
 def test_best_weights_are_restored_even_if_patience_never_runs_out(mnist: Dataset) -> None:
-    # Patience never runs out here, and the learning rate is so large that the held-out loss goes up and down.
+    # Patience never runs out here, and the learning rate is so large that the held-out loss fluctuates.
     suite = small_suite({"opt": {"target": "sgd", "lr": 3.0}}, tasks={"kind": "permuted", "count": 1}, max_epochs=4,
                         early_stopping={"patience": 1000})  # fmt: skip
     rose = []
@@ -352,7 +352,7 @@ def test_all_ways_to_compute_gradients_agree(model: ModelSettings, shared: list[
 def test_batched_and_unbatched_scores_equal_those_of_single_networks(
     mnist: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Networks share examples or have others, one has diverged, and there are more examples than fit in a chunk."""
+    """Networks have the same or different examples, one has diverged, and the examples do not fit in one chunk."""
     generator = torch.Generator().manual_seed(0)
     network = build(ModelSettings.of("cnn", channels=[3], hidden=5), InputSpec((1, 28, 28)), 10)
     layout = Layout.of({name: parameter.shape for name, parameter in network.named_parameters()})

@@ -61,7 +61,7 @@ BASES: dict[str, dict[str, Any]] = {
 
 
 STARTED_OVER = {"scalable-shampoo"}
-"""Optimizers whose state has objects of their package, which are not saved, so that their trials restart."""
+"""Optimizers whose state contains objects from their package, which are not saved, so that their trials restart."""
 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS.keys() - STARTED_OVER))

@@ -1,4 +1,4 @@
-"""Gradients of the penalty on the rank of features agree with autograd of the whole loss."""
+"""Gradients of the penalty on the rank of features agree with autograd of the complete loss."""
 
 from __future__ import annotations
 

@@ -172,7 +172,7 @@ def plainly(name: str, settings: dict[str, Any], steps: int, until: int) -> list
 @pytest.mark.filterwarnings("ignore:Using backward.. with create_graph", "ignore:Shampoo. small_side")
 @pytest.mark.parametrize("name", TAKING)
 def test_a_lane_with_a_schedule_equals_the_optimizer_with_pytorchs_scheduler(name: str) -> None:
-    """Of three members one has another schedule, as when tasks differ in length."""
+    """One of three members has a different schedule, as when tasks differ in length."""
     settings = complete(name, SETTINGS.get(name, {}))
     until, lengths = 7, (7, 9)
     *scheduled, constant = on_the_lane(name, settings, [*(RateCurve(COSINE, n) for n in lengths), None], until)

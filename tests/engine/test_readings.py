@@ -143,7 +143,7 @@ def test_ranks_of_weights_are_taken_by_layer_and_averaged_by_size(run: TrialResu
 
 
 def test_feature_maps_of_a_convolution_are_read_by_channel_in_chunks(mnist: Dataset) -> None:
-    """There are more examples than fit in a chunk, and more pixels than are decomposed at once."""
+    """There are more examples than fit in a chunk, and more pixels than are decomposed at a time."""
     draws = torch.Generator().manual_seed(0)
     network = build(ModelSettings.of("cnn", channels=[3], hidden=5), InputSpec((1, 28, 28)), 10)
     blueprint = Blueprint.of_ours(network)

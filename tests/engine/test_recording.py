@@ -1,7 +1,7 @@
 """Recorded and replayed work gives the same bits or is not replayed. On a CPU a tape replaces a CUDA graph.
 
-These tests also cover what is specific to accelerators: all members in one call, and members that have stopped stay
-in the stack.
+These tests also cover behaviour specific to accelerators: all members are processed in one call, and members that have
+stopped stay in the stack.
 """
 
 from __future__ import annotations

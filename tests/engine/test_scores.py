@@ -70,7 +70,7 @@ def test_a_uniform_model_has_exactly_seven_bits_per_byte_of_ascii(together: bool
 
 
 def test_bits_per_byte_do_not_depend_on_the_tokenisation() -> None:
-    """Score `abab...` by a model of bytes with probability 1/2 for a and b, and by a model with a token `ab`."""
+    """Score `abab...` with a model of bytes with probability 1/2 for a and b, and with a model with a token `ab`."""
     length = 12
     of_bytes = torch.arange(2 * length + 1)[None] % 2  # a b a b ...; 0 is a
     of_pairs = torch.tensor([[2] * (length + 1)])  # ab ab ...; the vocabulary is a, b, ab

@@ -1,4 +1,4 @@
-"""Schedules in training: over one task or all tasks, in any company, resumed, and for optimizers that take none."""
+"""Schedules over one task or all tasks, with any companions, after resuming, and for optimizers without schedules."""
 
 from __future__ import annotations
 

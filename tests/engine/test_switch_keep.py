@@ -1,4 +1,4 @@
-"""`state: keep` of a switch between users' optimizers keeps the state and takes every setting from the second.
+"""`state: keep` in a switch between users' optimizers keeps the state and takes every setting from the second one.
 
 The reference is one instance whose settings are changed by hand at the switch.
 """

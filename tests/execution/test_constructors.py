@@ -1,4 +1,4 @@
-"""Errors of constructors are reported before anything is trained, and messages of exceptions help their reader."""
+"""Errors in constructors are reported before anything is trained, and exception messages are explained."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def words(name: str, *settings: str) -> list[str]:
-    """Return the arguments of `optbench run` for the suite with a class of the file as `mine`."""
+    """Return the arguments of `optbench run` for the suite, with a class from the file as the optimizer `mine`."""
     options = [word for text in settings for word in ("--set", f"optimizers.mine.{text}")]
     return ["run", "s.yaml", "--optimizer", f"mine=./mine.py:{name}", "--device", "cpu", "--jobs", "1", *options]
 

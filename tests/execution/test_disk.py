@@ -72,7 +72,7 @@ class Disk:
     def _do(self, command: str) -> None:
         assert self._holder.stdin is not None
         assert self._holder.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # without a namespace the shell has ended
+        with contextlib.suppress(BrokenPipeError):  # if no namespace can be created, the shell has ended
             self._holder.stdin.write(f"{command}\n")
             self._holder.stdin.flush()
         if self._holder.stdout.readline() != "done\n":

@@ -1,4 +1,4 @@
-"""Injected faults: a second process, damaged files, another torch, lack of memory. No result is lost or invented."""
+"""Injected faults (a second process, damaged files, another torch, too little memory) do not lose or add results."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def truncate(file: Path) -> None:
 def alter(file: Path) -> None:
     data = file.read_bytes()
     middle = len(data) // 4
-    # A single byte of a Parquet file may be padding that is never read, so a longer stretch is altered.
+    # A single byte of a Parquet file may be padding that is never read, so many bytes are altered.
     file.write_bytes(data[:middle] + bytes(byte ^ 0x10 for byte in data[middle : middle + 60]) + data[middle + 60 :])
 
 
@@ -383,7 +383,7 @@ def test_notes_of_interrupted_trials_are_kept(
 
 
 @pytest.mark.parametrize("error", [MemoryError("no room for another copy"), ValueError("what JSON does not have")])
-def test_failing_to_write_an_interim_state_fails_no_trial(
+def test_failing_to_write_an_interim_state_does_not_fail_a_trial(
     error: Exception, monkeypatch: pytest.MonkeyPatch, whole_long: Path, tmp_path: Path
 ) -> None:
     def full(*given: Any) -> None:

@@ -87,7 +87,7 @@ def test_the_first_interruption_ends_a_run_within_five_seconds(
 
 
 def test_the_second_interruption_ends_a_run_immediately(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # On an idle machine the run may end within the time in which a second interrupt is taken for an echo of the first.
+    # On an idle machine the run may end while a second interrupt is still regarded as an echo of the first.
     with training(tmp_path, "from optbench.execution import interrupts; interrupts.ECHO = 0; ") as (process, workers):
         process.send_signal(signal.SIGINT)
         time.sleep(0.1)

@@ -148,7 +148,7 @@ def test_state_shared_by_trials_of_a_process_is_noted(
     assert all(("outside" in note) == (kept is not None) for note in notes)
 
 
-def test_unreadable_objects_in_a_users_module_fail_no_trial(tmp_path: Path, mnist: Dataset) -> None:
+def test_unreadable_objects_in_a_users_module_do_not_fail_a_trial(tmp_path: Path, mnist: Dataset) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
         "import itertools, re, torch\n"

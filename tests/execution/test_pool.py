@@ -1,4 +1,4 @@
-"""How workers are given units, and that results survive errors while the next unit is handed out."""
+"""Units are handed to workers, and results survive errors while the next unit is handed out."""
 
 from __future__ import annotations
 
@@ -95,10 +95,10 @@ def test_an_interrupt_around_a_write_neither_loses_nor_duplicates_the_result(
 
 
 @pytest.mark.skipif(not FORKS, reason="workers are forked only on Linux")
-def test_failing_to_start_a_process_loses_no_result(
+def test_failing_to_start_a_process_does_not_lose_a_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A worker that has run a user's code is replaced before the next optimizer, which starts a process."""
+    """Before the next optimizer, a worker that has run a user's code is replaced, which starts a process."""
     (tmp_path / "mine.py").write_text("from torch.optim import SGD\nclass A(SGD): ...\nclass B(SGD): ...\n")
     users = {name: {"target": f"{tmp_path}/mine.py:{name.upper()}", "lr": 0.1} for name in ("a", "b")}
     (tmp_path / "suite.yaml").write_text(dump_suite(small_suite(users, **SHORT)))

@@ -1,4 +1,4 @@
-"""Two runs with the same id in different folders are distinguished wherever they are shown; unknown suffixes."""
+"""Two runs with the same id in different folders are distinguished everywhere; unknown suffixes are refused."""
 
 from __future__ import annotations
 

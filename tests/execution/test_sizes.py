@@ -1,4 +1,4 @@
-"""How many trainings a worker gets at once: enough for a minute, fewer at the end, and each exactly once."""
+"""The number of trainings in a piece: enough for a minute of work, fewer at the end, each handed out exactly once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from optbench.store.tables import TrialRow
 from tests.conftest import small_suite
 
 ALONE = 0.2
-"""How much longer a training takes alone than its share of a large cohort."""
+"""Relative extra time of a training alone, compared with its share of a large cohort."""
 
 
 def planned(seeds: int, **optimizers: dict[str, Any]) -> Plan:
@@ -27,7 +27,7 @@ def planned(seeds: int, **optimizers: dict[str, Any]) -> Plan:
 
 
 def answer(cohort: Cohort, seconds: float, parameters: int = 100, status: str = "ok") -> Finished:
-    """What a worker sends that has trained a cohort in so many seconds."""
+    """Return the message of a worker that has trained a cohort in this many seconds."""
     share = seconds / len(cohort.trainings)
     row = TrialRow(status, None, None, 1, 1, parameters, "cpu", "{}", "0", share / 2, 0, 0, None, 0, None, None, None)
     row.__dict__["evaluation_seconds"] = share / 2
@@ -35,7 +35,7 @@ def answer(cohort: Cohort, seconds: float, parameters: int = 100, status: str = 
 
 
 def begun(plan: Plan, jobs: int) -> tuple[Sizes, list[Unit]]:
-    """The sizes of a plan's pieces, and the pieces that wait."""
+    """Return the sizes for a plan, and the stack of waiting pieces, of which the last is next."""
     units = [Train(piece, {}) for piece in spread(plan, jobs, MOST_ON_CPU)]
     return Sizes(plan, units, jobs, Pace()), [*reversed(units)]
 
@@ -43,16 +43,17 @@ def begun(plan: Plan, jobs: int) -> tuple[Sizes, list[Unit]]:
 def simulated(
     plan: Plan, jobs: int, each: Callable[[Trial], float], *, overhead: float = 0.0, fixed: bool = False
 ) -> tuple[list[tuple[float, Cohort]], float]:
-    """Cohorts with the seconds at which they began, and the seconds that all took.
+    """Return the cohorts with their start times, and the time at which all workers are free, in seconds.
 
-    each: of a training. overhead: for each cohort. fixed: hand out the pieces as they are cut at first.
+    each: returns the seconds that a training takes. overhead: extra seconds for each cohort.
+    fixed: whether to hand out the pieces as first cut.
     """
     sizes, waiting = begun(plan, jobs)
     free = [(0.0, worker) for worker in range(jobs)]
     ends: list[tuple[float, int, Finished]] = []
     given: list[tuple[float, Cohort]] = []
     while waiting or ends:
-        # What ends first is known before anything is handed out.
+        # A cohort that ends first is processed before another piece is handed out.
         if ends and (not waiting or not free or ends[0][0] <= free[0][0]):
             at, worker, event = heapq.heappop(ends)
             sizes.finished(event)
@@ -72,21 +73,21 @@ def counts(given: Sequence[tuple[float, Cohort]]) -> list[int]:
     return [len(cohort.trainings) for _, cohort in given]
 
 
-def test_short_trainings_are_gathered_to_a_minute_of_work() -> None:
+def test_short_trainings_are_combined_into_a_minute_of_work() -> None:
     given, _ = simulated(planned(400), 2, lambda trial: 2.0)
     later = [count for at, count in zip([at for at, _ in given], counts(given), strict=True) if at]
     assert len(later) > 10
-    assert sum(24 <= count <= 30 for count in later) >= len(later) - 4, "all but the last of about 28"
+    assert sum(24 <= count <= 30 for count in later) >= len(later) - 4, "about 28, except for the last ones"
     assert max(counts(given)) * 2.0 <= MINUTE
 
 
-def test_the_shortest_trainings_are_gathered_up_to_a_number_that_fits_in_memory() -> None:
+def test_the_shortest_trainings_are_combined_up_to_a_number_that_fits_in_memory() -> None:
     given, _ = simulated(planned(400), 2, lambda trial: 0.01)
     assert MOST_SHORT - 8 < max(counts(given)) <= MOST_SHORT
 
 
 @pytest.mark.parametrize(("parameters", "most"), [(1_000_000, 16), (4_000_000, MOST_ON_CPU)])
-def test_large_models_are_gathered_up_to_a_number_that_fits_in_memory(parameters: int, most: int) -> None:
+def test_trainings_of_large_models_are_combined_up_to_a_number_that_fits_in_memory(parameters: int, most: int) -> None:
     sizes, waiting = begun(planned(200), 2)
     first = sizes.take(waiting, len(waiting) - 1)
     assert isinstance(first, Train)
@@ -97,7 +98,7 @@ def test_large_models_are_gathered_up_to_a_number_that_fits_in_memory(parameters
 
 
 def test_long_trainings_keep_the_benefit_of_lock_step_until_few_are_left() -> None:
-    """Beyond a minute, as many together as lock-step makes faster; then ever fewer, down to single ones."""
+    """Pieces longer than a minute have as many trainings as lock-step speeds up; the last pieces become smaller."""
     given, _ = simulated(planned(100), 4, lambda trial: 600.0)
     found = counts(given)
     assert found[:20] == [MOST_ON_CPU] * 20 or min(found[:20]) >= MOST_ON_CPU - 1
@@ -105,20 +106,20 @@ def test_long_trainings_keep_the_benefit_of_lock_step_until_few_are_left() -> No
     assert max(found) <= MOST_ON_CPU
 
 
-def test_nothing_is_cut_far_below_a_minute_of_work() -> None:
+def test_pieces_are_not_cut_far_below_a_minute_of_work() -> None:
     given, _ = simulated(planned(60), 3, lambda trial: 15.0)
-    assert min(counts(given)) >= 2, "the last three or four trainings, in two pieces"
+    assert min(counts(given)) >= 2, "two pieces for the last three or four trainings"
 
 
 def test_a_kind_that_takes_longer_than_expected_is_cut_smaller() -> None:
     plan = planned(200, sgd={"target": "sgd"}, adam={"target": "adam"})
     given, _ = simulated(plan, 2, lambda trial: {"sgd": 1.0, "adam": 6.0}[trial.optimizer])
     by_kind = {name: [len(c.trainings) for at, c in given if at and c.optimizer == name] for name in ("sgd", "adam")}
-    assert max(by_kind["adam"]) <= MINUTE / 6, "also before the first of them has finished"
+    assert max(by_kind["adam"]) <= MINUTE / 6, "even before the first adam training has finished"
     assert max(by_kind["sgd"]) > 2 * max(by_kind["adam"])
 
 
-def test_what_is_known_of_one_plan_serves_the_next_one() -> None:
+def test_durations_measured_in_one_plan_are_used_in_the_next() -> None:
     pace, plan = Pace(), planned(100)
     units = [Train(piece, {}) for piece in spread(plan, 2, MOST_ON_CPU)]
     Sizes(plan, units, 2, pace).finished(answer(units[0].cohort, 0.1))
@@ -127,14 +128,14 @@ def test_what_is_known_of_one_plan_serves_the_next_one() -> None:
     assert len(first.cohort.trainings) > MOST_ON_CPU
 
 
-def test_diverged_trainings_say_nothing_about_others() -> None:
+def test_diverged_trainings_do_not_affect_estimates_for_others() -> None:
     sizes, waiting = begun(planned(100), 2)
     expected = [unit.id for unit in reversed(waiting)]
     sizes.finished(answer(waiting[-1].cohort, 0.1, status="diverged"))  # type: ignore[union-attr]
     assert [sizes.take(waiting, len(waiting) - 1).id for _ in expected] == expected
 
 
-def test_halves_of_a_cohort_that_must_not_be_whole_are_not_joined_again() -> None:
+def test_halves_of_a_cohort_that_had_to_be_divided_are_not_joined_again() -> None:
     sizes, waiting = begun(planned(100), 2)
     unit = sizes.take(waiting, len(waiting) - 1)
     assert isinstance(unit, Train)
@@ -165,7 +166,7 @@ def test_every_trial_is_handed_out_once_and_equal_trainings_stay_together(
 @pytest.mark.parametrize("jobs", [1, 2, 4, 16])
 @pytest.mark.parametrize(("seconds", "overhead"), [(0.3, 0.02), (0.3, 0.5), (6.0, 0.1), (60.0, 0.5), (1800.0, 0.5)])
 def test_workers_end_no_later_than_with_pieces_of_one_size(jobs: int, seconds: float, overhead: float) -> None:
-    """Within two percent, whatever trainings take; by more where they are shorter than handing them out."""
+    """Guided sizes take at most two percent longer than a fixed size, for trainings of any duration."""
     plan = planned(30, sgd={"target": "sgd", "lr": [0.1, 0.2]}, adam={"target": "adam"}, slow={"target": "shampoo"})
     factors = {"sgd": 1.0, "adam": 1.3, "slow": 3.0}
 
@@ -184,7 +185,7 @@ def test_the_longest_pieces_come_first_and_those_of_a_cohort_follow_one_another(
 
 
 @pytest.mark.parametrize("count", [1, 5, 6, 9])
-def test_cutting_a_cohort_gives_so_many_trainings_and_the_rest(count: int) -> None:
+def test_cutting_a_cohort_gives_the_requested_number_of_trainings_and_the_rest(count: int) -> None:
     plan = planned(3, a={"target": "sgd", "lr": 0.1}, b={"target": "sgd", "lr": [0.1, 0.2]})
     (cohort,) = plan.cohorts
     first, *rest = cohort.cut(count)

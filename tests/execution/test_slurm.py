@@ -99,7 +99,7 @@ def test_messages_arrive_complete_in_order_and_once(tmp_path: Path) -> None:
 
 
 class StubAgent:
-    """An agent that sends no messages of its own."""
+    """An agent that only returns the messages it was given."""
 
     def __init__(self, device: str) -> None:
         self.given: list[Any] = []
@@ -116,7 +116,7 @@ class StubAgent:
 
 
 class DyingAgent(StubAgent):
-    """Its worker process dies."""
+    """An agent whose worker process dies."""
 
     def receive(self, seconds: float) -> list[Any]:
         return ["progress", Died("SIGTERM")]
@@ -164,7 +164,7 @@ def test_a_worker_killed_by_the_signal_to_its_job_is_not_reported_as_died(
         (place / name).mkdir(parents=True)
     Pulse(place.parent / PULSE).beat()
     Mailbox(place / IN).put(("give", ()))
-    looks = iter([False, signalled, True])  # before the worker dies, then, and at the end
+    looks = iter([False, signalled, True])  # before the worker dies, when it dies, and at the end
     serve(str(place), "cpu", lambda: next(looks))
     died = [] if signalled else [Died("SIGTERM")]
     assert Mailbox(place / OUT).take() == ["progress", *died, Ending(told=False)]
@@ -187,7 +187,7 @@ def test_signals_to_a_whole_job_are_not_reported_as_the_death_of_its_worker(tmp_
             time.sleep(0.05)
             found += answers.take()
         os.killpg(process.pid, signal.SIGUSR2)
-        time.sleep(SETTLE + 4 * POLL)  # a worker that died of it would be reported by then
+        time.sleep(SETTLE + 4 * POLL)  # if the signal had killed the worker, this would have been reported by then
         os.killpg(process.pid, signal.SIGTERM)
         assert process.wait(120) == 0
     finally:

@@ -59,7 +59,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Replace the clock of the backend by a list with the time in seconds; sleeping advances it."""
+    """Replace the backend's clock with a list that contains the time in seconds; sleeping advances this time."""
     now = [1000.0]
     stopped = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds))
     monkeypatch.setattr(slurm_jobs, "time", stopped)
@@ -257,8 +257,10 @@ def test_a_flag_is_true_or_false(name: str, slurm: Path, tmp_path: Path) -> None
         executor(tmp_path, {name: "maybe"}, gpu=False)
 
 
-def test_jobs_see_a_pulse_while_slurm_is_asked(slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Submitting a job takes minutes if SLURM has no room for it, and jobs end without a pulse."""
+def test_the_pulse_for_jobs_continues_while_slurm_is_queried(
+    slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Submitting a job takes minutes if SLURM has no room for the job, and jobs without a pulse end."""
     for module in (slurm_jobs, mailbox):
         monkeypatch.setattr(module, "BEAT", 0.01)
     jobs = SlurmJobs({}, tmp_path, "cpu", 1)
@@ -276,7 +278,7 @@ def test_folders_of_killed_runs_are_removed_and_those_of_others_kept(slurm: Path
     first._closed.set()
     old = (first.folder / "pulse").stat().st_mtime - 2 * slurm_jobs.LEFT
     os.utime(first.folder / "pulse", (old, old))
-    (tmp_path / ".slurm-abc-gone" / "logs").mkdir(parents=True)  # its removal was incomplete
+    (tmp_path / ".slurm-abc-gone" / "logs").mkdir(parents=True)  # a folder whose removal was incomplete
     third = SlurmJobs({}, tmp_path, "cpu", 1)
     assert sorted(tmp_path.glob(".slurm-*")) == sorted([second.folder, third.folder])
 
@@ -286,7 +288,7 @@ def test_squeue_answers_are_read_by_job(slurm: Path) -> None:
     (slurm / "states").write_text("7_0|RUNNING|None\n7_2|RUNNING|None\n8|PENDING|Nodes required are DOWN|DRAINED\n")
     assert SlurmQueue().states(jobs) == {
         "7_0": State("RUNNING"),
-        "7_1": State("COMPLETED"),  # too long ago for SLURM to report
+        "7_1": State("COMPLETED"),  # ended too long ago for SLURM to report it
         "8": State("PENDING", "Nodes required are DOWN|DRAINED"),
     }
     (slurm / "unknown").touch()

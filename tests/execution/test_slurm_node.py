@@ -1,4 +1,7 @@
-"""On a real SLURM: the tables of a local run, whatever is cancelled. `benchmarks/slurm_node.py` starts one for them."""
+"""On a real SLURM cluster, tables equal those of a local run even if jobs are cancelled.
+
+`benchmarks/slurm_node.py` starts a cluster for these tests.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ def _answers() -> bool:
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="submitit is not installed"),
-    pytest.mark.skipif(not _answers(), reason="no SLURM answers"),
+    pytest.mark.skipif(not _answers(), reason="SLURM does not respond"),
 ]
 
 
@@ -36,7 +39,7 @@ def started(folder: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def errors_of(process: subprocess.Popen[str], code: int = 0) -> str:
-    """What a run has written to standard error once it has ended with an exit code."""
+    """Wait for a run to end with this exit code; return what it wrote to standard error."""
     _, errors = process.communicate(timeout=900)
     assert process.returncode == code, errors[-3000:]
     return errors
@@ -51,18 +54,18 @@ def wait_for(true: Callable[[], object], process: subprocess.Popen[str] | None =
 
 
 def jobs(*states: str) -> list[str]:
-    """The user's jobs called `optbench` in some states."""
+    """Return the ids of the user's jobs called `optbench` in these states."""
     words = ["--me", "--noheader", "--array", "--name=optbench", f"--states={','.join(states)}", "--format=%i"]
     return subprocess.run(["squeue", *words], check=True, capture_output=True, text=True).stdout.split()
 
 
 def parts(run: Path) -> list[Path]:
-    """The cohorts that are written."""
+    """Return the cohorts written so far."""
     return list(run.glob("parts/[!.]*"))
 
 
 def folders(runs: Path) -> list[str]:
-    """What lies beside the runs."""
+    """Return the names of the SLURM folders next to the runs."""
     return [folder.name for folder in runs.glob(".slurm-*")]
 
 
@@ -73,7 +76,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def here(folder: Path) -> Path:
-    """The local run."""
+    """Return the directory of the local run."""
     errors_of(started(folder, "smoke", "--name", "here"))
     return folder / "runs" / "here"
 
@@ -99,7 +102,7 @@ def test_cancelled_jobs_are_replaced_and_the_tables_equal_those_of_a_local_run(f
     assert_same_tables(here, run)
     assert folders(run.parent) == []
     wait_for(lambda: not jobs("RUNNING", "COMPLETING"))
-    assert first[1] in jobs("COMPLETED")  # it ended by itself
+    assert first[1] in jobs("COMPLETED")  # the other job ended by itself
 
 
 def test_an_interrupt_ends_all_jobs_and_the_run_can_be_resumed(folder: Path, here: Path) -> None:
@@ -124,4 +127,4 @@ def test_jobs_of_a_killed_process_end_and_the_run_can_be_resumed_locally(folder:
     errors_of(started(folder, "--resume", str(run)))
     assert_same_tables(here, run)
     wait_for(lambda: not jobs("PENDING", "RUNNING", "COMPLETING"))
-    assert time.monotonic() - killed_at < 240  # three minutes, and what the resumed run took beyond them
+    assert time.monotonic() - killed_at < 240  # three minutes, and any further time that the resumed run took

@@ -40,7 +40,7 @@ experiments:
 
 
 def accuracies(folder: Path, name: str, between: str = "") -> pd.DataFrame:
-    """Return the accuracies of a run of the suite with other optimizers between its two."""
+    """Return the accuracies of a run of the suite with the optimizers `between` inserted between its two."""
     file = folder / f"{name}.yaml"
     file.write_text(SUITE % between)
     words = ["--runs-dir", str(folder / "runs"), "--name", name, "--jobs", "1", "--quiet"]

@@ -35,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, _train_here: None) -> Path:
 
 @pytest.fixture(scope="module")
 def logs(run: Path) -> Path:
-    """Export where settings of W&B would disable it, name another project, or put the files elsewhere."""
+    """Export despite W&B settings that disable it, name another project, or put the files elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("MODE", "disabled"), ("PROJECT", "other"), ("DIR", str(run)), ("RUN_GROUP", "other")):
             patch.setenv(f"WANDB_{name}", value)

@@ -207,7 +207,7 @@ def outcome(folder: Path, mnist: Dataset, *rates: float) -> dict[str, tuple[Any,
 
 @pytest.fixture(scope="module")
 def calm(mnist: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, ...]]:
-    """Return the results that the companion of a pest has without it."""
+    """Return the results of a pest's companion when trained without the pest."""
     folder = tmp_path_factory.mktemp("calm")
     (folder / "mine.py").write_text(FILE.format(name="", change="pass", place="nowhere"))
     return outcome(folder, mnist, 0.03, 0.04)

@@ -60,7 +60,7 @@ def by_name(measurements: list[Measurement], layer: str | None = None) -> dict[s
     return found
 
 
-def test_importing_the_catalog_imports_no_torch() -> None:
+def test_importing_the_catalog_does_not_import_torch() -> None:
     program = "import sys, optbench.metrics; print('torch' in sys.modules, 'numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]

@@ -93,7 +93,7 @@ def test_permuting_seeds_permutes_results(accuracy: Matrix, random: object) -> N
 
 @settings(deadline=None, max_examples=40)
 @given(matrices())
-def test_no_change_after_the_first_task_forgets_nothing(accuracy: Matrix) -> None:
+def test_without_changes_after_the_first_task_nothing_is_forgotten(accuracy: Matrix) -> None:
     frozen = np.concatenate([accuracy[:, :1], np.repeat(accuracy[:, 1:2], accuracy.shape[-1], axis=1)], axis=1)
     assert not continual.forgetting(frozen).any()
     assert not continual.backward_transfer(frozen).any()

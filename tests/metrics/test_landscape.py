@@ -98,7 +98,7 @@ def test_the_barrier_of_a_double_well_is_its_maximum() -> None:
     assert float(barrier(line(lambda w: (w.square() - 1).square().sum(), vector(-1), vector(1)))) == 1.0
 
 
-def test_barrier_of_a_linear_loss_and_of_a_valley_is_zero() -> None:
+def test_the_barriers_of_a_linear_loss_and_of_a_valley_are_zero() -> None:
     first, last = vector(1, -2, 5), vector(0.3, 7, 2)
     assert float(barrier(line(lambda w: (w * vector(3, 1, -2)).sum() + 4, first, last))) == pytest.approx(0, abs=1e-14)
     assert float(barrier(line(lambda w: w.square().sum(), first, last))) == 0.0

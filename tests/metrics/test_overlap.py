@@ -1,4 +1,4 @@
-"""Overlap of tasks: known cases, the nulls, and agreement with a whole training."""
+"""Overlap of tasks: known cases, the nulls, and agreement with a complete training."""
 
 from __future__ import annotations
 

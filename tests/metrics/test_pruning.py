@@ -301,6 +301,6 @@ def test_too_few_points_are_undefined() -> None:
         holding_sparsity([0.0], [0.9], share=0)
 
 
-def test_reading_curves_needs_no_torch() -> None:
+def test_reading_curves_does_not_need_torch() -> None:
     code = "import sys, optbench.metrics.pruning as p; p.pruning_area([0, 1], [1, 0]); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

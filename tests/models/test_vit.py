@@ -28,7 +28,7 @@ def vit(inputs: InputSpec = CIFAR, **settings: Any) -> Network:
 
 
 def by_pytorch(w: dict[str, Tensor], x: Tensor, patch: int) -> Tensor:
-    """Compute the logits by `nn.TransformerEncoderLayer` with the same weights."""
+    """Compute the logits with `nn.TransformerEncoderLayer` and the same weights."""
     stream = nn.functional.unfold(x, patch, stride=patch).mT @ w["patches.weight"].T + w["patches.bias"]
     stream = stream + w["positions.weight"]
     for i in range(SMALL["layers"]):

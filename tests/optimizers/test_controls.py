@@ -87,7 +87,7 @@ def test_the_engine_agrees_with_renewal_in_a_plain_loop(name: str, mnist: Datase
         made = kind(network, BASES["adamw"], **AT_WORK[name])
 
         def fresh() -> nn.Module:
-            """Draw a new network by the initialisation of the model, from the engine's stream of this task."""
+            """Draw a new network with the model's initialisation, from the engine's stream for this task."""
             other = build(suite.experiments["small"].models["net"], mnist.inputs, mnist.classes)
             weights = initialise(other, generator(suite.seed, seed, f"initial weights/task {made.tasks - 1}"))
             other = other.to_empty(device="cpu")

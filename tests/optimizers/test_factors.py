@@ -261,7 +261,7 @@ def test_on_demand_refreshes_become_rarer_as_a_sum_grows(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("share", [0.3, 1.0])
 @pytest.mark.parametrize("shape", [(12, 9), (12,)])
 def test_on_demand_steps_are_hardly_longer_than_with_fresh_roots(share: float, shape: tuple[int, ...]) -> None:
-    """The first rows have no gradient until step 60; an older root would make a step up to ε^(-1/2) too long."""
+    """The first rows have no gradient until step 60; an older root would make a step up to ε^(-1/2) times too long."""
     gradients = [normal(*shape, seed=step) for step in range(120)]
     for gradient in gradients[:60]:
         gradient[:6] = 0

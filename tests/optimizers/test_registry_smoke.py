@@ -22,7 +22,7 @@ def train_them_all(tmp_path: Path, *words: str) -> list[dict[str, object]]:
 def test_every_entry_trains_one_experiment_of_the_smoke_suite_for_a_few_steps(tmp_path: Path) -> None:
     """The slow test below runs the whole suite."""
     place = "experiments.permuted-mnist"
-    # 7 x 7 pixels, since some optimizers decompose a matrix with a side of all pixels.
+    # 7 x 7 pixels, since some optimizers decompose a matrix with one row per pixel.
     few = {"protocol.max_steps": 3, "tasks.count": 2, "dataset": "{kind: mnist, resize: 7}"}
     words = [word for key, value in few.items() for word in ("--set", f"{place}.{key}={value}")]
     rows = train_them_all(tmp_path, "--experiment", "permuted-mnist", *words)

@@ -42,7 +42,7 @@ def equal(a: TrialResult, b: TrialResult) -> bool:
 
 
 @pytest.mark.parametrize("name", PURE)
-def test_a_switch_to_itself_with_the_state_kept_changes_no_bit(name: str, mnist: Dataset) -> None:
+def test_a_switch_to_itself_with_the_state_kept_does_not_change_a_bit(name: str, mnist: Dataset) -> None:
     # The pure optimizer trains in its elementwise or batched lane; the switch is within the first task or at its end.
     pure = PURE[name]
     switched = {"target": "switch", "first": pure, "then": pure, "state": "keep"}

@@ -1,4 +1,4 @@
-"""The fresh networks that a trial is compared with."""
+"""The fresh networks with which a trial is compared."""
 
 from __future__ import annotations
 

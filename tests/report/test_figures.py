@@ -190,7 +190,7 @@ def test_colours_in_the_drawing_are_those_of_the_optimizers(drawn: dict[str, Fig
 
 
 def luminance(colour: str) -> float:
-    """Relative luminance of `#rrggbb` (WCAG 2.2)."""
+    """Return the relative luminance of `#rrggbb` (WCAG 2.2)."""
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
     return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
@@ -380,7 +380,7 @@ def test_a_folder_that_cannot_be_created_is_reported(drawn: dict[str, Figure], t
         save(drawn["final-accuracy_pairs"], tmp_path / "file", ("svg",))
 
 
-def test_planning_figures_imports_no_matplotlib_and_drawing_them_no_pyplot(results: Results) -> None:
+def test_planning_figures_does_not_import_matplotlib_and_drawing_them_does_not_import_pyplot(results: Results) -> None:
     program = f"""
 import sys
 from pathlib import Path

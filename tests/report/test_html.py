@@ -195,7 +195,7 @@ def palettes() -> dict[str, dict[str, str]]:
 
 
 def contrast(one: str, other: str) -> float:
-    """The contrast ratio of WCAG 2.1: 1 to 21."""
+    """Return the contrast ratio of WCAG 2.1, from 1 to 21."""
 
     def luminance(colour: str) -> float:
         channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
@@ -259,7 +259,7 @@ SWITCHES = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-ru
 
 @dataclass(frozen=True)
 class Seen:
-    """What a browser reported.
+    """The report of a browser.
 
     results: the measurements in each frame. console: messages of the browser. asked: requested paths, except the pages
     of the frames.

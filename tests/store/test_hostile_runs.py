@@ -27,7 +27,7 @@ def sent(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(sent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)  # files written relative to it are noticed
+    monkeypatch.chdir(tmp_path)  # so that files written by mistake are noticed
     return copied(sent, tmp_path)
 
 
@@ -140,7 +140,7 @@ def test_unusual_weights_in_a_checkpoint_are_drawn_or_left_out(run: Path, capsys
         assert "</html>" in capsys.readouterr().out
 
 
-def test_a_run_that_names_code_executes_none(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_code_named_by_a_run_is_not_executed(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mark = tmp_path / "mark"
     code = f"open({str(mark)!r}, 'w').close()\nimport torch\nclass Evil(torch.optim.SGD): ...\n"
     for folder in (run, tmp_path):

@@ -403,7 +403,7 @@ def test_without_pairs_there_are_no_barriers(tmp_path: Path) -> None:
 
 
 def barriers(result: Results) -> list[float | None]:
-    """The barriers of the switch after 4 steps to SGD, from which it started, and to Adam."""
+    """Return the barriers between the switch after 4 steps and SGD, with which it started, and Adam."""
     switching = by_optimizer(result)["to-adam"]
     [point] = [point for point in switching.points if point.k == 4]
     found = (switching.barrier(point, "first"), switching.barrier(point, "then"))
