@@ -135,7 +135,6 @@ class _Forking:
         return code
 
     def close(self) -> None:
-        """End the process."""
         self._requests.close()
         self.process.kill()
         until = time.monotonic() + 1

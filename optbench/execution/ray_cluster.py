@@ -148,7 +148,7 @@ class RayCluster:
         return self._job[2]
 
     def data(self, job: Job, experiment: str) -> dict[str, Parcel]:
-        """Return the datasets of an experiment, by key."""
+        """Return the parcels with an experiment's datasets, by key."""
         return {key: self._data[key] for key in datasets(job.suite.experiments[experiment])}
 
     def actor(self) -> Any:

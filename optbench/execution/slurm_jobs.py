@@ -238,7 +238,7 @@ class SlurmJobs:
         return self._job[1]
 
     def data(self, job: Job, experiment: str) -> dict[str, Parcel]:
-        """Return the datasets of an experiment, by key."""
+        """Return the parcels with an experiment's datasets, by key."""
         return {key: self._data[key] for key in datasets(job.suite.experiments[experiment])}
 
     def verdict(self, hello: Hello) -> Ready | Refused:
