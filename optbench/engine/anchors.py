@@ -21,7 +21,7 @@ class Anchor:
     strength: float
     """λ; 0 has no effect."""
     start: Tensor
-    """w₀, (P,)."""
+    """w₀ (P,)."""
 
 
 class Anchors:

@@ -18,7 +18,7 @@ from optbench.suite.protocol import Augment
 from optbench.tasks import Examples
 
 OUTSIDE = -(2**40)
-"""Index of a row or column outside the image; its sum with any other index is negative."""
+"""Index that represents a row or column outside the image. Its sum with any other index is negative."""
 
 
 class Augmenter:
@@ -50,7 +50,7 @@ class Augmenter:
     def __call__(self, images: Tensor, ways: Tensor) -> Tensor:
         """Return augmented images in new memory.
 
-        images: (S B, C, H, W), already mirrored if `has_mirrored`. ways: (S B,), the augmentation of each image.
+        images: (S B, C, H, W); the result of `mirrored` if `has_mirrored`. ways: (S B,), each image's augmentation.
         """
         flip, shift = ways // self._shifts**2, ways % self._shifts**2
         down, right = shift // self._shifts, shift % self._shifts

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Averaging:
-    """The weight averages that a stack continues, and their decay."""
+    """The weight averages that a stack continues to update, and their decay."""
 
     decay: float
     rows: Sequence[Tensor | None]

@@ -85,8 +85,8 @@ class Normaliser:
 class BatchStream:
     """The batches of one member in one task, reshuffled every epoch; an incomplete last batch is dropped.
 
-    The batches and their augmentations depend only on (suite seed, trial seed, task, epoch, order), so all optimizers
-    with the same seed get the same ones. With a different `order`, the same examples are shuffled and augmented
+    The batches and their augmentations depend only on (suite seed, trial seed, task, epoch, order), so they are the
+    same for all optimizers with a given seed. With a different `order`, the same examples are shuffled and augmented
     differently.
     """
 
@@ -111,12 +111,12 @@ class BatchStream:
         self._order = self._ways = torch.empty(0)
 
     def order(self, epoch: int) -> Tensor:
-        """Return the indices (N,) of the examples in the order of epoch `epoch` (0-based), on the CPU."""
+        """Return the indices (N,) of the examples, on the CPU, in the order of epoch `epoch` (0-based)."""
         stream = generator(*self._seeds, f"data order/task {self._task}/epoch {epoch}{self._suffix}")
         return torch.randperm(len(self.examples), generator=stream)
 
     def ways(self, epoch: int) -> Tensor:
-        """Return the augmentations (N,) for the examples in the order of `order(epoch)`, encoded as in `Augmenter`."""
+        """Return the augmentations (N,) on the CPU, encoded as in `Augmenter`, in the order of `order(epoch)`."""
         assert self.augment is not None
         stream = generator(*self._seeds, f"augmentation/task {self._task}/epoch {epoch}{self._suffix}")
         return torch.randint(self.augment.ways, (len(self.examples),), generator=stream)
@@ -144,7 +144,7 @@ class BatchStream:
 
 
 def places(keys: Iterable[Hashable]) -> list[tuple[int, ...]]:
-    """Return, for each distinct key, the indices at which it occurs."""
+    """Return the indices at which each distinct key occurs, in order of first appearance."""
     found: dict[Hashable, list[int]] = {}
     for i, key in enumerate(keys):
         found.setdefault(key, []).append(i)
@@ -152,7 +152,7 @@ def places(keys: Iterable[Hashable]) -> list[tuple[int, ...]]:
 
 
 def sharing(streams: Sequence[object]) -> list[tuple[int, ...]]:
-    """Return, for each distinct stream or other object, by identity, the indices at which it occurs."""
+    """Return the indices at which each distinct object occurs, as in `places`; objects are compared by identity."""
     return places(map(id, streams))
 
 

@@ -1,4 +1,4 @@
-"""The state of a network before its first update on a task: features, weights and gradient.
+"""Measure the state of a network before its first update on a task: features, weights and gradient.
 
 Legend: P padded parameter count, Q padded size of the buffers in floats, N examples, d features.
 """
@@ -45,7 +45,7 @@ class BeforeTask:
 
 
 def probe(examples: Examples, suite_seed: int) -> Examples:
-    """Return at most `PROBED` training examples of a task (or fewer long sequences), the same ones in every trial."""
+    """Return at most `PROBED` training examples of a task, which are the same in every trial; fewer long sequences."""
     return examples.drawn(examples.few(PROBED), generator(suite_seed, None, "network before a task"))
 
 

@@ -45,7 +45,7 @@ class Blueprint:
     """The parts of a model shared by all members.
 
     Attributes:
-        network: the module in training mode. Its weights are not used; those of built-in networks are on the meta
+        network: the module in training mode. Its weights are not used; in a built-in network, they are on the meta
             device.
         layout: the layout of the module's parameters and buffers.
         features: the name of the last linear layer, whose input is the features, or `METHOD` if the module has a method
@@ -88,7 +88,7 @@ class Blueprint:
     def start(self, suite_seed: int, trial_seed: int, task: int = 0) -> dict[str, Tensor]:
         """Return initial parameters and buffers by name, on the CPU, the same for every optimizer with this trial seed.
 
-        task: 0..T-1. For tasks after the first, the values are those of a new network.
+        task: 0..T-1. For tasks after the first, return the values of a new network.
         """
         return self._start(suite_seed, trial_seed, f"initial weights/task {task}" if task else "initial weights")
 
@@ -101,7 +101,7 @@ class Blueprint:
         """Return the tap that reads a place in a forward pass; None for the features.
 
         Raises:
-            ValueError: the network has no such layer, or the input of its activation cannot be determined.
+            ValueError: the network has no such layer, or the input of the layer's activation cannot be determined.
         """
         if place == FEATURES:
             return None

@@ -23,7 +23,7 @@ class Controls:
     suite_seed: int
 
     def penalty(self, trial: Trial, task: int) -> Penalty | None:
-        """Return the penalty on the features of a trial in `task`; None if the trial has no such penalty."""
+        """Return the penalty on the features of a trial in `task`; None if the trial has no penalty on features."""
         if (settings := trial.around.get("rank-penalty")) is None:
             return None
         suite, seed = self.suite_seed, trial.seed

@@ -62,7 +62,7 @@ def worker_devices(text: str, device: torch.device, jobs: int | None, cores: int
 
 
 def settle(device: torch.device) -> None:
-    """Make `device` the current CUDA device of this process if it is a CUDA device."""
+    """Make `device`, if it is a CUDA device, the current device of this process."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
 

@@ -48,7 +48,7 @@ class Score:
     bits: float | None = dataclasses.field(default=None, kw_only=True)
     """For text, Σ -log2 p(target) over all targets, summed in float64."""
     bytes: int | None = dataclasses.field(default=None, kw_only=True)
-    """For text, the number of bytes of the targets."""
+    """For text, the number of bytes in the targets."""
 
     @property
     def accuracy(self) -> float:

@@ -75,7 +75,7 @@ class Interim:
     """Number of finished tasks, 1..T-1."""
     counters: dict[str, Any]
     state: bytes
-    """The result of `saved` for the weights and buffers (P + Q,), the training weights if those are averages, the
+    """The result of `saved` for the weights and buffers (P + Q,), the training weights if these are averages, the
     generator's and the optimizer's state, and the weights after earlier tasks if a metric needs them."""
     rows: tuple[Row, ...]
     """The member's results so far."""
@@ -97,7 +97,7 @@ class Interim:
         return Interim(trials, task, counters, saved(state), tuple(member.rows), apart=apart)
 
     def restore(self, member: Member) -> None:
-        """Restore this state to a new member.
+        """Restore this state to a newly created member.
 
         Raises:
             CannotResume: the state belongs to another network, or was not stored.

@@ -13,7 +13,7 @@ from optbench.suite.protocol import Protocol
 
 
 def not_learnt(rows: Sequence[Row]) -> NotLearnt:
-    """Return the tasks that a trial failed to learn, from its results on all tasks."""
+    """Return the tasks that a trial failed to learn, given its results on all tasks."""
     found = [row for row in rows if isinstance(row, AccuracyRow)]
     curve = [row for row in rows if isinstance(row, CurveRow)]
     tasks = max((row.task for row in found), default=0)

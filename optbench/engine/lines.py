@@ -1,4 +1,4 @@
-"""Training loss and test accuracy on the straight line between two solutions, and at its ends.
+"""Evaluate the training loss and the test accuracy along the straight line between two solutions.
 
 For a network with batch norm, running statistics are re-estimated at every point, including the ends, for the point's
 weights and on training examples of all tasks (`statistics`). With the statistics of the ends, or their means, points
@@ -96,7 +96,7 @@ class Lines:
 
     @torch.no_grad()
     def end(self, weights: Tensor, row: Tensor) -> End:
-        """Evaluate a solution as an end of lines. weights: (P,) in float64. row: the same weights with buffers."""
+        """Evaluate one end of a line. weights: (P,) in float64. row: the same weights with buffers."""
         row = self._estimated(row)
         parameters = self._layout.parts(weights) | self._layout.buffer_views(row)
         opened = None

@@ -239,7 +239,7 @@ class LockStep:
         return self._lane.fallbacks(i)
 
     def _own_loss(self, step: int, i: int) -> Evaluate:
-        """Return a version of `_loss` for a lane with only member `i`, which does not change the member's buffers."""
+        """Return a variant of `_loss` for a lane with only member `i`; it does not change the member's buffers."""
         aside = self._passes[i].aside() if self._passes else None
 
         def loss(alone: int, network: nn.Module, given: bool) -> Tensor:
@@ -249,7 +249,7 @@ class LockStep:
         return loss
 
     def _loss(self, step: int, i: int, network: nn.Module, given: bool) -> Tensor:
-        """Return the loss of `network` on member `i`'s batch of this step: mean cross-entropy plus penalties."""
+        """Return the loss of `network` on member `i`'s batch in `step`: mean cross-entropy plus penalties."""
         return self._of_batch(step, i, network, given, self._passes[i] if self._passes else None)
 
     def _of_batch(self, step: int, i: int, network: nn.Module, given: bool, passes: Passes | None) -> Tensor:

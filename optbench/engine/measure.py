@@ -111,13 +111,15 @@ def measure(
     scored: the tasks (0..T-1) whose accuracies are measured.
     transfer: the experiment's other dataset, for metrics of transfer.
 
-    Metrics of representations, and users' metrics of logits or of the model, are measured on the test data of the task
-    just learnt. After the last task, they are measured on the test data of every scored task, and on these data pooled
-    (`task` is null); metrics of the model are averaged over tasks instead. Class similarity is measured on the pooled
-    data. Long sequences are measured at a sample of positions (see `positions`). Text has no metrics by class. If not
-    all tasks are scored, spectra and similarity are measured only after the last task: over hundreds of tasks, they
-    would account for most of a run's size. Pruning curves are measured after the last task if `metrics` includes a
-    pruning metric. A member that is no longer running (diverged or failed) gets null accuracies.
+    - Metrics of representations, and users' metrics of logits or of the model, are measured on the test data of the
+      task just learnt. After the last task, they are measured on the test data of every scored task, and on these data
+      pooled (`task` is null). Metrics of the model are averaged over tasks instead.
+    - Class similarity is measured on the pooled data. Text has no metrics by class.
+    - Long sequences are measured at a sample of positions (see `positions`).
+    - If not all tasks are scored, spectra and similarity are measured only after the last task, because over hundreds
+      of tasks they would account for most of a run's size.
+    - Pruning curves are measured after the last task if `metrics` includes a pruning metric.
+    - A member that is no longer running (diverged or failed) gets null accuracies.
     """
     count, layout = sequence.family.count, evaluator.blueprint.layout
     if not member.running:

@@ -43,7 +43,7 @@ class Member:
     """The trial's generator, for an optimizer that draws random numbers."""
     state: MemberState = None
     raw: Tensor | None = None
-    """Weights and buffers (P + Q,) from which training continues, if `row` is an average of them."""
+    """Weights and buffers (P + Q,) from which training continues if `row` holds averages; otherwise None."""
     status: str = "running"
     failure: tuple[str, str] | None = None
     """Type and message of the exception that the member's optimizer or model raised; None if there was none."""
@@ -106,7 +106,7 @@ class Schedule:
         return Schedule(steps_per_epoch, max(1, round(protocol.evaluate_every * steps_per_epoch)), total)
 
     def next_evaluation(self, step: int) -> int:
-        """Return the number of steps at the first evaluation after `step` steps."""
+        """Return the step count at the first evaluation after `step` steps."""
         return min((step // self.interval + 1) * self.interval, self.total)
 
 
@@ -133,7 +133,7 @@ class Stopper:
         return Stopper(None if early is None else early.patience, None if early is None else early.target)
 
     def see(self, loss: float, row: Tensor, raw: Tensor | None = None) -> bool:
-        """Process the loss at weights `row`; return True to stop. raw: the training weights if `row` is an average."""
+        """Record the loss at weights `row`; return whether to stop. raw: the training weights if `row` has averages."""
         if self.target is not None:
             return loss <= self.target
         if self.patience is None:

@@ -49,7 +49,7 @@ def overlaps(
 
 
 def _few(test: Examples, suite_seed: int) -> Examples:
-    """Return a limited number of a task's test examples, the same ones for every trial of a suite."""
+    """Return a limited number of a task's test examples, which are the same for every trial of a suite."""
     most = max(SEQUENCES, MOST // test.positions)
     return test.drawn(most, generator(suite_seed, None, "examples of overlaps"))
 

@@ -43,7 +43,7 @@ class Passes:
         """Initial buffers and index of the optimizer's first own evaluation in this step; None before it."""
 
     def begin(self, step: int) -> None:
-        """Begin a step, counted within the task."""
+        """Begin step `step` of the task, counted from 0."""
         self._before = _copies(self._buffers)
         self._after = self._buffers
         self._step, self._opening = step, None

@@ -28,7 +28,7 @@ class Penalty:
     strength: float
     """λ; 0 has no effect."""
     rotated: bool
-    """True for the rotated penalty; the same for all members of a stack."""
+    """True to use the rotated penalty; the same for all members of a stack."""
     draws: Callable[[int], int]
     """draws(step) -> the seed of the rotation at a step, the same for every optimizer with a given trial seed."""
     features: str
@@ -57,7 +57,7 @@ class Penalties:
         return Penalties(found) if any(penalty.strength for penalty in found) else None
 
     def begin(self, step: int) -> None:
-        """Begin a step, counted within the task."""
+        """Begin step `step` of the task, counted from 0."""
         self._step = step
 
     def push(self, i: int, features: Tensor) -> Tensor | None:
@@ -68,7 +68,10 @@ class Penalties:
         return entropy(features, own.frame(features, self._step))[1].mul_(own.strength)
 
     def join(self, gradients: Tensor, features: Tensor) -> Tensor:
-        """Return feature gradients (M, N, d) plus penalty gradients; those of members with λ = 0 are unchanged."""
+        """Return the sum of feature gradients and penalty gradients (M, N, d).
+
+        The feature gradients of members with λ = 0 are returned unchanged.
+        """
         strengths = self._all(features)[:, None, None]
         push = entropy(features, self._frames(features[0]))[1] * strengths
         return torch.where(strengths != 0, gradients + push, gradients)

@@ -29,12 +29,12 @@ NO_MEMORY = "not enough memory"
 
 @dataclass(frozen=True)
 class Recordings:
-    """How a cohort's work is recorded, and the reasons why some of it is not."""
+    """How a cohort's work is recorded, and why some of the work is not."""
 
     record: Recorder | None
     """The function that records work; None to record nothing."""
     refused: dict[str, str] = field(default_factory=dict)
-    """Reasons why some work of the cohort is not recorded, by the name of the work."""
+    """Maps the name of work that is not recorded to the reason."""
 
 
 class Recorded(Generic[T]):

@@ -65,7 +65,7 @@ def obstacle(
     """Return the reason why trials of this optimizer cannot be resumed; None if they can.
 
     member: a member before its first step.
-    row: the member's initial weights and buffers, a row of its stack.
+    row: the row of the member's initial weights and buffers.
     stream: the member's batches.
     passes: returns the member's forward passes, starting from the buffers of a row.
     """

@@ -35,7 +35,7 @@ class Sketcher:
     def record(self, member: Member, row: Tensor, task: int, step: int) -> None:
         """Append the sketch of the member's weights `row` (P, padded) after `step` steps of `task`, 1..T.
 
-        Nothing is recorded if none of the member's trials needs it.
+        Do nothing if none of the member's trials records sketches.
         """
         if not any(map(self.follows, member.trials)):
             return

@@ -29,11 +29,11 @@ from optbench.store.pairs_table import PairRow
 from optbench.tasks import Examples
 
 TRAIN_EXAMPLES = 1000
-"""Maximum number of training examples, the first ones of each task, that are pooled for the loss on a line. On one core
-in float64, each of the nine points between the ends takes 3 ms per task for LeNet-300-100, and 0.6 ms for mlp-100."""
+"""Maximum number of training examples per task, the first ones, that are pooled for the loss on a line. On one core in
+float64, each of the nine points between the ends takes 3 ms per task for LeNet-300-100, and 0.6 ms for mlp-100."""
 TEST_EXAMPLES = 1000
-"""Maximum number of test examples of each task for the accuracy on a line, which resolves 0.001. The examples are
-evenly spaced, because the first half of MNIST's test data is easier. On one core, a point takes 8 ms per task for
+"""Maximum number of test examples per task for the accuracy on a line, enough to resolve 0.001. The examples are evenly
+spaced, because the first half of MNIST's test data is easier. On one core, a point takes 8 ms per task for
 LeNet-300-100, and 3 ms for mlp-100."""
 BUDGET = 256 * 2**20
 """Maximum number of bytes for solutions in memory, but at least two solutions are kept. Other solutions are evaluated
@@ -78,7 +78,7 @@ def compare(
 
 @dataclass(frozen=True)
 class _Read:
-    """A solution, and its values as an end of lines."""
+    """A solution, with its evaluation as an end of lines."""
 
     solution: Solution
     end: End

@@ -14,7 +14,7 @@ from optbench.engine.randomness import seeded
 from optbench.tasks import Examples
 
 EXAMPLES = 2000
-"""Maximum number of examples for statistics, evenly spaced among the given ones."""
+"""Maximum number of examples for statistics, evenly spaced in the given data."""
 BATCH = 500
 """Maximum number of examples per forward pass."""
 

@@ -39,7 +39,7 @@ examples."""
 
 
 def training_subset(examples: Examples, suite_seed: int) -> Examples:
-    """Return at most `SUBSET` training examples of a task, in their original order, the same ones for all trials."""
+    """Return at most `SUBSET` training examples of a task, in their original order and the same for all trials."""
     return examples.drawn(SUBSET, generator(suite_seed, None, "training loss"))
 
 

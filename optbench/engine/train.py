@@ -98,7 +98,7 @@ class CohortTraining:
         begun: Mapping[str, Interim],
         apart: str | None = None,
     ) -> None:
-        """apart: why members get separate instances although the optimizer is declared elementwise, or None."""
+        """apart: the reason why an optimizer declared elementwise has an instance per member; None if it does not."""
         self.workspace = workspace
         self.protocol = workspace.experiment.protocol
         self.notify = notify
@@ -202,7 +202,7 @@ class CohortTraining:
     def passes(self, member: Member, task: int, row: Tensor | None = None) -> Passes | None:
         """Return the forward passes of a member in `task`, 0..T-1; None for a plain network.
 
-        row: weights and buffers (P + Q,) to start from, by default those of the member.
+        row: weights and buffers (P + Q,) to start from; by default, the member's.
         """
         if self.blueprint.plain:
             return None

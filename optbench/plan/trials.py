@@ -243,7 +243,7 @@ def _shared_settings(trial: Trial) -> str:
         shared = {name: value for name, value in settings.items() if name not in spec.per_member}
         shared |= {f"{name} is 0": settings[name] == 0 for name in spec.apart}
     elif spec.source == "yours":
-        # Declarations about a user's optimizer determine how it is called, and apply to a whole cohort.
+        # Declarations about a user's optimizer determine how it is called, and apply to all members of a cohort.
         shared = {name: value for name, value in settings.items() if name in DECLARATIONS}
     else:
         # With parameter groups or an instance per member, any setting can differ. The optimizers inside a wrapper could
@@ -258,7 +258,7 @@ def _shared_settings(trial: Trial) -> str:
 
 
 def _inside(target: str, settings: Mapping[str, Any]) -> list[Any]:
-    """Return the optimizers nested in a wrapper, each with those nested in it; an empty list for other optimizers."""
+    """Return a wrapper's inner optimizers, each with its own inner optimizers; an empty list if it is not a wrapper."""
     hyperparameters = registry.find(target).hyperparameters.items()
     bases = [registry.base_settings(target, settings[n]) for n, hyper in hyperparameters if hyper.kind == "optimizer"]
     return [[base, _inside(base, within)] for base, within in bases]

@@ -15,7 +15,7 @@ framework overhead, of which the explicit backpropagation in `mlp` saves more. P
 guarantees bit-identity, because a member's arithmetic does not depend on the number of other members. On a GPU, in
 contrast, batching is essential.
 
-In all four ways, members that share a stream (those of one seed) share its batches, which are taken once per step.
+In all four ways, members with the same stream (members of one seed) share batches, which are taken once per step.
 """
 
 from __future__ import annotations

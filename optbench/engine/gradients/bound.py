@@ -27,7 +27,7 @@ class Bound:
     grads: Tensor
     """(M, P), written by each step."""
     streams: Sequence[BatchStream]
-    """The source of each member's batches. Members with the same stream object (those of one seed) share batches."""
+    """The source of each member's batches. Members with the same stream (members of one seed) share batches."""
     passes: Sequence[Passes] = ()
     """The forward passes of each member; empty for plain networks (`Blueprint.plain`)."""
     penalties: Penalties | None = None

@@ -60,7 +60,7 @@ class MlpGradients:
                     self._member(i, inputs, labels, losses[i], first[k] if first else None)
 
     def _first_layers(self, members: tuple[int, ...], inputs: Tensor) -> Sequence[Tensor] | None:
-        """Compute z_1 (B, D) of members with the same inputs in one product, if `agrees` is True; else return None."""
+        """Compute z_1 (B, D) of members with the same inputs in one product; return None if `agrees` is False."""
         if members not in self._together:
             weights = [self._weights[i][0] for i in members]
             if not agrees(len(members), weights[0][0].shape, inputs.shape[0]):
@@ -123,7 +123,7 @@ def _layers(layout: Layout, row: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 
 class _FirstLayers:
-    """The first layers of several members with the same inputs, as one layer with the units of all."""
+    """The first layers of several members with the same inputs, combined into one layer."""
 
     def __init__(self, layers: Sequence[tuple[Tensor, Tensor]], batch: int) -> None:
         units, inputs = layers[0][0].shape

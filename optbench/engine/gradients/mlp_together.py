@@ -16,7 +16,7 @@ from optbench.models.mlp import Mlp
 class MlpTogether:
     """A `Way`: the formulas of `MlpGradients` with a member axis.
 
-    This takes half as many kernels as `torch.func` and writes gradients directly to their destination.
+    This launches half as many kernels as `torch.func` and writes gradients directly to their destination.
     """
 
     name = "written out"

@@ -1,4 +1,4 @@
-"""Compute losses and gradients of all members together, on batches taken together, for accelerators.
+"""Compute losses and gradients of all members together on an accelerator, from batches that are gathered together.
 
 Legend: M members, B batch, T positions of a sequence, C classes.
 """
@@ -32,7 +32,7 @@ class Way(Protocol):
 
 
 class TogetherGradients:
-    """Computes the gradients of all members together, on batches taken together; the work is recorded if possible."""
+    """Gathers batches and computes gradients for all members together; records this work if possible."""
 
     def __init__(self, way: Way, bound: Bound, normalise: Normaliser, recordings: Recordings) -> None:
         places = sharing(bound.streams)

@@ -22,7 +22,7 @@ from optbench.tasks import Examples
 class Ways:
     """The ways to compute gradients of one model, for all cohorts that train it on the same data and device.
 
-    Tests on first use determine whether `torch.func` works, and whether it gives the same bits as members alone.
+    Tests on first use determine whether `torch.func` works, and whether it changes the bits of results.
     """
 
     def __init__(

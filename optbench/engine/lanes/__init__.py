@@ -52,7 +52,7 @@ def build_lane(
 
     network: a network of the members' architecture, without weights.
     recordings: used by lanes whose steps can be recorded.
-    begin: True at the start of a task, where `weights` are those at which members were measured; False within a task.
+    begin: True at the start of a task, where `weights` are the weights at which members were measured.
     clip_norm: used by lanes with their own gradients; the stack's gradients are clipped before a lane uses them.
     """
     if spec.lane == "per-member":

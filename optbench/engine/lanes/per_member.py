@@ -328,7 +328,7 @@ class Instance:
         return f"`{names[0]}`" if names else "all of its state"
 
     def _known(self, noise: torch.Generator) -> list[object]:
-        """Return the objects that are passed to an optimizer and are not its own data."""
+        """Return the objects that were passed to the optimizer, which are not part of its state."""
         return [*self.parameters, *self.network.buffers(), *self.network.modules(), noise]
 
     def _marks(self) -> list[object]:

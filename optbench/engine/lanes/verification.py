@@ -1,4 +1,4 @@
-"""Verify the declaration `elementwise: true` of an optimizer with a member's own gradients during a task.
+"""Verify an optimizer's declaration `elementwise: true` during a task, using a member's gradients.
 
 A few test steps before training detect most optimizers that are not elementwise. They do not detect optimizers whose
 updates depend on other weights only later or only for some shapes (a clipped norm, a warm-up, a branch on the shape).
@@ -33,7 +33,7 @@ class NotElementwise(Exception):
 
 
 class Verification:
-    """Two instances that repeat a member's steps: the first on the member's row alone, the second on a network.
+    """Two instances that repeat a member's steps: the first on its row alone, the second on a network's parameters.
 
     The first must agree with the member bit for bit; otherwise, trials would depend on the other trials in their
     cohort. The second must agree up to rounding.
@@ -104,7 +104,7 @@ class _Companion:
     def __init__(
         self, spec: OptimizerSpec, member: LaneMember, network: nn.Module, row: Tensor, layout: Layout
     ) -> None:
-        """Start at the beginning of a task, from `row` (P,).
+        """Start at the beginning of a task, from the weights `row` (P,).
 
         Exceptions raised by a user's constructor or `begin_task` propagate.
         """
