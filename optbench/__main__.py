@@ -1,4 +1,4 @@
-"""`python -m optbench` is the command `optbench`."""
+"""`python -m optbench`, which runs the command `optbench`."""
 
 import sys
 

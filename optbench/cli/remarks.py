@@ -9,7 +9,10 @@ from optbench.stats.power import shortage_text, suite_shortages
 
 
 def remarks(plan: Plan, *, counts_seeds: bool = True) -> Iterator[str]:
-    """Yield warnings about a plan. counts_seeds: whether to warn of too few seeds for its comparisons and claims."""
+    """Yield warnings about a plan.
+
+    counts_seeds: whether to warn of too few seeds for the plan's comparisons and claims.
+    """
     if counts_seeds and (shortages := suite_shortages(plan.suite, plan.trials)):
         yield shortage_text(shortages)
     for name, experiment in plan.suite.experiments.items():

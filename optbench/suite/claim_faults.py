@@ -1,4 +1,4 @@
-"""Faults in a suite's claims that can only be found by comparing them with their experiments."""
+"""Faults in a suite's claims that can only be found by comparing the claims with their experiments."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from optbench.suite.variants import count_variants, variants
 
 
 def claim_faults(suite: Suite, document: Document) -> Iterator[Fault]:
-    """Yield a fault for each side that does not exist or cannot be compared, and for equivalence without a margin."""
+    """Yield a fault for each side that does not exist or cannot be compared, and each equivalence without a margin."""
     for name, claim in suite.claims.items():
         metric = METRICS.get(base_name(claim.primary.name))
         if claim.expect == "equivalent" and claim.margin is None and metric is not None and not metric.margin:
@@ -88,7 +88,7 @@ def _is_one_variant(suite: Suite, claim: Claim) -> bool:
 def _not_compared(
     name: str, claim: Claim, experiment: ExperimentSettings, optimizers: Collection[str], document: Document
 ) -> Iterator[Fault]:
-    """Yield a fault for each side whose two solutions the experiment does not compare, or one if it has no `pairs`."""
+    """Yield a fault for each side whose solutions the experiment does not compare; only one if it has no `pairs`."""
     pairs = experiment.pairs
     if pairs is None:
         path: KeyPath = ("claims", name, "experiment")

@@ -32,7 +32,7 @@ class Bounds(Settings):
 class Claim(Settings):
     """A statement made before the data are seen: `left` is higher than, lower than or equivalent to `right`.
 
-    It covers each of the models. A swept optimizer named without a variant stands for all of its variants.
+    The claim covers each of its `models`. A swept optimizer named without a variant stands for all of its variants.
     """
 
     text: str = ""
@@ -44,9 +44,9 @@ class Claim(Settings):
     models: Annotated[list[Name], Field(min_length=1)] | None = None
     """The models covered; null: every model of the experiment."""
     metric: MetricName | None = None
-    """The metric of the verdict; null: the primary reading."""
+    """The metric that gives the verdict; null: the primary reading gives it."""
     readings: Readings | None = None
-    """Several readings instead of a single metric; the primary one gives the verdict. null: the metric alone."""
+    """Several readings instead of a single metric; the primary one gives the verdict. null: only `metric`."""
     left: Side
     """An optimizer, or one of its variants: `adam lr=0.001`. For a metric of the experiment's `pairs`, the two
     optimizers whose solutions are compared: `[adam, sgd]`; `[adam, adam]` stands for the null, the same start with
@@ -58,7 +58,7 @@ class Claim(Settings):
     margin: Annotated[float, Field(ge=0)] | None = None
     """The smallest relevant difference, in the metric's unit; null: the metric's default margin."""
     where: dict[MetricName, Bounds] = Field(default={})
-    """Metric -> bounds: restricts the claim to variants whose mean over seeds lies within all of them."""
+    """Bounds by metric: the claim is restricted to variants whose means over seeds lie within all of the bounds."""
     matched: Matching | None = None
     """How variants are matched; null: every variant of one side is compared with every variant of the other."""
     given: list[Name] = Field(default=[])
@@ -95,7 +95,7 @@ class Claim(Settings):
     def _can_be_about_pairs(self) -> Claim:
         if isinstance(self.right, float) or isinstance(self.left, str) == isinstance(self.right, str):
             if self.about_pairs and (key := next((k for k in ("matched", "readings") if getattr(self, k)), None)):
-                raise ValueError(f"'{key}': expected none for a claim about the solutions of two optimizers")
+                raise ValueError(f"'{key}' cannot be combined with a claim about the solutions of two optimizers")
             return self
         expected = "one optimizer" if isinstance(self.left, str) else "two optimizers, or a number"
         raise ValueError(f"'right': expected {expected}, as on the left, got {self.right}")

@@ -13,18 +13,19 @@ from optbench.errors import SuiteError, escaped
 from optbench.suite.scalars import TAG, add_scalar_rules, read_scalar
 
 MAX_BYTES = 1 << 20
-# Far above any real suite: these limits reject files that would exhaust memory (aliases) or the stack (nesting).
+# These limits are far above any real suite. They reject files that would exhaust memory (by aliases) or the stack (by
+# nesting).
 MAX_VALUES = 250_000
 MAX_DEPTH = 40
 
-# `<<` is a merge only as a key; as a value it is text.
+# `<<` merges mappings only as a key; as a value, it is text.
 _SCALARS = ("str", "null", "bool", "int", "float", "merge")
 
 KeyPath = tuple[str | int, ...]
 
 
 class ExplicitNull:
-    """The value null where None would remove a key; written `!!null ''`."""
+    """The value null, for places where None would remove a key; written as `!!null ''`."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,11 @@ class Document:
         return next(self.values[path[:end]] for end in range(len(path), -1, -1) if path[:end] in self.values)
 
     def key_place(self, path: KeyPath) -> Place:
-        """Return the location of the last key of `path`, or, if `path` ends at an item of a list, of that item."""
+        """Return the location of the last key of `path`, or, if `path` ends at a list item, of that item."""
         return self.keys[path] if path in self.keys else self.value_place(path)
 
     def is_above(self, place: Place, other: Place) -> bool:
-        """Return whether `place` can change what is at `other`: it is in an extending file, or in an override."""
+        """Return whether `place`, in an extending file or an override, can change the value at `other`."""
         if place.is_override or other.is_override:
             return place.is_override and not other.is_override
         return self.sources.index(place.source) > self.sources.index(other.source)
@@ -137,12 +138,11 @@ _YamlLoader.add_implicit_resolver(TAG + "merge", re.compile(r"<<\Z"), ["<"])
 def parse_yaml(text: str, source: str) -> Document:
     """Parse one YAML document.
 
-    `source` names the text in messages.
+    source: the name of the text in messages.
 
     Raises:
-        SuiteError: `source:line:column: ...`, unless it is a single document of finite numbers, text, lists and
-        mappings
-            with distinct text keys.
+        SuiteError: the text is not a single document made of lists, mappings with distinct text keys, and the scalars
+            that `read_scalar` allows. The message begins with `source:line:column:`.
     """
     odd = yaml.reader.Reader.NON_PRINTABLE.search(text)
     if odd:
@@ -184,7 +184,7 @@ def _place(mark: Any, source: str) -> Place:
 
 
 class _Reading:
-    """Converts nodes to values and records locations; aliases become copies, which overrides change separately."""
+    """Converts nodes to values and records locations; aliases become copies, which overrides can change separately."""
 
     def __init__(self, source: str, tagged: set[int]) -> None:
         self.source, self.tagged = source, tagged
@@ -215,7 +215,7 @@ class _Reading:
     def measure(self, node: yaml.Node) -> tuple[int, int]:
         """Return the number of values in a node and its depth, as if its aliases were expanded, without expanding them.
 
-        Each node is measured once, as an anchor precedes its aliases; a node that is reached again before its
+        Each node is measured once, because an anchor precedes its aliases. A node that is reached again before its
         measurement is complete contains itself.
         """
         if isinstance(node, yaml.ScalarNode):
@@ -250,7 +250,7 @@ class _Reading:
         return result
 
     def entries(self, node: yaml.MappingNode) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-        """Return the entries of a mapping by key: entries merged with `<<` and not replaced, then its own entries."""
+        """Return a mapping's entries by key: those merged with `<<`, unless replaced, then its own."""
         own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         merged: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         merge_key: yaml.Node | None = None
@@ -282,7 +282,7 @@ class _Reading:
     def key(self, node: yaml.Node) -> str:
         if not isinstance(node, yaml.ScalarNode):
             self.fail(node, "expected text as a key, got a list or a mapping")
-        # Read as written, regardless of its tag: `10:`, `on:` and `null:` are names like any other.
+        # Keys are read as written, regardless of their tags: `10:`, `on:` and `null:` are names like any other.
         return str(self.scalar(node, "str", plain=False))
 
     def scalar(self, node: yaml.ScalarNode, kind: str, plain: bool) -> bool | int | float | str | None:

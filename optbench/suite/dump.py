@@ -16,8 +16,7 @@ from optbench.suite.scalars import add_refused_words, add_scalar_rules
 from optbench.suite.schema import Suite
 
 ADDED = ("score", "follow_earlier", "schedule", "clip_norm", "weight_averaging", "precision", "augment")
-"""Protocol settings that suites of earlier versions lack. They are part of the hash only if they differ from their
-defaults."""
+"""Protocol settings that earlier versions lack. Each is part of the hash only if it differs from its default."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -77,16 +76,16 @@ def suite_hash(suite: Suite) -> str:
     """Return 16 hexadecimal digits of the SHA-256 of the resolved suite.
 
     Two suites have the same hash if they train and measure the same things. Comments, the order of keys and explicit
-    defaults do not affect it, nor do keys that only describe results (description, claims, primary metrics, tuning,
-    figures) or how settings are chosen (tune). Metrics measured for the readings of claims are hashed as if they were
-    listed.
+    defaults do not affect the hash. Neither do keys that only describe results (description, claims, primary metrics,
+    tuning, figures) or how settings are chosen (tune). Metrics measured for the readings of claims are hashed as if
+    they were listed.
     """
     canonical = json.dumps(content(suite), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def suite_differences(a: Suite, b: Suite) -> list[str]:
-    """Return the differences between two suites that change the hash, as `optimizers.sgd.lr (0.1, 0.3)`."""
+    """Return the differences between two suites that change the hash, e.g. `optimizers.sgd.lr (0.1, 0.3)`."""
     return list(differences(content(a, whole=True), content(b, whole=True)))
 
 
@@ -114,7 +113,7 @@ def content(suite: Suite, *, whole: bool = False) -> dict[str, Any]:
 
 
 def differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
-    """Yield the differences between two results of `content`, as `optimizers.sgd.lr (0.1, 0.3)`."""
+    """Yield the differences between two results of `content`, e.g. `optimizers.sgd.lr (0.1, 0.3)`."""
     if isinstance(a, dict) and isinstance(b, dict):
         for key in dict.fromkeys((*a, *b)):
             inner = f"{path}.{key}" if path else str(key)

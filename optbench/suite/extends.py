@@ -1,8 +1,8 @@
 """`extends: NAME_OR_PATH` in a suite file: the file's content is merged over another suite.
 
 Mappings merge key by key; lists and scalars replace the base's value. `null` removes a key of the base, unless null is
-a valid value there (`early_stopping: null` means no early stopping). `!!null` is always the value null. A file may
-extend one that extends another. Relative paths of code and texts in a base are relative to its folder.
+a valid value there (`early_stopping: null` means no early stopping). `!!null` is always the value null. A base
+can itself extend another suite. Relative paths of code and texts in a base are relative to the base's folder.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from optbench.targets import TEXT, is_file
 
 KEY = "extends"
 NAMED = (("experiments",), ("optimizers",), ("claims",))
-"""Mappings whose keys are names chosen by the user; the others are the `models` of experiments."""
+"""Mappings whose keys are names that the user chooses; the `models` of each experiment are also such a mapping."""
 
 
 def read_document(path: Path) -> Document:
@@ -183,7 +183,7 @@ class _Merger:
                 if key in old or (not path and key in Suite.model_fields):
                     self.result.removed[inner] = self.own.keys[inner]
                     continue
-                # Elsewhere null is valid: it means an optimizer without overrides, or is a hyper-parameter's value.
+                # Elsewhere, null is valid: an optimizer without overrides, or the value of a hyper-parameter.
                 if path in NAMED or (path[:1] == ("experiments",) and path[2:] == ("models",)):
                     where = f"{self.own.keys[inner]}: {shown_path(path)}"
                     raise SuiteError(f"{where}: {unknown('name', key, old)}; null removes a name of the base")
@@ -199,7 +199,7 @@ class _Merger:
         return path not in self.own.explicit_nulls and not admits_null(path)
 
     def take(self, source: Document, path: KeyPath, value: Any) -> Any:
-        """Return a value of `source`, after copying the locations of everything in it to the result."""
+        """Return a value of `source`, after copying the locations of everything in the value to the result."""
         self.result.values[path] = source.values[path]
         items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
         for key, item in items:
@@ -225,7 +225,7 @@ def _difference(
         if is_optimizer_list(inner, written):
             written = dict.fromkeys(written)
         if key not in meant:
-            found[key] = every.get(key) if nullable else None  # a default for which null cannot be written
+            found[key] = every.get(key) if nullable else None  # null would be a value: write the default
         elif key in base and json.dumps(base[key]) == json.dumps(meant[key]):  # distinguishes 1, 1.0 and true
             pass
         elif all(isinstance(value, dict) for value in (written, base.get(key), meant[key])):

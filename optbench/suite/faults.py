@@ -81,13 +81,13 @@ def validation_faults(error: ValidationError, document: Document) -> list[Fault]
     """Convert pydantic's errors about the document's value to faults."""
     details = error.errors(include_url=False)
     faults = [_fault(detail, document) for detail in details]
-    # `taks:` is both an unknown key and the reason why `tasks` is missing: reported once.
+    # `taks:` is both an unknown key and the reason why `tasks` is missing, and is reported only once.
     meant = {
         (path[:-1], guess)
         for path, kind, detail in ((*_locate(detail["loc"], document)[:2], detail) for detail in details)
         if detail["type"] == "extra_forbidden" and (guess := nearest(str(path[-1]), _keys(_model(kind)))) is not None
     }
-    # A file that cannot be imported is one fault, however many kinds it defines.
+    # A file that cannot be imported is reported once, however many kinds it defines.
     refused = [d["ctx"]["reason"].partition(": ")[2] if d["type"] == "kind_refused" else None for d in details]
     return [
         fault
@@ -138,7 +138,7 @@ def _fault(detail: ErrorDetails, document: Document) -> Fault:
         allowed = _NAMES.get(context.get("pattern", ""), f"at most {context.get('max_length')} characters")
         return Fault(place, _prefixed(path[:-1] if on_key else path, f"the name {_shown(value)}: expected {allowed}"))
     if what == "value_error" and isinstance(value, dict):
-        # A check of a whole mapping begins its message with the key in question.
+        # The message of a validator for an entire mapping begins with the key in question.
         key = next((key for key in value if str(context["error"]).startswith(repr(key))), None)
         place = document.value_place(path) if key is None else document.key_place((*path, key))
         return Fault(place, _prefixed(path, str(context["error"])))
@@ -167,7 +167,7 @@ def _needed(what: str, context: dict[str, Any], value: Any, fallback: str, kind:
 
 
 def _unknown_name(path: KeyPath, document: Document) -> Fault:
-    """Return the fault of a name that occurs only in an override and is probably a misspelled name of the file."""
+    """Return the fault for a name that occurs only in an override and is probably a misspelt name from the file."""
     siblings = document.value
     for part in path[:-1]:
         siblings = siblings[part]
@@ -190,9 +190,9 @@ def _shown(value: Any) -> str:
 
 
 def _locate(loc: tuple[str | int, ...], document: Document) -> tuple[KeyPath, Any, bool]:
-    """Convert pydantic's location; return a path into the file, the type expected there, and whether it means the key.
+    """Return the path into the file for a location from pydantic, the type expected there, and whether a key is meant.
 
-    The type of a kind's settings is that of the kind named in the document.
+    The settings of a kind have the type of the kind that the document names.
     """
     kind: Any = Suite
     path: list[str | int] = []
@@ -208,7 +208,7 @@ def _locate(loc: tuple[str | int, ...], document: Document) -> tuple[KeyPath, An
 
 
 def _chosen(kind: Any, path: KeyPath, document: Document) -> Any:
-    """Return the type of the settings of the kind that the document names at `path`; return other types unchanged."""
+    """Replace the type `Kind` by the settings type of the kind named at `path`; return other types unchanged."""
     if isinstance(kind, type) and issubclass(kind, Kind):
         value = document.value
         for part in path:

@@ -13,11 +13,11 @@ from optbench.metrics.metric import base_name
 from optbench.metrics.own import MetricSettings
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
-# A name is used in file names (checkpoints, run ids): no separators, no leading dot.
+# Names are used in file names (checkpoints, run ids), so they have no separators and no leading dot.
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=80)]
 METRIC_PATTERN = NAME_PATTERN.removesuffix("$") + "( .+)?$"
 MetricName = Annotated[str, Field(pattern=METRIC_PATTERN, max_length=400)]
-"""The name of a metric: `margin`, or with settings `margin power=2`."""
+"""The name of a metric, e.g. `margin`, or `margin power=2` with settings."""
 
 
 class Settings(BaseModel):
@@ -32,11 +32,11 @@ Text = Annotated[str, Field(min_length=1, max_length=400)]
 
 
 OffByFalse = BeforeValidator(lambda value: None if value is False else value)
-"""A validator for settings that null disables, which converts `false` to null."""
+"""A validator that converts `false` to null, for settings that null disables."""
 
 
 def without_nulls(value: Any, *keys: str) -> Any:
-    """Return a mapping without those of `keys` that are null, so that null removes a value of the extended suite."""
+    """Return a mapping without those `keys` that are null, so that null removes a value of the extended suite."""
     if not isinstance(value, dict):
         return value
     return {key: given for key, given in value.items() if given is not None or key not in keys}

@@ -1,6 +1,6 @@
-"""Incompatible combinations of built-in datasets, task sequences and models, recognized by name.
+"""Incompatible combinations of built-in datasets, task sequences and models, recognised by name.
 
-Users' kinds are tried out before training instead.
+User-defined kinds are tried out before training instead.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MODELS = {"images": ("mlp", "cnn", "resnet", "vit"), "text": ("gpt",)}
 
 
 def fitting_faults(suite: Suite, document: Document) -> Iterator[Fault]:
-    """Yield faults: text combined with tasks or models for images, or vice versa, and domains that a dataset lacks."""
+    """Yield a fault for each task sequence, model or setting that does not fit its dataset, e.g. images for text."""
     for name, experiment in suite.experiments.items():
         for path, what in _faults(experiment):
             where: KeyPath = ("experiments", name, *path)

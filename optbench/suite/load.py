@@ -34,7 +34,7 @@ FindSource = Callable[[str], Source | None]
 OptimizerCheck = Callable[[str, Mapping[str, Any]], None]
 
 MAX_TRIALS = 200_000
-"""Maximum number of trials of a suite; the largest shipped suite has less than a hundredth of it."""
+"""Maximum number of trials of a suite; the largest shipped suite has less than a hundredth of this number."""
 
 
 def load_suite(
@@ -49,11 +49,13 @@ def load_suite(
 
     `check_optimizer(target, hyperparameters)` is called for every variant of every optimizer, as given in the suite and
     as overridden by each experiment; it must raise OptimizerError if they are invalid. The check is an argument because
-    this layer lies below the optimizer registry; without it, targets and hyper-parameters are not checked.
+    this layer lies below the optimizer registry; without a check, targets and hyper-parameters are not validated.
 
-    `find(target)` reads the file of a user's kind or metric; by default, it is looked up next to the suite, then in the
-    working directory. as_written: do not load kinds, so that no user code is executed and torch is not imported; meant
-    for the suite of an existing run.
+    `find(target)` reads the file of a user's kind or metric; by default, the file is looked up next to the suite, then
+    in the working directory.
+
+    as_written: do not load kinds, so that no user code is executed and torch is not imported; meant for the suite of an
+    existing run.
 
     A suite can extend another (`optbench.suite.extends`); overrides apply to the merged suite.
 
@@ -117,7 +119,7 @@ def _named(experiment: dict[str, Any]) -> Iterator[str]:
             kind = value.get("kind") if isinstance(value, dict) else value
             if isinstance(kind, str):
                 yield kind
-            value = value.get("of") if isinstance(value, dict) else None  # of a dataset derived from another
+            value = value.get("of") if isinstance(value, dict) else None  # for a dataset derived from another
 
 
 def _note_listed_optimizers(document: Document) -> None:
@@ -161,7 +163,7 @@ def _optimizer_faults(suite: Suite, document: Document, check: OptimizerCheck | 
         for name, changes in (settings.optimizers or {}).items():
             path: KeyPath = ("experiments", experiment, "optimizers", name)
             if name in suite.optimizers and "target" in changes:
-                what = "expected only hyper-parameters, got 'target'; add an optimizer to the suite for another target"
+                what = "expected only hyper-parameters, got 'target'; for another target, add an optimizer to the suite"
                 yield Fault(document.key_place((*path, "target")), f"{shown_path(path)}: {what}")
             elif name in suite.optimizers and changes:
                 optimizer = suite.optimizers[name]
@@ -183,7 +185,8 @@ def _tune_faults(suite: Suite, document: Document, as_written: bool) -> Iterator
                 chosen_by = [name for name in suite.experiments if tune and tune.metric_on(name) == rule]
                 on_test = [name for name in chosen_by if _evaluates_test_data(suite.experiments[name])]
                 if metric.kind == "curve" and on_test:
-                    what = f"{metric.name} is measured on test data in {on_test[0]}, whose early stopping is on: test"
+                    how = f"on test data in {on_test[0]}, which has early_stopping: {{on: test}}"
+                    what = f"{metric.name} is measured {how}"
                     yield Fault(document.value_place(path), f"{shown_path(path)}: {what}")
         except UsageError as error:
             yield Fault(document.value_place(path), f"{shown_path(path)}: {error}")
@@ -205,7 +208,7 @@ def _pairs_faults(suite: Suite, document: Document) -> Iterator[Fault]:
     for name, experiment in suite.experiments.items():
         if experiment.pairs is not None and not experiment.checkpoints:
             path: KeyPath = ("experiments", name)
-            message = f"{shown_path(path)}: 'pairs' needs 'checkpoints: true': solutions are compared by their weights"
+            message = f"{shown_path(path)}: 'pairs' needs 'checkpoints: true', because weights are compared"
             yield Fault(document.key_place((*path, "checkpoints")), message)
 
 
@@ -244,7 +247,7 @@ def _listed_metrics(suite: Suite) -> Iterator[tuple[KeyPath, MetricSettings]]:
 
 
 def _readings_faults(suite: Suite, document: Document, as_written: bool) -> Iterator[Fault]:
-    """Yield a fault for each claim that reads a metric on the last task's test data, where it is not measured."""
+    """Yield a fault for each claim with `data: last` and a metric that is not measured on each task's test data."""
     for name, claim in suite.claims.items():
         if as_written or claim.readings is None or "last" not in claim.readings.data:
             continue
@@ -306,7 +309,7 @@ def _taken(
 def _settings_faults(
     document: Document, check: OptimizerCheck | None, target: str, hyperparameters: Mapping[str, Any], *paths: KeyPath
 ) -> Iterator[Fault]:
-    """Yield the first fault in an optimizer's settings, if any. paths: places of the settings, most specific first."""
+    """Yield the first fault in an optimizer's settings, if any. paths: where the settings are, most specific first."""
     try:
         for variant in variants(hyperparameters):
             if check is not None:

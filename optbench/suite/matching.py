@@ -10,7 +10,7 @@ from optbench.suite.fields import Settings
 
 
 class Matching(Settings):
-    """Compare each variant of the side with fewer variants with the nearest variant of the other side.
+    """The rule that matches each variant of the side with fewer variants to the nearest variant of the other side.
 
     The distance is the difference in the mean of `on` over seeds, always on validation data; the claim's metric,
     measured on test data, does not affect the choice.

@@ -1,4 +1,4 @@
-"""The metrics that an experiment measures: those that it lists, and those read by claims about it."""
+"""The metrics that an experiment measures: its listed metrics, and those read by claims about the experiment."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def with_readings(suite: Suite) -> Suite:
 
 
 def unlisted(suite: Suite, experiment: str) -> Iterator[MetricSettings]:
-    """Yield each metric that an experiment does not list, but measures for the readings of claims."""
+    """Yield each metric that an experiment does not list but measures for the readings of claims."""
     listed = suite.experiments[experiment].metrics
     everything = listed is None or any(entry.kind == DEFAULT for entry in listed)
     known = {entry.name for entry in listed or ()}

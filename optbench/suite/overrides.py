@@ -11,7 +11,7 @@ from optbench.suite.document import MAX_DEPTH, Document, KeyPath, Place, is_opti
 
 @dataclass(frozen=True)
 class Override:
-    """One `--set`: the segments of its key, not yet matched with the file, and its value."""
+    """One `--set` option: the segments of its key, not yet matched with the file, and its value."""
 
     text: str
     segments: tuple[str, ...]
@@ -36,7 +36,7 @@ def parse_override(text: str) -> Override:
     if len(bare.segments) > MAX_DEPTH:
         raise bare.error(f"the key has more than {MAX_DEPTH} parts")
     if not value.strip():
-        raise bare.error("the value is empty; write null for none, or '' for empty text")
+        raise bare.error("the value is empty; write null for no value, or '' for empty text")
     try:
         return Override(text, bare.segments, parse_yaml(value, "value").value)
     except SuiteError as error:
@@ -85,7 +85,7 @@ def _step(here: Any, rest: tuple[str, ...], override: Override, path: KeyPath) -
     if isinstance(here, list):
         indices = [str(index) for index in range(len(here))]
         if rest[0] not in indices:
-            valid = f"from 0 to {len(here) - 1}" if here else "(but it is empty)"
+            valid = f"from 0 to {len(here) - 1}" if here else "(but the list is empty)"
             raise override.error(f"'{shown}' is a list: expected an index {valid}, got '{escaped(rest[0])}'")
         return int(rest[0]), rest[1:]
     raise override.error(f"'{shown}' is neither a mapping nor a list; it has no '{escaped(rest[0])}'")

@@ -17,14 +17,15 @@ from optbench.suite.overrides import apply_override, parse_override
 def placing(path: Path, overrides: Sequence[str] = ()) -> Iterator[None]:
     """Prefix errors raised in the block with their location in the suite file `path`, as `load_suite` does.
 
-    Only lines that begin with a path into the suite, `experiments.mine.tasks: ...`, get a location. overrides: as for
-    `load_suite`.
+    Lines that do not begin with a path into the suite, such as `experiments.mine.tasks: ...`, are unchanged.
+
+    overrides: see `load_suite`.
     """
     try:
         yield
     except OptbenchError as error:
         document: Document | None = None
-        with contextlib.suppress(OptbenchError):  # a file deleted meanwhile has no locations
+        with contextlib.suppress(OptbenchError):  # a file that has since been deleted has no locations
             document = read_document(path)
             for text in overrides:
                 apply_override(document, parse_override(text))
@@ -38,7 +39,7 @@ def _placed(line: str, document: Document) -> str:
     where = line.partition(": ")[0]
     while "." in where:
         if where in known:
-            # messages of models name the setting after the kind: `models.net: vit: heads: expected ...`
+            # messages about models name the setting after the kind: `models.net: vit: heads: expected ...`
             named = line.removeprefix(f"{where}: ").split(": ")[:2]
             inner = [(*known[where], key) for key in (*reversed(named), "kind", "target")]
             path = next((path for path in inner if path in document.values), known[where])

@@ -13,7 +13,7 @@ from optbench.suite.scoring import Score
 
 
 class EarlyStopping(Settings):
-    """The criterion by which a task ends before its `max_epochs`.
+    """The criterion by which a task ends before `max_epochs`.
 
     Without `target`, a task ends after `patience` consecutive evaluations without a lower held-out loss, and the
     weights with the lowest loss are restored. With `target`, it ends at the first evaluation whose training loss is at
@@ -57,7 +57,7 @@ Precision = Literal["float32", "bfloat16"]
 
 
 class WeightAveraging(Settings):
-    """An average of the weights over steps that is measured instead of the weights; training is not affected by it."""
+    """An average of the weights over steps, measured instead of the weights themselves; training is not affected."""
 
     kind: Literal["ema"]
     """`ema`: the exponential moving average a ← d a + (1 - d) w, which starts at the weights after the first step and
@@ -100,7 +100,7 @@ class Protocol(Settings):
     max_steps: Annotated[Whole, Field(ge=1)] | None = None
     """Maximum number of steps per task, in addition to `max_epochs`."""
     evaluate_every: Annotated[float, Field(gt=0)] = 1.0
-    """Interval, in epochs, between measurements of the loss that early stopping uses."""
+    """Interval, in epochs, between measurements of the loss for early stopping."""
     early_stopping: Annotated[EarlyStopping | None, OffByFalse] = EarlyStopping()
     """When to end a task early; null or false: every task is trained for all of its epochs."""
     optimizer_state: Literal["keep", "reset"] = "keep"
@@ -108,8 +108,8 @@ class Protocol(Settings):
     schedule: Annotated[RateSchedule | None, OffByFalse] = None
     """The learning rate schedule; null or false: constant."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
-    """Maximum norm of the gradient of all parameters together; a larger gradient is scaled down to it before each step,
-    as by `torch.nn.utils.clip_grad_norm_`. null: no clipping."""
+    """Maximum norm of the gradient of all parameters together; before each step, a larger gradient is scaled down to
+    this norm, as by `torch.nn.utils.clip_grad_norm_`. null: no clipping."""
     weight_averaging: Annotated[WeightAveraging | None, OffByFalse] = None
     """Measure an average of the weights, as in `{kind: ema, decay: 0.999}`; null or false: measure the weights."""
     precision: Precision = "float32"

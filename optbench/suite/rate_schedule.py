@@ -9,11 +9,11 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from optbench.suite.fields import Settings, without_nulls
 
 OF_KIND = {"floor": ("linear", "cosine", "wsd"), "decay": ("wsd",)}
-"""The kinds that accept a key, for each key that some kinds reject."""
+"""For each key that some kinds reject: the kinds that accept the key."""
 
 
 class RateSchedule(Settings):
-    """A factor on the learning rate of every parameter group, as a function of the step (`optbench.engine.rates`)."""
+    """A factor, as a function of the step, for the learning rate of every parameter group (`optbench.engine.rates`)."""
 
     kind: Literal["constant", "linear", "cosine", "wsd"]
     """The shape after the warm-up: `constant` stays at the peak; `linear` decays linearly; `cosine` decays along half a
@@ -46,7 +46,7 @@ class RateSchedule(Settings):
                 )
         if self.kind == "wsd" and self.warmup + self.decay > 1:
             total = f"{self.warmup:g} and {self.decay:g}"
-            raise ValueError(f"expected 'warmup' and 'decay' of at most 1 together, got {total}")
+            raise ValueError(f"expected 'warmup' and 'decay' to add up to at most 1, got {total}")
         return self
 
     @model_serializer(mode="wrap")

@@ -1,4 +1,4 @@
-"""Readings of a claim: its metrics, layers and data, including the primary reading, which gives the verdict."""
+"""The readings of a claim, by metric, layer and data; the primary reading gives the verdict."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ MAX_READINGS = 1000
 class ReadingCell:
     """One reading of a claim.
 
-    metric: the metric's name as listed in the claim. layer: the settings from `layers` as text; empty for none. data:
-    `pooled` or `last`. name: the metric's name with all of its settings, as in tables.
+    metric: the metric's name as listed in the claim.
+    layer: the settings from `layers` as text; empty for none.
+    data: `pooled` or `last`.
+    name: the metric's name with all of its settings, as in tables.
     """
 
     metric: str
@@ -40,11 +42,11 @@ class PrimaryReading(Settings):
     """The reading that the verdict is about."""
 
     metric: MetricSettings
-    """The metric, one of those in `metrics` of the readings."""
+    """The metric, one of the readings' `metrics`."""
     layer: Layer = Field(default={})
-    """The layer, one of those in `layers` of the readings."""
+    """The layer, one of the readings' `layers`."""
     data: Data = "pooled"
-    """The data, one of those in `data` of the readings."""
+    """The data, one of the readings' `data`."""
 
 
 class Readings(Settings):
@@ -59,8 +61,8 @@ class Readings(Settings):
     primary: PrimaryReading
     """The reading that the verdict is about."""
     measured: list[MetricSettings] | None = None
-    """Each metric in each layer, grouped by metric. Computed when a suite is loaded and recorded by a run, so that its
-    reports need not import the definitions of the metrics."""
+    """Each metric in each layer, grouped by metric. Computed when a suite is loaded, and recorded by a run, so that the
+    run's reports need not import the metrics' definitions."""
 
     @model_validator(mode="after")
     def _resolved(self, info: ValidationInfo) -> Readings:
@@ -77,13 +79,13 @@ class Readings(Settings):
         ]
         names = [entry.name for entry in found]
         if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
-            raise ValueError(f"'layers': two of the readings are the same, {twice}")
+            raise ValueError(f"'layers': two readings are the same: {twice}")
         self.__dict__["measured"] = found
         self.__dict__["primary"] = self._found(names)
         return self
 
     def _found(self, names: list[str]) -> PrimaryReading:
-        """Return the primary reading with its layer written as in `layers`, so that a recorded suite finds it there."""
+        """Return the primary reading with its layer written as in `layers`, so that `primary_cell` finds it there."""
         said = self.primary
         if said.metric not in self.metrics:
             _not_among("metrics", [entry.name for entry in self.metrics], "metric", said.metric.name)
@@ -140,7 +142,7 @@ def in_layer(entry: MetricSettings, layer: Mapping[str, Any], place: tuple[str |
 
 
 def layer_name(layer: Mapping[str, Any]) -> str:
-    """Return the name of a layer: `activation before`, `layer 1, activation before`; empty for no settings."""
+    """Return the name of a layer, e.g. `layer 1, activation before`; empty for no settings."""
     return ", ".join(f"{key} {value_name(value)}" for key, value in layer.items())
 
 

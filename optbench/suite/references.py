@@ -24,7 +24,7 @@ class _Names(NamedTuple):
 
 
 class _Reference(NamedTuple):
-    """A name in the suite that refers to another part of it."""
+    """A name in the suite that refers to another part of the suite."""
 
     path: KeyPath
     shown: int
@@ -34,10 +34,10 @@ class _Reference(NamedTuple):
 
 
 def reference_faults(suite: Suite, document: Document) -> Iterator[Fault]:
-    """Yield the faults of references to parts that do not exist.
+    """Yield faults for references to parts that do not exist.
 
-    If an extending file or an override removed a part, a single fault at the place of the removal lists the parts of
-    the suite that still refer to it.
+    If an extending file or an override removed a part, a single fault at the place of the removal lists the other parts
+    of the suite that still refer to the removed part.
     """
     left: dict[tuple[Place, KeyPath], list[_Reference]] = {}
     for reference in _references(suite):

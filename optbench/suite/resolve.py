@@ -23,12 +23,12 @@ def _installed() -> dict[str, Path]:
         folder = importlib.resources.files("optbench.suites")
     except ModuleNotFoundError:
         return {}
-    # In a zipped installation files have no paths, so suites are not available by name.
+    # In a zipped installation, files have no paths, so suites are not available by name.
     return _named(file for file in folder.iterdir() if isinstance(file, Path))
 
 
 def _in_checkout() -> dict[str, Path]:
-    """Return the suites of a checkout, whose folder is next to the package instead of inside it; empty elsewhere."""
+    """Return the suites of a checkout, which are in a folder next to the package; empty if this is not a checkout."""
     root = Path(__file__).resolve().parents[2]
     # `site-packages/suites` would belong to another package.
     folder = root / "suites"
@@ -49,7 +49,7 @@ def resolve_suite_path(name_or_path: str, folder: Path = Path()) -> Path:
         UsageError: neither a shipped suite nor a file has this name.
     """
     if not name_or_path:
-        raise UsageError("expected a suite's name or path, got an empty text; see `optbench list suites`")
+        raise UsageError("expected a suite's name or path, got empty text; see `optbench list suites`")
     path = folder / user_path(name_or_path, "suite")
     shipped = shipped_suites()
     if name_or_path in shipped:

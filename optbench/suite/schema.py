@@ -35,7 +35,7 @@ Stage = Literal["tune", "eval"]
 
 
 def _seed_list(value: Any) -> Any:
-    """Expand a number of seeds: `10` means the seeds 0 to 9."""
+    """Expand a number of seeds to a list: `10` means the seeds 0 to 9."""
     if isinstance(value, str) and (form := instead_of_range(value, brackets=True)):
         raise ValueError(f"expected a number of seeds or a list of seeds, got '{value}'; {form}")
     if isinstance(value, bool) or not isinstance(value, int):
@@ -90,10 +90,11 @@ class OptimizerSettings(BaseModel):
 
     @model_validator(mode="after")
     def _names(self) -> OptimizerSettings:
-        # Older pydantic validates the values of extra keys, but not the keys.
+        # Older versions of pydantic validate the values of extra keys, but not the keys themselves.
         for key in self.hyperparameters:
             if len(key) > 80 or re.fullmatch(HYPERPARAMETER_PATTERN, key) is None:
-                raise ValueError(f"{key!r} is not a hyper-parameter: expected letters, digits and _, no digit first")
+                what = "expected letters, digits and _ only, with no digit first"
+                raise ValueError(f"{key!r} is not a hyper-parameter: {what}")
         return self
 
     @property
@@ -129,7 +130,7 @@ class Tuning(Settings):
     seeds: Annotated[Whole, Field(ge=1)]
     """Number of seeds per setting; none of them is among the suite's own."""
     sampler: Sampler = "grid"
-    """How settings were drawn from the search space."""
+    """How the settings were drawn from the search space."""
     space: dict[Text, PlainValue] | None = None
     """The search space: for each hyper-parameter a list of values, or `{log: [low, high], points: n}`; null: not
     stated."""
@@ -141,8 +142,8 @@ class Tuning(Settings):
 
 Space = dict[HyperparameterName, PlainValue]
 """The search space of an optimizer: for each hyper-parameter a list of values, `{log: [low, high], points: n}`, or
-`{of: optimizer.key, times: x}`, x times the value chosen for another optimizer. The space of a base is nested:
-`{base: {lr: ...}}`."""
+`{of: optimizer.key, times: x}`, which is x times the value chosen for another optimizer. The space of an inner
+optimizer is nested: `{base: {lr: ...}}`."""
 
 
 class ExperimentTune(Settings):
@@ -189,7 +190,7 @@ class Pairs(Settings):
     """
 
     against: Annotated[list[Name], Field(min_length=1), once("optimizer")] | None = None
-    """The optimizers with whose solutions every solution is compared; null: every optimizer of the experiment."""
+    """The optimizers whose solutions are compared with every solution; null: every optimizer of the experiment."""
     controls: Annotated[list[Name], once("optimizer")] | None = None
     """The optimizers that are also trained with another data order; null: those of `against`; []: none."""
     metrics: Annotated[list[Name], Field(min_length=1), once("metric")] | None = None
@@ -253,7 +254,7 @@ class ExperimentSettings(Settings):
     metrics: Annotated[list[MetricSettings], AfterValidator(distinct_metrics)] | None = None
     """The metrics to measure, by name (`optbench list metrics`) or target; `default` or null: the default set."""
     primary: Annotated[list[MetricName], Field(min_length=1), once("metric")] | None = None
-    """The metrics that get a verdict, with Holm's correction over all of them; null: the default family."""
+    """The metrics with a verdict, with Holm's correction over all of them; null: the default family."""
     tuning: dict[Name, Tuning] | None = None
     """The tuning budget of each optimizer; null: not stated."""
     checkpoints: bool = True
@@ -285,26 +286,26 @@ class ExperimentSettings(Settings):
 
     @property
     def text_targets(self) -> tuple[str, ...]:
-        """Return the targets of the user's texts from which the dataset is made."""
+        """The targets of the user's texts from which the dataset is made."""
         return tuple(f"{TEXT}{path}" for path in self.dataset.texts.values())
 
     @property
     def own_metrics(self) -> dict[str, MetricSettings]:
-        """Return the listed metrics that are not in the catalog, by name: users' metrics, and metrics with settings."""
+        """The listed metrics that are not in the catalog, by name: users' metrics, and metrics with settings."""
         return {entry.name: entry for entry in self.metrics or () if not entry.in_catalog}
 
 
 class Suite(Settings):
-    """One suite file."""
+    """The content of a suite file."""
 
     name: Name
     """The suite's name in run ids and tables."""
     description: str = ""
-    """The question of the suite, shown by `optbench list suites` and in reports."""
+    """The question that the suite asks, shown by `optbench list suites` and in reports."""
     stage: Stage = "eval"
     """`tune`: the trials choose settings; `eval`: the trials are the result."""
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0
-    """The suite seed: every random stream is derived from it, the trial's seed and a purpose."""
+    """The suite seed: every random stream is derived from this seed, the trial's seed and a purpose."""
     seeds: Seeds
     """Number of seeds (10: the seeds 0 to 9), or a list of seeds."""
     optimizers: Annotated[dict[Name, OptimizerSettings], Field(min_length=1)]

@@ -18,7 +18,7 @@ MOST_SCORED_WHOLE = 20
 
 
 class Every(Settings):
-    """`{every: k}`: score as `current`; before training and after tasks k, 2k, ..., also score tasks k, 2k, ..."""
+    """`{every: k}`: score as with `current`; before training and after tasks k, 2k, ..., also score tasks k, 2k, ..."""
 
     every: Annotated[Whole, Field(ge=1)]
     """The interval k, in tasks."""
@@ -62,7 +62,7 @@ def scored_tasks(score: Rule | None, tasks: int, after_task: int) -> tuple[int, 
 
 
 def scoring(score: Rule | None, tasks: int) -> str | None:
-    """Return a sentence that states which tasks are scored; None if all tasks are."""
+    """Return a sentence that states which tasks are scored; None if all tasks are scored or there are at most two."""
     rule = resolved(score, tasks)
     if rule == "all" or tasks <= 2:
         return None

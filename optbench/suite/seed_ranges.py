@@ -21,11 +21,11 @@ def instead_of_range(text: str, brackets: bool) -> str | None:
     if first > last:
         return None
     if first == 0:
-        return f"for the seeds 0 to {last} write {last + 1}"
+        return f"for the seeds 0 to {last}, write {last + 1}"
     count = last - first + 1
     listed = (
         list(map(str, range(first, last + 1))) if count <= _LISTED else [str(first), str(first + 1), "...", str(last)]
     )
     written = ", ".join(listed) if brackets else ",".join(listed)
     ending = "," if count == 1 and not brackets else ""
-    return f"for the seeds {first} to {last} write {f'[{written}]' if brackets else written + ending}"
+    return f"for the seeds {first} to {last}, write {f'[{written}]' if brackets else written + ending}"

@@ -57,7 +57,7 @@ def arms_of(side: str | list[str] | float) -> list[str]:
 
 
 def side_text(side: str | list[str] | float) -> str:
-    """Return a side in words: `adam`, `adam with sgd`, `adam with itself`, `0.1`.
+    """Return a side in words, e.g. `adam`, `adam with sgd`, `adam with itself` or `0.1`.
 
     An optimizer paired with itself stands for the trial of each seed paired with its control, which is trained with
     another data order.
@@ -75,12 +75,12 @@ def covers(arm: str, optimizer: str, variant: str) -> bool:
 def crossed(
     left: str | list[str], right: str | list[str] | float, arms: Sequence[Named]
 ) -> list[tuple[Arms, Arms | float]]:
-    """Return the parts of a claim on one model: each variant on the left with each variant on the right.
+    """Return the parts of a claim on one model: each variant on the left paired with each on the right.
 
     arms: the arms trained on the model.
 
-    If both sides are pairs of solutions and name the same optimizer without a variant, it has the same variant in both.
-    Two sides with the same arms, in any order, are left out, because there is nothing to compare.
+    If both sides are pairs of solutions and name the same optimizer without a variant, the optimizer has the same
+    variant on both sides. Two sides with the same arms, in any order, are left out, as there is nothing to compare.
     """
     if isinstance(right, float):
         return [(a, right) for a in _variants(left, arms)]

@@ -1,4 +1,4 @@
-"""The search space recorded in a suite under `tuning`, which reports show."""
+"""Checks of the search spaces recorded in a suite under `tuning`, which reports show."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def variants(hyperparameters: Mapping[str, Any]) -> list[Variant]:
 
     A list, or `{log: [low, high], points: n}`, is a sweep. If a single value is itself a sequence (`betas`), a list of
     numbers is a value and a list of lists is a sweep. A mapping with a `target` is an optimizer inside a wrapper, whose
-    hyper-parameters may also be swept. Any other mapping is a value. The key `variants` holds a list of settings, each
+    hyper-parameters can also be swept. Any other mapping is a value. The key `variants` holds a list of settings, each
     combined with every combination of the other sweeps.
 
     Raises:
@@ -66,7 +66,7 @@ def variants(hyperparameters: Mapping[str, Any]) -> list[Variant]:
 
 
 def count_variants(hyperparameters: Mapping[str, Any]) -> int:
-    """Return the number of variants without constructing them; raise as `variants` does, but not for too many."""
+    """Return the number of variants without constructing them; raise the errors of `variants` except for too many."""
     return _count(_combined(hyperparameters)[1])
 
 
@@ -174,6 +174,6 @@ def log_grid(key: str, value: Mapping[str, Any]) -> LogGrid:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise OptimizerError(
-            f"'{key}': expected a grid like {{log: [1.0e-4, 0.1], points: 4}}, bounds above 0, 2 to 1000 points; "
-            f"{where}: {first['msg'].lower()}"
+            f"'{key}': expected a grid such as {{log: [1.0e-4, 0.1], points: 4}}, with bounds above 0 and "
+            f"2 to 1000 points; {where}: {first['msg'].lower()}"
         ) from None

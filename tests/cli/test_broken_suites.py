@@ -134,7 +134,7 @@ def test_files_that_are_not_suites_are_refused(tmp_path: Path, capsys: pytest.Ca
         (tmp_path / "a\0b.yaml", r"a\x00b.yaml"),
         (tmp_path / ("x" * 5000), "no such file"),
         (f"{tmp_path}/s.yaml/deeper.yaml", "no such file"),
-        ("", "expected a suite's name or path, got an empty text"),
+        ("", "expected a suite's name or path, got empty text"),
         ("../../../../etc/shadow.yaml", "no such file"),
         ("\x1b[31mred\x1b[0m\n\u202eevil.yaml", r"\x1b[31mred\x1b[0m\n\u202eevil.yaml"),
     ):

@@ -192,7 +192,7 @@ def test_resuming_a_finished_tuning_writes_the_same_file_without_training(
                 "--set",
                 "experiments.e.protocol.early_stopping={on: test}",
             ],
-            r"tune.metric: steps_to_accuracy is measured on test data in e, whose early stopping is on: test",
+            r"tune.metric: steps_to_accuracy is measured on test data in e, which has early_stopping: {on: test}",
         ),
         (["planted.yaml", "--set", "tune.metric=plasticity_kept"], r"a metric of accuracies .*, got plasticity_kept"),
         (["planted.yaml", "--set", "tune.metric=./planted.py:width"], r"tune.metric: expected a metric of accuracies"),

@@ -238,7 +238,7 @@ BROKEN_SUITES: dict[str, tuple[str, str, str, str]] = {
         "[sgd, adam]",
         "[sgd]\n    protocol: {schedule: {kind: wsd, warmup: 0.5, decay: 0.6}}",
         "14:26",
-        "schedule: expected 'warmup' and 'decay' of at most 1 together, got 0.5 and 0.6",
+        "schedule: expected 'warmup' and 'decay' to add up to at most 1, got 0.5 and 0.6",
     ),
     "schedule without a kind": (
         "[sgd, adam]",

@@ -99,7 +99,7 @@ def test_the_longest_existing_name_is_matched(tmp_path: Path) -> None:
         ("seeds", "expected key.path=value"),
         ("=3", "the key has an empty part; expected key.path=value"),
         ("a..b=3", "the key has an empty part; expected key.path=value"),
-        ("seeds=", "the value is empty; write null for none, or '' for empty text"),
+        ("seeds=", "the value is empty; write null for no value, or '' for empty text"),
         ("seeds=[1", "value:1:3: invalid YAML: expected ',' or ']'"),
         ("seeds={a: 1, a: 2}", "value:1:8: the key 'a' is already on line 1"),
         ("seed=.nan", "expected a finite number, got .nan"),

@@ -166,7 +166,7 @@ def test_the_dry_run_counts_the_readings(tmp_path: Path, capsys: pytest.CaptureF
         (
             "metrics: [srank], layers: [{}, {delta: 0.01}], primary: {metric: srank}",
             "layers",
-            "'layers': two of the readings are the same, srank",
+            "'layers': two readings are the same: srank",
         ),
         (f"{METRICS}", "{metrics", "expected the key 'primary'"),
         (f"metric: [srank], {PRIMARY}", "metric:", "unknown key 'metric'; did you mean 'metrics'?"),

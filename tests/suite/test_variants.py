@@ -85,7 +85,7 @@ def test_names_of_floats_are_exact(value: float) -> None:
         ({"betas": [[1, 2], [1, 2]]}, "'betas' lists the value [1,2] twice"),
         ({"betas": [0.9, [0.9]]}, "'betas' mixes numbers and lists"),
         ({"lr": {"log": [0.1, 0.1], "points": 2}}, "'lr' lists the value 0.1 twice"),
-        ({"lr": {"log": [0.1, 1]}}, "'lr': expected a grid like {log: [1.0e-4, 0.1], points: 4}"),
+        ({"lr": {"log": [0.1, 1]}}, "'lr': expected a grid such as {log: [1.0e-4, 0.1], points: 4}"),
         ({"lr": {"log": [-1, 1], "points": 2}}, "'lr': expected a grid"),
         ({"lr": {"log": [1, 2], "points": 1}}, "'lr': expected a grid"),
         ({"lr": {"log": 5, "points": 3}}, "'lr': expected a grid"),
