@@ -1,4 +1,4 @@
-"""Draw the fingerprint of a run, and save a fingerprint to a file."""
+"""Compute the fingerprint of an optimizer from a run, and save a fingerprint to a file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ SUFFIXES = (*TEXTS, *FILE_FORMATS)
 
 
 def draw(path: Path, optimizer: str | None = None) -> Fingerprint:
-    """Draw the fingerprint of an optimizer in the run at `path`; the name may be omitted if the run has only one.
+    """Return the fingerprint of an optimizer in the run at `path`.
+
+    optimizer: the optimizer's name; can be omitted if the run has only one optimizer.
 
     Raises:
         OptbenchError: the run cannot be read, has no such optimizer, or cannot be compared with the panel.
@@ -45,7 +47,7 @@ def check_file(path: Path, place: str) -> None:
 
 
 def save(found: Fingerprint, path: Path) -> None:
-    """Write the page to a file, in the format given by its suffix.
+    """Write a fingerprint to a file, in the format given by the file's suffix (one of `SUFFIXES`).
 
     Raises:
         StoreError: the file cannot be written.

@@ -25,16 +25,17 @@ from optbench.suite.dump import content
 Array: TypeAlias = NDArray[np.float64]
 
 WITHIN_LEARNING = {"permuted": "learning_accuracy", "pairs": "learning_accuracy", "plasticity": "late_online_accuracy"}
-"""The metric that shows whether an experiment was learnt at all; on plasticity, together with `plasticity_kept`."""
+"""The metric that shows whether an experiment was learnt at all; on plasticity, divided by `plasticity_kept`."""
 
 
 @dataclass(frozen=True)
 class Trials:
     """One experiment's trials, one per seed.
 
-    states: `ok`, `diverged`, `failed`, `missing` or `above_target`. starts: hashes of the initial weights, empty if
-    unknown. learnt: (n,) accuracy right after learning (on plasticity, the best online accuracy over a tenth of the
-    tasks), NaN if there is none.
+    states: `ok`, `diverged`, `failed`, `missing` or `above_target`.
+    starts: hashes of the initial weights; empty strings if unknown.
+    learnt: accuracy right after learning, (n,); on plasticity, the best online accuracy over a tenth of the tasks. NaN
+        if there is none.
     """
 
     states: tuple[str, ...]
@@ -46,8 +47,8 @@ class Trials:
 class Entry:
     """One optimizer's results.
 
-    values: (16, n), NaN where undefined. settings: its hyper-parameters by experiment. width: the width of its
-    learning-rate optimum; None if its learning rate was not tuned.
+    values: (16, n); NaN where undefined. trials, settings: trials and hyper-parameters, by experiment.
+    width: width of the learning-rate optimum; None if unknown.
     """
 
     name: str
@@ -71,7 +72,8 @@ class Entry:
 def read_entry(results: Results, optimizer: str | None = None, tuning: Results | None = None) -> Entry:
     """Read an optimizer's entry from a run of the suite.
 
-    optimizer: may be None if the run has only one. tuning: the run that chose its learning rates, if any.
+    optimizer: the optimizer's name; can be None if the run has only one optimizer.
+    tuning: the run that chose the optimizer's learning rates, if any.
 
     Raises:
         UsageError: the run has no such optimizer, or has several and none is named.
@@ -81,7 +83,7 @@ def read_entry(results: Results, optimizer: str | None = None, tuning: Results |
     names = list(dict.fromkeys(trial.optimizer for trial in results.trials))
     if optimizer is None:
         if len(names) != 1:
-            raise UsageError(f"{run}: expected RUN:OPTIMIZER, because the run has {', '.join(names)}")
+            raise UsageError(f"{run}: expected RUN:OPTIMIZER, because the run has several: {', '.join(names)}")
         (optimizer,) = names
     elif optimizer not in names:
         raise UsageError(f"{run}: {unknown('optimizer', optimizer, names)}")
@@ -140,9 +142,9 @@ def _width(tuning: Results | None, optimizer: str) -> Width | None:
 
 
 def experiments_of(suite: Suite) -> dict[str, Any]:
-    """Return the settings that determine the meaning of a run's values, other than its optimizers and metrics.
+    """Return the settings, other than optimizers and metrics, that determine the meaning of a run's values.
 
-    As in the suite's hash, settings that a later version adds are left out while they have their defaults.
+    As in the suite's hash, settings that a later version adds are left out as long as they have their default values.
     """
     plain = content(suite)
     kept = {

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WIDTH, ROW, HEAD = 7.0, 0.27, 0.75
-"""In inches: the width of a page of text, the height of a strip, and the space above and below the strips."""
+"""Sizes in inches: the width of a page of text, the height of a strip, and the total space above and below strips."""
 QUIET = "#7d7d7d"
 
 

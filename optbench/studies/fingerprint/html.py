@@ -1,7 +1,7 @@
 """The fingerprint as a self-contained HTML page, without scripts or external resources.
 
-Hovering over a strip, or focusing it, names the optimizers on it in order. `fragment` returns the content without the
-surrounding page, for notebooks and the gallery.
+Hovering over a strip, or focusing it, shows the names of all optimizers on the strip, in ascending order of their
+values. `fragment` returns the content without the surrounding page, for notebooks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ AIR = 3.0
 
 
 def page(found: Fingerprint) -> str:
-    """Return the page as text."""
+    """Return the complete HTML page."""
     head = HEAD.format(
         policy=POLICY,
         version=metadata.version("optbench"),
@@ -34,12 +34,12 @@ def page(found: Fingerprint) -> str:
 
 
 def fragment(found: Fingerprint) -> str:
-    """Return the page's content with its style, for embedding in another page."""
+    """Return the content and its style sheet, for embedding in another page."""
     return f"<style>{style()}</style>\n{_content(found)}"
 
 
 def style() -> str:
-    """Return the style that `fragment` and the gallery need in addition to that of the surrounding page."""
+    """Return the style sheet that `fragment` needs in addition to that of the surrounding page."""
     return _text("optbench.studies.fingerprint", "page.css")
 
 
@@ -84,7 +84,7 @@ def _legend(found: Fingerprint) -> Iterator[str]:
 
 
 def _marked(found: Fingerprint) -> dict[str, str]:
-    """Return the optimizers whose ticks are coloured, by CSS class: the references and the nearest neighbour."""
+    """Return the optimizers with coloured ticks, by CSS class: the references and the nearest neighbour."""
     marked = {f"reference-{i}": name for i, name in enumerate(REFERENCES) if name in found.panel.names}
     nearest = next((one.name for one in found.neighbours), None)
     return marked if nearest is None or nearest in marked.values() else {**marked, "nearest": nearest}
@@ -121,7 +121,7 @@ def _strip(found: Fingerprint, one: Standing, judged: list[Judged]) -> Iterator[
 
 
 def _said(one: Judged) -> str:
-    """Return a verdict with the other optimizer's name: `better than sgd`, `like adamw`."""
+    """Return a verdict with the other optimizer's name, e.g. `better than sgd` or `like adamw`."""
     word = wording.verdict(one)
     if one.differs:
         return f"{word} than {one.other}"

@@ -1,14 +1,17 @@
-"""Nearest neighbours in the panel: distances over standardised strips, and how certain their order is.
+"""Nearest neighbours in the panel: distances over standardised strips, and the certainty of the neighbours' order.
 
-The panel's mean on the same seed is subtracted from every value, because an effect of the seed on all optimizers (an
-easier permutation, a better start) does not distinguish them. The result is divided by the standard deviation of the
-strip over the panel. The distance between two optimizers is the root mean square of their differences over the strips
-that both have. Each strip is weighted by the information that it carries about an optimizer's identity, ½ ln(1 + v/w),
+Values are standardised in two steps. First, the panel's mean on the same seed is subtracted, because an effect of the
+seed on all optimizers (an easier permutation, a better start) does not distinguish them. Second, the result is divided
+by the strip's standard deviation over the panel.
+
+The distance between two optimizers is the weighted root mean square of their differences over the strips on which both
+have values. The weight of a strip is the information that it carries about an optimizer's identity, ½ ln(1 + v/w),
 where v is the variance between optimizers and w the variance between the seeds of one optimizer (the capacity of a
-Gaussian channel, Shannon 1948). With equal weights, a strip on which optimizers differ by less than seeds do would add
-noise; in units of the variation between seeds, a strip that distinguishes optimizers exactly would dominate all others.
+Gaussian channel, Shannon 1948). With equal weights, strips on which optimizers differ by less than seeds do would only
+add noise. In units of the variation between seeds, a strip that distinguishes optimizers exactly would dominate all
+others.
 
-Legend: `P` optimizers of the panel, `S` strips, `n` seeds, `B` bootstrap samples of the seeds.
+Legend: `P` optimizers in the panel, `S` strips, `n` seeds, `B` bootstrap samples of the seeds.
 """
 
 from __future__ import annotations
@@ -23,16 +26,18 @@ from optbench.studies.fingerprint.entry import Array
 from optbench.studies.fingerprint.strips import STRIPS
 
 FEWEST = len(STRIPS) // 2
-"""Minimum number of common strips; with fewer, the distance is undefined."""
+"""Minimum number of strips on which two optimizers have values; with fewer, their distance is undefined."""
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """An optimizer of the panel, and its distance from the optimizer in question.
+    """An optimizer in the panel, and its distance from the optimizer in question.
 
-    distance: root mean square over strips, in standard deviations of the panel. interval: its 95% interval over
-    seeds; None with fewer than six, because the resamples are too similar. nearest: share of the bootstrap samples in
-    which no other optimizer is nearer. strips: number of strips that both have.
+    distance: weighted root mean square over strips, in standard deviations of the panel.
+    interval: 95% interval of the distance over seeds; None with fewer than six seeds, because their resamples are too
+        similar.
+    nearest: share of the bootstrap samples in which no other optimizer is nearer.
+    strips: number of strips on which both optimizers have values.
     """
 
     name: str
@@ -43,10 +48,11 @@ class Neighbour:
 
 
 def neighbours(own: Array, panel: Array, names: list[str], apart: str | None = None) -> list[Neighbour]:
-    """Return the optimizers of the panel, nearest first, omitting those that share too few strips with `own`.
+    """Return the optimizers in the panel, nearest first, without those that have too few strips in common with `own`.
 
-    own: (S, n). panel: (P, S, n), on the same seeds; NaN where undefined. apart: the name of `own` if it is
-    in the panel, where it is then omitted.
+    own: values of the optimizer in question, (S, n). panel: values of the panel on the same seeds, (P, S, n). Values
+        are NaN where undefined.
+    names: the panel's optimizers, (P,). apart: an optimizer to omit, namely the one in question if the panel has it.
     """
     every = np.concatenate([own[None], panel])  # (1 + P, S, n)
     means = _means(every - _seed_effect(panel))  # (1 + P, S)
@@ -73,11 +79,11 @@ def neighbours(own: Array, panel: Array, names: list[str], apart: str | None = N
 
 
 def information(panel: Array) -> Array:
-    """Return the weight of each strip, in nats: (P, S, n) -> (S,). With one seed, which has no variance, all are 1."""
+    """Return the weight of each strip, in nats: (P, S, n) -> (S,). With a single seed, all weights are 1."""
     if panel.shape[-1] < 2:
         return np.ones(panel.shape[1])
     relative = panel - _seed_effect(panel)
-    # The variance of an optimizer with fewer than two values is unknown; it must not count as 0.
+    # The variance of an optimizer with fewer than two values is unknown and must not count as 0.
     enough = np.isfinite(relative).sum(axis=-1) >= 2  # (P, S)
     within = _means(np.where(enough, _variance(np.moveaxis(relative, -1, 0)), np.nan).T)  # (S,)
     between = _variance(_means(relative))
@@ -85,17 +91,20 @@ def information(panel: Array) -> Array:
 
 
 def standardised(panel: Array) -> Array:
-    """Return the means over seeds, centred and divided by the strip's standard deviation: (P, S, n) -> (P, S)."""
+    """Return the standardised means over seeds: (P, S, n) -> (P, S)."""
     means = _means(panel - _seed_effect(panel))
     return means / _scale(means)[None]
 
 
 def own_half_is_nearest(panel: Array, names: list[str], query: np.ndarray, rest: np.ndarray) -> dict[str, str]:
-    """Return the optimizer whose values on the seeds `rest` are nearest to those of each optimizer on `query`.
+    """Return, for each optimizer on the seeds `query`, the name of the nearest optimizer on the seeds `rest`.
 
-    This tests the distance: the nearest should be the same optimizer. panel: (P, S, n); query, rest: indices of seeds.
+    This is a test of the distance: every optimizer should be nearest to itself.
+
+    panel: (P, S, n). query, rest: indices of seeds.
     """
-    # The mean is over all seeds, because optimizers with values on all seeds of one half may lack some in the other.
+    # The effects of seeds are computed from all seeds, because an optimizer may have values on all seeds of one half
+    # but not of the other.
     relative = panel - _seed_effect(panel)
     left, right = _means(relative[:, :, query]), _means(relative[:, :, rest])
     scale, weights = _scale(right), information(panel[:, :, rest])
@@ -108,7 +117,7 @@ def own_half_is_nearest(panel: Array, names: list[str], query: np.ndarray, rest:
 
 
 def _seed_effect(panel: Array) -> Array:
-    """Return the mean on each seed, (P, S, n) -> (1, S, n), over the optimizers that have a value on all seeds."""
+    """Return the mean on each seed, (P, S, n) -> (1, S, n), over the optimizers that have values on all seeds."""
     whole = np.isfinite(panel).all(axis=2, keepdims=True)
     counts = whole.sum(axis=0, keepdims=True)
     total = np.where(whole, panel, 0.0).sum(axis=0, keepdims=True)
@@ -147,7 +156,7 @@ def _variance(values: Array) -> Array:
 
 
 def _distances(means: Array, scale: Array, weights: Array) -> tuple[Array, Array]:
-    """Return distances from the first to the others, (1 + P, S, B) -> (P, B), and numbers of strips used, (P,)."""
+    """Return the first optimizer's distances from the others, (1 + P, S, B) -> (P, B), and numbers of strips, (P,)."""
     gaps = (means[1:] - means[:1]) / scale[None, :, None]
     known = np.isfinite(gaps)
     counts = known.sum(axis=1)

@@ -1,7 +1,7 @@
 """The panel: results of known optimizers, shipped with the package, and checks that a run can be compared with them.
 
-It is a Parquet file with one row per optimizer, strip and seed, written by `benchmarks/panel.py`. Its provenance is in
-the metadata of its schema, as JSON under `optbench`.
+The panel is a Parquet file with one row per optimizer, strip and seed, written by `benchmarks/panel.py`. The schema's
+metadata contain everything else about the panel, as JSON under the key `optbench`.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ STATE, START, LEARNT = "state", "start", "learnt"
 class Panel:
     """The entries, all on the same seeds, and their provenance.
 
-    experiments: the settings that determine the meaning of the values, as returned by `experiments_of`. made: versions
-    and machine.
+    experiments: the settings that determine the meaning of the values, as returned by `experiments_of`.
+    made: the versions and the machine with which the panel was made.
     """
 
     entries: tuple[Entry, ...]
@@ -143,7 +143,10 @@ def _about(entry: Entry) -> dict[str, Any]:
 
 
 def of_runs(found: Sequence[tuple[Results, Results | None]], made: Mapping[str, Any]) -> Panel:
-    """Build a panel from runs, each of one optimizer, and the runs that tuned them.
+    """Build a panel.
+
+    found: for each optimizer, its run and the run that tuned it, if any.
+    made: the versions and the machine with which the panel is made.
 
     Raises:
         ComparisonError: two runs cannot be compared.
@@ -163,7 +166,9 @@ def check(panel: Panel, results: Results) -> None:
     """Raise ComparisonError if the run's values do not have the same meaning as the panel's."""
     run = results.run.id
     if missing := [name for name in EXPERIMENTS if name not in results.suite.experiments]:
-        raise ComparisonError(f"{run}: expected a run of the suite 'fingerprint', got one without {missing[0]}")
+        raise ComparisonError(
+            f"{run}: expected a run of the suite 'fingerprint', got one without the experiment {missing[0]}"
+        )
     if differing := list(differences(experiments_of(results.suite), dict(panel.experiments))):
         raise ComparisonError(
             f"{run} and the panel cannot be compared: they differ in {', '.join(differing[:3])}; "
@@ -188,7 +193,7 @@ def check_seeds(panel: Panel, seeds: Sequence[int], place: str) -> None:
 
 
 def remarks(panel: Panel, results: Results) -> list[str]:
-    """Return caveats in sentences: a torch version or device that differs from the panel's, and an unfinished run."""
+    """Return sentences that warn if the run's torch version or device differs from the panel's, or it is incomplete."""
     mine = latest_provenance(results.run.record)
     found = [
         f"The run used {what} {mine.get(key)}, the panel {panel.made.get(key)}."

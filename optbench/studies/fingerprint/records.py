@@ -1,4 +1,4 @@
-"""Records of a fingerprint for programs: JSON with every number on the page, and rows of a table."""
+"""Machine-readable records of a fingerprint: JSON with every number on the page, and rows of a table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from optbench.studies.fingerprint.words import sentences
 
 
 def record(found: Fingerprint) -> dict[str, Any]:
-    """Return the whole fingerprint as plain values."""
+    """Return the complete fingerprint as plain values, which can be written as JSON."""
     entry = found.entry
     return {
         "optimizer": entry.name,
@@ -42,7 +42,7 @@ def record(found: Fingerprint) -> dict[str, Any]:
 
 
 def rows(found: Fingerprint) -> Iterator[dict[str, Any]]:
-    """Yield one row per strip: its value, the values of the panel, and the verdicts against the references."""
+    """Yield one row per strip: the optimizer's value, the panel's values, and the verdicts against the references."""
     for i, one in enumerate(found.standings):
         row: dict[str, Any] = {
             "strip": one.strip.name,

@@ -1,7 +1,7 @@
-"""The standing of an optimizer: each strip compared with the panel, verdicts against the references, neighbours.
+"""An optimizer's standing: each strip compared with the panel, verdicts against the references, and neighbours.
 
 Verdicts are reached as in every comparison: exact signed-rank tests over common seeds, Holm's correction over the 16
-strips, and a margin below which a difference does not matter. The margin of a metric that defines none is a tenth of
+strips, and a margin below which a difference does not matter. If a metric defines no margin, the margin is a tenth of
 the panel's interquartile range.
 """
 
@@ -26,19 +26,19 @@ from optbench.studies.fingerprint.strips import EXPERIMENTS, STRIPS, Strip
 CHANCE = 0.1
 """The accuracy of guessing one of ten digits."""
 LEAST_LEARNT = 0.5
-"""An experiment counts as not learnt if the optimizer reaches less than this share of the accuracy above chance that
-the panel's median optimizer reaches."""
+"""Minimum accuracy above chance for an experiment to count as learnt, as a share of that of the panel's median
+optimizer."""
 PART_OF_SPREAD = 0.1
-"""The margin of a metric that defines none, as a share of the panel's interquartile range."""
+"""The margin for a metric that defines none, as a share of the panel's interquartile range."""
 SAME = frozenset({Verdict.EQUIVALENT, Verdict.BELOW_MARGIN})
-"""Verdicts of no difference above the margin."""
+"""Verdicts that there is no difference above the margin."""
 UNTRAINED = frozenset({"failed", "missing"})
-"""States of a trial about which nothing is known, not even its initial weights."""
+"""States of trials about which nothing is known, not even the initial weights."""
 
 
 @dataclass(frozen=True)
 class Tick:
-    """One optimizer of the panel on a strip."""
+    """One optimizer of the panel on a strip. centre: as for `Standing`."""
 
     name: str
     centre: float
@@ -46,7 +46,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Judged:
-    """The comparison with one optimizer on a strip. identical: whether values agree bit for bit on every seed."""
+    """The comparison with another optimizer on a strip. identical: whether values agree bit for bit on every seed."""
 
     strip: Strip
     other: str
@@ -71,8 +71,12 @@ class Judged:
 class Standing:
     """The optimizer's value on one strip, and the panel's values.
 
-    centre: pseudo-median over seeds (Hodges & Lehmann 1963); None without values. interval: its 95% interval; None with
-    fewer than six seeds. below: number of ticks below the centre. obstacle: why there is no value, else empty.
+    centre: pseudo-median over seeds (Hodges & Lehmann 1963); None unless more than half of the seeds have values.
+    interval: 95% interval of the centre; None with fewer than six values.
+    n: number of seeds that have values.
+    ticks: the panel's optimizers that have a centre.
+    below: number of ticks below the centre.
+    obstacle: why there is no centre, else empty.
     """
 
     strip: Strip
@@ -113,7 +117,7 @@ class Fingerprint:
 
     @property
     def references(self) -> tuple[tuple[Judged, ...], ...]:
-        """The verdicts against AdamW and SGD."""
+        """The comparisons with each of the references, AdamW and SGD, on all strips; empty without enough seeds."""
         return tuple(self.judged[name] for name in REFERENCES if name in self.judged)
 
     @property
@@ -127,9 +131,10 @@ class Fingerprint:
 
 
 def fingerprint(entry: Entry, panel: Panel, remarks: Sequence[str] = (), *, apart: str | None = None) -> Fingerprint:
-    """Compare an entry with the panel, on the seeds of the entry.
+    """Compare an entry with the panel, on the entry's seeds.
 
-    apart: an optimizer of the panel to leave out of the neighbours, namely the entry itself if it is in the panel.
+    remarks: caveats to show before those that this function adds.
+    apart: an optimizer to leave out of the neighbours, namely the entry's own if it is in the panel.
 
     Raises:
         UsageError: the entry has a seed that the panel does not have.
@@ -159,9 +164,9 @@ def fingerprint(entry: Entry, panel: Panel, remarks: Sequence[str] = (), *, apar
 
 
 def learnt_only(panel: Panel) -> Panel:
-    """Return the panel without each optimizer's values on experiments that it has not learnt.
+    """Return the panel without values on experiments that the optimizer in question has not learnt.
 
-    Distances are based on this panel.
+    Distances between optimizers are computed from this panel.
     """
     thresholds = _thresholds(panel)
     return replace(panel, entries=tuple(_learnt(one, thresholds)[0] for one in panel.entries))
@@ -172,16 +177,19 @@ def _thresholds(panel: Panel) -> dict[str, float]:
 
 
 def _threshold(panel: Panel, experiment: str) -> float:
-    """Return the accuracy from which an experiment counts as learnt; NaN if a target loss decides instead."""
+    """Return the accuracy from which an experiment counts as learnt; NaN if a target training loss decides instead."""
     means = [float(np.nanmean(v)) for e in panel.entries if np.isfinite(v := e.trials[experiment].learnt).any()]
     return CHANCE + LEAST_LEARNT * (float(np.median(means)) - CHANCE) if means else math.nan
 
 
 def _learnt(entry: Entry, thresholds: Mapping[str, float]) -> tuple[Entry, dict[str, str], dict[str, str]]:
-    """Remove the values of experiments that were not learnt.
+    """Remove an entry's values on experiments that were not learnt.
 
-    Returns the entry; what happened on experiments that at least half of the seeds did not learn, which lose all their
-    values; and what happened on those that fewer seeds did not learn, where only these seeds lose their values.
+    An experiment that at least half of the seeds did not learn loses all its values. If fewer seeds did not learn it,
+    only these seeds lose their values.
+
+    Return the entry; what happened on experiments without any values, by experiment; and what happened on experiments
+    on which only some seeds lost their values, by experiment.
     """
     values = entry.values.copy()
     why: dict[str, str] = {}
@@ -204,7 +212,10 @@ def _learnt(entry: Entry, thresholds: Mapping[str, float]) -> tuple[Entry, dict[
 
 
 def _what_happened(states: Sequence[str], low: int, learnt: Array, needed: float) -> str:
-    """Return text such as `has not learnt on 10 of 10 seeds: accuracy 0.112, expected at least 0.520`."""
+    """Return text such as `has not learnt on 10 of 10 seeds: accuracy 0.112, expected at least 0.520`.
+
+    low: number of seeds below the needed accuracy. learnt: accuracies of these seeds.
+    """
     n = len(states)
     parts = []
     if low:
@@ -224,7 +235,7 @@ def _what_happened(states: Sequence[str], low: int, learnt: Array, needed: float
 
 
 def _starts_alike(one: Trials, other: Trials) -> bool:
-    """Return whether the initial weights are equal on every seed that both have trained; failed trials do not count."""
+    """Return whether both have the same initial weights on every seed on which neither trial is failed or missing."""
     pairs = zip(one.states, other.states, one.starts, other.starts, strict=True)
     return all(a == b for state, state_b, a, b in pairs if not UNTRAINED & {state, state_b})
 

@@ -8,9 +8,9 @@ from typing import Literal
 from optbench.metrics import METRICS, Metric
 
 SUITE = "fingerprint"
-"""The shipped suite in whose experiments the strips are measured."""
+"""Name of the shipped suite whose experiments measure the strips."""
 TUNED_ON = "permuted"
-"""The experiment on which the width of the learning-rate optimum is measured."""
+"""Name of the experiment on which the width of the learning-rate optimum is measured."""
 
 Topic = Literal["learning", "solution", "updates"]
 TOPICS: dict[Topic, str] = {
@@ -24,9 +24,11 @@ TOPICS: dict[Topic, str] = {
 class Strip:
     """One property of a solution or of updates.
 
-    name: its key in tables and JSON. experiment, metric: the experiment in which it is measured, and its metric. label:
-    its name on a page, at most 22 characters. more, less: phrases, to follow "it", for a value higher or lower than
-    another optimizer's. digits: decimals of its values.
+    name: key of the property in tables and JSON.
+    experiment, metric: the experiment in which the property is measured, and the metric that measures it.
+    label: name of the property on a page, at most 22 characters.
+    more, less: phrases that continue a sentence after "it" if the value is higher or lower than another optimizer's.
+    digits: number of decimals with which values are shown.
     """
 
     name: str
@@ -40,12 +42,12 @@ class Strip:
 
     @property
     def of(self) -> Metric:
-        """The catalog's entry for the metric."""
+        """The metric's entry in the catalog."""
         return METRICS[self.metric]
 
     @property
     def title(self) -> str:
-        """The label, with an arrow if one direction is better."""
+        """The label, followed by an arrow if one direction is better."""
         return self.label if self.of.direction == "neutral" else f"{self.label} {self.of.arrow}"
 
 
@@ -93,8 +95,8 @@ STRIPS: tuple[Strip, ...] = (
         "permuted",
         "effective_rank",
         "effective rank",
-        "finds features of higher effective rank",
-        "finds features of lower effective rank",
+        "finds features with a higher effective rank",
+        "finds features with a lower effective rank",
         1,
     ),
     Strip(
@@ -161,8 +163,8 @@ STRIPS: tuple[Strip, ...] = (
         "permuted",
         "update_stable_rank",
         "stable rank",
-        "makes updates of higher stable rank",
-        "makes updates of lower stable rank",
+        "makes updates with a higher stable rank",
+        "makes updates with a lower stable rank",
         2,
     ),
     Strip(

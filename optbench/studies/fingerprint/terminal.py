@@ -15,15 +15,15 @@ LABEL, VALUE, PLACE, VERDICT = 22, 7, 5, 6
 NARROWEST, WIDEST = 20, 60
 GAP = 1
 SHOWN = 5
-"""Number of neighbours listed."""
+"""Maximum number of neighbours listed."""
 LETTERS = {"adamw": "A", "sgd": "S"}
-"""Letters for the references on a strip."""
+"""Letters that mark the references on a strip."""
 GOOD, BAD = "green", "red"
-KEY = "On a strip, A is AdamW, S is SGD, : is several optimizers, ┼ is inside the interval."
+KEY = "On a strip, A is AdamW, S is SGD, : is several optimizers, and ┼ is an optimizer inside the interval."
 
 
 def show(found: Fingerprint, console: Console) -> None:
-    """Print the page on a console."""
+    """Print a fingerprint on a console."""
     columns = len(found.references)
     taken = LABEL + VALUE + PLACE + columns * (VERDICT + GAP) + 3 * GAP
     width = max(NARROWEST, min(WIDEST, console.width - taken))
@@ -75,7 +75,7 @@ def _line(console: Console, one: Standing, judged: list[Judged], width: int) -> 
 
 
 def strip(one: Standing, width: int) -> Text:
-    """Return a strip of `width` characters with the panel, the interval and the value: `·S ·  ·─●┼A·`."""
+    """Return a strip of `width` characters with the panel, the interval and the value, e.g. `·S ·  ·─●┼A·`."""
     places = [tick.centre for tick in one.ticks]
     ends = one.interval or ()
     every = [*places, *ends, *([one.centre] if one.centre is not None else [])]

@@ -2,7 +2,8 @@
 
     target -> the suite with this optimizer alone -> run NAME-tune -> the suite with its learning rates -> run NAME
 
-Both are ordinary runs. The fingerprint is drawn from the second; the first has the width of the learning-rate optimum.
+Both are ordinary runs. The fingerprint is that of the second run; the first run shows the width of the learning-rate
+optimum.
 """
 
 from __future__ import annotations
@@ -31,20 +32,21 @@ from optbench.suite.placing import placing
 from optbench.targets.source import is_file, split
 
 TUNE = "-tune"
-"""Suffix of the name of the run that chooses learning rates."""
+"""Suffix in the name of a run that chooses learning rates."""
 RATE = "lr"
 LATEST = "latest"
 QUICK_SEEDS, QUICK_TUNING_SEEDS = 3, 1
 KEY = "fingerprint"
-"""Key of the request (`Wanted`) in the record of a tuning run."""
+"""Key under which the record of a tuning run stores the request, a `Wanted`."""
 
 
 @dataclass(frozen=True)
 class Wanted:
     """A request to train an optimizer.
 
-    settings: `key=value` of the optimizer's hyper-parameters; if a learning rate is among them, nothing is tuned.
-    seeds: if empty, the suite's seeds, or three if `quick`.
+    settings: the optimizer's hyper-parameters as `key=value`; if a learning rate is among them, nothing is tuned.
+    seeds: the seeds to train; if empty, the suite's seeds, or three seeds if `quick`.
+    quick: whether to train fewer seeds by default, and to tune with a single seed and without widening.
     """
 
     target: str
@@ -57,7 +59,9 @@ class Wanted:
 class Trained:
     """The result of a request.
 
-    tuning: the run that chose the learning rates, if any. interrupted: whether training ended early.
+    run: the directory of the run; that of the tuning run if tuning was interrupted.
+    tuning: the directory of the run that chose the learning rates, if any.
+    interrupted: whether tuning or training was interrupted.
     """
 
     optimizer: str
@@ -67,7 +71,7 @@ class Trained:
 
 
 def train(wanted: Wanted, options: Options, view: View) -> Trained:
-    """Tune and train an optimizer on the suite. options.resume: the tuning run (`NAME-tune`) to resume, if any.
+    """Tune and train an optimizer on the suite. `options.resume`: the tuning run (`NAME-tune`) to resume, if any.
 
     Raises:
         OptbenchError: the target, a setting, the device or the directory is invalid.
@@ -104,10 +108,10 @@ def tuning_of(path: Path) -> Path | None:
 
 
 def wanted_again(tuning: Path) -> Wanted:
-    """Return the request for which a run `NAME-tune` was started.
+    """Return the request for which the tuning run at `tuning` was started.
 
     Raises:
-        UsageError: it was started by another command.
+        UsageError: the run was not started by `optbench fingerprint`.
     """
     record = read_json(tuning).get("tune")
     kept = record.get(KEY) if isinstance(record, Mapping) else None
@@ -122,7 +126,7 @@ def _rate_is_given(settings: Sequence[str]) -> bool:
 
 
 def _tuner(suite: Suite, view: View, *, quick: bool) -> Tuner | None:
-    """Return a new tuning; None if there is nothing to choose, as for an optimizer without a learning rate."""
+    """Return a new tuning; if there is nothing to choose (no learning rate), show the reasons and return None."""
     seeds = (suite.tune.seeds or [])[:QUICK_TUNING_SEEDS] if quick and suite.tune is not None else None
     try:
         return Tuner.of(suite, Method("grid", None, widen=not quick), seeds)
@@ -133,7 +137,7 @@ def _tuner(suite: Suite, view: View, *, quick: bool) -> Tuner | None:
 
 
 def _tuned(suite: Suite, tuner: Tuner, wanted: Wanted, options: Options, view: View) -> tuple[Suite | None, Outcome]:
-    """Return the suite with the chosen learning rates (None if tuning was interrupted) and the outcome of tuning."""
+    """Tune; return the suite with the chosen learning rates, or None after an interruption, and the run's outcome."""
     record = {"sampler": "grid", KEY: asdict(wanted)}
     outcome, found = tune(tuner, options, view, record, {})
     return (None if outcome.interrupted else tuned_suite(suite, tuner, found)), outcome
@@ -171,14 +175,14 @@ def _in_the_users_words(error: OptbenchError, name: str, target: str) -> Optbenc
 def _setting(text: str) -> str:
     key, equals, _ = text.partition("=")
     if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key):
-        raise UsageError(f"--set {text}: expected NAME=VALUE of a hyper-parameter, as in lr=0.001")
+        raise UsageError(f"--set {text}: expected NAME=VALUE for a hyper-parameter, as in lr=0.001")
     return text
 
 
 def _optimizer_name(target: str, known: Mapping[str, Any]) -> str:
-    """Return `MyOptimizer` for `./mine.py:MyOptimizer`, with a suffix if an optimizer of the panel has that name.
+    """Return a name for an optimizer that the suite does not have, e.g. `MyOptimizer` for `./mine.py:MyOptimizer`.
 
-    Names that differ only in case count as equal.
+    Add a suffix if the name is that of an optimizer in the suite, regardless of case.
     """
     name = split(target)[1] if is_plugin(target) else target
     name = re.sub(r"\W+", "-", name.rpartition(".")[2], flags=re.ASCII).strip("-_") or "mine"
@@ -190,7 +194,10 @@ def _run_name(name: str) -> str:
 
 
 def find_fingerprinted(text: str, runs_dir: Path) -> tuple[Path, str | None] | None:
-    """Return the run and the optimizer of `RUN:OPTIMIZER` or `RUN`; None if there is no such run."""
+    """Return the run and the optimizer (None if not named) that `RUN:OPTIMIZER` or `RUN` names.
+
+    Return None if there is no such run.
+    """
     for where, optimizer in ((text, None), (text.rpartition(":")[0], text.rpartition(":")[2])):
         if where == LATEST or (where and (is_run(Path(where)) or is_run(runs_dir / where))):
             return find_run(where, runs_dir), optimizer

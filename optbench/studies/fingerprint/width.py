@@ -1,4 +1,4 @@
-"""Width of the learning-rate optimum: the number of decades over which an optimizer learns nearly as well as it can."""
+"""Width of the learning-rate optimum: over how many decades an optimizer learns nearly as well as at the best rate."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 WITHIN = 0.01
-"""Largest distance from the best score, as a share of it."""
+"""Maximum distance from the best score, as a share of that score."""
 
 
 @dataclass(frozen=True)
 class Width:
-    """The width in decades of learning rates. at_least: whether an end of the tried range is still in the optimum."""
+    """The width in decades of learning rates.
+
+    at_least: whether the optimum includes an end of the tried range, beyond which it may continue.
+    """
 
     decades: float
     at_least: bool
@@ -22,11 +25,13 @@ class Width:
 
 
 def width(tried: Iterable[tuple[float, float]]) -> Width | None:
-    """Return the width of the range of learning rates whose scores are within 1% of the best; None if none is above 0.
+    """Return the width of the range of learning rates whose scores are within 1% of the best score.
 
-    tried: pairs (learning rate, score). The score is interpolated linearly in the logarithm of the learning rate. At a
-    learning rate without a score (NaN), as after divergence, nothing is learnt: the optimum ends at the neighbour that
-    has a score.
+    Scores are interpolated linearly in the logarithm of the learning rate. If a learning rate has no score (NaN), as
+    after divergence, the optimum does not extend beyond the neighbouring one that has a score. Return None if no score
+    is above 0.
+
+    tried: pairs (learning rate, score).
 
     Example:
         >>> width([(0.001, 0.5), (0.01, 0.9), (0.1, 0.9), (1.0, 0.0)])

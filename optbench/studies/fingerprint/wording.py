@@ -1,4 +1,4 @@
-"""Words that every format of the page shares: title, verdicts in one word, notes."""
+"""Text that all formats of the page share: the title, verdicts in one word, and notes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHORT = {
     Verdict.NO_EVIDENCE: "open",
     Verdict.NOT_COMPARABLE: UNDEFINED,
 }
-"""Verdicts in one word of at most six letters; the other verdicts are such words already."""
+"""Verdicts in at most six letters; verdicts that are not listed here are short enough already."""
 
 
 def title(found: Fingerprint) -> str:
@@ -22,7 +22,7 @@ def title(found: Fingerprint) -> str:
 
 
 def subtitle(found: Fingerprint) -> str:
-    """Return a subtitle: `./mine.py:Mine, 10 seeds, compared with 25 optimizers`."""
+    """Return a subtitle, e.g. `./mine.py:Mine, 10 seeds, compared with 25 optimizers`."""
     what = "" if found.entry.target == found.name else f"{found.entry.target}, "
     return f"{what}{count(found.seeds, 'seed')}, compared with {count(len(found.panel.entries), 'optimizer')}"
 
@@ -36,19 +36,19 @@ def value(one: Standing) -> str:
 
 
 def value_with_interval(one: Standing) -> str:
-    """Format the value as `0.036 [0.031, 0.041]`, or return the reason why there is none."""
+    """Format the value as `0.036 [0.031, 0.041]`; without a value, return the reason."""
     if one.centre is None:
         return one.obstacle
     return f"{value(one)} {interval(one.interval, one.strip.digits)}".strip()
 
 
 def place(one: Standing) -> str:
-    """Return how many of the panel's optimizers with a value are below the entry on a strip: `18/25`."""
+    """Return how many of the panel's optimizers with a value on the strip are below this one, e.g. `18/25`."""
     return UNDEFINED if one.centre is None else f"{one.below}/{len(one.ticks)}"
 
 
 def rates(found: Fingerprint) -> str:
-    """Return a sentence on the learning rate used on each experiment, and on the width of the optimum."""
+    """Return sentences on the learning rate used on each experiment, and on the width of the optimum."""
     entry = found.entry
     known = {name: rate for name, values in entry.settings.items() if (rate := _rate(values)) is not None}
     said = ", ".join(f"{rate:g} on {name}" for name, rate in known.items())

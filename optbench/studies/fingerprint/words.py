@@ -1,7 +1,7 @@
-"""The fingerprint in sentences, each derived only from verdicts.
+"""The fingerprint in sentences. Comparisons with other optimizers state only verdicts.
 
-A sentence stores the verdicts that it states, so that a test can compare the two: every verdict against a reference is
-in a sentence, and no sentence states more than its verdicts.
+A sentence stores the verdicts that it states. A test checks that every verdict against a reference is in a sentence,
+and that no sentence states more than its verdicts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from optbench.studies.fingerprint.standing import Fingerprint, Judged
 from optbench.studies.fingerprint.strips import STRIPS
 
 SURE = 0.95
-"""If the nearest optimizer is the same in at least this share of the bootstrap samples, the share is not mentioned."""
+"""The share of bootstrap samples in which the nearest optimizer is nearest is mentioned only if it is below this."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ def _nearest(found: Fingerprint) -> Iterator[Sentence]:
         yield Sentence("Too few strips have values to determine a nearest neighbour.")
         return
     first, *others = found.neighbours
-    if found.seeds < MIN_PAIRS:  # resamples of so few seeds are too similar to show how certain it is
+    if found.seeds < MIN_PAIRS:  # resamples of so few seeds are too similar to show how certain the result is
         sure = f", as far as {count(found.seeds, 'seed')} can tell,"
     else:
-        sure = "" if first.nearest >= SURE else f" in {100 * first.nearest:.0f}% of resamples of the seeds"
+        sure = "" if first.nearest >= SURE else f", in {100 * first.nearest:.0f}% of resamples of the seeds,"
     then = f", followed by {others[0].name} ({others[0].distance:.2f})" if others else ""
     text = f"The nearest in the panel{sure} is {first.name} (distance {first.distance:.2f}){then}."
     yield Sentence(text)
@@ -61,7 +61,7 @@ def _nearest(found: Fingerprint) -> Iterator[Sentence]:
 
 
 def _against(judged: Sequence[Judged]) -> Iterator[Sentence]:
-    """Yield sentences on one reference: strips that differ, are equal, are open or cannot be compared."""
+    """Yield sentences on one reference: the strips that differ, are equal, are open, or cannot be compared."""
     other = judged[0].other
     differing = tuple(one for one in judged if one.differs)
     same = tuple(one for one in judged if one.same)
@@ -87,7 +87,7 @@ def _against(judged: Sequence[Judged]) -> Iterator[Sentence]:
 
 
 def _phrase(one: Judged) -> str:
-    """Return a phrase such as `forgets less (-0.036 [-0.047, -0.026])`."""
+    """Return a phrase such as `forgets less (−0.036 [−0.047, −0.026])`."""
     difference = one.result.difference
     assert difference is not None
     said = one.strip.more if difference > 0 else one.strip.less
