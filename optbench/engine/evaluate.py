@@ -31,8 +31,8 @@ CHUNK = 2500
 """Number of examples, or of sequence positions, per forward pass: large enough to be fast, but small enough for MNIST
 inputs to take less than 10 MB as floats."""
 MOST = 50
-"""Maximum number of networks per forward pass. This many networks are evaluated on a fifth of a chunk at a time, so
-that all their activations take as much memory as those of ten networks on a full chunk."""
+"""Maximum number of networks per forward pass. This many networks are evaluated on a fifth of a chunk at a time. Their
+activations then take as much memory as those of ten networks on a full chunk."""
 LN2 = math.log(2)
 
 

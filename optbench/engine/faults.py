@@ -23,7 +23,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def is_broken_device(error: Exception) -> bool:
-    """Return whether an error means that this process can no longer use its CUDA device, as after a kernel error."""
+    """Return whether an error means that this process can no longer use its CUDA device, e.g. after a kernel error."""
     return isinstance(error, RuntimeError) and speaks_of_broken_device(str(error))
 
 

@@ -75,8 +75,12 @@ class Interim:
     """Number of finished tasks, 1..T-1."""
     counters: dict[str, Any]
     state: bytes
-    """The result of `saved` for the weights and buffers (P + Q,), the training weights if these are averages, the
-    generator's and the optimizer's state, and the weights after earlier tasks if a metric needs them."""
+    """The result of `saved` for these parts:
+
+    - the weights and buffers (P + Q,), and the training weights if these are averages,
+    - the states of the generator and the optimizer,
+    - the weights after earlier tasks, if a metric needs them.
+    """
     rows: tuple[Row, ...]
     """The member's results so far."""
     refused: str | None = None

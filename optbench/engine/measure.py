@@ -116,8 +116,8 @@ def measure(
       pooled (`task` is null). Metrics of the model are averaged over tasks instead.
     - Class similarity is measured on the pooled data. Text has no metrics by class.
     - Long sequences are measured at a sample of positions (see `positions`).
-    - If not all tasks are scored, spectra and similarity are measured only after the last task, because over hundreds
-      of tasks they would account for most of a run's size.
+    - If not all tasks are scored, spectra and similarity are measured only after the last task. Over hundreds of tasks,
+      they would account for most of a run's size.
     - Pruning curves are measured after the last task if `metrics` includes a pruning metric.
     - A member that is no longer running (diverged or failed) gets null accuracies.
     """

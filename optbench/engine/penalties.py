@@ -80,8 +80,9 @@ class Penalties:
     def added(self, i: int, network: nn.Module, axes: int) -> Iterator[list[Tensor]]:
         """Collect, in a list, the penalty of member `i` in the block's forward pass; the list stays empty if λ is 0.
 
-        axes: the number of leading axes of the features, for examples and positions. The value of the penalty is λ H,
-        and its gradient is treated as a constant in second derivatives.
+        The value of the penalty is λ H. Second derivatives treat its gradient as a constant.
+
+        axes: the number of leading axes of the features, for examples and positions.
 
         Raises:
             ValueError: the model has a method `features` that its forward pass does not call, or the features do not

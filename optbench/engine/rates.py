@@ -64,7 +64,7 @@ class RateCurve:
 def unscheduled(schedule: RateSchedule | None, trial: Trial, rows: Iterable[Row]) -> str | None:
     """Return a note with the reason why a trial's learning rate did not follow the schedule.
 
-    Return None if it followed the schedule, or if the schedule is constant or None.
+    Return None if it followed the schedule, or if there is no schedule to follow.
     """
     if schedule is None or schedule.is_flat:
         return None

@@ -18,6 +18,6 @@ def obstacle_to(protocol: Protocol, needs: Set[Need]) -> str | None:
     if protocol.weight_averaging is not None and "modes" in needs:
         return (
             "protocol.weight_averaging: expected an optimizer that is measured at the weights that it trains, got one "
-            "with train() and eval(), which is measured at other weights (if it is not, declare needs: no-modes)"
+            "with train() and eval(), which is measured at other weights (otherwise, declare needs: no-modes)"
         )
     return None

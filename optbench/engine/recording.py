@@ -34,7 +34,7 @@ class Recordings:
     record: Recorder | None
     """The function that records work; None to record nothing."""
     refused: dict[str, str] = field(default_factory=dict)
-    """Maps the name of work that is not recorded to the reason."""
+    """Reasons why some of the work is not recorded, keyed by the name of the work."""
 
 
 class Recorded(Generic[T]):

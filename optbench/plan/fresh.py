@@ -15,8 +15,8 @@ def fresh_networks(trials: Iterable[Trial]) -> dict[str, str]:
     """Map the id of each trial to the id of its fresh-network counterpart; leave out trials that have none.
 
     A counterpart has the same experiment, model, seed and data order as the trial, and the trial's optimizer, with the
-    same settings, as the base of `fresh-network`. If there is no such counterpart, and the trial's optimizer is a
-    wrapper that takes no steps (`l2-init`, `shrink-and-perturb`, `rank-penalty`), the base can also be the innermost
+    same settings, as the base of `fresh-network`. A trial whose optimizer is a wrapper that takes no steps (`l2-init`,
+    `shrink-and-perturb`, `rank-penalty`) may have no such counterpart. In this case, the base can also be the innermost
     optimizer, which takes the steps. A fresh-network trial is its own counterpart. If several counterparts match, the
     first is used.
     """

@@ -89,7 +89,7 @@ class Trial:
 
     @property
     def is_control(self) -> bool:
-        """True for a control, which shows the effect of a different data order and does not count as a seed."""
+        """True for a control, which shows the effect of a different data order and is not one of its arm's seeds."""
         return self.stage == CONTROL
 
 

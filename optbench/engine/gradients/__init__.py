@@ -9,8 +9,8 @@
 
 `ways` selects one for each model.
 
-On one CPU thread, a batched product is no faster than separate products (it is a loop in the library), whereas
-processing one member at a time keeps the member's weights and gradients in the cache. Batching would only save
+On one CPU thread, a batched product is no faster than separate products, because the library loops over them.
+Processing one member at a time keeps the member's weights and gradients in the cache. Batching would only save
 framework overhead, of which the explicit backpropagation in `mlp` saves more. Processing members one at a time also
 guarantees bit-identity, because a member's arithmetic does not depend on the number of other members. On a GPU, in
 contrast, batching is essential.

@@ -17,8 +17,8 @@ from optbench.engine.batches import BatchStream, Normaliser
 class Feed:
     """Takes the next batches of all streams in a few library calls.
 
-    The examples of all streams are concatenated. A stream's order in an epoch is a row of indices, and its position in
-    this order is stored on the device, so `take` performs the same operations every time. At the start of an epoch,
+    The examples of all streams are concatenated. A stream's order in an epoch is a row of indices. The position in this
+    order is stored on the device, so that `take` performs the same operations every time. At the start of an epoch,
     `aim` copies the epoch's order to the device.
     """
 
