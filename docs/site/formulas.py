@@ -69,7 +69,7 @@ PIECES = {
     "‖w - w₀‖₂,": r"\lVert w - w_0 \rVert_2,",
     "L(w), the": r"L(w), \text{ the}",
     "λ of ∇²L(w)": r"\lambda \text{ of } \nabla^2 L(w)",
-    "‖Hv - λv‖ / |λ| for that λ": r"\lVert Hv - \lambda v \rVert / |\lambda| \text{ for that } \lambda",
+    "‖Hv - λv‖ / |λ|, λ": r"\lVert Hv - \lambda v \rVert / |\lambda|, \; \lambda",
     "tr ∇²L(w), mean of vᵀHv, v": r"\operatorname{tr} \nabla^2 L(w), \text{ mean of } v^\top H v, \; v",
     "L(w + ρ g/‖g‖) - L(w), g = ∇L(w), ρ": r"L(w + \rho\, g / \lVert g \rVert) - L(w), \; g = \nabla L(w), \; \rho",
     "L(w + ρ w² g / ‖|w| g‖) - L(w), ρ": r"L\left(w + \rho \frac{w^2 g}{\lVert |w| g \rVert}\right) - L(w), \; \rho",

@@ -1,8 +1,8 @@
 """Metrics: pure functions from accuracies, features and weights to numbers, and their catalog.
 
-`continual` and `plasticity` work on NumPy arrays, `cost` on plain numbers; `rank`, `similarity` and `sparsity` on torch
-tensors. Only the catalog and `measuring` are imported here; they import the others only when measuring, so that listing
-metrics starts fast.
+`continual` and `plasticity` work on NumPy arrays, `cost` on plain numbers, and `rank`, `similarity` and `sparsity` on
+torch tensors. Modules that compute metrics are imported only when a metric is measured, so that listing metrics starts
+fast.
 """
 
 from optbench.metrics.catalog import (

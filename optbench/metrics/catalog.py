@@ -23,7 +23,7 @@ _KUMAR, _DOHARE = "Kumar et al. 2023", "after Dohare et al. 2024"
 
 
 _SIZES = ("features_n", "features_d")
-"""The metrics N and d, which are needed to interpret any metric of features."""
+"""The metrics of N and d, which are needed to interpret any metric of features."""
 _LOSS = "landscape_loss"
 
 _continual = partial(Metric, margin=0.005, kind="continual", subject="continual", reads=("accuracy",), remarks=True)
@@ -59,7 +59,7 @@ _spoilt = partial(_prediction, direction="higher", kind="model", cost="expensive
 _rounded = partial(_prediction, direction="lower", kind="model", reads=("model", "inputs", "targets", "accuracy"))
 _rounded = partial(_rounded, cost="expensive", called="quantised_drop", note="drop_note")
 _rounded = partial(_rounded, source="Jacob et al. 2018")
-# No margin, here and below: what counts as far or sharp depends on the model and its loss.
+# No margin, here and below: which values count as far or sharp depends on the model and its loss.
 _landscape = partial(Metric, margin=0.0, kind="landscape", subject="landscape")
 _distance = partial(_landscape, source="Nagarajan & Kolter 2019", reads=("weights", "start"), note="displacement_note")
 _expensive = partial(
@@ -131,7 +131,12 @@ _TABLE = (
     _centred("effective_rank", "exp(-Σ p ln p), p = λ/Σλ, centred", _ROY, margin=0.5),
     _centred("effective_rank_ratio", "effective_rank divided by d", _ROY, margin=0.005),
     _rank("effective_rank_uncentred", "exp(-Σ p ln p), p = σ²/Σσ², uncentred", _ROY, margin=0.5, default=False),
-    _correlation("effective_rank_correlation", "exp(-Σ p ln p), p = ρ/Σρ, ρ of the correlations", _ROY, margin=0.5),
+    _correlation(
+        "effective_rank_correlation",
+        "exp(-Σ p ln p), p = ρ/Σρ, ρ eigenvalues of the correlation matrix",
+        _ROY,
+        margin=0.5,
+    ),
     _rank("effective_rank_sv", "exp(-Σ p ln p), p = σ/Σσ, uncentred", _ROY, margin=0.5),
     _rank("stable_rank", "Σσ² / σ₁²", _RUDELSON, margin=0.1),
     _centred("participation_ratio", "(Σλ)² / Σλ², centred", "Gao et al. 2017", margin=0.5),
@@ -215,7 +220,7 @@ _TABLE = (
     *(
         _rounded(
             f"quantised_drop_{bits}",
-            f"accuracy minus that with each weight tensor rounded to {bits} bits, w ← s round(w/s), s = max|w| / {top}",
+            f"accuracy lost if each weight tensor is rounded to {bits} bits, w ← s round(w/s), s = max|w| / {top}",
             arguments={"bits": bits},
         )
         for bits, top in ((8, 127), (4, 7), (3, 3))
@@ -224,18 +229,26 @@ _TABLE = (
     _matrix("weight_stable_rank", "Σσ² / σ₁², σ of a layer's weights", _RUDELSON, margin=0.1),
     _distance("distance_from_init", "‖w - w₀‖₂, all parameters"),
     _distance("relative_distance_from_init", "‖w - w₀‖₂ / ‖w₀‖₂"),
-    _expensive(_LOSS, "L(w), the training loss used by the next six metrics", "recorded"),
+    _expensive(_LOSS, "L(w), the training loss for metrics of the Hessian and of sharpness", "recorded"),
     _top("hessian_top_eigenvalue", "largest λ of ∇²L(w), by Lanczos' method", "Ghorbani et al. 2019"),
-    _top("hessian_top_residual", "‖Hv - λv‖ / |λ| for that λ", "recorded", result="residual"),
+    _top(
+        "hessian_top_residual",
+        "‖Hv - λv‖ / |λ|, λ the hessian_top_eigenvalue and v its eigenvector",
+        "recorded",
+        result="residual",
+    ),
     _trace("hessian_trace", "tr ∇²L(w), mean of vᵀHv, v random signs", "Hutchinson 1990"),
-    _trace("hessian_trace_error", "standard error of that mean", "recorded", result="error"),
+    _trace("hessian_trace_error", "standard error of hessian_trace", "recorded", result="error"),
     _expensive("sam_sharpness", "L(w + ρ g/‖g‖) - L(w), g = ∇L(w), ρ = rho, .05 by default", "Foret et al. 2021"),
     _expensive("adaptive_sam_sharpness", "L(w + ρ w² g / ‖|w| g‖) - L(w), ρ = rho, .5 by default", "Kwon et al. 2021"),
     _kept("kept_cka", "mean_{j<T} linear CKA between task j's features after task j and at the end", _CKA),
     _broken("kept_cka_null", "kept_cka with wrongly paired examples"),
-    _kept("kept_cka_means", "kept_cka of means over the positions of a sequence, debiased", _CKA),
+    _kept("kept_cka_means", "kept_cka of features averaged over each sequence's positions, debiased", _CKA),
     _kept(
-        "kept_overlap", "mean_{j<T} ‖UᵀV‖²_F / k, U and V the k = 16 principal directions of the same features", _GOLUB
+        "kept_overlap",
+        "mean_{j<T} ‖UᵀV‖²_F / k, U and V the k = 16 principal directions of task j's features after task j and at the "
+        "end",
+        _GOLUB,
     ),
     _shared("tasks_cka", "mean_{a<b} ⟨C_a, C_b⟩ / (‖C_a‖ ‖C_b‖), C_a covariance of task a's features at the end", _CKA),
     _within("tasks_cka_within", "tasks_cka between two halves of each task", called="tasks_cka"),
@@ -249,16 +262,19 @@ _TABLE = (
     _collapse("nc2_norm", "sd_c‖m_c‖ / mean_c‖m_c‖, m_c = μ_c - μ_G the centred class means", _PAPYAN),
     _collapse("nc2_angle", "mean_{c≠c'} |cos(m_c, m_c') + 1/(C-1)|", _PAPYAN),
     _collapse("nc3", "‖W/‖W‖ - M/‖M‖‖²_F, M the rows m_c", _PAPYAN),
-    _collapse("nc4", "share of examples whose nearest class mean is not that of the largest logit", _PAPYAN),
+    _collapse(
+        "nc4", "share of examples whose nearest class mean is not that of the class with the largest logit", _PAPYAN
+    ),
     _collapse(
         "class_margin",
-        "mean_i min_{c≠y} (z_y - z_c) / ‖w_y - w_c‖ / √tr Σ, z logits, w rows of the last layer, Σ of the features",
+        "mean_i min_{c≠y} (z_y - z_c) / ‖w_y - w_c‖ / √tr Σ, z logits, w rows of the last layer, Σ "
+        "covariance of the features",
         "Elsayed et al. 2018, Jiang et al. 2019",
         note="margin_note",
     ),
     Metric(
         "steps_to_accuracy",
-        "steps until an evaluation in the last task reaches a = accuracy, .95 by default",
+        "steps until an evaluation in the last task reaches an accuracy of a, a = accuracy, .95 by default",
         "after Power et al. 2022",
         "lower",
         margin=0.0,
@@ -269,13 +285,13 @@ _TABLE = (
         default=False,
     ),
     _geometry("stable_rank")("‖Δ‖²_F / ‖Δ‖²₂ of a layer's update Δ, mean over 16 points of training", _RUDELSON),
-    _geometry("cosine_gradient")("mean of cos(Δ, -G), G the gradient of the layer", "counted"),
+    _geometry("cosine_gradient")("mean of cos(Δ, -G), G the layer's gradient", "counted"),
     _geometry("cosine_sign")("mean of cos(Δ, -sign G)", "Bernstein et al. 2018"),
     _geometry("cosine_polar")("mean of cos(Δ, -UVᵀ), G = U S Vᵀ", "Carlson et al. 2015"),
     _geometry("relative_size")("mean of ‖Δ‖_F / ‖W‖_F, W the weights before the update", "You et al. 2017"),
     _geometry("angle")("mean angle between W and W + Δ, in degrees", "counted", unit="°"),
     *_pruned("global", "all weights ranked together"),
-    *_pruned("layer", "each layer ranked alone"),
+    *_pruned("layer", "each layer ranked separately"),
     _pair("linear_cka", "‖YᵀX‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F), centred features", _CKA),
     _debiased("linear_cka_debiased", "linear_cka with unbiased estimates of its terms", "Song et al. 2012"),
     _pair(
@@ -287,12 +303,12 @@ _TABLE = (
     _pair("prediction_disagreement", "share of test examples that two solutions label differently", "counted"),
     _pair("loss_barrier", "max_α L(w_α) - (1-α) L(w₀) - α L(w₁), w_α = (1-α) w₀ + α w₁", "Frankle et al. 2020"),
     _pair("accuracy_barrier", "max_α (1-α) A(w₀) + α A(w₁) - A(w_α), w_α as in loss_barrier", "Frankle et al. 2020"),
-    _pair("weight_distance", "2 ‖a - b‖₂ / (‖a - w₀‖₂ + ‖b - w₀‖₂), w₀ the start", "Fort et al. 2019"),
-    _pair("displacement_angle", "degrees between a - w₀ and b - w₀", "Fort et al. 2019"),
+    _pair("weight_distance", "2 ‖a - b‖₂ / (‖a - w₀‖₂ + ‖b - w₀‖₂), w₀ the initial weights", "Fort et al. 2019"),
+    _pair("displacement_angle", "angle in degrees between a - w₀ and b - w₀", "Fort et al. 2019"),
     _cost("train_seconds", "seconds spent on batches, gradients and updates"),
     _cost("milliseconds_per_step", "1000 · train_seconds / steps"),
-    _cost("optimizer_share", "seconds in the optimizer / train_seconds", direction="neutral"),
-    _cost("steps", "optimizer steps, all tasks", direction="neutral"),
+    _cost("optimizer_share", "seconds spent in the optimizer / train_seconds", direction="neutral"),
+    _cost("steps", "number of optimizer steps over all tasks", direction="neutral"),
     _cost("state_bytes_per_parameter", "bytes of optimizer state / parameters"),
 )
 
@@ -303,7 +319,7 @@ METRICS_VERSION = 1
 """Increased when a stored metric changes its meaning, so that its values cannot be compared with older ones."""
 
 PRIMARY_METRICS: tuple[str, ...] = ("average_accuracy", "forgetting", "effective_rank")
-"""The default family of an experiment that declares none: metrics with a verdict, under Holm's correction."""
+"""The default family of an experiment that declares none: the metrics with a verdict, under Holm's correction."""
 
 DEFAULT_METRICS: tuple[str, ...] = tuple(metric.name for metric in _TABLE if metric.default)
 
@@ -313,7 +329,7 @@ UNSET: tuple[Kind, ...] = (*DERIVED, "pair", "overlap", "updates", "collapse", "
 the course of training."""
 
 OF_TEST_DATA = ("features", "similarity", "logits", "model")
-"""Kinds measured on the test data of each task, including the last, and of all tasks."""
+"""Kinds measured on the test data of each task, including the last, and on that of all tasks together."""
 
 DEFAULT = "default"
 """Name of the default set in a suite's list of metrics."""

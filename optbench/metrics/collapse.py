@@ -1,4 +1,4 @@
-"""Neural collapse: whether the features of a class collapse to its mean, and the means and last layer to a simplex.
+"""Neural collapse: whether features collapse to their class mean, and class means and the last layer to a simplex.
 
 Legend: `N` examples; `d` width of the features; `C` classes that have examples.
 
@@ -26,8 +26,10 @@ _NULL = 1e-10
 class Collapse:
     """The data for metrics of neural collapse.
 
-    features: (N, d). targets: (N,). predicted: (N,), the class of the largest logit. head: (classes, d), for all
-    classes; None if the network has no last linear layer. logits: (N, classes), used by the margin.
+    features: (N, d). targets: (N,).
+    predicted: (N,), the class with the largest logit.
+    head: weights of the last layer for all classes, (classes, d); None if the network has no last linear layer.
+    logits: (N, classes), used only by the margin.
     """
 
     features: Tensor
@@ -78,7 +80,10 @@ def nc0(collapse: Collapse) -> float:
 
 
 def nc1(collapse: Collapse) -> float:
-    """Return tr(Σ_W Σ_B⁺) / C, Σ_W the within-class covariance over all examples and Σ_B that of the class means."""
+    """Return tr(Σ_W Σ_B⁺) / C.
+
+    Σ_W is the within-class covariance over all examples, and Σ_B is the covariance of the class means.
+    """
     if not collapse.finite:
         return math.nan
     within, m = collapse.h - collapse.means[collapse.place], collapse.centred
@@ -106,7 +111,7 @@ def nc2_angle(collapse: Collapse) -> float:
 
 
 def nc3(collapse: Collapse) -> float:
-    """Return ‖W/‖W‖_F - M/‖M‖_F‖²_F, M the rows m_c, W those of the same classes."""
+    """Return ‖W/‖W‖_F - M/‖M‖_F‖²_F, where M has the rows m_c and W the rows of the same classes."""
     if collapse.head is None:
         return math.nan
     w, m = exact(collapse.head)[collapse.classes], collapse.centred
@@ -114,7 +119,7 @@ def nc3(collapse: Collapse) -> float:
 
 
 def nc4(collapse: Collapse) -> float:
-    """Return the share of examples that the network labels differently from the nearest class mean."""
+    """Return the share of examples for which the network does not predict the class with the nearest mean."""
     if not collapse.finite:
         return math.nan
     nearest = collapse.classes[torch.cdist(collapse.h, collapse.means).argmin(1)]
@@ -122,11 +127,12 @@ def nc4(collapse: Collapse) -> float:
 
 
 def class_margin(collapse: Collapse) -> float:
-    """Return mean_i min_{c≠y} (z_y - z_c) / ‖w_y - w_c‖ / √tr Σ, z logits, Σ the covariance of the features.
+    """Return mean_i min_{c≠y} (z_y - z_c) / ‖w_y - w_c‖ / √tr Σ.
 
-    The signed distance of training examples to the decision boundary of the last layer, relative to the spread of the
-    features: the margin in feature space of Elsayed et al. 2018 (arXiv:1803.05598), normalised
-    as Jiang et al. 2019 do (arXiv:1810.00113). Scaling features or the last layer does not change it.
+    z are the logits, w the rows of the last layer, and Σ the covariance of the features. This is the mean signed
+    distance of training examples to the decision boundary of the last layer, relative to the spread of the features:
+    the margin in feature space of Elsayed et al. 2018 (arXiv:1803.05598), normalised as in Jiang et al. 2019
+    (arXiv:1810.00113). Scaling the features or the last layer does not change the margin.
     """
     if collapse.head is None or collapse.logits is None or not collapse.finite:
         return math.nan
@@ -139,7 +145,7 @@ def class_margin(collapse: Collapse) -> float:
 
 
 def margin_note(collapse: Collapse) -> str:
-    """Return why a margin is undefined."""
+    """Return why `class_margin` is undefined."""
     if not collapse.finite:
         return "the features are not finite"
     if collapse.head is None or collapse.logits is None:
@@ -148,7 +154,7 @@ def margin_note(collapse: Collapse) -> str:
 
 
 def note(collapse: Collapse) -> str:
-    """Return why a metric is undefined."""
+    """Return why a metric of neural collapse is undefined."""
     if not collapse.finite:
         return "the features are not finite"
     if len(collapse.classes) < 2:

@@ -1,13 +1,16 @@
-"""Continual learning metrics of the accuracy matrix.
+"""Metrics of continual learning, computed from the accuracy matrix.
 
 Legend: `T` tasks; `...` any leading axes (seeds, optimizers).
 
-`accuracy` has shape (..., T+1, T), as fractions: row 0 before training, row i after task i, column j on task j.
-In the formulas R[i, j] is row i and task j, with tasks counted from 1 (so task j is column j - 1 of the array).
+`accuracy` has shape (..., T+1, T) and contains fractions: row 0 before training, row i after task i. In the formulas,
+R[i, j] is the accuracy in row i on task j, with tasks counted from 1 (so task j is column j - 1 of the array).
 
-Every function returns float64 of shape (...), and raises ValueError unless the shape is (..., T+1, T). The result is
-NaN if some R[j, j] is NaN or any entry is infinite (values of a diverged trial would not be comparable), if an
-entry that it needs was not scored, and, for means over T - 1 tasks, if T = 1. `note` gives the reason.
+Every metric returns float64 of shape (...), and raises ValueError unless `accuracy` has shape (..., T+1, T). The result
+is NaN in three cases, which `note` distinguishes:
+
+- Some R[j, j] is NaN or any entry is infinite, because values of a diverged trial would not be comparable.
+- An entry that the metric needs was not scored.
+- The metric is a mean over T - 1 tasks, and T = 1.
 """
 
 from __future__ import annotations
@@ -19,8 +22,14 @@ from numpy.typing import ArrayLike, NDArray
 
 Array: TypeAlias = NDArray[np.float64]
 Needs: TypeAlias = Literal["all", "learnt", "last row", "since learnt", "before"]
-"""The entries of the matrix that a metric needs: all of them; R[j, j]; R[j, j] and R[T, j]; R[l, j] for l ≥ j; R[j-1,
-j] and R[0, j] for j ≥ 2."""
+"""The entries of the matrix that a metric needs.
+
+- `all`: all entries
+- `learnt`: R[j, j]
+- `last row`: R[j, j] and R[T, j]
+- `since learnt`: R[l, j] for l ≥ j
+- `before`: R[j-1, j] and R[0, j] for j ≥ 2
+"""
 
 
 def average_accuracy(accuracy: ArrayLike) -> Array:
@@ -30,17 +39,17 @@ def average_accuracy(accuracy: ArrayLike) -> Array:
 
 
 def learning_accuracy(accuracy: ArrayLike) -> Array:
-    """Return the mean accuracy on each task right after its training: mean_j R[j, j] (Riemer et al. 2019)."""
+    """Return the mean accuracy on tasks right after training on them: mean_j R[j, j] (Riemer et al. 2019)."""
     matrix = _matrix(accuracy)
     return _mean(_just_learnt(matrix), matrix)
 
 
 def forgetting(accuracy: ArrayLike) -> Array:
-    """Return the mean drop from the best accuracy since learning: mean_{j<T} (max_{j≤l<T} R[l, j] - R[T, j]).
+    """Return the mean drop from the best accuracy since learning a task: mean_{j<T} (max_{j≤l<T} R[l, j] - R[T, j]).
 
-    The maximum starts at the row in which the task was learnt and excludes the final row, so forgetting can be
-    negative (Chaudhry et al. 2018, arXiv:1801.10112). Other tools also use the word for definitions that include the
-    final row or rows before the task was learnt, or for the first accuracy minus the last.
+    The maximum starts at the row in which the task was learnt and excludes the final row, so forgetting can be negative
+    (Chaudhry et al. 2018, arXiv:1801.10112). Other tools use the same word for other definitions: with the final row,
+    with rows before the task was learnt, or for the first accuracy minus the last.
 
     Example:
         >>> rows = [[0.1, 0.1, 0.1], [0.9, 0.1, 0.2], [0.95, 0.8, 0.3], [0.5, 0.7, 0.9]]  # row 0: before any training
@@ -52,7 +61,7 @@ def forgetting(accuracy: ArrayLike) -> Array:
     # Entry (l, j) counts when j ≤ l < T: rows 1..T-1 of the matrix, on and below their diagonal.
     since_learnt = np.tri(tasks - 1, dtype=bool)
     candidates = np.where(since_learnt, matrix[..., 1:tasks, : tasks - 1], -np.inf)
-    best = candidates.max(axis=-2, initial=-np.inf)  # NaN if any of them is
+    best = candidates.max(axis=-2, initial=-np.inf)  # NaN if any candidate is
     return _mean(best - matrix[..., -1, :-1], matrix)
 
 
@@ -72,7 +81,7 @@ def earlier_tasks_accuracy(accuracy: ArrayLike) -> Array:
 
 
 def backward_transfer(accuracy: ArrayLike) -> Array:
-    """Return the mean change since learning: mean_{j<T} (R[T, j] - R[j, j]) (Lopez-Paz & Ranzato 2017).
+    """Return the mean change since learning a task: mean_{j<T} (R[T, j] - R[j, j]) (Lopez-Paz & Ranzato 2017).
 
     Example:
         >>> rows = [[0.1, 0.1], [0.9, 0.2], [0.7, 0.8]]
@@ -84,7 +93,7 @@ def backward_transfer(accuracy: ArrayLike) -> Array:
 
 
 def forward_transfer(accuracy: ArrayLike) -> Array:
-    """Return the mean gain before training: mean_{j≥2} (R[j-1, j] - R[0, j]) (Lopez-Paz & Ranzato 2017).
+    """Return the mean gain before training on a task: mean_{j≥2} (R[j-1, j] - R[0, j]) (Lopez-Paz & Ranzato 2017).
 
     The mean runs over the T - 1 tasks that have a predecessor (the authors' published code divides by T).
     """
@@ -99,7 +108,7 @@ NOT_SCORED = "some accuracies that the metric needs were not scored (protocol.sc
 def note(accuracy: ArrayLike, *, over_pairs: bool, needs: Needs = "all") -> str | None:
     """Return why a metric of one matrix (T+1, T) is NaN, or None if it is defined.
 
-    over_pairs: whether the metric is a mean over T - 1 tasks, which needs at least two. needs: the entries it uses.
+    over_pairs: whether the metric is a mean over T - 1 tasks. needs: the entries that the metric uses.
     """
     matrix = _matrix(accuracy)
     if not _ended(matrix):
@@ -147,7 +156,7 @@ def _just_learnt(matrix: Array) -> Array:
 
 
 def _mean(per_task: Array, matrix: Array) -> Array:
-    """Return the mean over the last axis, NaN if it is empty or the training did not finish."""
+    """Return the mean over the last axis; NaN if it is empty or training did not finish every task."""
     if per_task.shape[-1] == 0:
         return np.full(per_task.shape[:-1], np.nan)
     # Masked before the mean, because inf - inf would warn.

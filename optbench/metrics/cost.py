@@ -1,7 +1,7 @@
 """Cost of a trial's training, from the engine's records.
 
-Members of a cohort are trained together, so a trial's seconds are its share of the cohort's. Times can be compared only
-between runs on the same machine without other load. Every function returns NaN instead of dividing by zero.
+Members of a cohort are trained together, so a trial's seconds are its share of the cohort's seconds. Times can only be
+compared between runs on the same machine without other load. Every function returns NaN instead of dividing by zero.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from dataclasses import dataclass
 class Cost:
     """The recorded cost of one trial.
 
-    steps: optimizer steps over all tasks. train_seconds: spent on batches, gradients and updates; optimizer_seconds:
-    spent on updates alone. optimizer_state_bytes: all storages of the optimizer's state, each counted once. parameters:
-    the number of trainable parameters.
+    steps: optimizer steps over all tasks.
+    train_seconds: seconds spent on batches, gradients and updates. optimizer_seconds: seconds spent on updates alone.
+    optimizer_state_bytes: size of all storages in the optimizer's state, each counted once.
+    parameters: the number of trainable parameters.
     """
 
     steps: int
@@ -37,7 +38,7 @@ def milliseconds_per_step(cost: Cost) -> float:
 
 
 def optimizer_share(cost: Cost) -> float:
-    """Return the share of updates in the training time, between 0 and 1."""
+    """Return the share of training time spent on updates, between 0 and 1."""
     return cost.optimizer_seconds / cost.train_seconds if cost.train_seconds else math.nan
 
 

@@ -1,11 +1,11 @@
-"""Loss landscape: distance of a solution from its initial weights, sharpness there, and barriers between two solutions.
+"""Loss landscape: the distance of a solution from its initial weights, its sharpness, and barriers between solutions.
 
 Legend: `P` weights of one network in one vector; `K` points on a line; `...` any leading axes (members).
 
 Everything is computed in float64. Functions of weights or values take any leading axes and return (...). Functions of
-the loss are for one network: they take `Loss`, a differentiable function of the weights (P,), and return a record of
-plain numbers. A value that is undefined or not finite is NaN; the record's `note`, `displacement_note` and
-`barrier_note` give the reason. Sharpness and distance mean little without the training loss at the solution
+the loss are for one network: they take a `Loss`, a differentiable function of the weights (P,), and return a record of
+plain numbers. A value that is undefined or not finite is NaN. The reason is given by the record's `note`, or by
+`displacement_note` and `barrier_note`. Sharpness and distance mean little without the training loss at the solution
 (`landscape_loss`).
 """
 
@@ -33,7 +33,7 @@ _LINEAR = "the gradient is zero"
 
 @dataclass(frozen=True)
 class NotedValue:
-    """A number with a note that says why it is NaN."""
+    """A number, with a note on why it is NaN; None if it is not."""
 
     value: float
     note: str | None
@@ -41,9 +41,10 @@ class NotedValue:
 
 @dataclass(frozen=True)
 class TopEigenvalue:
-    """The algebraically largest eigenvalue λ of a Hessian: 3 for diag(3, 1, -5).
+    """The algebraically largest eigenvalue λ of a Hessian, e.g. 3 for diag(3, 1, -5).
 
-    residual: ‖Hv - λv‖ / |λ| of its unit vector v; some eigenvalue is within residual · |λ| of λ. NaN if λ = 0.
+    residual: ‖Hv - λv‖ / |λ| for the computed unit eigenvector v; NaN if λ = 0. Some eigenvalue of the Hessian is
+        within residual · |λ| of λ.
     iterations: steps of Lanczos' method.
     note: why λ is NaN, or that the residual did not reach the tolerance.
     """
@@ -102,14 +103,14 @@ def accuracy_barrier(accuracies: Tensor) -> Tensor:
 
 
 def barrier_note(values: Tensor) -> str | None:
-    """Return why a barrier over the values (K,) of one line is NaN; None if it is not."""
+    """Return why a barrier over the values (K,) on one line is NaN; None if the barrier is defined."""
     assert values.ndim == 1, "a note is about one line"
     missing = int((~values.isfinite()).sum())
     return f"not finite at {missing} of {count(len(values), 'point')}" if missing else None
 
 
 def distance_from_init(weights: Tensor, start: Tensor) -> Tensor:
-    """Return ‖w - w₀‖₂ from the initial weights: two (..., P) -> (...); NaN if not finite or P = 0."""
+    """Return the distance ‖w - w₀‖₂ from the initial weights: two (..., P) -> (...); NaN if not finite or P = 0."""
     distance: Tensor = torch.linalg.vector_norm(_displacement(weights, start), dim=-1)
     return torch.where(distance.isfinite() & (weights.shape[-1] > 0), distance, torch.nan)
 
@@ -122,7 +123,7 @@ def relative_distance_from_init(weights: Tensor, start: Tensor) -> Tensor:
 
 
 def displacement_note(weights: Tensor, start: Tensor) -> str | None:
-    """Return why a distance from the initial weights (P,) is or may be NaN, else None."""
+    """Return why a distance from the initial weights (P,) is or could be NaN, else None."""
     assert weights.ndim == start.ndim == 1, "a note is about one network"
     if weights.numel() == 0:
         return "no weights"
@@ -254,11 +255,11 @@ def hessian_trace(
 
 
 class _Hessian:
-    """Products Hv at one point.
+    """Hessian-vector products Hv at one point.
 
-    The graph of the gradient is built once and differentiated again for each v: on the networks here a product costs
-    about as much as a gradient, half as much as rebuilding the graph, and a quarter of forward-over-reverse
-    differentiation.
+    The graph of the gradient is built once and differentiated again for each v. On the networks of this package, a
+    product takes about as long as a gradient, half as long as with a rebuilt graph, and a quarter as long as by
+    forward-over-reverse differentiation.
     """
 
     def __init__(self, loss: Loss, weights: Tensor) -> None:
@@ -298,7 +299,7 @@ def _unfit(point: Tensor, value: float, gradient: Tensor) -> str | None:
 
 
 def _sharpness(loss: Loss, weights: Tensor, scale: Tensor, rho: float, without_direction: str) -> NotedValue:
-    """Return L(w + ρ s u) - L(w) with u = s g / ‖s g‖: SAM's ascent with distances in units of `scale` s."""
+    """Return L(w + ρ s u) - L(w) with u = s g / ‖s g‖: SAM's ascent, with distances in units of s = `scale`."""
     if not (rho > 0 and math.isfinite(rho)):
         raise ValueError(f"expected rho to be positive and finite, got {rho}")
     point, value, gradient = _gradient(loss, weights)

@@ -1,6 +1,6 @@
 """Checks that a network has learnt its tasks, without which low forgetting is meaningless.
 
-Legend: `T` tasks; `...` any leading axes (trials). NumPy arrays in, NumPy arrays out; NaN for unknown values.
+Legend: `T` tasks; `...` any leading axes (trials). Functions work on NumPy arrays, in which NaN is an unknown value.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ Array: TypeAlias = NDArray[np.float64]
 Flags: TypeAlias = NDArray[np.bool_]
 
 STANDARD_ERRORS = 3
-"""Standard errors by which an accuracy must exceed guessing; one-sided, chance alone exceeds this in 0.13% of tasks."""
+"""Number of standard errors by which an accuracy must exceed that of guessing; by chance, 0.13% of tasks exceed it."""
 EXPLOSION = 10
-"""The multiple of its initial value above which a training loss has exploded. An untrained network starts at ln C, 2.3
-for ten classes; a loss of 23 corresponds to a probability of 1e-10 for the true class."""
+"""A training loss has exploded if it exceeds its initial value this many times over. An untrained network starts at
+ln C, which is 2.3 for ten classes; a loss of 23 corresponds to a probability of 1e-10 for the true class."""
 
 
 def no_better_than_guessing(accuracy: ArrayLike, guess: ArrayLike, examples: ArrayLike) -> Flags:
@@ -43,9 +43,9 @@ def no_better_than_guessing(accuracy: ArrayLike, guess: ArrayLike, examples: Arr
 def loss_exploded(losses: ArrayLike, start: ArrayLike) -> Flags:
     """Return True where a training loss exceeded ten times its initial value.
 
-    losses: (..., T), the highest training loss in each task, averaged between two evaluations: a spike of a few steps
-    from which the network recovers does not count. start: (..., T), the loss on each task before its first
-    step, at least that of the untrained network. -> (..., T), False where either is NaN.
+    losses: (..., T), the highest training loss in each task. Losses are averaged between two evaluations, so that a
+    spike of a few steps from which the network recovers does not count. start: (..., T), the loss on each task before
+    its first step, at least that of the untrained network. -> (..., T), False where either is NaN.
     """
     flags: Flags = np.asarray(losses, np.float64) > EXPLOSION * np.asarray(start, np.float64)
     return flags
@@ -54,7 +54,7 @@ def loss_exploded(losses: ArrayLike, start: ArrayLike) -> Flags:
 def start_losses(loss: ArrayLike) -> Array:
     """Return the loss on each task before its first step, at least that of the untrained network.
 
-    loss: (..., T+1, T), with the rows of an accuracy matrix. -> (..., T), NaN where both are.
+    loss: (..., T+1, T), with the same rows as an accuracy matrix. -> (..., T), NaN where both losses are NaN.
     """
     matrix = np.asarray(loss, np.float64)
     before = np.diagonal(matrix[..., :-1, :], axis1=-2, axis2=-1)
@@ -69,7 +69,7 @@ def majority_share(counts: ArrayLike) -> float:
 
 
 ABOVE_TARGET = "ended above the target training loss"
-"""Text in a trial's note on tasks that ended above `early_stopping.target`."""
+"""Text in the note of a trial with tasks that ended above `early_stopping.target`."""
 GUESSED = "no better than guessing right after training"
 EXPLODED = f"training loss above {EXPLOSION} times its start"
 
@@ -90,18 +90,18 @@ class NotLearnt:
 
     @staticmethod
     def of(guessed: Flags, exploded: Flags) -> NotLearnt:
-        """Convert flags (T,) of the tasks of one trial to task numbers."""
+        """Convert flags (T,) for the tasks of one trial to task numbers."""
         return NotLearnt(*(tuple((np.flatnonzero(flags) + 1).tolist()) for flags in (guessed, exploded)))
 
     @property
     def notes(self) -> list[str]:
-        """The failures in words: `no better than guessing right after training (tasks 1, 3-5)`."""
+        """The failures in words, e.g. `no better than guessing right after training (tasks 1, 3-5)`."""
         found = ((GUESSED, self.guessed), (EXPLODED, self.exploded))
         return [f"{what} ({task_list(tasks)})" for what, tasks in found if tasks]
 
 
 def task_list(tasks: Sequence[int]) -> str:
-    """Return task numbers in words, ascending, with ranges: `task 2`, `tasks 1, 3-5`."""
+    """Return ascending task numbers as text with ranges, e.g. `task 2` or `tasks 1, 3-5`."""
     ends: list[list[int]] = []
     for task in tasks:
         if ends and task == ends[-1][1] + 1:

@@ -1,6 +1,6 @@
-"""Readings, the inputs of metrics, and the common path by which all metrics are measured. Imports torch late.
+"""Readings, which are the inputs of metrics, and the code that measures all metrics. Imports torch only when needed.
 
-A reading holds one trial's tensors and shared intermediate results, such as one decomposition.
+A reading holds tensors of one trial, and intermediate results that several metrics share, such as a decomposition.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from optbench.metrics.updates import Geometry
 
 Ask: TypeAlias = Callable[[Metric, Sequence[Any]], tuple[float, str | None]]
-"""Calls a user's metric with these arguments; returns the value, and if it is NaN, the reason."""
+"""A function that calls a user's metric with these arguments; returns the value and, if that is NaN, the reason."""
 
 
 NO_CLASSES = "expected classes, got the tokens of a text"
@@ -50,14 +50,14 @@ class Measurement:
 
 
 def measurement(metric: Metric, layer: str | None, value: float, note: str | None) -> Measurement:
-    """Return the value of `metric`; a non-finite value is undefined and requires a `note`."""
+    """Return a `Measurement` of `metric`; a non-finite value becomes undefined and requires a `note`."""
     defined = math.isfinite(value)
     assert defined or note is not None, f"{metric.name} is undefined without a reason"
     return Measurement(metric.name, layer, value if defined else None, note)
 
 
 def take(metrics: Iterable[Metric], reading: Reading, ask: Ask | None = None) -> list[Measurement]:
-    """Measure every metric of the reading's kinds, and their companions.
+    """Measure all metrics of the kinds that the reading supports, and their companions.
 
     ask: calls users' metrics; required if there are any.
     """
@@ -68,7 +68,7 @@ def take(metrics: Iterable[Metric], reading: Reading, ask: Ask | None = None) ->
 
 
 def mean_of_layers(metric: Metric, layers: Sequence[Measurement], sizes: Sequence[int]) -> Measurement:
-    """Return the mean of a metric over layers, weighted by size; undefined if a layer with weights is undefined."""
+    """Return a metric's mean over layers, weighted by size; undefined if it is undefined in a layer with weights."""
     filled = [(layer, size) for layer, size in zip(layers, sizes, strict=True) if size]
     undefined = [str(layer.layer) for layer, _ in filled if layer.value is None]
     if undefined or not filled:
@@ -81,7 +81,7 @@ def mean_of_layers(metric: Metric, layers: Sequence[Measurement], sizes: Sequenc
 
 
 class Reading:
-    """The input of metrics of some kinds; its attributes are the arguments of their functions."""
+    """The input of metrics of certain kinds; its attributes are the arguments of the metrics' functions."""
 
     kinds: ClassVar[frozenset[Kind]]
 
@@ -114,7 +114,7 @@ class Reading:
 
 
 class Elsewhere(Reading):
-    """Features at another place of the network, of which only the decomposition is kept."""
+    """Features at another place in the network, of which only the decomposition is kept."""
 
     kinds = frozenset({"features"})
 
@@ -126,7 +126,7 @@ class Elsewhere(Reading):
 class Features(Reading):
     """The input of the last linear layer on a fixed set of examples, (N, d), with targets (N,).
 
-    Registered metrics use only sums over examples and one decomposition, which `Pooled` can add up.
+    Registered metrics use only sums over examples and one decomposition, which `Pooled` can combine.
     """
 
     kinds = frozenset({"features", "similarity", "logits"})
@@ -145,7 +145,7 @@ class Features(Reading):
 
         cues: (N,), as in `Split`.
 
-        elsewhere: decompositions of the features at other places; None for another name of this place.
+        elsewhere: decompositions of the features at other places; None if a place is this one under another name.
 
         Raises:
             ValueError: the shapes disagree.
@@ -167,7 +167,7 @@ class Features(Reading):
         return Reading.value(self.at(metric.place), metric, ask, layer)
 
     def at(self, place: Place) -> Reading:
-        """Return the reading at a place of the network."""
+        """Return the reading for a place in the network."""
         return self._elsewhere[place]
 
     @functools.cached_property
@@ -293,7 +293,7 @@ class Weights(Reading):
 
     @functools.cached_property
     def singular_values(self) -> SingularValues:
-        """Singular values of a single layer's matrix (outputs, the rest), shared by all metrics of its rank."""
+        """Singular values of a single layer's matrix (outputs, all other axes), shared by metrics of weight rank."""
         from optbench.metrics import rank
 
         (weight,) = self.weights.values()
@@ -325,7 +325,7 @@ class Overlap(Reading):
 
 
 class Updates(Reading):
-    """Updates of each weight matrix at some points of training; the overall value is the mean weighted by size."""
+    """Updates of each weight matrix at some points in training; overall values are means weighted by size."""
 
     kinds = frozenset({"updates"})
 
@@ -341,7 +341,7 @@ class Updates(Reading):
 
 
 class Update(Reading):
-    """Updates of one weight matrix at some points of training."""
+    """Updates of one weight matrix at some points in training."""
 
     kinds = frozenset({"updates"})
 
@@ -351,7 +351,7 @@ class Update(Reading):
 
 
 class OfTraining(Reading):
-    """Features of training examples with their labels, and the last layer."""
+    """Features and labels of training examples, and the last layer."""
 
     kinds = frozenset({"collapse"})
 

@@ -59,32 +59,44 @@ class Metric:
     """The description of a metric; creating it does not import the metric's function.
 
     direction: which values are better; values of a neutral metric are called higher or lower, never better.
-    margin: the smallest relevant difference, in the metric's unit; 0 for none, in which case no values are equivalent.
-    kind: its input: `continual` the accuracy matrix, `online` the accuracy on each batch before its
-        update, by task, `features` (N, d), `similarity` features with labels, `weights` each weight tensor and all
-        together, `landscape` final and initial weights and the training loss, `overlap` features of each task computed
-        by the networks at the ends of tasks, `cost` a trial's record of its training, `pruning` the accuracies with
-        only the largest weights, `collapse` features of training examples and the last layer, `transfer` features of
-        another dataset, `curve` the evaluations during the last task, `updates` the steps of each weight matrix at some
-        points of training, `pair` two trained networks (a suite's `pairs`), `logits` (N, C) with targets, `model` the
-        trained network with test inputs and targets.
-    subject: the module `optbench.metrics.<subject>` that defines its function.
-    reads: the arguments of its function: attributes of the reading of its kind, see `measuring`.
+    margin: the smallest relevant difference, in the metric's unit; with 0, no values are judged equivalent.
+    kind: the metric's input.
+
+        - `continual`: the accuracy matrix
+        - `online`: for each task, the accuracy on its batches, each before the update
+        - `features`: the features (N, d)
+        - `similarity`: the features with labels
+        - `logits`: the logits (N, C) with targets
+        - `weights`: each weight tensor, and all of them together
+        - `model`: the trained network with test inputs and targets
+        - `landscape`: the final and initial weights, and the training loss
+        - `overlap`: the features of each task, computed by the networks at the ends of tasks
+        - `collapse`: the features of training examples, and the last layer
+        - `transfer`: the features of another dataset
+        - `curve`: the evaluations during the last task
+        - `updates`: the steps of each weight matrix at some points in training
+        - `pruning`: the accuracies with only the largest weights
+        - `pair`: two trained networks (a suite's `pairs`)
+        - `cost`: the record of a trial's training
+
+    subject: the module `optbench.metrics.<subject>` that defines the metric's function.
+    reads: the arguments of the function: attributes of the reading for this kind (see `measuring`).
     cost: `cheap` (milliseconds per trial) or `expensive`.
-    default: whether it is measured if a suite names no metrics.
+    default: whether the metric is measured if a suite names no metrics.
     called: the function's name if it differs from the metric's.
     arguments: further keyword arguments of the function.
     result: the attribute of the function's result that holds the value, next to `note`; None: the result is the value.
-    note: the module's function that, given the same arguments, explains why a value is undefined.
+    note: the function in the same module that takes the same arguments and explains why a value is undefined.
     note_arguments: keyword arguments of `note`.
-    remarks: whether `note` may also comment on a defined value.
-    alongside: companion metrics needed to interpret it, measured with it.
-    averaged: whether its overall value is the mean over layers, weighted by size, instead of that of all weights.
-    scope: its pruning curve, one of `pruning.SCOPES`; None for other kinds.
-    said: its name in tables of text, if different; see `score`.
-    target: the target in a suite if it is not in this catalog: a user's function, or a metric with settings.
-    settings: as plain values, including defaults.
-    place: where in the network its features are read; settings choose it for `placed` metrics.
+    remarks: whether `note` can also comment on a defined value.
+    alongside: companion metrics, which are measured with this one because they are needed to interpret it.
+    averaged: whether the overall value is the mean over layers, weighted by size, instead of the value for all weights.
+    scope: the metric's pruning curve, one of `pruning.SCOPES`; None for other kinds.
+    said: the metric's name in tables of text, if different; see `score`.
+    target: for a metric that is not in the catalog, its target in a suite: a user's function, or a registered name with
+        settings.
+    settings: the settings as plain values, including defaults.
+    place: where in the network the metric's features are read; set by the settings of `placed` metrics.
     source_hash: the hash of a user's source file; None for registered metrics.
     """
 
@@ -168,10 +180,10 @@ class Metric:
 
 
 def is_own(target: str) -> bool:
-    """Return whether a target is a user's rather than a registered name."""
+    """Return whether a target names a user's metric, not a registered one."""
     return ":" in target
 
 
 def base_name(name: str) -> str:
-    """Return a metric's name without its settings: `margin` for `margin power=2`."""
+    """Return a metric's name without its settings, e.g. `margin` for `margin power=2`."""
     return name.partition(" ")[0]

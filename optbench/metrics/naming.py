@@ -16,7 +16,7 @@ def check_metric(name: str) -> None:
 
 
 def derived_with(names: Iterable[str]) -> set[Kind]:
-    """Return the kinds whose registered metrics are all derived if these metrics are named.
+    """Return the kinds whose registered metrics are all derived if a suite names these metrics.
 
     Metrics of the accuracy matrix and of cost are always derived. All metrics of online accuracies, or of pruning
     curves, are derived if any of them is named.
@@ -25,11 +25,14 @@ def derived_with(names: Iterable[str]) -> set[Kind]:
 
 
 def check_taken(name: str, listed: Iterable[str] | None) -> None:
-    """Raise UsageError unless trials of a suite that lists these metrics (None: no list) measure `name`."""
+    """Raise UsageError if `name` is a registered metric that a suite with this list of metrics does not measure.
+
+    listed: None if the suite has no list.
+    """
     listed = (DEFAULT,) if listed is None else listed
     chosen = {one for entry in listed for one in (DEFAULT_METRICS if entry == DEFAULT else (entry,))}
     if name in METRICS and name not in chosen and METRICS[name].kind not in derived_with(chosen):
-        raise UsageError(f"expected a metric that the experiment measures, got '{name}'; add it to its 'metrics'")
+        raise UsageError(f"expected a metric that the experiment measures, got '{name}'; add it to 'metrics'")
 
 
 def check_pair_metric(name: str) -> None:

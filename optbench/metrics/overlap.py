@@ -1,10 +1,10 @@
 """Overlap of tasks: whether later tasks move the features of earlier ones, and whether tasks share directions.
 
-Legend: `N` examples, or drawn positions of sequences; `W` sequences; `d` features; `T` tasks; k = 16.
+Legend: `N` examples, or sampled positions of sequences; `W` sequences; `d` features; `T` tasks; k = 16.
 
 Everything is computed in float64 from centred features. Each metric is a mean over tasks or pairs of tasks, returned
-as a `NotedValue`: a number, or NaN with the reason. Neither direction is better. Interpret each relative to its null:
-the value without any relation, or between two random halves of one task.
+as a `NotedValue`: a number, or NaN with the reason. Neither direction is better. Interpret each metric relative to
+its null: its value without any relation, or between two random halves of one task.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ DIRECTIONS = 16
 class TaskFeatures:
     """The features of one task's examples, computed by one network.
 
-    places: (N, d), the features of every example, or at sampled positions of sequences. means: (W, d), their means over
-    the positions of each sequence; None unless examples are sequences.
+    places: (N, d), the features of every example or, for sequences, at sampled positions. means: (W, d), the features
+    of each sequence, averaged over its positions; None unless examples are sequences.
     """
 
     places: Tensor
@@ -45,9 +45,10 @@ class Change:
 
 
 def kept_cka(changes: Sequence[Change], *, broken: bool = False) -> NotedValue:
-    """Return the linear CKA between a task's features right after its training and at the end, averaged over j < T.
+    """Return the linear CKA between a task's features right after its training and at the end.
 
-    broken: the null, with examples shifted cyclically by half their number.
+    The result is averaged over all tasks before the last. broken: compute the null instead, with the examples at the
+    end shifted cyclically by half their number.
     """
 
     def of(change: Change) -> Tensor:
@@ -59,7 +60,7 @@ def kept_cka(changes: Sequence[Change], *, broken: bool = False) -> NotedValue:
 
 
 def kept_cka_means(changes: Sequence[Change]) -> NotedValue:
-    """Return `kept_cka` of the means over each sequence's positions, debiased because there are few sequences."""
+    """Return `kept_cka` of features averaged over each sequence's positions, debiased because sequences are few."""
     if any(change.before.means is None for change in changes):
         return NotedValue(math.nan, "expected sequences, got examples without positions")
 
@@ -72,17 +73,20 @@ def kept_cka_means(changes: Sequence[Change]) -> NotedValue:
 
 
 def kept_overlap(changes: Sequence[Change]) -> NotedValue:
-    """Return the overlap of the k leading principal directions after training and at the end, averaged over j < T."""
+    """Return the overlap between the k leading principal directions of a task's features at two points in time.
+
+    These are right after the task's training, and at the end. The result is averaged over all tasks before the last.
+    """
     pairs = [(change.before.places, change.after.places) for change in changes]
     return _overlap(pairs, NO_EARLIER)
 
 
 def tasks_cka(tasks: Sequence[TaskFeatures], *, within: bool = False) -> NotedValue:
-    """Return ⟨C_a, C_b⟩ / (‖C_a‖ ‖C_b‖) of the covariances of two tasks' features, averaged over pairs of tasks.
+    """Return ⟨C_a, C_b⟩ / (‖C_a‖ ‖C_b‖) for the covariances of two tasks' features, averaged over pairs of tasks.
 
-    Examples of two tasks are not paired, but units are: this is linear CKA with units instead of examples, 1 for
-    proportional covariances and 0 if the features of the two tasks have no direction in common. within: compute the
-    null between the two halves of each task.
+    Examples of two tasks are not paired, but units are, so this is linear CKA with units instead of examples. It is 1
+    for proportional covariances, and 0 if the features of the two tasks have no direction in common. within: compute
+    the null instead, between the two halves of each task.
     """
     return _mean((_aligned(a, b) for a, b in _pairs(tasks, within)), "the features of a task do not vary", NO_PAIR)
 
@@ -90,7 +94,7 @@ def tasks_cka(tasks: Sequence[TaskFeatures], *, within: bool = False) -> NotedVa
 def tasks_overlap(tasks: Sequence[TaskFeatures], *, within: bool = False) -> NotedValue:
     """Return the overlap of the k leading principal directions of two tasks' features, averaged over pairs of tasks.
 
-    within: compute the null between the two halves of each task.
+    within: compute the null instead, between the two halves of each task.
     """
     return _overlap(list(_pairs(tasks, within)), NO_PAIR)
 

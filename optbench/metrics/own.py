@@ -27,7 +27,7 @@ Of = Literal["features", "logits", "weights", "accuracy", "model"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 KEY = "metrics"
-"""The key of `run.json` for descriptions of users' metrics and metrics with settings."""
+"""The key in `run.json` for descriptions of users' metrics and of metrics with settings."""
 RAISED = "raised"
 """The beginning of the note on a value that is undefined because a user's metric raised an exception."""
 MARK = "__optbench_metric__"
@@ -44,11 +44,11 @@ _RECORDED = ("direction", "unit", "margin", "formula")
 def metric(
     *, of: Of, direction: Direction = "neutral", unit: str = "", margin: float = 0.0, formula: str = ""
 ) -> Callable[[Function], Function]:
-    """Mark a function as a metric: it maps tensors of one trial to one number, or NaN if undefined.
+    """Mark a function as a metric, which maps tensors of one trial to one number, or to NaN if undefined.
 
     Args:
-        of: the input of the function. Tensors are float64 copies; targets (N,) follow features and logits if the
-            function has a second parameter without a default. Its other parameters are settings.
+        of: the input of the function. Tensors are float64 copies. Targets (N,) follow features and logits if the
+            function has a second parameter without a default. The function's other parameters are settings.
 
             - `features`: the input of the last linear layer on test data (N, d)
             - `logits`: (N, C)
@@ -59,8 +59,7 @@ def metric(
               the network takes. The trial's value is the mean over tasks.
         direction: which values are better; values of a `neutral` metric are called higher or lower, never better.
         unit: shown next to the name.
-        margin: the smallest relevant difference, in the metric's unit; with 0, there is none, and no values are
-            judged equivalent.
+        margin: the smallest relevant difference, in the metric's unit; with 0, no values are judged equivalent.
         formula: shown in reports; by default the first line of the docstring.
 
     Raises:
@@ -92,29 +91,29 @@ def metric(
 
 
 class _Metrics(Registry):
-    """The registry of metrics: functions whose first parameters are inputs and whose further ones are settings."""
+    """The registry of metrics: functions whose first parameters are inputs and whose other parameters are settings."""
 
     def load(self, kind: str) -> Callable[..., Any]:
         """Load the function of a metric.
 
         Raises:
-            KindError: as in `Registry.load`, or a user's function is not marked with `metric`, has an invalid name or
+            KindError: as in `Registry.load`, or a user's function is not marked with `metric`, has an invalid name, or
                 has the name of a registered metric.
         """
         found, name = super().load(kind), kind.rpartition(":")[2]
         if not self.is_users(kind):
             return found
         if not isinstance(getattr(found, MARK, None), Metric):
-            got = "a function without it" if inspect.isfunction(found) else f"a value of type {type(found).__name__}"
+            got = "an unmarked function" if inspect.isfunction(found) else f"a value of type {type(found).__name__}"
             raise KindError(f"{kind}: expected a function marked with @optbench.metric, got {got}")
         if name in self.names:
-            raise KindError(f"{kind}: has the name of a registered metric, '{name}'; rename it")
+            raise KindError(f"{kind}: '{name}' is the name of a registered metric; rename the function")
         if not name.isascii() or not name[:1].isalpha():
             raise KindError(f"{kind}: expected a name of ASCII letters, digits and _ that starts with a letter")
         return found
 
     def _settings(self, kind: str) -> type[BaseModel]:
-        """Return the model of the function's settings, with those of the place if the metric is `placed`."""
+        """Return the pydantic model of the function's settings, with those of a place if the metric is `placed`."""
         own = super()._settings(kind)
         if kind in METRICS and METRICS[kind].placed:
             return create_model("Settings", __base__=own, **SETTINGS)
@@ -142,13 +141,13 @@ class _Metrics(Registry):
         return reads[: len(self._given(kind, found, signature(found)[0]))]
 
     def departures(self, kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the settings that differ from their defaults, as plain values; a metric's name includes them.
+        """Return the settings that differ from their defaults, which are part of a metric's name, as plain values.
 
         Raises:
             KindError, ValidationError: as in `complete`.
         """
         if not given and kind in self.names:
-            return {}  # nothing is imported
+            return {}  # without importing the function
         value = validated(self.settings(kind), given)
         fields = type(value).model_fields
         changed = {
@@ -164,7 +163,7 @@ METRIC_KINDS = _Metrics("metric", (), {DEFAULT: "", **dict.fromkeys(METRICS, "")
 
 
 class MetricSettings(Kind):
-    """A metric in a suite: registered, user-defined or `default`; a bare name is a metric without settings.
+    """A metric in a suite: registered, user-defined or `default`; a bare name stands for the metric with no settings.
 
     Only settings that differ from their defaults are kept.
     """
@@ -183,13 +182,13 @@ class MetricSettings(Kind):
 
     @property
     def name(self) -> str:
-        """The name in tables, claims and options: `margin`, or `margin power=2,scale=0.5`."""
+        """The name in tables, claims and options, e.g. `margin` or `margin power=2,scale=0.5`."""
         settings = ",".join(f"{name}={value_name(value)}" for name, value in self.settings.items())
         return f"{self.kind.rpartition(':')[2]} {settings}".rstrip()
 
     @property
     def in_catalog(self) -> bool:
-        """True for a registered metric without settings and for the default set."""
+        """True for a registered metric without settings, and for the default set."""
         return not self.is_users and not self.settings
 
 
@@ -211,7 +210,7 @@ def _plain(text: str) -> Any:
 
 
 def resolve(entries: Iterable[MetricSettings] | None) -> tuple[Metric, ...]:
-    """Return the metrics of a suite's list without duplicates; for None, the default set.
+    """Return the metrics in a suite's list, without duplicates; for None, the default set.
 
     A metric with settings is followed by its companions with the same settings. These are not in the catalog, so a run
     must describe them.
@@ -250,8 +249,8 @@ def _described(entry: MetricSettings) -> Metric:
 def check_rule(found: Metric) -> None:
     """Raise UsageError unless a metric can be used to choose settings, without test data and from a single trial.
 
-    Of the metrics of online accuracies, only levels qualify, because a learning rate too small for learning preserves
-    plasticity.
+    Among the metrics of online accuracy, only levels qualify, because a learning rate that is too small to learn
+    anything preserves plasticity.
     """
     if not _chooses(found):
         names = ", ".join(metric.name for metric in METRICS.values() if _chooses(metric))
@@ -266,7 +265,7 @@ def _chooses(found: Metric) -> bool:
 
 
 def metric_record(found: Metric) -> dict[str, Any]:
-    """Return the description in `run.json` of a metric that is not in the catalog."""
+    """Return the description of a metric that is not in the catalog, for `run.json`."""
     settings = {"settings": dict(found.settings)} if found.settings else {}
     record = {"name": found.name, "target": found.target, **settings}
     if not found.is_users:
@@ -302,7 +301,7 @@ def is_metric_record(value: Any) -> bool:
 
 
 def metrics_of(record: Mapping[str, Any]) -> Mapping[str, Metric]:
-    """Return every metric of a run by name: those of the catalog and the run's own.
+    """Return all metrics of a run by name: those in the catalog and the run's own.
 
     record: the checked content of `run.json`.
     """

@@ -3,8 +3,8 @@
 Legend: `P` weights of one network in one vector; `N` examples; `d` features; `K` points on the line between the two.
 
 Everything is computed in float64. Each metric takes `TwoSolutions` and returns a `NotedValue`: a number, or NaN with
-the reason. Neither direction is better. Interpret each relative to its null: the same optimizer from the same initial
-weights with another data order.
+the reason. Neither direction is better. Interpret each metric relative to its null: its value for the same optimizer
+and initial weights with another data order.
 """
 
 from __future__ import annotations
@@ -24,10 +24,13 @@ DIRECTIONS = 10
 
 @dataclass(frozen=True)
 class Solution:
-    """The data of a solution that comparisons need, computed once.
+    """The data of one solution that comparisons need, computed once.
 
-    weights: (P,) float64. predictions: (N,) labels. centred: (N, d) float64, its features minus their mean.
-    width: d. directions: (k, d) leading directions of the features, not centred; None if d < k.
+    weights: (P,) float64.
+    predictions: (N,) labels.
+    centred: (N, d) float64, the features minus their mean.
+    width: d.
+    directions: (k, d), the leading directions of the uncentred features; None if d < k.
     alignments: ‖XᵀX‖²_F of the centred features X, plain and debiased, for the denominator of CKA.
     """
 
@@ -40,7 +43,7 @@ class Solution:
 
     @staticmethod
     def of(weights: Tensor, features: Tensor, predictions: Tensor) -> Solution:
-        """Build a solution from weights (P,) and features (N, d) on the examples of the predictions (N,)."""
+        """Build a solution from weights (P,), and features (N, d) and predictions (N,) on the same examples."""
         centred = similarity.centred(features)
         width = features.shape[-1]
         return Solution(
@@ -80,10 +83,10 @@ def linear_cka(pair: TwoSolutions, *, debiased: bool = False) -> NotedValue:
 
 
 def subspace_overlap(pair: TwoSolutions) -> NotedValue:
-    """Return `similarity.subspace_overlap` of the k = 10 leading directions of the features, not centred."""
+    """Return `similarity.subspace_overlap` of the k = 10 leading directions of the uncentred features."""
     if pair.a.directions is None or pair.b.directions is None:
         return NotedValue(math.nan, _too_narrow(pair))
-    # k orthonormal directions represent the features: the overlap is that of the subspaces.
+    # The k orthonormal directions replace the features, because the overlap depends only on their subspaces.
     overlap = similarity.subspace_overlap(pair.a.directions, pair.b.directions, DIRECTIONS).item()
     return _reading(overlap, f"the {DIRECTIONS} leading directions of a solution are not determined")
 

@@ -1,4 +1,4 @@
-"""The place in a network where features are read, which every metric of rank has as settings. Does not import torch."""
+"""The place in a network where features are read, a setting of every metric of rank. Does not import torch."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Place:
 
     @property
     def name(self) -> str:
-        """The settings that differ from their defaults: `layer=1,activation=before`."""
+        """The settings that differ from their defaults, e.g. `layer=1,activation=before`."""
         default = FEATURES.settings
         changed = {name: value for name, value in self.settings.items() if value != default[name]}
         return ",".join(f"{name}={value_name(value)}" for name, value in changed.items())

@@ -2,12 +2,13 @@
 
 Legend: `T` tasks; `...` any leading axes (seeds, optimizers).
 
-`accuracy` has shape (..., T), as fractions: a_k, the mean accuracy on the batches of task k, each before its update
-(Kumar et al. 2023, arXiv:2308.11958, section 4.1). w = max(1, ⌊T/10⌋) tasks make a window (`window`).
+`accuracy` has shape (..., T) and contains fractions a_k: the mean accuracy on the batches of task k, each measured
+before the update on that batch (Kumar et al. 2023, arXiv:2308.11958, section 4.1). A window consists of
+w = max(1, ⌊T/10⌋) tasks (see `window`).
 
-Every function returns float64 of shape (...), and raises ValueError unless the shape is (..., T) with T ≥ 1. The result
-is NaN if a sequence has a non-finite entry (values of a diverged trial would not be comparable), and where
-stated below. `note` gives the reason.
+Every metric returns float64 of shape (...), and raises ValueError unless `accuracy` has shape (..., T) with T ≥ 1. The
+result is NaN if a sequence has a non-finite entry, because values of a diverged trial would not be comparable, and
+where stated below. `note` gives the reason.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def plasticity_slope(accuracy: ArrayLike) -> Array:
     if tasks == 1:
         return np.full(sequences.shape[:-1], np.nan)
     first, second = np.triu_indices(tasks, k=1)
-    # One sequence at a time: a thousand tasks have half a million pairs.
+    # One sequence at a time, because a thousand tasks have half a million pairs.
     found = [np.median((a[second] - a[first]) / (second - first)) for a in sequences.reshape(-1, tasks)]
     return SLOPE_TASKS * np.array(found, dtype=np.float64).reshape(sequences.shape[:-1])
 
@@ -82,9 +83,10 @@ def plasticity_slope(accuracy: ArrayLike) -> Array:
 def against_fresh(accuracy: ArrayLike, fresh: ArrayLike) -> Array:
     """Return the mean of the last w tasks minus that of fresh networks on the same tasks; higher is better.
 
-    fresh: (..., T), broadcastable. Negative if earlier learning hinders, positive if it helps.
+    fresh: (..., T), broadcastable. The result is negative if earlier learning hinders, and positive if it helps.
 
-    Raises ValueError if the two differ in T or do not broadcast.
+    Raises:
+        ValueError: `accuracy` and `fresh` differ in T or do not broadcast.
     """
     ours, theirs = _sequences(accuracy), _sequences(fresh)
     if ours.shape[-1] != theirs.shape[-1]:
@@ -95,7 +97,7 @@ def against_fresh(accuracy: ArrayLike, fresh: ArrayLike) -> Array:
 def note(accuracy: ArrayLike, *, of: Literal["kept", "slope", "level"]) -> str | None:
     """Return why a metric of one sequence (T,) is NaN, or None if it is defined.
 
-    of: the metric: `kept`, `slope`, or `level` for means, including each of the two in `against_fresh`.
+    of: the kind of metric: `kept`, `slope`, or `level` for means, including both means in `against_fresh`.
     """
     sequence = _sequences(accuracy)
     if np.isnan(sequence).any():

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from optbench.data.corruption import CORRUPTIONS, Corruption
 
 BINS = 15
-"""Number of bins of `calibration_error`, of equal width, (a, b]."""
+"""Number of bins (a, b] of equal width in `calibration_error`."""
 CHUNK = 2500
 """Number of examples, or of positions of sequences, per forward pass."""
 
 
 @dataclass(frozen=True, eq=False)
 class ClassHits:
-    """The number of examples and of correct predictions per class.
+    """The numbers of examples and of correct predictions in each class.
 
     hits, examples: int64 (C,), with C = 0 for text.
     """
@@ -46,7 +46,7 @@ def class_hits(logits: Tensor, targets: Tensor) -> ClassHits:
 
 
 def pooled_hits(parts: list[ClassHits]) -> ClassHits:
-    """Add the counts of one or more parts with the same classes."""
+    """Add the counts of one or more sets of examples with the same classes."""
     return ClassHits(sum(part.hits for part in parts), sum(part.examples for part in parts))  # type: ignore[arg-type]
 
 
@@ -76,7 +76,7 @@ def calibration_error(logits: Tensor, targets: Tensor) -> Tensor:
         targets: (N,).
 
     Returns:
-        float64 (); NaN if there are no examples or where a logit is not finite.
+        float64 (); NaN if there are no examples or a confidence is not finite.
 
     Example:
         >>> p = torch.tensor([0.9, 0.58, 0.55, 0.2])
@@ -119,9 +119,9 @@ def cue_note(logits: Tensor, cues: Tensor | None) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Corrupted:
-    """A network on corrupted versions of its test images.
+    """A network with corrupted versions of its test images.
 
-    model: the network in eval mode. make: returns the model's inputs with a corruption. targets: (N,).
+    model: the network in eval mode. make: returns the model's inputs with a corruption applied. targets: (N,).
     """
 
     model: nn.Module
@@ -130,7 +130,7 @@ class Corrupted:
     _known: dict[Corruption, float] = field(default_factory=dict, init=False)
 
     def accuracy(self, corruption: Corruption) -> float:
-        """Return the network's accuracy with a corruption, computed only once."""
+        """Return the network's accuracy on inputs with a corruption, which is computed only once."""
         if corruption not in self._known:
             self._known[corruption] = accuracy_of(self.model, self.make(corruption), self.targets)
         return self._known[corruption]

@@ -1,15 +1,15 @@
 """Pruning: keep only the largest weights, and metrics of the resulting accuracy curve.
 
-One-shot magnitude pruning without fine-tuning, as in Schwarz et al. 2021 (arXiv:2110.00296). Weights are
-tensors with two axes or more; biases and the gains of normalisation layers are unchanged. torch is imported only for
-ranking weights, because reports, which must start fast, use the curves.
+This is one-shot magnitude pruning without fine-tuning, as in Schwarz et al. 2021 (arXiv:2110.00296). Weights are
+tensors with two or more axes; biases and the gains of normalisation layers are unchanged. torch is imported only to
+rank weights, because reports use the curves and must start fast.
 
 Legend: `n` weights ranked together; `K` points of a curve; `...` any leading axes (trials).
 
-A curve is `sparsity` (K,), 1 minus the fraction kept, in any order, and `accuracy` (..., K). Functions of a curve
-return float64 of shape (...), NaN if an accuracy is not finite or there are too few points, and raise ValueError if
-the shapes disagree or a sparsity is not between 0 and 1, or repeated. In the scope `layer` the output layer
-keeps more than the fraction; the curve uses the nominal fraction.
+A curve consists of `sparsity` (K,), which is 1 minus the kept fraction, in any order, and `accuracy` (..., K).
+Functions of a curve return float64 of shape (...), with NaN if an accuracy is not finite or there are too few points.
+They raise ValueError if the shapes disagree, or if a sparsity is repeated or not between 0 and 1. In the scope `layer`,
+the output layer keeps more than the nominal fraction, but the curve uses the nominal one.
 """
 
 from __future__ import annotations
@@ -53,10 +53,13 @@ class Ranking:
     doubled: str | None
 
     def mask(self, keep: float) -> dict[str, Tensor]:
-        """Return the kept weights, by name, bool of the weight's shape: exactly ⌈keep·n⌉ of those ranked together.
+        """Return masks of the kept weights, by name: exactly ⌈keep·n⌉ of the n weights that are ranked together.
 
-        The output layer, in the scope `layer`, keeps ⌈min(1, 2·keep)·n⌉. A smaller fraction keeps a subset.
-        Raises ValueError unless 0 ≤ keep ≤ 1.
+        A mask is True for kept weights and has the shape of the weight tensor. In the scope `layer`, the output layer
+        keeps ⌈min(1, 2·keep)·n⌉ weights. A smaller fraction keeps a subset of the same weights.
+
+        Raises:
+            ValueError: keep is not between 0 and 1.
         """
         return {name: place < kept(self._share(name, keep), self.sizes[name]) for name, place in self.places.items()}
 
@@ -67,10 +70,12 @@ class Ranking:
 def rank_weights(weights: Mapping[str, Tensor], scope: Scope, output: str | None = None) -> Ranking:
     """Rank the weights of one network, all together (`global`) or each layer separately (`layer`).
 
-    weights: parameters by name, finite, of any shapes; those with fewer than two axes are left out.
-    output: the name of the output layer's weight, which keeps twice the fraction in the scope `layer`, because every
-    class depends on its few weights; None: no layer does.
-    Raises ValueError when `output` is not one of the weights, or for another scope.
+    weights: finite parameters of any shape, by name; those with fewer than two axes are left out.
+    output: the name of the output layer's weight; None: no layer has a special role. In the scope `layer`, this layer
+        keeps twice the fraction, because every class depends on its few weights.
+
+    Raises:
+        ValueError: `output` is not one of the weights, or the scope is unknown.
     """
     import torch
 
@@ -91,16 +96,15 @@ def rank_weights(weights: Mapping[str, Tensor], scope: Scope, output: str | None
 
 
 def mask(weights: Mapping[str, Tensor], keep: float, scope: Scope, output: str | None = None) -> dict[str, Tensor]:
-    """Return the kept weights at one fraction, as `Ranking.mask`; for several fractions, rank once."""
+    """Return masks of the kept weights, as `Ranking.mask` does; for several fractions, rank the weights only once."""
     return rank_weights(weights, scope, output).mask(keep)
 
 
 def prune(weights: Mapping[str, Tensor], keep: float, scope: Scope, output: str | None = None) -> dict[str, Tensor]:
     """Return the parameters with all but the largest weights set to zero.
 
-    Tensors with fewer than two axes are unchanged.
-
-    keep = 1 preserves all bits. Arguments and errors as in `rank_weights` and `Ranking.mask`.
+    Tensors with fewer than two axes are unchanged, and keep = 1 preserves all bits. Arguments and errors are those of
+    `rank_weights` and `Ranking.mask`.
     """
     stay = mask(weights, keep, scope, output)
     return {name: w.detach().where(stay[name], 0.0) if name in stay else w for name, w in weights.items()}
@@ -109,7 +113,8 @@ def prune(weights: Mapping[str, Tensor], keep: float, scope: Scope, output: str 
 def kept(keep: float, n: int) -> int:
     """Return ⌈keep·n⌉ without rounding error: 7 for .07 of 100, although the float product is 7.000000000000001.
 
-    Raises ValueError unless 0 ≤ keep ≤ 1.
+    Raises:
+        ValueError: keep is not between 0 and 1.
     """
     if not 0.0 <= keep <= 1.0:
         raise ValueError(f"expected keep to be from 0 to 1, got {keep}")
@@ -121,8 +126,8 @@ def kept(keep: float, n: int) -> int:
 def pruning_area(sparsity: ArrayLike, accuracy: ArrayLike) -> Array:
     """Return the area under accuracy against sparsity, by the trapezoid rule, over the measured range.
 
-    With the fractions `KEEP` the interval between sparsity .99 and 1 is not measured, and the area is at most .99. NaN
-    for fewer than two points.
+    With the fractions in `KEEP`, the interval between sparsity .99 and 1 is not measured, so the area is at most .99.
+    NaN for fewer than two points.
 
     Example:
         >>> round(float(pruning_area([0, 0.5, 1], [0.9, 0.8, 0.1])), 3)
@@ -138,9 +143,12 @@ def pruning_area(sparsity: ArrayLike, accuracy: ArrayLike) -> Array:
 def holding_sparsity(sparsity: ArrayLike, accuracy: ArrayLike, share: float = 0.99) -> Array:
     """Return the largest measured sparsity that retains `share` of the dense accuracy.
 
-    Its accuracy and that at every smaller sparsity must be at least `share` times the accuracy at sparsity 0; points
-    after the first one that falls short are ignored, even if the curve rises again.
-    NaN if sparsity 0 was not measured or the accuracy there is 0. Raises ValueError unless 0 < share ≤ 1.
+    The accuracy at this and every smaller sparsity must be at least `share` times the accuracy at sparsity 0. Points
+    after the first one that falls short are ignored, even if the curve rises again. NaN if sparsity 0 was not measured
+    or the accuracy there is 0.
+
+    Raises:
+        ValueError: share is not in (0, 1].
     """
     if not 0.0 < share <= 1.0:
         raise ValueError(f"expected share to be above 0 and at most 1, got {share}")
@@ -155,7 +163,10 @@ def holding_sparsity(sparsity: ArrayLike, accuracy: ArrayLike, share: float = 0.
 def pruned_accuracy(sparsity: ArrayLike, accuracy: ArrayLike, keep: float) -> Array:
     """Return the accuracy with the fraction `keep` of the weights, interpolated linearly in log(keep).
 
-    NaN outside the measured range. Raises ValueError unless 0 < keep ≤ 1.
+    NaN outside the measured range.
+
+    Raises:
+        ValueError: keep is not in (0, 1].
     """
     if not 0.0 < keep <= 1.0:
         raise ValueError(f"expected keep to be above 0 and at most 1, got {keep}")

@@ -2,12 +2,13 @@
 
 Legend: `N` examples; `d` width of the features; `...` any leading axes (members).
 
-σ are the singular values of the uncentred N×d features, λ the eigenvalues of their *centred* covariance, ρ those of
-their correlation matrix. All are computed from one decomposition in float64, a `Spectrum`; every metric takes either
-the features or a spectrum, and returns float64 of shape (...). All-zero spectra have rank 0. A metric is NaN if the
-features are not finite or empty, and, if it uses λ or ρ, for fewer than two examples. `note` says why.
+σ are the singular values of the uncentred N×d features, λ the eigenvalues of the features' *centred* covariance, and ρ
+the eigenvalues of the features' correlation matrix. All are computed in float64 from one decomposition, a `Spectrum`.
+Every metric takes either the features or a spectrum, and returns float64 of shape (...). All-zero spectra have rank 0.
+A metric is NaN if the features are empty or not finite, and a metric of λ or ρ also for fewer than two examples. `note`
+gives the reason.
 
-No metric exceeds min(N, d), and those of λ or ρ do not exceed min(N - 1, d): use N ≥ 10 d.
+No rank exceeds min(N, d), and no rank based on λ or ρ exceeds min(N - 1, d). Use N ≥ 10 d.
 """
 
 from __future__ import annotations
@@ -24,18 +25,19 @@ from torch import Tensor
 # Relative error by which cumulative sums of rounded singular values miss an exact tie with the threshold.
 _TIE = 1e-12
 _BLOCK = 1000
-"""Number of examples per decomposed block. For 10,000 × 100 features, blocks reduce the time to three fifths, and they
-reduce the memory to that of a single block."""
+"""Number of examples per decomposed block. For 10,000 × 100 features, blocks reduce the time to three fifths, and the
+memory to that of a single block."""
 
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
     """The decomposition of features F (..., N, d) shared by all metrics of rank, in float64.
 
-    With X = F - 1 f₀ᵀ the features relative to their first example, [1 X] = Q T and T is triangular. The first column
-    of Q is constant, so T without its first row and column has the singular values of the centred features; and
-    F = Q [t + r f₀ᵀ; ...], with (r, t) the first row of T, has those of this small factor. Subtracting the first
-    example keeps both exact for constant units. No Gram matrix is formed, so that small singular values stay accurate.
+    Let X = F - 1 f₀ᵀ be the features relative to the first example f₀, and let [1 X] = Q T with T triangular. The first
+    column of Q is constant, so T without its first row and column has the singular values of the centred features. If
+    (r, t) is the first row of T, then F = Q [t + r f₀ᵀ; ...], where the dots stand for the other rows of T without the
+    first column. F therefore has the singular values of this small factor. Subtracting the first example keeps both
+    sets of singular values exact for constant units. No Gram matrix is formed, so small singular values stay accurate.
 
     first: (..., d) f₀.
     triangle: (..., min(N, d + 1), d + 1) T, zero for non-finite features.
@@ -95,7 +97,8 @@ class Spectrum:
 def spectrum(features: Tensor) -> Spectrum:
     """Compute the spectrum of features (..., N, d) by one QR decomposition.
 
-    Raises ValueError when features have fewer than two axes.
+    Raises:
+        ValueError: features have fewer than two axes.
     """
     if features.ndim < 2:
         raise ValueError(f"expected features (..., N, d), got shape {tuple(features.shape)}")
@@ -123,8 +126,8 @@ def spectrum(features: Tensor) -> Spectrum:
 def pooled(parts: Sequence[Spectrum]) -> Spectrum:
     """Compute the spectrum of the examples of all `parts`, of equal width, from their triangles.
 
-    Relative to another example g, [1 F - 1 gᵀ] = [1 F - 1 f₀ᵀ] [[1, (f₀ - g)ᵀ], [0, I]], which changes only the first
-    row of a triangle; and stacked triangles have the Gram matrix of all their rows.
+    Taking features relative to another example g gives [1 F - 1 gᵀ] = [1 F - 1 f₀ᵀ] [[1, (f₀ - g)ᵀ], [0, I]], which
+    changes only the first row of a triangle. Stacked triangles have the same Gram matrix as the stacked features.
     """
     filled = [part for part in parts if part.examples] or parts[:1]
     if len(filled) == 1:
@@ -154,8 +157,9 @@ def covariance_eigenvalues(features: Tensor | Spectrum) -> Tensor:
 def effective_rank(features: Tensor | Spectrum) -> Tensor:
     """Return exp(-Σ p ln p) with p = λ / Σλ, the entropy rank of the covariance spectrum.
 
-    Entropy rank: Roy & Vetterli 2007. Its use with the centred covariance is our interpretation of Figure 3 in
-    Pascanu et al. 2025, arXiv:2507.12224, which gives no formula. (..., N, d) -> (...), from 1 to min(N - 1, d).
+    The entropy rank is that of Roy & Vetterli 2007. Its use with the centred covariance is our interpretation of
+    Figure 3 in Pascanu et al. 2025, arXiv:2507.12224, which gives no formula. (..., N, d) -> (...), from 1 to
+    min(N - 1, d).
 
     Example:
         >>> features = torch.tensor([[2.0, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]])
@@ -220,14 +224,16 @@ def participation_ratio(features: Tensor | Spectrum) -> Tensor:
 def srank(features: Tensor | Spectrum, delta: Annotated[float, Field(gt=0, lt=1)] = 0.01) -> Tensor:
     """Return the smallest k with Σ_{i≤k} σ_i ≥ (1 - δ) Σσ: σ, not σ² (Kumar et al. 2020, arXiv:2010.14498).
 
-    (..., N, d) -> (...). Ties with the threshold count as reached up to rounding.
-    Raises ValueError unless 0 ≤ delta < 1.
+    (..., N, d) -> (...). A sum that equals the threshold up to rounding counts as reaching it.
+
+    Raises:
+        ValueError: delta is not in [0, 1).
     """
     return _smallest_reaching(_spectrum(features).sigma, delta)
 
 
 def pca99(features: Tensor | Spectrum) -> Tensor:
-    """Return the smallest k with Σ_{i≤k} σ_i² ≥ .99 Σσ², features not centred. (..., N, d) -> (...)."""
+    """Return the smallest k with Σ_{i≤k} σ_i² ≥ .99 Σσ², of uncentred features. (..., N, d) -> (...)."""
     sigma = _spectrum(features).sigma
     return _smallest_reaching((sigma / sigma[..., :1]).square(), 0.01, zero_where=sigma)
 
@@ -268,7 +274,7 @@ def feature_width(features: Tensor | Spectrum) -> Tensor:
 
 
 def note(features: Tensor | Spectrum, *, centred: bool, correlation: bool = False) -> str | None:
-    """Return why a rank of one N×d matrix is NaN, 0, or capped, else None.
+    """Return why a rank of one N×d matrix is NaN, 0 or limited by its size, else None.
 
     centred: whether the metric uses λ or ρ instead of σ. correlation: whether it uses ρ.
     """
@@ -315,12 +321,12 @@ def singular_values(weights: Tensor) -> SingularValues:
 
 
 def weight_effective_rank(weights: Tensor | SingularValues) -> Tensor:
-    """Return exp(-Σ p ln p) with p = σ / Σσ, σ of a weight matrix (Roy & Vetterli 2007). (..., m, n) -> (...)."""
+    """Return exp(-Σ p ln p) with p = σ / Σσ for a weight matrix's σ (Roy & Vetterli 2007). (..., m, n) -> (...)."""
     return _entropy_rank(_singular_values(weights).sigma)
 
 
 def weight_stable_rank(weights: Tensor | SingularValues) -> Tensor:
-    """Return Σσ² / σ₁², σ of a weight matrix (Rudelson & Vershynin 2007). (..., m, n) -> (...)."""
+    """Return Σσ² / σ₁² for a weight matrix's σ (Rudelson & Vershynin 2007). (..., m, n) -> (...)."""
     sigma = _singular_values(weights).sigma
     return _guarded((sigma / sigma[..., :1]).square().sum(-1), sigma)
 
@@ -371,7 +377,7 @@ def _smallest_reaching(values: Tensor, delta: float, zero_where: Tensor | None =
 
 
 def _guarded(rank: Tensor, values: Tensor) -> Tensor:
-    """Return the rank (...) of values (..., r): 0 if all are zero, NaN if there are none or any is NaN."""
+    """Return `rank` (...), but 0 where all values (..., r) are zero, and NaN where there are none or any is NaN."""
     if values.shape[-1] == 0:
         return values.new_full(values.shape[:-1], torch.nan)
     rank = torch.where((values == 0).all(-1), 0.0, rank)

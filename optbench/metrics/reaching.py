@@ -20,7 +20,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Reached:
-    """Number of steps, NaN if there are no evaluations, and a remark."""
+    """A number of steps, NaN if there are no evaluations, and a remark on it."""
 
     value: float
     note: str | None
@@ -29,7 +29,8 @@ class Reached:
 def steps_to_accuracy(curve: Curve, *, accuracy: Annotated[float, Field(gt=0, le=1)] = 0.95) -> Reached:
     """Return the number of steps at the first evaluation that reaches `accuracy`; .95 marks grokking.
 
-    If none reaches it, return the number of steps at the last evaluation, a lower bound, with a note.
+    If no evaluation reaches `accuracy`, the number of steps at the last evaluation is returned, with a note that it is
+    a lower bound.
     """
     for steps, found in zip(curve.steps, curve.accuracies, strict=True):
         if found is not None and found >= accuracy:

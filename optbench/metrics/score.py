@@ -1,7 +1,7 @@
-"""The content of the matrix R of a task sequence: accuracies, or for text negative bits per byte.
+"""The entries of a task sequence's matrix R: accuracies or, for text, negative bits per byte.
 
-In both cases higher is better, and every continual metric is defined. Metrics of text have the same names as metrics of
-accuracies in suites, tables and options, but a different unit and therefore a different margin.
+In both cases, higher is better and every continual metric is defined. Metrics of text have the same names in suites,
+tables and options as metrics of accuracies, but a different unit and therefore a different margin.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from optbench.metrics.metric import Metric
 UNIT = "bits per byte"
 NEGATED = f"-{UNIT}"
 MARGIN = 0.02
-"""Margin of continual metrics of text, in bits per byte: by convention 1% of the roughly two bits per byte that a small
-model needs for English. The difference between two data orders was not measured. For accuracies the margin is .005."""
+"""Margin of continual metrics of text, in bits per byte; for accuracies, the margin is .005.
+
+By convention, it is 1% of the roughly two bits per byte that a small model needs for English. The difference between
+two data orders was not measured.
+"""
 
 
 def score_word(in_bits: bool) -> str:
@@ -23,7 +26,7 @@ def score_word(in_bits: bool) -> str:
 
 
 def metric_in_bits(metric: Metric) -> Metric:
-    """Return a registered continual metric in its form for text; other metrics are returned unchanged."""
+    """Return the form of a registered continual metric for text; other metrics are returned unchanged."""
     if metric.kind != "continual" or metric.is_users:
         return metric
     difference = "accuracy" not in metric.name

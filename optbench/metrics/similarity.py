@@ -1,4 +1,4 @@
-"""Similarity of the features of different classes, and of two solutions.
+"""Similarity between the features of different classes, and between two solutions.
 
 Legend: `N` examples; `d`, `p`, `q` widths of features; `C` classes; `...` any leading axes (members).
 
@@ -20,7 +20,7 @@ _EPS = torch.finfo(torch.float64).eps
 
 @dataclass(frozen=True, eq=False)
 class ClassSums:
-    """Sums over features (..., N, d) with labels used by metrics of classes, in float64.
+    """Sums over labelled features (..., N, d), in float64, used by metrics of classes.
 
     sums: (..., C, d) the sum of the features of each class.
     scale: (..., C) the sum of their norms.
@@ -41,8 +41,10 @@ class ClassSums:
 def class_sums(features: Tensor, labels: Tensor, classes: int | None = None) -> ClassSums:
     """Sum over the features once for all metrics of classes.
 
-    features (..., N, d), labels integer (N,) or (..., N), classes C (default: the largest label plus one).
-    Raises ValueError when shapes disagree or a label is not in 0..C-1.
+    features: (..., N, d). labels: integers, (N,) or (..., N). classes: C; None: the largest label plus one.
+
+    Raises:
+        ValueError: shapes disagree, or a label is not in 0..C-1.
     """
     values, member = _by_class(features, labels, classes)
     norms = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
@@ -52,7 +54,7 @@ def class_sums(features: Tensor, labels: Tensor, classes: int | None = None) -> 
     sums, directions = (weights.mT @ values).chunk(2, dim=-2)
     directed = (member * (norms > 0)).sum(-2)
     scale = (member * norms).sum(-2)
-    # An example whose norm overflows has no direction; dividing by the norm gives zero.
+    # An example whose norm overflows has no direction, but dividing by its norm would give zero.
     directions = torch.where(norms.isfinite().all(-2, keepdim=True), directions, torch.nan)
     return ClassSums(sums, scale, directions, member.sum(-2), directed, values.shape[-2])
 
@@ -80,9 +82,8 @@ def pooled_sums(parts: Sequence[ClassSums]) -> ClassSums:
 def class_cosine(features: Tensor | ClassSums, labels: Tensor | None = None, classes: int | None = None) -> Tensor:
     """Return the cosine between class means of the features: entry (a, b) = ⟨μ_a, μ_b⟩ / (‖μ_a‖ ‖μ_b‖).
 
-    features (..., N, d), labels and classes as in `class_sums`, or precomputed sums
-    -> (..., C, C), with NaN in the row and column of a class without examples or with a zero mean.
-    Raises ValueError as `class_sums`.
+    Arguments are those of `class_sums`, or its result -> (..., C, C), with NaN in the row and column of a class without
+    examples or with a zero mean. Raises ValueError as `class_sums` does.
     """
     known = _class_sums(features, labels, classes)
     norms = torch.linalg.vector_norm(known.sums, dim=-1, keepdim=True)
@@ -95,7 +96,7 @@ def class_cosine(features: Tensor | ClassSums, labels: Tensor | None = None, cla
 def class_cosine_mean(features: Tensor | ClassSums, labels: Tensor | None = None, classes: int | None = None) -> Tensor:
     """Return the off-diagonal mean of `class_cosine` over the classes that have a direction.
 
-    Arguments as in `class_cosine` -> (...); NaN with fewer than two such classes.
+    Arguments are those of `class_cosine` -> (...); NaN with fewer than two of these classes.
 
     Example:
         >>> features, labels = torch.tensor([[1.0, 0], [1, 0], [1, 1], [0, 1]]), torch.tensor([0, 0, 1, 1])
@@ -114,10 +115,11 @@ def pairwise_class_cosine(
 
         Σ_{c<c′} n_c n_c′ ⟨m_c, m_c′⟩ / Σ_{c<c′} n_c n_c′
 
-    with n_c the number of examples of class c and m_c the mean of their unit-normalised features. Pairs of classes
-    are weighted by the product of their sizes; with classes of equal size this is the plain mean of ⟨m_c, m_c′⟩.
+    n_c is the number of examples of class c, and m_c the mean of their unit-normalised features. Pairs of classes are
+    weighted by the product of the class sizes; for classes of equal size, this is the plain mean of ⟨m_c, m_c′⟩.
     Examples of norm zero are excluded.
-    Arguments as in `class_cosine` -> (...); NaN if all examples have the same class.
+
+    Arguments are those of `class_cosine` -> (...); NaN if all examples have the same class.
 
     Example:
         >>> features, labels = torch.tensor([[1.0, 0], [1, 0], [1, 1], [0, 1]]), torch.tensor([0, 0, 1, 1])
@@ -136,11 +138,14 @@ def pairwise_class_cosine(
 def linear_cka(x: Tensor, y: Tensor, *, debiased: bool = False) -> Tensor:
     """Return the linear centred kernel alignment ‖YᵀX‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F), with centred columns.
 
-    Kornblith et al. 2019, arXiv:1905.00414.
-    debiased: use unbiased estimates of the three terms (Song et al. 2012; N ≥ 4), which makes representations of few
-    examples comparable; the result can be negative.
-    x (..., N, p), y (..., N, q), the same examples in the same order -> (...). NaN when x or y does not vary, or when
-    an unbiased estimate of a self-similarity is not positive. Raises ValueError when N differs.
+    Kornblith et al. 2019, arXiv:1905.00414. x (..., N, p), y (..., N, q), the same examples in the same order -> (...).
+    NaN if x or y does not vary, or if an unbiased estimate of a self-similarity is not positive.
+
+    debiased: use unbiased estimates of the three terms (Song et al. 2012; N ≥ 4), which makes values from few examples
+    comparable; the result can then be negative.
+
+    Raises:
+        ValueError: x and y differ in N.
 
     Example:
         >>> x = torch.arange(5.0)[:, None]
@@ -162,10 +167,14 @@ def linear_cka(x: Tensor, y: Tensor, *, debiased: bool = False) -> Tensor:
 def subspace_overlap(x: Tensor, y: Tensor, k: int) -> Tensor:
     """Return ‖U_kᵀ V_k‖²_F / k, with U_k and V_k the k leading right singular vectors of x and of y.
 
-    1 if the two subspaces of ℝᵈ are equal, 0 if orthogonal; report it with the mean for random subspaces, k / d.
-    Not centred: centre x and y first to compare principal components.
-    x (..., N, d), y (..., N′, d) -> (...). NaN if the leading k directions are undefined: rank below k, or
-    σ_k = σ_{k+1}. Raises ValueError when the widths differ or k is not in 1..d.
+    The overlap is 1 if the two subspaces of ℝᵈ are equal, and 0 if they are orthogonal. Report it together with k / d,
+    the mean for random subspaces. x and y are not centred; centre them first to compare principal components.
+
+    x (..., N, d), y (..., N′, d) -> (...). NaN if the leading k directions are undefined, because the rank is below k
+    or σ_k = σ_{k+1}.
+
+    Raises:
+        ValueError: x and y differ in width, or k is not in 1..d.
     """
     width = x.shape[-1]
     if y.shape[-1] != width:
@@ -179,8 +188,11 @@ def subspace_overlap(x: Tensor, y: Tensor, k: int) -> Tensor:
 def prediction_disagreement(a: Tensor, b: Tensor) -> Tensor:
     """Return the share of examples that two solutions label differently.
 
-    Interpret it relative to the null: the same optimizer and initial weights with another data order. a, b: predicted
-    labels, integer (..., N) -> (...); NaN for N = 0. Raises ValueError when the labels are not integers or N differs.
+    Interpret the share relative to its null, the value for the same optimizer and initial weights with another data
+    order. a, b: predicted labels, integer (..., N) -> (...); NaN for N = 0.
+
+    Raises:
+        ValueError: the labels are not integers, or a and b differ in N.
     """
     for labels in (a, b):
         _check_integer(labels)
@@ -190,7 +202,7 @@ def prediction_disagreement(a: Tensor, b: Tensor) -> Tensor:
 
 
 def note(features: Tensor | ClassSums, labels: Tensor | None = None) -> str | None:
-    """Return why class metrics of one N×d matrix are NaN, or what was left out, else None."""
+    """Return why metrics of classes are NaN for one N×d matrix, or what was left out, else None."""
     known = _class_sums(features, labels, None)
     assert known.counts.ndim == 1, "a note is about one matrix"
     if not known.scale.isfinite().all():
@@ -245,7 +257,7 @@ def centred(features: Tensor) -> Tensor:
     if features.ndim < 2:
         raise ValueError(f"expected features (..., N, d), got shape {tuple(features.shape)}")
     values = features.detach().double()
-    # Subtracts the first example first, so that a constant column becomes exactly zero.
+    # The first example is subtracted before the mean, so that a constant column becomes exactly zero.
     shifted = values - values[..., :1, :]
     return shifted - shifted.mean(-2, keepdim=True)
 

@@ -1,11 +1,11 @@
-"""Count sketches: compressed weights of a network from which distances can be estimated later.
+"""Count sketches: compressed weights of networks, from which distances between the networks can be estimated later.
 
-Every weight is assigned one of K buckets and a sign at random; for each bucket, the sketch holds the signed sum of its
-weights. It is linear, S(a) - S(b) = S(a - b), and ‖Sx‖² is ‖x‖² on average with a variance of
+Every weight is assigned one of K buckets and a sign at random. For each bucket, the sketch holds the signed sum of the
+weights in it. The sketch is linear: S(a) - S(b) = S(a - b). The mean of ‖Sx‖² is ‖x‖², and its variance is
 
     (2/K) Σ_{i≠j} x_i² x_j²  ≤  (2/K) ‖x‖⁴,
 
-so a distance estimated from two sketches has a relative error of about 1/√(2K): 2.2% at K = 1024.
+so a distance estimated from two sketches has a relative error of about 1/√(2K), which is 2.2% for K = 1024.
 
 Legend: P weights; K buckets; L weights in the fullest bucket.
 Source: Charikar, Chen & Farach-Colton 2002; as feature hashing, with the variance, Weinberger et al. 2009.
@@ -24,10 +24,10 @@ BUCKETS = 1024
 
 @dataclass(frozen=True)
 class CountSketch:
-    """Random buckets and signs; only sketches of the same draw can be compared.
+    """Random buckets and signs; only sketches from the same draw can be compared.
 
-    places: (K, L) int64, the indices of the weights in each bucket. signs: (K, L) float64, ±1; 0 if a bucket has fewer
-    than L.
+    places: (K, L) int64, the indices of the weights in each bucket. signs: (K, L) float64, ±1 for these weights, and 0
+    for unused places of buckets with fewer than L weights.
     """
 
     places: Tensor
@@ -37,9 +37,7 @@ class CountSketch:
     def draw(count: int, generator: torch.Generator, device: torch.device, buckets: int = BUCKETS) -> CountSketch:
         """Draw buckets and signs for `count` (P > 0) weights.
 
-        Generators in the same state give equal draws on every device.
-
-        generator: on the CPU.
+        generator: a CPU generator; in the same state, it gives equal draws for every device.
         """
         bucket = torch.randint(buckets, (count,), generator=generator)
         sign = torch.randint(2, (count,), generator=generator).double() * 2 - 1
@@ -57,7 +55,7 @@ class CountSketch:
     def __call__(self, weights: Tensor) -> Tensor:
         """Return the sketch (K,) float32 of weights (P,), summed in float64.
 
-        Each bucket is gathered and summed in a fixed order. `index_add` would need no table, but is not deterministic
-        on CUDA.
+        Each bucket is gathered and summed in a fixed order. `index_add` would not need a table of places, but is not
+        deterministic on CUDA.
         """
         return (weights.double()[self.places] * self.signs).sum(1).float()

@@ -2,9 +2,9 @@
 
 Legend: `n` weights; `N` examples; `d` units; `...` any leading axes (members).
 
-Metrics of weights take one vector per leading index, (..., n), and those of activations (..., N, d); all compute in
-float64 and return (...). A value is NaN if it is undefined or its input is not finite; `note` and
-`activation_note` say why. Weights exclude biases and the gains of normalisation layers.
+Metrics of weights take (..., n), one vector per leading index. Metrics of activations take (..., N, d). All compute in
+float64 and return (...). A value is NaN if it is undefined or its input is not finite; `note` and `activation_note` say
+why. Weights exclude biases and the gains of normalisation layers.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def kurtosis(weights: Tensor) -> Tensor:
     values = _relative(weights)
     if values.shape[-1] == 0:
         return _undefined(values)
-    # Subtracts the first weight first, so that constant weights have a variance of exactly zero.
+    # The first weight is subtracted before the mean, so that constant weights have a variance of exactly zero.
     shifted = values - values[..., :1]
     squares = (shifted - shifted.mean(-1, keepdim=True)).square()
     return squares.square().mean(-1) / squares.mean(-1).square()
@@ -84,7 +84,8 @@ def near_zero_share(weights: Tensor, relative: Annotated[float, Field(gt=0)] = 0
     """Return the share of weights with |w| < relative · rms(w), the rms over the same layer.
 
     weights (..., n) of one layer -> (...); NaN for a zero vector, whose rms gives no scale, and for n = 0.
-    For several layers, use the mean of the layers' shares weighted by n, so that each is relative to its own rms.
+    For several layers, use the mean of the layers' shares, weighted by n, so that every share is relative to the rms of
+    its own layer.
     """
     values = _relative(weights)
     scale = values.square().mean(-1, keepdim=True).sqrt()
@@ -107,14 +108,15 @@ class Activity:
 
     @cached_property
     def means(self) -> Tensor:
-        """Return (..., d) mean|h_i| of every unit over the examples; NaN for N = 0."""
+        """(..., d) mean|h_i| of every unit over the examples; NaN for N = 0."""
         return self.total / self.examples
 
 
 def activity(features: Tensor) -> Activity:
     """Sum over features (..., N, d) once for all metrics of activations.
 
-    Raises ValueError when features have fewer than two axes.
+    Raises:
+        ValueError: features have fewer than two axes.
     """
     if features.ndim < 2:
         raise ValueError(f"expected features (..., N, d), got shape {tuple(features.shape)}")
@@ -156,7 +158,7 @@ def dead_share(features: Tensor | Activity) -> Tensor:
 
 
 def note(weights: Tensor) -> str | None:
-    """Return why a metric of one weight vector (n,) is or may be NaN, else None."""
+    """Return why a metric of one weight vector (n,) is or could be NaN, else None."""
     assert weights.ndim == 1, "a note is about one vector"
     if weights.numel() == 0:
         return "no weights"
@@ -172,7 +174,7 @@ def note(weights: Tensor) -> str | None:
 
 
 def activation_note(features: Tensor | Activity) -> str | None:
-    """Return why a metric of one N×d matrix of activations is or may be NaN, else None."""
+    """Return why a metric of one N×d matrix of activations is or could be NaN, else None."""
     known = _activity(features)
     assert known.means.ndim == 1, "a note is about one matrix"
     width = len(known.means)

@@ -31,14 +31,14 @@ class Model(Reading):
 
     @functools.cached_property
     def accuracy(self) -> float:
-        """The accuracy of the unmodified network on these data, computed once for all metrics that compare with it."""
+        """The accuracy of the unmodified network, computed once for all metrics that compare others with it."""
         from optbench.metrics import prediction
 
         return prediction.accuracy_of(self.model, self.inputs, self.targets)
 
     @functools.cached_property
     def corrupted(self) -> Corrupted | None:
-        """The network's accuracies on corrupted inputs, each computed once."""
+        """The network's accuracies on corrupted inputs, each computed once; None if the inputs are not images."""
         from optbench.metrics import prediction
 
         made = self._corrupted

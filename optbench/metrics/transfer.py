@@ -38,10 +38,10 @@ class Probe:
 def transfer_accuracy(probe: Probe) -> float:
     """Return the test accuracy of ridge regression from features to classes; the penalty is chosen on validation data.
 
-    B = (Σ + λ I)⁻¹ Xᵀ Y / N with X the centred features, Σ their covariance and Y the centred indicators of the
-    classes; the prediction is the largest entry. λ is tr Σ / d times the member of `PENALTIES` with the highest
-    validation accuracy, the largest in case of a tie. All penalties share one decomposition (Hoerl & Kennard
-    1970).
+    The regression weights are B = (Σ + λ I)⁻¹ Xᵀ Y / N, where X are the centred features, Σ is their covariance and Y
+    are the centred one-hot classes. The class with the largest output is predicted. λ is tr Σ / d times the entry of
+    `PENALTIES` with the highest validation accuracy, or the largest such entry. All penalties share one decomposition
+    (Hoerl & Kennard 1970).
 
     Returns:
         NaN if features are not finite or do not vary.

@@ -1,7 +1,7 @@
 """The geometry of an update: its stable rank, and its angles to the gradient G, to sign(G) and to G's polar factor.
 
-For a weight matrix W (m, n) with gradient G and step Δ, in float64. Tensors of more than two axes are treated as
-matrices (m, the rest). Values are NaN where a step or gradient is zero or not finite.
+Everything is computed in float64 for a weight matrix W (m, n) with gradient G and step Δ. Tensors with more than two
+axes are treated as matrices (m, all other axes). Values are NaN where a step or gradient is zero or not finite.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def mean(points: Sequence[Geometry], *, of: str) -> float:
 
 
 def note(points: Sequence[Geometry], *, of: str) -> str | None:
-    """Return why a mean is undefined, or that it covers fewer than `POINTS` updates; None if it covers them all."""
+    """Return why a mean is undefined, or that it covers fewer than `POINTS` updates; None if it covers all of them."""
     defined = sum(math.isfinite(getattr(point, of)) for point in points)
     if not defined:
         return "undefined for every measured update"
@@ -59,7 +59,7 @@ def note(points: Sequence[Geometry], *, of: str) -> str | None:
 
 
 def geometry(weight: Tensor, gradient: Tensor, step: Tensor) -> Geometry:
-    """Measure one step. weight: before the step; all tensors have the same shape, with two or more axes.
+    """Measure one step. weight: before the step. All tensors have the same shape, with two or more axes.
 
     Raises:
         ValueError: the shapes disagree.
@@ -92,8 +92,8 @@ def geometry(weight: Tensor, gradient: Tensor, step: Tensor) -> Geometry:
 def _polar_cosine(d: Tensor, g: Tensor) -> float:
     """Return the cosine between d and the polar factor of g, both (m, n) with m ≤ n.
 
-    The left singular vectors are eigenvectors of g gᵀ. Singular values are computed as norms of the rows of Uᵀ g,
-    which, unlike roots of eigenvalues, are accurate relative to the largest.
+    The left singular vectors U are eigenvectors of g gᵀ. Singular values are computed as norms of the rows of Uᵀ g.
+    Unlike roots of eigenvalues, these are accurate relative to the largest singular value.
     """
     left = torch.linalg.eigh(g @ g.T).eigenvectors
     rows = left.T @ g
@@ -109,7 +109,7 @@ def _cosine(a: Tensor, b: Tensor) -> float:
 
 
 def _angle(a: Tensor, b: Tensor) -> float:
-    """Return the angle in degrees by the half-angle formula; the arc cosine would lose small angles to rounding."""
+    """Return the angle in degrees, from the half-angle formula; the arc cosine would lose small angles to rounding."""
     a_size, b_size = a.norm(), b.norm()
     if not float(a_size) or not float(b_size):
         return math.nan

@@ -284,7 +284,7 @@ def test_settings_are_checked_against_the_kind(capsys: pytest.CaptureFixture[str
         (["moons", "--set", "noise=loud"], "noise: expected a valid number, got 'loud'"),
         (["spread", "--set", "x=1"], "unknown setting 'x' (valid: none)"),
         (["riddle"], r"cannot determine its kind; specify it with --as optimizer|model|dataset|tasks|metric"),
-        (["riddle", "--as", "metric"], "expected a function marked with @optbench.metric, got a function without it"),
+        (["riddle", "--as", "metric"], "expected a function marked with @optbench.metric, got an unmarked function"),
         (["riddle", "--as", "metrik"], "--as: unknown kind 'metrik'; did you mean 'metric'?"),
         (["Nobody"], "./mine.py has no 'Nobody'"),
     ):

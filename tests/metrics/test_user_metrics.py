@@ -259,7 +259,7 @@ def ends(features): sys.exit(3)
             "s.yaml:10:15: experiments.e.metrics.0: ./mine.py:margine: ./mine.py has no 'margine'; did you mean ",
         ),
         ("takes_two", "./mine.py:takes_two: expected a function of (weights), got (weights, targets); settings"),
-        ("forgetting", "./mine.py:forgetting: has the name of a registered metric"),
+        ("forgetting", "./mine.py:forgetting: 'forgetting' is the name of a registered metric"),
         ("raises", "./mine.py:raises: raised ValueError: boom, when tried on random numbers"),
         ("shaped", "./mine.py:shaped: raised TypeError: expected one number, got Tensor of shape (32,)"),
         ("text", "./mine.py:text: raised TypeError: expected one number, got str"),

@@ -49,7 +49,7 @@ def test_a_claim_about_an_unmeasured_metric_is_refused(
     (tmp_path / "mine.py").write_text(MINE, encoding="utf-8")
     assert main(["run", str(suite), "--dry-run"]) == 2
     name = more.partition("[")[2].partition("]")[0] or more.partition("where: {")[2].partition(":")[0] or metric
-    wanted = f"expected a metric that the experiment measures, got '{name}'; add it to its 'metrics'"
+    wanted = f"expected a metric that the experiment measures, got '{name}'; add it to 'metrics'"
     assert capsys.readouterr().err == f"optbench: {suite}:11:{column}: {place}: {wanted}\n"
 
 
