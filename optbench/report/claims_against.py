@@ -77,7 +77,7 @@ NAME = "optbench-claims-against"
 _LEGEND = (
     "Each run is judged on its own data. Differences: left minus right over paired seeds, Hodges-Lehmann estimate with "
     "the 95% interval of the exact signed-rank test (the 90% interval for an equivalence).",
-    "A verdict that changes to or from 'no evidence' does not show by itself that the effect differs between the runs: "
+    "A verdict that changes to or from 'no evidence' does not by itself show that the effect differs between the runs: "
     "compare the intervals.",
 )
 
@@ -92,7 +92,7 @@ def _counted(claims: Sequence[ClaimOfBoth]) -> str:
         "stated in A only": sum(claim.b is None for claim in claims),
         "stated in B only": sum(claim.a is None for claim in claims),
         "different in A and B": sum(bool(claim.apart) for claim in claims),
-        "not comparable in one of them": sum(claim.alike and not claim.compared for claim in claims),
+        "not comparable in A or B": sum(claim.alike and not claim.compared for claim in claims),
     }
     said += [f"{count(n, 'claim is', 'claims are')} {what}" for what, n in kinds.items() if n]
     return f"{'; '.join(said)}."

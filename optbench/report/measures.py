@@ -77,34 +77,36 @@ TOPICS: dict[Topic, str] = {
 }
 
 OF_TEXT: dict[str, str] = {
-    "average_accuracy": "average score: at the end, mean over all tasks; a score is negative bits per byte on {split} "
-    "text, so that higher is better",
-    "forgetting": "forgetting: best score on a task since it was learnt minus its score at the end, in bits per byte",
-    "learning_accuracy": "learning score: score on each task right after training on it",
-    "last_task_accuracy": "last task, earlier tasks: score at the end on the last task, and mean on those before it",
+    "average_accuracy": "average score: mean score over all tasks at the end; a score is negative bits per byte on "
+    "{split} text, so higher is better",
+    "forgetting": "forgetting: best score on a task since it was learnt minus the score at the end, in bits per byte",
+    "learning_accuracy": "learning score: mean score on each task right after training on it",
+    "last_task_accuracy": "last task, earlier tasks: score on the last task and mean score on the tasks before it, at "
+    "the end",
 }
 """Legends for text, replacing those in `LEGENDS`."""
 
 # {split}: the data on which accuracies are measured; pruned networks are always measured on test data.
 LEGENDS: dict[str, str] = {
-    "average_accuracy": "average accuracy: {split} accuracy at the end, mean over all tasks",
-    "forgetting": "forgetting: best accuracy on a task since it was learnt minus its accuracy at the end",
-    "learning_accuracy": "learning accuracy: {split} accuracy on each task right after training on it",
-    "last_task_accuracy": "last task, earlier tasks: accuracy at the end on the last task, and mean on those before it",
-    "online_accuracy": "online accuracy: training accuracy on each batch before its update, mean over all tasks",
-    "effective_rank": "effective rank: exp of the entropy of the feature covariance's spectrum, all tasks pooled",
+    "average_accuracy": "average accuracy: mean {split} accuracy over all tasks at the end",
+    "forgetting": "forgetting: best accuracy on a task since it was learnt minus the accuracy at the end",
+    "learning_accuracy": "learning accuracy: mean {split} accuracy on each task right after training on it",
+    "last_task_accuracy": "last task, earlier tasks: accuracy on the last task and mean accuracy on the tasks before "
+    "it, at the end",
+    "online_accuracy": "online accuracy: accuracy on each training batch before training on it, mean over all tasks",
+    "effective_rank": "effective rank: exp of the entropy of the spectrum of the feature covariance, all tasks pooled",
     "class_cosine_mean": "class cosine: mean cosine between the mean features of different classes",
     "hoyer": "Hoyer sparsity: of all weights, from 0 (dense) to 1 (sparse)",
-    "near_zero_share": "near-zero weights: share with |w| < .01 rms of their layer",
-    "dormant_0.025": "dormant units: share whose mean |activation| is at most .025 of the layer's mean",
+    "near_zero_share": "near-zero weights: share of weights with |w| below .01 times the rms of their layer",
+    "dormant_0.025": "dormant units: share of units whose mean |activation| is at most .025 times the layer's mean",
     "pruned_accuracy_1_global": "kept: test accuracy at the end, all tasks pooled, when only this share of the weights "
-    "is kept, the largest of all or of each layer (twice the share in the output layer), without further training",
-    "pruning_area_global": "area: area under accuracy against sparsity (1 - the share kept), from 0 to .99",
-    "holding_sparsity_global": "99% holds to: the largest sparsity up to which 99% of the accuracy is left",
+    "is kept: the largest of all or of each layer (twice the share in the output layer), without further training",
+    "pruning_area_global": "area: area under the curve of accuracy against sparsity (1 - share kept), from 0 to .99",
+    "holding_sparsity_global": "99% holds to: the largest sparsity up to which at least 99% of the accuracy remains",
     "train_seconds": "seconds, ms per step: a trial's share of its cohort's training time, on this machine",
 }
 
-assert {measure.name for measure in MEASURES} <= set(METRICS), "a report shows a metric that does not exist"
+assert {measure.name for measure in MEASURES} <= set(METRICS), "a report has a column for a metric that does not exist"
 
 
 def named_measure(metric: Metric) -> Measure:

@@ -32,8 +32,10 @@ def primary_blocks(summary: Summary) -> Iterable[Block]:
     yield Heading("Primary comparison")
     titles = ("where", "A", "against B", *map(name_with_arrow, metrics.values()))
     yield Table("Verdicts on the primary metrics", columns(*titles, texts=len(titles)), tuple(rows), keys=2)
-    said = "Every optimizer with a single setting is compared with the first of its experiment, paired by seed: verdict"
-    yield Paragraph(f"{said} and A - B. `optbench compare` shows intervals and compares any other pair.", "quiet")
+    said = "Every optimizer with a single setting is compared with the first such optimizer, paired by seed. Cells show"
+    yield Paragraph(
+        f"{said} the verdict and A - B. `optbench compare` shows intervals and compares any other pair.", "quiet"
+    )
 
 
 def _pairs(section: Section) -> Iterable[ArmComparison]:

@@ -13,7 +13,7 @@ def recipe(protocol: Protocol) -> str:
     if protocol.clip_norm is not None:
         said.append(f"Gradients are clipped to a norm of {protocol.clip_norm:g}.")
     if (averaging := protocol.weight_averaging) is not None:
-        said.append(f"An exponential moving average of the weights, with decay {averaging.decay:g}, is measured.")
+        said.append(f"Measurements use an exponential moving average of the weights, with decay {averaging.decay:g}.")
     if protocol.precision != "float32":
         said.append(f"Forward passes in training use {protocol.precision}.")
     if (augment := protocol.augment) is not None:

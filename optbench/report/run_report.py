@@ -339,7 +339,7 @@ def _troubles(summary: Summary) -> Iterable[doc.Block]:
     yield doc.Heading("Diverged and failed trials")
     lines = [f"{t.run}: {t.trial} {t.status} {t.reason}" for t in summary.troubles[:MANY_TROUBLES]]
     if len(summary.troubles) > MANY_TROUBLES:
-        lines.append(f"and {len(summary.troubles) - MANY_TROUBLES} more; trials.parquet lists all")
+        lines.append(f"and {len(summary.troubles) - MANY_TROUBLES} more; trials.parquet lists all of them")
     yield doc.Items(tuple(lines), "warning")
 
 

@@ -1,4 +1,4 @@
-"""A run's results as numbers per trial, which reports summarise and comparisons pair.
+"""The results of a run as numbers per trial, for reports to summarise and for comparisons to pair.
 
 Legend: `T` tasks; an accuracy matrix has shape (T+1, T), row 0 before any training.
 """

@@ -84,7 +84,7 @@ def test_seeds_are_points_and_means_are_joined_along_the_setting(results: Result
         assert tuple(line) == pytest.approx(tuple(sum(axis) / len(seeds) for axis in zip(*seeds, strict=True)))
     assert sum(len(line.get_xydata()) for line in lines["_centres"]) == 6
     assert sorted(texts) == sorted(["-0.1", "0", "0.03", "-0.1", "0"])
-    assert "along strength, whose values are next to them. 2 to 3 seeds." in figure.caption
+    assert "in the order of strength, whose values are next to them. 2 to 3 seeds." in figure.caption
     assert "1 of 3 seeds each of sgd strength=-0.1, adamw strength=-0.1 diverged" in figure.caption
     assert figure.alt.startswith("Mean effective rank and forgetting: sgd at -0.1 ")
 

@@ -148,7 +148,7 @@ def test_the_curve_is_sorted_and_marks_the_choices_of_each_reading(run: Path) ->
     assert figure.name == "readings_c"
     assert SUMMARY in figure.alt
     assert " 8 seeds." in figure.caption
-    assert "Not drawn, because there is no bounded interval or the right median is 0" in figure.caption
+    assert "Not drawn because there is no bounded interval or the right median is 0" in figure.caption
     assert "dead share, dead share on the last task of small." in figure.caption
     from matplotlib.figure import Figure as Canvas
 

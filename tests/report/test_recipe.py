@@ -11,8 +11,8 @@ def test_every_difference_is_described_in_a_sentence() -> None:
     averaging = WeightAveraging(kind="ema", decay=0.999)
     full = recipe(Protocol(clip_norm=1.0, weight_averaging=averaging, precision="bfloat16"))
     assert full == (
-        "Gradients are clipped to a norm of 1. An exponential moving average of the weights, "
-        "with decay 0.999, is measured. Forward passes in training use bfloat16."
+        "Gradients are clipped to a norm of 1. Measurements use an exponential moving average of the weights, "
+        "with decay 0.999. Forward passes in training use bfloat16."
     )
 
 

@@ -111,9 +111,11 @@ def _figure(group: Group, x: str, y: str) -> Figure | None:
     parts = [[found[s.label] for s in part] for part in chunks([path.series for path in found.values()])]
     settings = list(dict.fromkeys(path.setting for path in found.values() if path.setting))
     x_words, y_words = metric_words(group.series, x), metric_words(group.series, y)
-    what = f"{y_words} against {x_words} on {group.experiment}, {group.model}; a dot is a seed, a large marker a mean"
+    what = (
+        f"{y_words} against {x_words} on {group.experiment}, {group.model}; dots are seeds and large markers are means"
+    )
     if settings:
-        what += f", and a line goes through the means along {' or '.join(settings)}, whose values are next to them"
+        what += f", and a line joins the means in the order of {' or '.join(settings)}, whose values are next to them"
     shown = replace(group, series=tuple(series for path in found.values() for _, series in path.points))
     return Figure(
         name=group.figure_name("against", y, x),

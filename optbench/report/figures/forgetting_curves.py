@@ -1,4 +1,4 @@
-"""Forgetting of a task while later tasks are trained: the scores on the earlier task that `follow_earlier` records."""
+"""Curves of forgetting: the scores on a task while later tasks are trained, as recorded by `follow_earlier`."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def _figure(group: Group, tasks: Sequence[int], read: Mapping[Path, Curves[int]]
     limits = style.limits([y for s in shown for task in tasks for line in lines(s, task, read) for _, y in line])
     ends = [(s.label, mean([line[-1][1] for line in found])) for s in shown if (found := lines(s, first, read))]
     what = (
-        f"{score[:1].upper()}{score[1:]} on validation data of a task of {group.experiment}, {group.model}, after its "
-        "training and while later tasks are trained; a thin line is a seed, and a thick line is the mean."
+        f"{score[:1].upper()}{score[1:]} on a task's validation data after training on the task and while later tasks "
+        f"are trained, {group.experiment}, {group.model}; a thin line is a seed, and a thick line is the mean."
     )
     alt = f"Mean {score} on {names[first - 1]} at the end: {means(ends)}."
     panels = [_panel(names[task - 1], task, part, read, limits) for task in tasks for part in chunks(shown)]

@@ -119,8 +119,8 @@ def _cosine_figure(group: Group, drawn: Sequence[tuple[Series, Matrix]]) -> Figu
         panels.append(draw_heat_map(series.label, HeatMap(values, min(low, 0.9), 1.0, names, names)))
     apart = [(series.label, _off_diagonal(values)) for series, values in drawn]
     what = (
-        f"Cosine between the mean features of every two classes at the end of {group.experiment}, {group.model}; mean "
-        f"over seeds; the colours go from {min(low, 0.9):g} (dark) to 1 (light) in every panel."
+        f"Cosine between the mean features of each pair of classes at the end of {group.experiment}, {group.model}; "
+        f"mean over seeds; the colours go from {min(low, 0.9):g} (dark) to 1 (light) in every panel."
     )
     alt = f"Mean cosine between the features of different classes: {means(apart)}."
     return group_figure(group, "class-cosine", "similarity of classes", what, alt, panels)

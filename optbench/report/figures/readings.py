@@ -141,8 +141,8 @@ def _figure(judged: JudgedClaim, more: Sequence[str], used: Set[str]) -> Iterato
     left, right = side_text(judged.claim.left), side_text(judged.claim.right)
     sentences = [
         f"Every reading of the claim, sorted by its effect: {left} minus {right}, as a percentage of "
-        f"the median of {right}, with the 95% interval of the signed-rank test. The marks below show its metric, layer "
-        "and data.",
+        f"the median of {right}, with the 95% interval of the signed-rank test. The marks below an effect show the "
+        "metric, layer and data of its reading.",
         "A triangle points up or down if the uncorrected interval excludes 0; a circle is an open reading. The band is "
         "the primary reading, which gives the verdict. The readings are descriptive: they are correlated, and there is "
         "no correction for their number.",
@@ -187,7 +187,7 @@ def _left_out(parts: Sequence[ClaimPart]) -> Iterator[str]:
             which = ", ".join(names) if len(names) <= MANY else count(len(names), "reading")
             found.append(f"{which} of {part_label(part)}")
     if found:
-        yield f"Not drawn, because there is no bounded interval or the right median is 0: {'; '.join(found)}."
+        yield f"Not drawn because there is no bounded interval or the right median is 0: {'; '.join(found)}."
 
 
 def _rows(judged: JudgedClaim) -> Iterator[Row]:

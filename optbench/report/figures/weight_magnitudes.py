@@ -93,12 +93,13 @@ def magnitudes(series: Series) -> Magnitudes | None:
 
 def _figure(group: Group, drawn: Sequence[Series], known: Mapping[str, Magnitudes]) -> Figure:
     what = (
-        f"Magnitudes of the weights at the end of {group.experiment}, {group.model}, all layers together without "
-        f"biases, over the first {SEEDS_READ} seeds at most; the area under a line is the share of weights."
+        f"Magnitudes of the weights of all layers, without biases, at the end of {group.experiment}, {group.model}, "
+        f"over at most the first {SEEDS_READ} seeds; the area under a line is the share of weights."
     )
     if gone := [(series.label, known[series.label].nothing) for series in drawn if known[series.label].nothing > 0]:
         named = ", ".join(f"{100 * share:.3g}% of {label}" for label, share in gone[:MANY_NUMBERS])
-        what += f" Not drawn, as 0 or below {style.power(10.0**LOW)}: {named}{', ...' if gone[MANY_NUMBERS:] else ''}."
+        more = ", ..." if gone[MANY_NUMBERS:] else ""
+        what += f" Not drawn because they are 0 or below {style.power(10.0**LOW)}: {named}{more}."
     middle = [(series.label, float(np.log10(max(known[series.label].median, 1e-300)))) for series in drawn]
     alt = f"Median of log10 of the weights' magnitudes: {means(middle, 2)}."
     panels = [_panel(part, known) for part in chunks(drawn)]
