@@ -1,4 +1,4 @@
-"""Call users' metrics on copies of their arguments, with seeds of the trial, and restore the process's settings."""
+"""Call users' metrics on copies of their arguments, seeded per trial, and restore the process's settings."""
 
 from __future__ import annotations
 

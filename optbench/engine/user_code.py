@@ -1,4 +1,4 @@
-"""Call an optimizer's code with seeds of the trial, and restore the process's settings afterwards."""
+"""Call an optimizer's code with seeds that depend on the trial, and restore the process's settings afterwards."""
 
 from __future__ import annotations
 

@@ -193,7 +193,7 @@ def trials(suite: Suite) -> list[Trial]:
                 for variant in variants(hyperparameters):
                     orders = (0, 1) if optimizer in controlled else (0,)
                     for order, seed in itertools.product(orders, suite.seeds):
-                        # Named by content, so that the same trial has the same id in every run of a suite.
+                        # The id consists of names and settings, so a trial has the same id in every run of a suite.
                         parts = [experiment_name, model, optimizer, variant.name, f"seed={seed}"]
                         parts += [f"order={order}"] if order else []
                         found.append(
