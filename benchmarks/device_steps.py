@@ -164,7 +164,7 @@ def processor() -> str:
 
 
 def tests(found: Finding) -> None:
-    """Tests marked `first`: those for CUDA, or on a CPU their CPU variants."""
+    """Tests marked `first`: those for CUDA, or their CPU variants if the device is a CPU."""
     import pytest
 
     class Plugin:

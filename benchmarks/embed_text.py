@@ -1,8 +1,8 @@
-"""Make optbench/data/text.parquet from the four domains of text (gzipped).
+"""Make optbench/data/text.parquet from the four text domains (gzipped).
 
     python benchmarks/embed_text.py FOLDER-OF-THE-DOMAINS [OUTPUT]
 
-The folder contains scripture.txt.gz, glosses.txt.gz, prose.txt.gz and code.txt.gz. The result is the same in every run
+The folder contains scripture.txt.gz, glosses.txt.gz, prose.txt.gz and code.txt.gz. Every run gives the same result
 (pyarrow 26, zstd level 22, one page, so that zstd's window spans all four domains).
 """
 

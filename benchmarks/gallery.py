@@ -139,7 +139,10 @@ def draw_map(panel: Panel, path: Path) -> None:
 
 
 def offsets(points: Array, names: list[str]) -> list[tuple[float, float]]:
-    """Return each name's offset in points from its point (P, 2), so that names do not cover points or each other."""
+    """Return each name's offset from its marker at `points` (P, 2), so that names do not cover markers or each other.
+
+    Positions and offsets are in typographic points.
+    """
     taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in points.tolist()]
     found: list[tuple[float, float]] = []
     for (x, y), name in zip(points.tolist(), names, strict=True):

@@ -132,7 +132,7 @@ AIMS = (
 
 @dataclass
 class Session:
-    """One call of the script."""
+    """One invocation of the script."""
 
     out: Path
     device: str
@@ -141,7 +141,7 @@ class Session:
     steps: Sequence[Step]
     started: float
     ended_by: int | None = None
-    """The signal that ended this call, if any."""
+    """The signal that ended the invocation, if any."""
     no_device: bool = False
     """True if the first step did not find the device, so that all other steps would fail."""
 
@@ -318,7 +318,7 @@ def table(summary: dict[str, Any]) -> str:
 
 
 def say(text: str) -> None:
-    """Print a text. If the terminal is gone, continue without printing."""
+    """Print text. If the terminal is gone, continue without printing."""
     try:
         print(text, flush=True)
     except OSError:

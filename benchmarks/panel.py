@@ -3,7 +3,7 @@
     python benchmarks/panel.py [--runs-dir runs/panel]     # an hour on two cores; resumes after an interruption
     python benchmarks/panel.py --check PANEL               # only test the distance on an existing panel
 
-An optimizer whose run exists already is not trained again. The panel is written to the package when all runs are
+An optimizer whose run is already complete is not trained again. The panel is written to the package when all runs are
 complete; `python benchmarks/gallery.py` then writes the pages of docs/gallery.
 
 The distance is tested with one half of the seeds against the other: the optimizer on the odd seeds that is nearest to a

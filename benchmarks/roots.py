@@ -46,7 +46,7 @@ from torch import Tensor
 
 EPSILON, ORDER = 1e-4, 4
 EARLY, LATE = 151, 201
-"""Numbers of steps; the last of these steps refreshes the roots, so that the factors are complete."""
+"""Numbers of training steps; the last step of each refreshes the roots, so that the factors are complete."""
 Way = Callable[[Tensor, Tensor], Tensor]
 """way(factors (M, n, n) float64, basis (M, n, n) of an earlier step) -> roots (M, n, n) float64"""
 

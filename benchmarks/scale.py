@@ -8,11 +8,11 @@ Without `--seconds`, workers answer immediately. The script prints processor and
 each thousand trials, from when the first cohort is handed out until the last one is on disk, and the peak memory.
 Preparing a worker's answer is part of the measured time.
 
-With `--seconds`, a trial takes a worker this long on average. One of the three optimizers is four times as slow
-as the others, and one of the two models twice as slow as the other. Durations vary by a third (log-normal), as they do
-with early stopping, and a trial trained alone takes a fifth longer than its share of a large cohort. The scheduler does
-not have this information in advance, only its own estimate of an optimizer's cost. Efficiency is the time that all
-trials would take in large cohorts, divided by workers × elapsed time.
+With `--seconds`, a trial takes this long on average. One of the three optimizers is four times as slow as the others,
+and one of the two models twice as slow as the other. Durations vary by a third (log-normal), as they do with early
+stopping, and a trial trained alone takes a fifth longer than its share of a large cohort. The scheduler does not have
+this information in advance, only its own estimate of an optimizer's cost. Efficiency is the time that all trials would
+take in large cohorts, divided by workers × elapsed time.
 
 With simulated workers, time in which all workers are busy is skipped. Their clock is the processor time of the main
 process, which counts in full, plus the skipped time; time spent waiting for the disk is not counted. With `--asleep`,
@@ -91,7 +91,7 @@ def suite(trials: int, *, varied: bool) -> Suite:
 
 
 def rows(trial: Trial, seconds: float) -> list[Row]:
-    """Return as many rows as a short trial has."""
+    """Return the rows of a short trial."""
     matrix = [(after, task) for after in range(TASKS + 1) for task in range(1, TASKS + 1)]
     return [
         TrialRow("ok", None, None, 1, 1, 100, "cpu", "{}", "0" * 16, seconds, 0.1, 0, None, 0, None),

@@ -168,8 +168,8 @@ def memory_of(pid: int, processors: dict[int, float]) -> int:
 def breakdown(run: Path, launched: float, found: Round) -> pd.DataFrame:
     """Return the wall-clock seconds of a run by activity, and their percentage.
 
-    `start` lasts until the run directory is made, after imports and checks. The times that trials record are divided by
-    the number of processes. The rest is the start of the workers, data, writing, and waiting for the last process.
+    `start` lasts until the run directory is created, after imports and checks. The times that trials record are divided
+    by the number of processes. The rest is the start of the workers, data, writing, and waiting for the last process.
 
     launched: the time at which the command was started, as returned by `time.time`.
     """

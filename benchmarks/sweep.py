@@ -90,7 +90,7 @@ def work(connection: multiprocessing.connection.Connection, suite: Suite, thread
 
 
 class Team:
-    """Processes that wait for cohorts of one suite; threads: the number of threads of each process."""
+    """Processes that wait for cohorts of one suite. threads: the number of threads in each process."""
 
     def __init__(self, suite: Suite, threads: Sequence[int]) -> None:
         context = mp.get_context("spawn")

@@ -466,7 +466,7 @@ def profile(optimizer: str, members: int, where: str, work: Workload) -> str:
 
 
 def shares(members: int, processes: int) -> list[int]:
-    """Return the number of members of each process that has any."""
+    """Return the number of members for each process that has any."""
     cuts = [members * i // processes for i in range(processes + 1)]
     return [b - a for a, b in itertools.pairwise(cuts) if b > a]
 

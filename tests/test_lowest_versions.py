@@ -24,7 +24,7 @@ def lowest() -> Iterator[str]:
     """Return every requirement at its lower bound, as constraints for pip."""
     for requirement in [*PROJECT["dependencies"], *(r for e in EXTRAS for r in PROJECT["optional-dependencies"][e])]:
         found = BOUND.fullmatch(requirement)
-        assert found, f"{requirement}: needs a lower bound, and no other"
+        assert found, f"{requirement}: expected a lower bound and no other"
         name, version = found.groups()
         yield f"{name}=={version}"
 

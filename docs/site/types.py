@@ -16,7 +16,7 @@ from optbench.kinds import Kind
 ANY = 2**62
 """Bounds of this size or larger only exclude integers beyond 64 bits, and are not shown."""
 LONG = 60
-"""Maximum length in characters of a mapping's default as shown; the mapping's own table lists longer ones."""
+"""Maximum length, in characters, of a default that is a mapping; longer ones are shown in the mapping's own table."""
 PLAIN = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null", Any: "any value"}
 BOUNDS = {"gt": "above {}", "ge": "of at least {}", "lt": "below {}", "le": "of at most {}"}
 Link = Callable[[type[BaseModel]], str]

@@ -92,7 +92,7 @@ class Evidence:
     def among_diverged(self, changed: Mapping[str, Any]) -> tuple[Ending, bool]:
         """Train the trial between two others whose settings are changed as given.
 
-        Returns the trial's outcome, and whether both others diverged or failed.
+        The result is the trial's outcome, and whether both others diverged or failed.
         """
         return self._between(changed)
 

@@ -1,4 +1,4 @@
-"""Suggestion of a declaration with which an optimizer that does not train would train."""
+"""Search for a declaration with which an optimizer that does not train would train."""
 
 from __future__ import annotations
 

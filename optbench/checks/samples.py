@@ -37,7 +37,7 @@ def _vectors() -> Dataset:
 
 
 def _tokens() -> Dataset:
-    """Return sequences that count up from a random number; the label is 1 if that is in the lower half of the range."""
+    """Return sequences that count up from a random number; the label is 1 if that number is in the lower half."""
     draws = torch.Generator().manual_seed(0)
 
     def half(count: int) -> Split:

@@ -72,7 +72,7 @@ def _lines(settings: TaskSettings) -> Iterator[Finding]:
 def _names(subject: _Subject) -> Found:
     outline = subject.tasks().outline
     shown = ", ".join(outline.names[:4]) + (", ..." if outline.count > 4 else "")
-    disjoint = "; no two share a class" if outline.disjoint else ""
+    disjoint = "; no two tasks share a class" if outline.disjoint else ""
     return "passed", f"{outline.count} {'task' if outline.count == 1 else 'tasks'}: {shown}{disjoint}"
 
 

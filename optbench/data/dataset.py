@@ -57,7 +57,7 @@ class Dataset:
     """A named dataset.
 
     Attributes:
-        name: for messages and tables.
+        name: the name in messages and tables.
         train, test: the two halves.
         classes: the number of classes, which is the width of a model's output; for text, the vocabulary size.
         mean, std: statistics for `normalisation: standard`: one number, or one for each index of an input's first
@@ -93,7 +93,7 @@ class Dataset:
     def of_texts(
         name: str, texts: Mapping[str, Text], vocabulary: int, context: int, token_bytes: Tensor | None = None
     ) -> Dataset:
-        """Build a dataset of one or more domains of text, with windows of `context` tokens and next-token targets.
+        """Build a dataset from one or more text domains, with windows of `context` tokens and next-token targets.
 
         The two halves are the consecutive windows of the training and test sections, domain by domain.
 
@@ -218,7 +218,7 @@ def _fault_of_cues(cues: object, count: int, classes: int) -> str | None:
 
 
 def fault_of_texts(texts: Mapping[str, Text], vocabulary: int, context: int) -> str | None:
-    """Describe a fault in text domains, as text to append to a name for them; return None if they are valid."""
+    """Describe a fault in text domains, as text to append to their name; return None if they are valid."""
     for domain, text in texts.items():
         for part in ("train", "validation", "test"):
             if (fault := _fault_of_tokens(getattr(text, part, None), vocabulary, context)) is not None:

@@ -44,7 +44,7 @@ def load(
 
 
 def loaded(kind: Kind | str) -> Dataset:
-    """Load a dataset with the `Access` currently in effect, as derived datasets do."""
+    """Load a dataset with the `Access` currently in effect, e.g. the base of a derived dataset."""
     from optbench.data.dataset import Dataset  # late, because it imports torch
 
     name = kind.kind if isinstance(kind, Kind) else kind

@@ -1,6 +1,6 @@
 """The embedded MNIST data: one Parquet file with the published bytes, in the published order.
 
-The file has a row per image, training images first: `image` (784 bytes, rows from top to bottom), `label` and
+The file has one row per image, training images first: `image` (784 bytes, rows from top to bottom), `label` and
 `split` (`train` or `test`). It was made by `benchmarks/embed_mnist.py`; its licence is in MNIST-LICENSE.md.
 """
 

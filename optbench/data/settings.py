@@ -1,4 +1,4 @@
-"""A suite's dataset: kind, settings, and facts available before loading it. Does not import torch."""
+"""A suite's dataset: kind, settings, and facts available before loading it. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class DatasetSettings(Kind):
 
     @property
     def domains(self) -> tuple[str, ...]:
-        """The domains of text that are known without loading the dataset."""
+        """The text domains that are known without loading the dataset."""
         return TEXT_DOMAINS.domains if self.kind == TEXT_DOMAINS.name else tuple(self.texts)
 
     @property

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Encoding = Literal["bytes", "bpe"]
 SHARE = 20
-"""The last 1/20 of each text is for testing, and the preceding 1/20 for validation, both rounded down to bytes."""
+"""The last 1/20 of each text is for testing, the preceding 1/20 for validation, each rounded down to whole bytes."""
 VOCABULARY = 512
 """Default vocabulary size for `tokens: bpe`."""
 MOST = 2048
@@ -88,7 +88,8 @@ def _encoded(name: str, contents: Mapping[str, bytes], vocabulary: int, alphabet
     if key not in _KNOWN:
         if vocabulary <= alphabet:
             raise DataError(
-                f"dataset {name}: vocabulary: expected more than {alphabet}, the number of bytes, got {vocabulary}"
+                f"dataset {name}: vocabulary: expected more than {alphabet}, the number of single-byte tokens, "
+                f"got {vocabulary}"
             )
         bpe = Bpe.trained([train for train, _, _ in texts], vocabulary, alphabet)
         if (most := len(bpe.pieces)) < vocabulary:

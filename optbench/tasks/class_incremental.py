@@ -21,9 +21,9 @@ Group = tuple[int, ...]
 class ClassIncremental:
     """Groups of classes learnt in sequence; all tasks share one head.
 
-    Task i holds the examples of the i-th group of classes; targets are those of the dataset. In fixed order the groups
-    are 0..k−1, k..2k−1, and so on. In shuffled order, each trial seed shuffles the classes before they are grouped, so
-    that both the groups and their order differ between seeds.
+    Task i contains the examples of the i-th group of k = `group_size` classes; targets are those of the dataset. In
+    fixed order, the groups are 0..k−1, k..2k−1, and so on. In shuffled order, each trial seed shuffles the classes
+    before they are grouped, so that both the groups and their order differ between seeds.
     """
 
     def __init__(

@@ -54,7 +54,7 @@ class Examples:
         return self.targets[0].numel() if len(self.targets) else 1
 
     def few(self, most: int) -> int:
-        """Return how many examples to use: at most `most`, with at most 8 · `most` targets, but at least one."""
+        """Return how many examples to use: at least one, at most `most`, and if possible at most 8 · `most` targets."""
         return min(most, max(1, 8 * most // self.positions))
 
     def select(self, index: Tensor) -> Examples:
@@ -64,7 +64,10 @@ class Examples:
         return Examples(inputs, targets, self.places, mirrored, cues)
 
     def drawn(self, most: int, stream: Generator) -> Examples:
-        """Return at most `most` random examples (those stored may be sorted by class), in their original order."""
+        """Return at most `most` examples, drawn at random, in their original order.
+
+        The draw is random because examples may be sorted by class.
+        """
         return self if len(self) <= most else self.select(_places(len(self), most, stream).to(self.targets.device))
 
 
@@ -75,7 +78,7 @@ class Parts:
     Attributes:
         classes: the number of classes.
         spec: the form of one model input.
-        texts: a text dataset's domains by name, with held-out text limited as in the protocol; None for other datasets.
+        texts: a text dataset's domains by name, with held-out text limited by the protocol; None for other datasets.
         token_bytes: as in `Dataset`.
     """
 
@@ -217,7 +220,7 @@ def check_sizes(protocol: Protocol, train: int, test: int, name: str) -> None:
 
 
 def check_task_size(protocol: Protocol, examples_per_task: int, train: int) -> None:
-    """Check the number of examples that each task draws from `train`, without data or torch.
+    """Check the number of examples that each task draws from `train` training examples, without data or torch.
 
     Raises:
         UsageError: the number is more than remains after the validation split, or less than a batch.

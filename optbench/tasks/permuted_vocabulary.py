@@ -22,7 +22,7 @@ class PermutedVocabulary:
     """Text of one domain, whose vocabulary is shuffled by one fixed random permutation in each task.
 
     Task i replaces token v with p[v] in the inputs and targets of all three parts. The structure of the text stays the
-    same, but knowledge about individual tokens becomes wrong. Each trial seed and task has its own permutation p. A
+    same, but knowledge about individual tokens no longer applies. Each trial seed and task has its own permutation p. A
     token of a byte-pair encoding is only replaced with tokens of the same number of bytes, so that bits per byte are
     comparable between tasks. If tokens are bytes, any byte can be replaced with any other.
 

@@ -19,9 +19,10 @@ class RandomLabels:
     """Images with random labels, which are redrawn uniformly for each task.
 
     `images: once` uses the same images for all tasks, so that only labels change (Kumar et al. 2023); `per-task` also
-    redraws the images. For each trial seed, images are drawn from the training examples. Random labels cannot be
-    predicted for other images, so a task's training examples are also its validation and test examples, and its
-    accuracy measures memorisation. Early stopping on validation data therefore uses the training loss.
+    redraws the images. Images are drawn from the training examples, and images and labels differ between trial seeds.
+    Random labels cannot be predicted for other images, so a task's training examples are also its validation and test
+    examples, and its accuracy measures memorisation. Early stopping on validation data therefore uses the training
+    loss.
     """
 
     def __init__(

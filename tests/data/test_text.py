@@ -220,7 +220,7 @@ def test_non_ascii_bytes_give_a_vocabulary_of_256(tmp_path: Path) -> None:
         (
             "é".encode() * 99,
             {"tokens": "bpe", "vocabulary": 200},
-            "vocabulary: expected more than 256, the number of bytes, got 200",
+            "vocabulary: expected more than 256, the number of single-byte tokens, got 200",
         ),
         (CONTENT[:200], {"tokens": "bpe", "vocabulary": 140}, "texts: mine.validation: expected at least 9 tokens"),
     ],

@@ -304,9 +304,9 @@ def test_a_directory_without_write_permission_is_reported_in_one_line(suite: str
     # Root can write anywhere unless this capability is removed.
     without = ["setpriv", "--bounding-set", "-dac_override"] if os.geteuid() == 0 else []
     if without and shutil.which(without[0]) is None:
-        pytest.skip("only setpriv takes a right from root, and it is not installed")
+        pytest.skip("removing a capability from root requires setpriv, which is not installed")
     if without and subprocess.run([*without, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("setpriv may not take a right from root here")
+        pytest.skip("setpriv is not allowed to remove a capability from root here")
     runs = tmp_path / "runs"
     runs.mkdir(mode=0o500)
     done = subprocess.run([*without, *OPTBENCH, *words(suite, runs)], capture_output=True, text=True, check=False)

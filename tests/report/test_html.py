@@ -43,14 +43,14 @@ class Elements(HTMLParser):
         assert not self.open, f"never closed: {[tag for tag, *_ in self.open]}"
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert len(dict(attrs)) == len(attrs), f"an attribute twice: {tag} {attrs}"
+        assert len(dict(attrs)) == len(attrs), f"duplicate attribute: {tag} {attrs}"
         if tag in VOID:
             self.found.append((tag, dict(attrs), ""))
         else:
             self.open.append((tag, dict(attrs), []))
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert any(name == "svg" for name, *_ in self.open), f"<{tag}/> is no HTML"
+        assert any(name == "svg" for name, *_ in self.open), f"<{tag}/> is not HTML"
         self.found.append((tag, dict(attrs), ""))
 
     def handle_endtag(self, tag: str) -> None:
