@@ -13,7 +13,7 @@ class ProcessSetting:
     """A process-wide setting.
 
     get: returns the current value; values are compared by `==`.
-    set: sets a value that `get` returned earlier.
+    set: restores a value that `get` returned earlier.
     """
 
     name: str

@@ -12,10 +12,10 @@ from optbench.stats.dormant import MANY
 
 UNDEFINED = "–"
 NOT_LEARNT = "†"
-"""The mark of results from networks that failed to learn tasks. A footnote lists these tasks."""
+"""The symbol after results of networks that failed to learn tasks. A footnote lists these tasks."""
 
 MANY_DORMANT = "‡"
-"""The mark of remarks on networks with many dormant units."""
+"""The symbol before remarks on networks with many dormant units."""
 NOT_OK = {
     "diverged": "diverged",
     "failed": "failed",
@@ -49,7 +49,7 @@ _DECIMALS = {
 
 
 def decimals(metric: str) -> int:
-    """Return the number of decimals of a metric's values."""
+    """Return the number of decimals with which a metric's values are shown."""
     return _DECIMALS.get(base_name(metric), 3)
 
 

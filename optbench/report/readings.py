@@ -14,7 +14,7 @@ from optbench.suite.readings import ReadingCell
 
 ELSEWHERE = "Every reading of the claims: --format markdown, html or json."
 PRIMARY = "*"
-"""The mark of the primary reading."""
+"""The symbol after the name of the primary reading."""
 
 
 def reading_lines(claims: Sequence[JudgedClaim]) -> Iterable[str]:

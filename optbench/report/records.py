@@ -31,8 +31,8 @@ from optbench.suite.readings import layer_name
 def report_records(summary: Summary) -> list[Records]:
     """Return the records of a report on runs.
 
-    They are the runs, one result per optimizer setting and metric, accuracy matrices, claims, the results of studies,
-    remarks, and the trials that diverged or failed.
+    The records describe the runs, the results (one per optimizer setting and metric), accuracy matrices, claims, the
+    results of studies, remarks, and the trials that diverged or failed.
     """
     runs, sections = summary.runs, summary.sections
     return [

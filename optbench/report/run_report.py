@@ -113,7 +113,7 @@ def _ended(ended: int, planned: int, noun: str) -> str:
 
 
 def exclusions(row: SummaryRow) -> str | None:
-    """Describe the trials excluded from a row's means by outcome; None if no trial is excluded."""
+    """Describe the trials excluded from a row's means because of their outcome; None if no trial is excluded."""
     counts = row.arm.counts
     lost = losses(counts)
     return f"{row.label}: {counts['ok']} of {counts['planned']}; {lost}" if lost else None

@@ -71,8 +71,8 @@ class Section:
     experiment: str
     model: str
     stopping: tuple[str, ...]
-    """Sentences on the protocol (when a task ends, settings beyond plain training, scoring); one text per run if runs
-    differ."""
+    """Sentences on the protocol (when a task ends, settings beyond plain training, scoring); one text per run if the
+    runs differ."""
     measures: tuple[Measure, ...]
     """The columns of the tables, except those in `undefined`."""
     undefined: Mapping[str, tuple[Measure, ...]]
@@ -93,7 +93,7 @@ class Section:
 
     @property
     def ends(self) -> tuple[float, float]:
-        """The ends of the scale for scores: 0 to 1 or, for text, the nearest whole numbers that enclose all scores."""
+        """The scale for scores: from 0 to 1 or, for text, between the nearest whole numbers that include all scores."""
         if not self.in_bits:
             return 0.0, 1.0
         values = np.concatenate([row.matrix.ravel() for row in self.rows if row.matrix is not None] or [np.zeros(1)])

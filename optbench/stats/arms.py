@@ -1,6 +1,6 @@
-"""Arms: the trials of one optimizer setting on one experiment and model, one trial per seed.
+"""Arms. An arm holds the trials of one optimizer setting on one experiment and model, one trial per seed.
 
-Reports show an arm as a row; comparisons and claims use it as a side.
+Reports show an arm as a row; comparisons and claims use an arm as a side.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Arm:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """A key that identifies the arm among those of its experiment and model."""
+        """A key that identifies the arm among all arms of the same experiment and model."""
         return self.results.run.path, self.optimizer, self.variant
 
     @property

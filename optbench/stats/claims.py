@@ -1,4 +1,4 @@
-"""Claims: expectations stated in a suite, judged by its results.
+"""Claims: expectations that a suite states and that the results of a run support or contradict.
 
 A claim has one part for every model it names and every variant of a swept optimizer. Each part is judged by the
 paired test of `verdict`, with Holm's correction over the parts; the claim is supported if all parts are.
@@ -48,7 +48,7 @@ class ClaimVerdict(StrEnum):
 
 @dataclass(frozen=True)
 class ClaimPart:
-    """A claim on one model, for one variant of each side.
+    """One part of a claim: the claim on one model, for one variant of each side.
 
     beside: the medians of the left and right sides, by metric.
     readings: the result of each reading; empty if the claim has none.

@@ -17,7 +17,7 @@ OPPOSITE = {ClaimVerdict.SUPPORTED, ClaimVerdict.CONTRADICTED}
 class PartsOfBoth:
     """A part of a claim in two runs A and B, with the same model and variants in both.
 
-    a, b: the part in each run; None if that run has no such part or the claims differ.
+    a, b: the part in each run. One is None if only the other run has such a part or if the claims differ.
     """
 
     a: ClaimPart | None
@@ -25,7 +25,7 @@ class PartsOfBoth:
 
     @property
     def one(self) -> ClaimPart:
-        """The part in A if there is one, else in B."""
+        """The part in A or, if there is none, the part in B."""
         found = self.a or self.b
         assert found is not None
         return found

@@ -10,8 +10,8 @@ from optbench.metrics import METRICS
 from optbench.metrics.metric import base_name
 
 DORMANT = "dormant_0.025"
-"""The metric used: the fraction of dormant units among the final features, pooled over tasks (Sokar et al. 2023,
-τ = .025)."""
+"""The metric that is checked: the fraction of dormant units among the final features, pooled over tasks, with τ = .025
+(Sokar et al. 2023)."""
 MANY = 0.05
 """The fraction of dormant units above which a network is listed."""
 

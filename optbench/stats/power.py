@@ -82,7 +82,7 @@ def suite_shortages(suite: Suite, planned: Iterable[Trial], parts: Sequence[int]
 
 
 def comparison_shortages(families: Mapping[str, int], n: int) -> list[Shortage]:
-    """Return the experiments or pairs of arms whose family of metrics is too large for n seeds.
+    """Return the shortages of experiments, or pairs of arms, whose family of metrics is too large for n seeds.
 
     families: the number of primary metrics, by name. Names with equal numbers are combined into one shortage.
     """

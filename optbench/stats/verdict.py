@@ -134,7 +134,7 @@ def _why_no_test(question: Question) -> str | None:
 
 
 def _why_no_verdict(result: PairedResult) -> str | None:
-    """Return why no verdict is possible although the p-value is valid; None if one is possible."""
+    """Return why no verdict is possible although the p-value is valid; None if a verdict is possible."""
     if result.n < MIN_PAIRS:
         n = count(result.n, "pair")
         which = f"{result.n} of {count(result.pairs, 'pair')} can be used" if result.n < result.pairs else n
@@ -164,7 +164,7 @@ def within_margin(question: Question) -> bool:
 
 
 def _what_would_have_shown(result: PairedResult, holm_p: float, m: int) -> tuple[float | None, str]:
-    """Return the smallest effect (or None) that these pairs could have shown in a family of m, and an explanation."""
+    """Return the smallest effect (or None) that these pairs could have shown among m questions, and an explanation."""
     d = np.array(result.differences)
     equal = int((d == 0).sum())
     ties = f"equal values in {equal} of {count(result.n, 'pair')}" if equal else "differences of the same size"

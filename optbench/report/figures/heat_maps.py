@@ -29,7 +29,7 @@ Matrix = NDArray[np.float64]
 
 MAX_WIDTH, MIN_WIDTH = 4.2, 2.4
 CELL = 0.3
-"""Size of a cell in inches, enough for a number of two digits."""
+"""Size of a cell in inches, enough for a two-digit number."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def _accuracy_figure(group: Group, drawn: Sequence[tuple[Series, Matrix]]) -> Fi
 
 
 def _ends(drawn: Sequence[Matrix]) -> tuple[float, float]:
-    """Return the nearest whole numbers that enclose all finite values."""
+    """Return the lowest finite value, rounded down to a whole number, and the highest, rounded up."""
     every = np.concatenate([values[np.isfinite(values)] for values in drawn])
     return math.floor(every.min()), math.ceil(every.max())
 

@@ -49,12 +49,12 @@ LOOKS: dict[Says, tuple[str, str, bool]] = {
     Says.LOWER: (style.PALETTE[0], "v", True),
     Says.OPEN: (style.PALETTE[6], "o", False),
 }
-"""Colour and marker of a reading with this result, and whether the marker is filled."""
+"""Colour and marker for each result of a reading, and whether the marker is filled."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A drawn reading, with its effect and the ends of its 95% interval."""
+    """A drawn reading with its effect and the ends, `low` and `high`, of the 95% interval of the effect."""
 
     reading: JudgedReading
     effect: float
@@ -96,7 +96,7 @@ class Scale:
         return point.low < self.low or point.high > self.high
 
     def ticks(self) -> list[float]:
-        """Return round effects in view, including 0."""
+        """Return round effects within the axis, including 0."""
         from matplotlib.ticker import MaxNLocator
 
         if not self.bent:

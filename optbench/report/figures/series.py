@@ -133,7 +133,7 @@ def _sweep_of(series: Series) -> tuple[str, str]:
 
 
 def _spread(variants: Sequence[str], count: int) -> list[str]:
-    """Select at most `count` variants: both ends and evenly spaced ones between them, or only the middle one."""
+    """Select at most `count` variants: both ends and evenly spaced ones between, or the middle one if `count` is 1."""
     if len(variants) <= count:
         return list(variants)
     if count == 1:

@@ -123,7 +123,7 @@ def labels(axes: Axes, x: str, y: str) -> None:
 
 
 def name_ticks(axes: Axes, which: Which, names: Sequence[str], every: int = 1) -> None:
-    """Label the positions 0, 1, 2, ... of an axis with names, or only every `every`-th of them."""
+    """Label the positions 0, 1, 2, ... of an axis with names, or only every `every`-th position."""
     from matplotlib.ticker import FixedFormatter, FixedLocator
 
     axis = _axis(axes, which)
@@ -174,7 +174,7 @@ def power(value: float) -> str:
 
 
 def short(value: float) -> str:
-    """Format a swept value as in its variant's name, without a leading zero in the exponent: `3.16e-5`."""
+    """Format a swept value as in the variant's name but without a leading zero in the exponent, e.g. `3.16e-5`."""
     return value_name(float(f"{value:.6g}")).replace("e-0", "e-").replace("e+0", "e")
 
 

@@ -48,7 +48,7 @@ class Label:
 
     @property
     def start(self) -> float:
-        """The start of the text, in points from its anchor."""
+        """The position at which the text starts, in points from the anchor."""
         return -{"left": 0.0, "center": 0.5, "right": 1.0}[self.anchor] * width(self.text, self.size)
 
     @property

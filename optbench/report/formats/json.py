@@ -23,7 +23,7 @@ def render(document: Report) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Convert a value for JSON, which has no NaN or infinity."""
+    """Convert a value to one that JSON can represent; JSON has no NaN or infinity."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

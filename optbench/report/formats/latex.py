@@ -94,7 +94,7 @@ MATHS: dict[str, str] = {"−": "-"} | {symbol: f"\\{name}" for symbol, name in 
 LETTERS = set("ĂăĄąĆćČčĎďĐđĘęĚěĞğĹĺĽľŁłŃńŇňŐőŒœŔŕŘřŚśŞşŠšŢţŤťŮůŰűŸŹźŻżŽž") | {
     chr(code) for code in range(0xC0, 0x100) if code not in (0xD7, 0xF7)
 }
-"""Non-ASCII letters in T1 fonts."""
+"""Non-ASCII letters that T1 fonts contain."""
 
 
 def render(document: doc.Report) -> str:
