@@ -66,7 +66,7 @@ class SummaryRow:
 
 @dataclass(frozen=True)
 class Section:
-    """One experiment with one model: a row per optimizer setting (and run), in suite order."""
+    """The results of one experiment and model, with one row per optimizer setting and run, in suite order."""
 
     experiment: str
     model: str
