@@ -206,7 +206,7 @@ def tests(found: Finding) -> None:
             found.line(f"{outcome:8}{seconds:7.2f} s  {name}{': ' if first else ''}{first}")
 
     plugin = Plugin()
-    # Only files with such tests, because collecting all files takes a while.
+    # Only files that contain such tests, because collecting all files takes a while.
     files = [str(file) for file in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.first(" in file.read_text()]
     marked = "first and cuda" if found.on_cuda else "first and not cuda"
     words = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--rootdir", str(ROOT), "-m", marked, *files]
@@ -320,7 +320,7 @@ def throughput(found: Finding) -> None:
             if left <= 0:
                 late.append(f"{len(plan) - i} of {len(plan)} cohorts not begun")
                 break
-            # Three times the cohort's share of the remaining time; more for cohorts that have an aim.
+            # Three times the cohort's share of the remaining time, and at least 45 s for cohorts with aims.
             until = time.perf_counter() + min(left, max(3 * left / (len(plan) - i), 45 if members == 100 else 0))
             slow = found.on_cuda and optimizer in ("shampoo", "newton")
             one = speed.measured(
@@ -330,7 +330,7 @@ def throughput(found: Finding) -> None:
                 rounds,
                 seconds,
                 deadline=until,
-                # The loop's speed does not depend on the number of members, and Shampoo's loop is slower than all else.
+                # The loop's speed does not depend on the number of members, and Shampoo's loop is the slowest part.
                 skip=("loop",) if slow and members != 100 else (),
                 warm_up=3 * speed.REFRESH if slow else speed.WARM_UP,
             )

@@ -518,7 +518,7 @@ class Team:
             ours, theirs = context.Pipe()
             process = context.Process(target=worker, args=(theirs,), daemon=True)
             process.start()
-            theirs.close()  # so that the death of the process is an end of file
+            theirs.close()  # so that our end reaches end of file when the process dies
             self.connections.append(ours)
             self.processes.append(process)
 

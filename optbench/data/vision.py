@@ -71,7 +71,7 @@ _SOURCES = {
         train={"split": "balanced", "train": True},
         test={"split": "balanced", "train": False},
         checksums=lambda kind: [kind.md5],
-        # EMNIST's files store images by columns; transposing makes them upright, as in MNIST
+        # EMNIST's files store images column by column; transposing makes them upright, as in MNIST
         arrays=lambda instance: (instance.data.mT.unsqueeze(1).numpy(), instance.targets.numpy()),
         unpacked=_unpacked_idx("EMNIST", "emnist-balanced-train", "emnist-balanced-test"),
     ),
