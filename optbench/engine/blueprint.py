@@ -86,7 +86,7 @@ class Blueprint:
         return ends(self.network, self.output)
 
     def start(self, suite_seed: int, trial_seed: int, task: int = 0) -> dict[str, Tensor]:
-        """Return initial parameters and buffers by name, on the CPU, the same for every optimizer with this trial seed.
+        """Return initial parameters and buffers by name, on the CPU; they are the same for every optimizer.
 
         task: 0..T-1. For tasks after the first, return the values of a new network.
         """

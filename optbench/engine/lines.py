@@ -34,7 +34,7 @@ _FIRST = "layers.0."
 
 @dataclass(frozen=True)
 class End:
-    """One end of one or more lines, with all values that do not depend on the other end.
+    """One end of one or more lines, with all values that do not depend on the lines' other ends.
 
     Attributes:
         weights: (P,) in float64.

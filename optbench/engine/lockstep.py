@@ -239,7 +239,7 @@ class LockStep:
         return self._lane.fallbacks(i)
 
     def _own_loss(self, step: int, i: int) -> Evaluate:
-        """Return a variant of `_loss` for a lane with only member `i`; it does not change the member's buffers."""
+        """Return a variant of `_loss` that serves a lane with only member `i` and keeps the member's buffers."""
         aside = self._passes[i].aside() if self._passes else None
 
         def loss(alone: int, network: nn.Module, given: bool) -> Tensor:

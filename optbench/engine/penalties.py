@@ -1,4 +1,4 @@
-"""Add penalties on the rank of features to members' losses, in every way to compute gradients.
+"""Add penalties on the rank of features to members' losses, for each way of computing gradients.
 
 A penalty's gradient with respect to the features is computed separately (`optimizers.rank_penalty.entropy`) and added
 to the gradient from the head. The optimizer, its lane and its state are therefore the same as without a penalty.

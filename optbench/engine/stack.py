@@ -19,8 +19,8 @@ ALIGNMENT = 16
 """Every parameter starts at a multiple of 16 floats (64 bytes).
 
 This ensures that a trial gives the same bits alone and in a cohort. In BLAS kernels, the order of a sum may depend on
-the alignment of its operands. A vectorised kernel may round the last few elements, which do not fill a vector,
-differently. With alignment and padding, every member is processed by the same code on the same bytes.
+the alignment of its operands. A vectorised kernel may use different rounding for the last few elements, which do not
+fill a vector. With alignment and padding, every member is processed by the same code on the same bytes.
 """
 
 

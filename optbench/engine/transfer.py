@@ -29,7 +29,7 @@ def load_transfer(experiment: ExperimentSettings, data_dir: Path | None) -> Data
 
 @dataclass(frozen=True, eq=False)
 class Transfer:
-    """The examples of the other dataset on the device.
+    """The examples of an experiment's other dataset, on the device.
 
     Inputs are stored before normalisation. Targets are classes of the other dataset, for which networks have no
     outputs.

@@ -1,4 +1,4 @@
-"""Estimate the relative cost of trials from their settings, for scheduling and to predict the remaining time."""
+"""Estimate the relative cost of trials from their settings, to schedule them and to predict the remaining time."""
 
 from __future__ import annotations
 

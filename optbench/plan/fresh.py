@@ -34,7 +34,7 @@ def fresh_networks(trials: Iterable[Trial]) -> dict[str, str]:
 
 
 def _key(trial: Trial, *, wrapped: bool) -> _Key:
-    """Return a key that is equal for two trials with the same seed if they differ only in `fresh-network`.
+    """Return a key that is equal for trials that differ only in `fresh-network` and in names.
 
     wrapped: True to include the wrappers around the optimizer that takes the steps, in any order.
     """

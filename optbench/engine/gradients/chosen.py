@@ -122,7 +122,7 @@ class _Together:
 
     @property
     def targets(self) -> Tensor:
-        """Targets of the last batches, (M, B) or (M, B, T)."""
+        """Targets of the latest batches, (M, B) or (M, B, T)."""
         return self._batches[1]
 
     def __call__(self, step: int, losses: Tensor) -> Tensor:

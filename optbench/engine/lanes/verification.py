@@ -33,10 +33,10 @@ class NotElementwise(Exception):
 
 
 class Verification:
-    """Two instances that repeat a member's steps: the first on its row alone, the second on a network's parameters.
+    """Two instances that repeat a member's steps, to be compared with the member.
 
-    The first must agree with the member bit for bit; otherwise, trials would depend on the other trials in their
-    cohort. The second must agree up to rounding.
+    The first instance steps the member's row alone. It must agree bit for bit; otherwise, trials would depend on the
+    other trials in their cohort. The second steps a network's parameters and must agree up to rounding.
     """
 
     def __init__(
