@@ -78,7 +78,7 @@ def main() -> None:
         pythons = {"": sys.executable} | ({" (against)": options.against} if options.against else {})
         chosen = {
             # -P: import the optbench installed for the interpreter, not the one in the current folder.
-            f"{name}{which}": [str(python), "-P", "-m", "optbench.cli", *map(str, words)]
+            f"{name}{which}": [str(python), "-P", "-m", "optbench", *map(str, words)]
             for name, words in commands.items()
             if options.only in name
             for which, python in pythons.items()

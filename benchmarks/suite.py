@@ -110,7 +110,7 @@ def measured(
 
     look: called about ten times per second with the elapsed seconds.
     """
-    command = [sys.executable, "-m", "optbench.cli", "run", *words, "--quiet"]
+    command = [sys.executable, "-m", "optbench", "run", *words, "--quiet"]
     command += ["--runs-dir", str(folder), "--name", "measured"]
     free_before = torch.cuda.mem_get_info()[0] if on_device else 0
     host = device = 0

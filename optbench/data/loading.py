@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from optbench.data.shipped import ACCESS, Access
 from optbench.errors import DataError, KindError
@@ -41,6 +41,26 @@ def load(
         return loaded(kind)
     finally:
         ACCESS.reset(token)
+
+
+Load: TypeAlias = "Callable[[Kind], Dataset]"
+"""A function that loads a dataset."""
+
+
+def keeping_last(load: Load) -> Load:
+    """Return a function that loads datasets and keeps the last one, for experiments in a row with the same dataset.
+
+    It releases the last dataset before it loads another.
+    """
+    last: list[tuple[Kind, Dataset]] = []
+
+    def found(kind: Kind) -> Dataset:
+        if not last or last[0][0] != kind:
+            last.clear()
+            last.append((kind, load(kind)))
+        return last[0][1]
+
+    return found
 
 
 def loaded(kind: Kind | str) -> Dataset:

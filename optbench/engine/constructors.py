@@ -8,13 +8,12 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from optbench.data import Dataset, load
-from optbench.data.settings import DatasetSettings
+from optbench.data import Dataset
+from optbench.data.loading import Load
 from optbench.engine.blueprint import Blueprint
 from optbench.engine.controls import renews_state
 from optbench.engine.faults import of_the_machine
@@ -40,7 +39,7 @@ def try_constructors(
     suite: Suite,
     trials: Iterable[Trial],
     device: torch.device,
-    data_dir: Path | None,
+    load: Load,
     notify: Callable[[str], None],
 ) -> None:
     """Construct each variant's optimizer once, on a network with the shape and initial weights of the trial's model.
@@ -52,7 +51,7 @@ def try_constructors(
     """
     warned: dict[str, None] = {}
     refused: dict[tuple[str, str], str] = {}
-    for place in _places(suite, trials, data_dir):
+    for place in _places(suite, trials, load):
         for trial in place.trials:
             arm = (trial.optimizer, trial.variant)
             if arm in refused:
@@ -68,7 +67,7 @@ def try_constructors(
         raise OptimizerError(*lines[:MOST_LINES], *more)
 
 
-def _places(suite: Suite, trials: Iterable[Trial], data_dir: Path | None) -> Iterator[_Place]:
+def _places(suite: Suite, trials: Iterable[Trial], load: Load) -> Iterator[_Place]:
     """Yield the distinct variants to try, grouped by experiment and model."""
     groups: dict[tuple[str, str], dict[str, Trial]] = {}
     seen: set[str] = set()
@@ -80,12 +79,8 @@ def _places(suite: Suite, trials: Iterable[Trial], data_dir: Path | None) -> Ite
         if key not in seen:
             seen.add(key)
             groups.setdefault((trial.experiment, trial.model), {})[key] = trial
-    loaded: tuple[DatasetSettings, Dataset] | None = None
     for (experiment, name), chosen in groups.items():
-        wanted = suite.experiments[experiment].dataset
-        if loaded is None or loaded[0] != wanted:
-            loaded = wanted, load(wanted, data_dir, download=False)
-        yield _Place(suite, experiment, name, list(chosen.values()), loaded[1])
+        yield _Place(suite, experiment, name, list(chosen.values()), load(suite.experiments[experiment].dataset))
 
 
 class _Place:

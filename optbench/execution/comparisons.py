@@ -48,10 +48,10 @@ class Comparisons:
         return Compare(comparison, places, missing)
 
 
-def compared(comparison: PairedSolutions) -> str:
-    """Describe a comparison that was made, e.g. `small net seed 0: 3 pairs and 1 null compared`."""
+def comparison_name(comparison: PairedSolutions) -> str:
+    """Describe a comparison, e.g. `small net seed 0: 3 pairs and 1 null`."""
     counts = Counter(pair.kind for pair in comparison.pairs)
-    what = f"{count(counts['pair'], 'pair')} and {count(counts['null'], 'null')} compared"
+    what = f"{count(counts['pair'], 'pair')} and {count(counts['null'], 'null')}"
     return f"{comparison.experiment} {comparison.model} seed {comparison.seed}: {what}"
 
 

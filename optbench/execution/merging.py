@@ -66,8 +66,8 @@ def merge(
             writer = RunWriter.create(path, dump_suite(plan.suite), record, plan.trials, _code(found[0]))
             break
         except RunExists:
-            if name is not None:
-                raise
+            if name is not None:  # unlike a run in training, it cannot be resumed
+                raise StoreError(f"{path}: this run already exists; choose another --name") from None
     try:
         for run in found:
             writer.adopt(run)

@@ -8,7 +8,7 @@ since the run began.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +39,7 @@ from optbench.tasks import Outline
 
 if TYPE_CHECKING:
     from optbench.data import Dataset
+    from optbench.data.loading import Load
     from optbench.engine.blueprint import Blueprint
 
 
@@ -111,10 +112,8 @@ def find_source(target: str, suite_folder: Path | None, resume: Path | None = No
     return read_source(target, [] if suite_folder is None else [suite_folder])
 
 
-def check(plan: Plan, data_dir: Path | None, notify: Callable[[str], None]) -> dict[str, Outline]:
+def check(plan: Plan, load: Load) -> dict[str, Outline]:
     """Check everything that the remaining trials of a plan need; return an outline of each experiment's tasks.
-
-    data_dir: as in `optbench.data.load`. notify: called with one line if a dataset is downloaded.
 
     Raises:
         OptbenchError: an optimizer cannot be imported or rejects its settings, data are missing, a model does not fit
@@ -122,7 +121,6 @@ def check(plan: Plan, data_dir: Path | None, notify: Callable[[str], None]) -> d
     """
     check_penalties(plan.suite, left_of(plan))
     # Late, because importing torch takes seconds.
-    from optbench.data import load
     from optbench.engine.blueprint import Blueprint
     from optbench.engine.transfer import check_transfer
 
@@ -130,10 +128,10 @@ def check(plan: Plan, data_dir: Path | None, notify: Callable[[str], None]) -> d
     outlines = {}
     for name, experiment in with_readings(plan.suite).experiments.items():
         with _reported(f"experiments.{name}.dataset", experiment.dataset):
-            dataset = load(experiment.dataset, data_dir, notify=notify)
+            dataset = load(experiment.dataset)
         if (other := experiment.transfer) is not None:
             with _reported(f"experiments.{name}.transfer", other), placed(f"experiments.{name}"):
-                check_transfer(dataset, load(other, data_dir, notify=notify))
+                check_transfer(dataset, load(other))
         for model in experiment.models:
             blueprint = Blueprint.of(experiment, model, dataset, f"experiments.{name}.models.{model}")
             check_places(name, experiment, model, blueprint, unlisted(plan.suite, name))

@@ -79,7 +79,9 @@ class RayCluster:
             self.device = "cuda" if device == "cuda" or (device == "auto" and gpus) else "cpu"
             most = gpus if self.device == "cuda" else cpus
             if not most:
-                raise DeviceError(f"--device {device}: the Ray cluster has no {'GPU' if gpus == 0 and cpus else 'CPU'}")
+                raise DeviceError(
+                    f"--device {device}: the Ray cluster has no {'GPU' if self.device == 'cuda' else 'CPU'}"
+                )
             self.jobs = jobs or most
             needs = {"num_cpus": 0, "num_gpus": 1} if self.device == "cuda" else {"num_cpus": 1}
             head = ray.get_runtime_context().gcs_address

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -20,9 +21,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from optbench.counting import count
+from optbench.data.loading import keeping_last, load
 from optbench.errors import StoreError
 from optbench.execution.backends import Place, open_backend
-from optbench.execution.comparisons import Comparisons, compared, unknown_pairs
+from optbench.execution.comparisons import Comparisons, comparison_name, unknown_pairs
 from optbench.execution.directory import check_provenance, places
 from optbench.execution.interrupts import Interrupts
 from optbench.execution.messages import Arrived, Compare, Compared, Failed, Finished, Job, Said, Train, Unit
@@ -282,7 +284,7 @@ class Session:
             left.ended(event.cohort)
         elif isinstance(event, Compared):
             self.writer.add_pairs(event.comparison, event.rows)
-            self._view.message(compared(event.comparison))
+            self._view.message(f"{comparison_name(event.comparison)} compared")
         elif isinstance(event, Failed):
             self._failed(event, plan.suite, left)
         elif isinstance(event, Arrived):
@@ -304,7 +306,8 @@ class Session:
 
     def _prepare(self, plan: Plan) -> Plan:
         """Check settings and data before training; return the plan with the outlines of its tasks."""
-        plan = dataclasses.replace(plan, outlines=check(plan, self._options.data_dir, self._view.message))
+        load_once = keeping_last(functools.partial(load, data_dir=self._options.data_dir, notify=self._view.message))
+        plan = dataclasses.replace(plan, outlines=check(plan, load_once))
         if self._writer is None:  # trials that tuning adds later fail individually, without ending the run
             import torch
 
@@ -314,7 +317,7 @@ class Session:
             with made_without_dynamo():
                 # This machine may not have the devices of the cluster.
                 device = self._device if self._place.is_local else torch.device("cpu")
-                try_constructors(plan.suite, left_of(plan), device, self._options.data_dir, self._view.warning)
+                try_constructors(plan.suite, left_of(plan), device, load_once, self._view.warning)
         return plan
 
     def _ended(self, cohort: Cohort, rows: Sequence[tuple[Trial, Row]], checkpoints: Mapping[str, str]) -> None:
@@ -335,7 +338,7 @@ class Session:
         if isinstance(event.unit, Compare):
             note = f"{NOT_COMPARED}: {event.error_type}: {event.message}"
             self.writer.add_pairs(event.unit.comparison, unknown_pairs(event.unit.comparison, suite, note))
-            self._view.message(f"{compared(event.unit.comparison)}: {note}")
+            self._view.message(f"{comparison_name(event.unit.comparison)}: {note}")
         else:
             device = str(self._device)
             cohort = event.unit.cohort

@@ -125,8 +125,10 @@ def _train(
     results = [_noted(result, note) for result in results for note in [keeper.own.get(result.trial.id)]]
     notes = list(keeper.notes)
     if operations:
-        names = ", ".join(sorted(operations))
-        notes.append(f"may not be reproducible bit for bit: {names} is not deterministic on {workspace.device.type}")
+        names, verb = ", ".join(sorted(operations)), "are" if len(operations) > 1 else "is"
+        notes.append(
+            f"may not be reproducible bit for bit: {names} {verb} not deterministic on {workspace.device.type}"
+        )
     if name := outside.changed():
         notes.append(f"the optimizer keeps state outside its instances ({name}), which all trials of a process share")
     for note in notes:

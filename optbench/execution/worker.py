@@ -16,9 +16,9 @@ from optbench.execution.nursery import heedless
 
 if TYPE_CHECKING:
     from optbench.data import Dataset
-    from optbench.data.settings import DatasetSettings
     from optbench.engine import Workspace
     from optbench.execution.messages import Answer, Data, Job, Unit
+    from optbench.kinds import Kind
 
 
 def prepare() -> None:
@@ -112,12 +112,14 @@ class _Desk:
     """Data that a worker keeps between the units of a job: the last workspace and the last dataset."""
 
     def __init__(self, job: Job, device: str) -> None:
+        from optbench.data.loading import keeping_last
+
         self.job = job
         self.data: dict[str, bytes] = {}
         """The pickled datasets that the main process has sent, by their settings."""
         self._device = device
         self._workspaces: dict[str, Workspace] = {}  # by experiment
-        self._loaded: tuple[str, Dataset] | None = None  # with its settings
+        self._load_once = keeping_last(self._load)
 
     def workspace(self, name: str) -> Workspace:
         """Return the workspace of an experiment. Only the latest workspace is kept."""
@@ -129,17 +131,14 @@ class _Desk:
         if name not in self._workspaces:
             experiment, device = self.job.suite.experiments[name], torch.device(self._device)
             self._workspaces.clear()  # keep only one experiment's arrays in memory
-            wanted = experiment.dataset.model_dump_json()
-            if self._loaded is None or self._loaded[0] != wanted:
-                self._loaded = None
-                self._loaded = wanted, self._load(experiment.dataset)
+            dataset = self._load_once(experiment.dataset)
             settle(device)
             other = None if experiment.transfer is None else self._load(experiment.transfer)
-            self._workspaces[name] = Workspace.of(experiment, self._loaded[1], self.job.suite.seed, device, other)
+            self._workspaces[name] = Workspace.of(experiment, dataset, self.job.suite.seed, device, other)
             self.data.clear()
         return self._workspaces[name]
 
-    def _load(self, settings: DatasetSettings) -> Dataset:
+    def _load(self, settings: Kind) -> Dataset:
         if (content := self.data.get(settings.model_dump_json())) is not None:
             from optbench.execution.parcels import unpickled
 

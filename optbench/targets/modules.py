@@ -131,4 +131,6 @@ def check_unchanged(target: str, expected: Source | None) -> None:
     _CHECKED.add((where, expected.hash))
     now = read_module(target)
     if now is None or now.hash != expected.hash:
-        raise TargetError(f"{target}: {expected.path} was changed during the run; --resume describes how to continue")
+        raise TargetError(
+            f"{target}: {expected.path} was changed during the run; expected the file as it was when the run began"
+        )

@@ -73,7 +73,7 @@ def optbench(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Comp
     """Run the command line in a separate process."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     environment.pop("COLUMNS", None)
-    command = [sys.executable, "-m", "optbench.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "optbench", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120, check=False)
 
 
@@ -472,7 +472,7 @@ def test_report_says_when_nothing_was_measured(
 
 def test_a_reader_that_closes_the_pipe_early_is_not_an_error(suite_path: Path) -> None:
     rates = f"optimizers.sgd.lr={[n / 1e4 for n in range(1, 1500)]}"  # more lines than fit in a pipe's buffer
-    command = [sys.executable, "-m", "optbench.cli", "run", str(suite_path), "--dry-run", "--set", rates]
+    command = [sys.executable, "-m", "optbench", "run", str(suite_path), "--dry-run", "--set", rates]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None

@@ -198,7 +198,7 @@ def test_zsh_and_fish_get_the_same_completions(
 def test_the_printed_script_works_in_bash(folder: Path) -> None:
     (folder / "bin").mkdir()
     command = folder / "bin" / "optbench"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m optbench.cli "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m optbench "$@"\n')
     command.chmod(0o755)
     script = """
     eval "$(optbench --show-completion)" || exit 1
@@ -240,7 +240,7 @@ def test_installing_completion_keeps_the_users_configuration(tmp_path: Path, mon
     # The shell is detected from the parent processes.
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".bashrc").write_text("# mine\n")
-    command = f'"{sys.executable}" -m optbench.cli --install-completion; echo $?'
+    command = f'"{sys.executable}" -m optbench --install-completion; echo $?'
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.stdout.strip().endswith("0"), done.stdout + done.stderr
     assert (tmp_path / ".bashrc").read_text().startswith("# mine\n")

@@ -339,7 +339,7 @@ def test_the_documented_workflow_judges_a_pull_request(tmp_path: Path, monkeypat
     # Make `optbench` available as an installed command.
     command = tmp_path / "bin" / "optbench"
     command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m optbench.cli "$@"\n', encoding="utf-8")
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m optbench "$@"\n', encoding="utf-8")
     command.chmod(0o755)
     monkeypatch.setenv("PATH", str(command.parent), prepend=":")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))

@@ -104,7 +104,7 @@ def limited(suite: Path, enough: int) -> tuple[Path, subprocess.CompletedProcess
     """Run under the limit, which the worker inherits; return the run directory and the finished process."""
     most = enough + ROOM
     done = subprocess.run(
-        [sys.executable, "-m", "optbench.cli", *words(suite, "limited")],
+        [sys.executable, "-m", "optbench", *words(suite, "limited")],
         capture_output=True,
         text=True,
         check=False,

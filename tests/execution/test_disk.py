@@ -28,7 +28,7 @@ from tests.conftest import PoolHere, assert_same_tables, small_suite
 pytestmark = pytest.mark.usefixtures("_train_here")
 
 FULL, READ_ONLY = os.strerror(errno.ENOSPC), os.strerror(errno.EROFS)
-OPTBENCH = [sys.executable, "-m", "optbench.cli"]
+OPTBENCH = [sys.executable, "-m", "optbench"]
 SUITE = small_suite(
     {"sgd": {"target": "sgd", "lr": 0.1}, "adam": {"target": "adam"}, "rmsprop": {"target": "rmsprop"}},
     seeds=2,

@@ -175,11 +175,11 @@ def test_runs_work_in_a_directory_whose_name_is_not_utf8(tmp_path: Path) -> None
     folder = os.fsencode(tmp_path) + b"/caf\xe9"
     os.mkdir(folder)  # noqa: PTH102
     (tmp_path / "work" / "s.yaml").rename(tmp_path / "s.yaml")
-    words = [sys.executable, "-m", "optbench.cli", "run", "../s.yaml", "--name", "a", *QUICK]
+    words = [sys.executable, "-m", "optbench", "run", "../s.yaml", "--name", "a", *QUICK]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(Path(os.fsdecode(folder), "runs", "a", "run.json").read_text())["status"] == "complete"
-    report = [sys.executable, "-m", "optbench.cli", "report", "-o", "x.html"]
+    report = [sys.executable, "-m", "optbench", "report", "-o", "x.html"]
     assert subprocess.run(report, cwd=folder, capture_output=True, check=False).returncode == 0
 
 

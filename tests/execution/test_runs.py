@@ -108,7 +108,7 @@ def test_a_killed_run_keeps_finished_trials_and_resumes_to_the_same_tables(finis
     suite = small_suite(RATES, max_epochs=1)
     (tmp_path / "suite.yaml").write_text(dump_suite(suite))
     words = ["run", "suite.yaml", "--runs-dir", "runs", "--name", "killed", "--jobs", "1", "--device", "cpu"]
-    process = subprocess.Popen([sys.executable, "-m", "optbench.cli", *words], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", "optbench", *words], cwd=tmp_path, stderr=subprocess.DEVNULL)
     path, deadline = tmp_path / "runs" / "killed", time.monotonic() + 120
     while not list(path.glob("parts/[!.]*")):
         assert process.poll() is None, "the run ended before it could be killed"

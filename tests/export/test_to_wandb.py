@@ -150,7 +150,7 @@ def test_exporting_again_gives_the_same_ids(run: Path, read: dict[str, Any], tmp
 
 def test_nothing_is_sent(run: Path, tmp_path: Path) -> None:
     """The process and the service of W&B have no network, not even the loopback device."""
-    words = ["unshare", "--map-root-user", "--net", sys.executable, "-m", "optbench.cli"]
+    words = ["unshare", "--map-root-user", "--net", sys.executable, "-m", "optbench"]
     if subprocess.run([*words[:3], "true"], capture_output=True, check=False).returncode:
         pytest.skip("unshare --net is not allowed here")
     done = subprocess.run([*words, "export", run, "--to", "wandb", tmp_path / "logs"], capture_output=True, text=True)

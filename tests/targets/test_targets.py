@@ -145,7 +145,7 @@ def test_modules_of_the_working_directory_are_found(tmp_path: Path) -> None:
         changed = read_source(f"{name}:Mine")
         assert changed is not None
         assert changed.hash != source.hash
-        with using({name: source}), pytest.raises(TargetError, match="was changed during the run"):
+        with using({name: source}), pytest.raises(TargetError, match="has changed since the run began"):
             load(f"{name}:Mine")
     finally:
         sys.modules.pop("near_it", None)
