@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters (including line breaks), bidirectional marks and lone surrogates, to be escaped in output."""
+"""Characters to escape: control characters (including line breaks), bidirectional marks and lone surrogates."""
 
 
 def escaped(text: str) -> str:
@@ -64,7 +64,7 @@ class DeviceError(OptbenchError):
 
 
 class WorkerError(OptbenchError):
-    """Workers that cannot be started, or that must not train the trials of a run."""
+    """Workers that are lost, cannot be started, or cannot be used for a run."""
 
 
 class OptimizerError(OptbenchError):

@@ -121,7 +121,7 @@ class Registry:
         except targets.TargetError as error:
             raise KindError(*error.args) from error.__cause__
         if missing := sorted(getattr(found, "__abstractmethods__", ())):
-            raise KindError(f"{kind}: expected a concrete class, got an abstract one without {', '.join(missing)}")
+            raise KindError(f"{kind}: expected a concrete class, got an abstract class without {', '.join(missing)}")
         if callable(found):
             return cast(Callable[..., Any], found)
         raise KindError(f"{kind}: expected a class or a function, got a value of type {type(found).__name__}")
@@ -149,7 +149,7 @@ class Registry:
             if p.name in given or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
                 continue
             if p.kind is p.POSITIONAL_ONLY or p.name == "kind" or p.name.startswith("_"):
-                rule = "passed by name, is not called 'kind' and does not begin with '_'"
+                rule = "accepted by name, is not called 'kind' and does not begin with '_'"
                 raise KindError(f"{kind}: expected every setting to be an argument that is {rule}, got '{p.name}'")
             # JSON has no tuples, so a parameter without an annotation takes the type of its default.
             unsaid = p.annotation is p.empty and isinstance(p.default, tuple)
@@ -342,7 +342,7 @@ def calling(seed: int | None) -> Iterator[None]:
     Raises:
         KindError: the code tries to exit the program.
     """
-    from optbench.isolation import isolated, seed_generators  # late, because it imports torch
+    from optbench.isolation import isolated, seed_generators  # imported late, because it imports torch
 
     try:
         with isolated(), contextlib.redirect_stdout(sys.stderr):

@@ -126,7 +126,9 @@ def run(
     name: options.RunName = None,
     seeds: Annotated[
         str | None,
-        typer.Option(metavar="N", help="Number of seeds (10: seeds 0 to 9) or a list (0,1,2; a single seed: 7,)."),
+        typer.Option(
+            metavar="N", help="Number of seeds (10 means seeds 0 to 9), or a list such as 0,1,2 (7, is only seed 7)."
+        ),
     ] = None,
     experiment: options.OnlyExperiments = None,
     model: options.OnlyModels = None,
@@ -173,7 +175,7 @@ def tune(
         typer.Option(
             metavar="N",
             min=1,
-            help="With random or tpe: number of settings to try per optimizer; by default, the size of its grid.",
+            help="With random or tpe: settings to try per optimizer; by default, as many as the optimizer's grid has.",
         ),
     ] = None,
     widen: Annotated[
@@ -337,7 +339,7 @@ def compare(
         list[str] | None,
         typer.Option(
             metavar="METRIC:±SIZE[%]",
-            help="Exit with code 1 if the entire 95% interval of A - B is beyond this; % is relative to B's median. "
+            help="Exit with code 1 if the entire 95% interval of A - B is beyond this value (with %, of B's median). "
             'Examples: "forgetting:+0.02", "average_accuracy:-1%". Repeatable.',
         ),
     ] = None,
@@ -502,7 +504,9 @@ def check(
     as_: Annotated[
         str | None,
         typer.Option(
-            "--as", metavar="KIND", help="If it cannot be inferred: optimizer, model, dataset, tasks or metric."
+            "--as",
+            metavar="KIND",
+            help="The target's kind, if it cannot be inferred: optimizer, model, dataset, tasks or metric.",
         ),
     ] = None,
     set_: Annotated[

@@ -28,7 +28,7 @@ NAME_WIDTH = 19
 KINDS = {"model": MODELS, "tasks": TASKS, "dataset": DATASETS, "metric": METRIC_KINDS}
 
 OF_VMAP = "There is a performance drop because we have not yet implemented the batching rule"
-"""Start of a warning that optbench's attempt to train members together causes, and that users cannot prevent."""
+"""Start of a warning that is caused by optbench's attempt to train members together, not by the user."""
 
 
 def check_target(target: str, settings: Sequence[str] = (), kind: str | None = None) -> int:

@@ -53,11 +53,11 @@ def cost(
         typer.Option(
             metavar="N",
             min=0,
-            help="Number of warm-up steps, as far as --seconds allows: roots become stale fastest at first.",
+            help="Number of warm-up steps, as far as --seconds allows: matrix roots become stale fastest at first.",
         ),
     ] = 50,
     timeout: Annotated[
-        float, typer.Option(metavar="S", min=1, help="Stop an optimizer that takes more seconds than this on one size.")
+        float, typer.Option(metavar="S", min=1, help="Stop an optimizer after this many seconds on one size.")
     ] = 1800.0,
     memory: Annotated[
         float | None,

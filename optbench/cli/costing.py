@@ -22,7 +22,7 @@ DEFAULT_SIZES = ("tiny", "small")
 
 
 def known_sizes(sizes: Sequence[str]) -> tuple[str, ...]:
-    """Return the sizes without duplicates, or the default sizes for none; raise UsageError if one is unknown."""
+    """Return the sizes without duplicates (the defaults if empty); raise UsageError if a size is unknown."""
     for size in sizes:
         if size not in SIZES:
             raise UsageError(f"--size: {unknown('size', size, SIZES)}")
@@ -53,7 +53,7 @@ def device_and_memory(text: str) -> tuple[str, int]:
 
 
 def measure_and_show(plan: CostPlan, folder: Path, form: str, output: str | None, *, quiet: bool) -> int:
-    """Measure a plan, save the result in `folder` and print it; return the exit code, 3 if an optimizer failed.
+    """Carry out a plan, save the result in `folder` and print it; return the exit code, 3 if an optimizer failed.
 
     Raises:
         OptbenchError: nothing was measured, for reasons given in the file; or the file cannot be written.

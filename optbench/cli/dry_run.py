@@ -43,8 +43,8 @@ WIDEST_NAME = 16
 """Number of a name's characters kept on one line, so that three names leave space for the rest in 80 columns."""
 
 LOCK_STEP = {
-    "cpu": "trained with torch.func for all members if a first test shows that this is faster and gives the same bits",
-    "accelerator": "trained in lock-step if a first test shows that torch.func gives the results of each member alone",
+    "cpu": "trained with torch.func for all members if a test shows that this is faster and gives the same bits",
+    "accelerator": "trained in lock-step if a test shows that torch.func gives the same results as each member alone",
 }
 
 

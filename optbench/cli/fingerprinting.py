@@ -1,4 +1,4 @@
-"""`optbench fingerprint`: one page about an optimizer, trained for it or taken from a finished run."""
+"""`optbench fingerprint`: train an optimizer, or read a finished run, and show one page about it."""
 
 from __future__ import annotations
 

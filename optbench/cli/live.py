@@ -113,7 +113,7 @@ class LineView(QuietView):
 
 
 class LiveView(QuietView):
-    """A view that shows a table of all trial groups below a bar for the whole run."""
+    """A view that shows a table of all trial groups below a progress bar."""
 
     def __init__(self, stream: TextIO, *, debug: bool = False) -> None:
         super().__init__(stream, debug=debug)

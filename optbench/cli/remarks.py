@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from optbench.counting import count
 from optbench.execution.schedule import Plan
 from optbench.stats.power import shortage_text, suite_shortages
 
@@ -21,5 +22,5 @@ def remarks(plan: Plan, *, counts_seeds: bool = True) -> Iterator[str]:
         if is_given and protocol.early_stopping is not None and protocol.evaluate_every > protocol.max_epochs:
             yield (
                 f"experiments.{name}.protocol: early stopping has no effect: expected evaluate_every of at most "
-                f"max_epochs ({protocol.max_epochs:g}), got {protocol.evaluate_every:g} epochs"
+                f"max_epochs ({protocol.max_epochs:g}), got {count(protocol.evaluate_every, 'epoch')}"
             )

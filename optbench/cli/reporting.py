@@ -138,7 +138,8 @@ def illustrations(
 ) -> list[Illustration]:
     """Draw the figures that the results allow: as SVG if `inline`, and as files if a `folder` is given.
 
-    output: the report's file, relative to whose folder the figures' paths are given."""
+    output: the report's path; the paths of the figures' files are relative to its folder.
+    """
     from optbench.report.figures import figures, save, to_svg
 
     found = []

@@ -96,7 +96,9 @@ def fingerprint(
     name: str | None = None,
     progress: bool = False,
 ) -> Fingerprint:
-    """Compare the kind of solution that an optimizer finds with known optimizers, as `optbench fingerprint` does.
+    """Determine what kind of solution an optimizer finds, compared with known optimizers.
+
+    This function does the same as `optbench fingerprint`.
 
     Args:
         optimizer: the optimizer to tune and train: a class, a function, a target or a registered name. With `run`: the

@@ -22,7 +22,7 @@ GivenSuite: TypeAlias = str | Path | Mapping[str, Any] | Suite
 GivenOptimizers: TypeAlias = Sequence[str] | Mapping[str, Any]
 
 _ARGUMENTS = {"experiment": "experiments", "optimizer": "optimizers", "model": "models", "force": "force=True"}
-"""Command-line options whose Python arguments have other names, with these names."""
+"""The Python argument for each command-line option that has another name in Python."""
 
 
 @contextlib.contextmanager
@@ -95,7 +95,7 @@ def choice_of(
     *,
     only_known: bool = False,
 ) -> Choice:
-    """Convert the arguments of `run` that select from a suite or add to it to a `Choice`.
+    """Return a `Choice` for the arguments of `run` that select from a suite or add to it.
 
     optimizers: a list of names selects these. A mapping adds optimizers: name -> class, function, target, or a mapping
     with one of these as `target` and hyper-parameters next to it; the value None selects an optimizer of the suite.

@@ -88,7 +88,7 @@ def _is_one_variant(suite: Suite, claim: Claim) -> bool:
 def _not_compared(
     name: str, claim: Claim, experiment: ExperimentSettings, optimizers: Collection[str], document: Document
 ) -> Iterator[Fault]:
-    """Yield a fault for each side whose solutions the experiment does not compare; only one if it has no `pairs`."""
+    """Yield a fault for each side whose solutions the experiment does not compare, or one fault for missing `pairs`."""
     pairs = experiment.pairs
     if pairs is None:
         path: KeyPath = ("claims", name, "experiment")

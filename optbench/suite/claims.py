@@ -49,8 +49,8 @@ class Claim(Settings):
     """Several readings instead of a single metric; the primary one gives the verdict. null: only `metric`."""
     left: Side
     """An optimizer, or one of its variants: `adam lr=0.001`. For a metric of the experiment's `pairs`, the two
-    optimizers whose solutions are compared: `[adam, sgd]`; `[adam, adam]` stands for the null, the same start with
-    another data order."""
+    optimizers whose solutions are compared: `[adam, sgd]`; `[adam, adam]` stands for the null, training from the
+    same start with another data order."""
     right: SideOrNumber
     """Like `left`, or a number."""
     expect: Literal["higher", "lower", "equivalent"]

@@ -34,7 +34,7 @@ def _represent_list(dumper: _Dumper, items: list[Any]) -> yaml.Node:
 def _represent_text(dumper: _Dumper, text: str) -> yaml.Node:
     style = None
     if any(char in "\x85\u2028\u2029\ufeff\r" for char in text):
-        # YAML 1.1 treats them as line breaks, which only double quotes preserve.
+        # YAML 1.1 treats these characters as line breaks, which only double quotes preserve.
         style = '"'
     elif "\n" in text and all(line == line.strip() for line in text.split("\n")) and text[0] != "\n":
         style = "|"

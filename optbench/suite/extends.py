@@ -33,7 +33,7 @@ from optbench.targets import TEXT, is_file
 
 KEY = "extends"
 NAMED = (("experiments",), ("optimizers",), ("claims",))
-"""Mappings whose keys are names that the user chooses; the `models` of each experiment are also such a mapping."""
+"""Paths of mappings whose keys are names chosen by the user; the `models` of experiments are handled separately."""
 
 
 def read_document(path: Path) -> Document:
@@ -225,7 +225,7 @@ def _difference(
         if is_optimizer_list(inner, written):
             written = dict.fromkeys(written)
         if key not in meant:
-            found[key] = every.get(key) if nullable else None  # null would be a value: write the default
+            found[key] = every.get(key) if nullable else None  # null would be a value here, so write the default
         elif key in base and json.dumps(base[key]) == json.dumps(meant[key]):  # distinguishes 1, 1.0 and true
             pass
         elif all(isinstance(value, dict) for value in (written, base.get(key), meant[key])):

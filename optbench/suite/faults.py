@@ -190,9 +190,9 @@ def _shown(value: Any) -> str:
 
 
 def _locate(loc: tuple[str | int, ...], document: Document) -> tuple[KeyPath, Any, bool]:
-    """Return the path into the file for a location from pydantic, the type expected there, and whether a key is meant.
+    """Convert a location from pydantic to a path into the file, the type expected there, and whether a key is meant.
 
-    The settings of a kind have the type of the kind that the document names.
+    Within the settings of a kind, the type is that of the settings of the kind named in the document.
     """
     kind: Any = Suite
     path: list[str | int] = []
@@ -208,7 +208,7 @@ def _locate(loc: tuple[str | int, ...], document: Document) -> tuple[KeyPath, An
 
 
 def _chosen(kind: Any, path: KeyPath, document: Document) -> Any:
-    """Replace the type `Kind` by the settings type of the kind named at `path`; return other types unchanged."""
+    """Replace a `Kind` type by the settings model of the kind named at `path`; return other types unchanged."""
     if isinstance(kind, type) and issubclass(kind, Kind):
         value = document.value
         for part in path:

@@ -22,7 +22,7 @@ MODELS = {"images": ("mlp", "cnn", "resnet", "vit"), "text": ("gpt",)}
 
 
 def fitting_faults(suite: Suite, document: Document) -> Iterator[Fault]:
-    """Yield a fault for each task sequence, model or setting that does not fit its dataset, e.g. images for text."""
+    """Yield a fault for each task sequence, model or setting that does not fit the dataset, e.g. a cnn for text."""
     for name, experiment in suite.experiments.items():
         for path, what in _faults(experiment):
             where: KeyPath = ("experiments", name, *path)
@@ -38,7 +38,7 @@ def _faults(experiment: ExperimentSettings) -> Iterator[tuple[KeyPath, str]]:
         if known is None:
             yield ("protocol", "augment"), f"expected images to augment, got the text of {dataset.kind}"
         elif augment.crop >= (side := min(known.shape[1:])):
-            yield ("protocol", "augment", "crop"), f"expected less than {side}, the images' side, got {augment.crop}"
+            yield ("protocol", "augment", "crop"), f"expected less than the images' side ({side}), got {augment.crop}"
     form, other = ("text", "images") if dataset.domains else ("images", "text")
     if tasks.kind in TASKS[other]:
         yield ("tasks", "kind"), f"expected a task sequence for the {form} of {dataset.kind}, got '{tasks.kind}'"

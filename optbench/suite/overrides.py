@@ -44,7 +44,7 @@ def parse_override(text: str) -> Override:
 
 
 def apply_override(document: Document, override: Override) -> None:
-    """Apply an override to the document in place, and record it as the location of the value.
+    """Apply an override to the document in place, and record the override as the location of the value.
 
     Missing mappings are created; validation decides whether their keys are valid.
 

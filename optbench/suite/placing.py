@@ -17,7 +17,7 @@ from optbench.suite.overrides import apply_override, parse_override
 def placing(path: Path, overrides: Sequence[str] = ()) -> Iterator[None]:
     """Prefix errors raised in the block with their location in the suite file `path`, as `load_suite` does.
 
-    Lines that do not begin with a path into the suite, such as `experiments.mine.tasks: ...`, are unchanged.
+    Only lines that begin with a path into the suite, such as `experiments.mine.tasks: ...`, are changed.
 
     overrides: see `load_suite`.
     """

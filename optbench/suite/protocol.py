@@ -91,7 +91,7 @@ class Augment(Settings):
 
 
 class Protocol(Settings):
-    """The training of each task."""
+    """How each task is trained and scored."""
 
     batch_size: Annotated[Whole, Field(ge=1)] = 128
     """Number of examples per step."""

@@ -167,9 +167,9 @@ class Tune(Settings):
     measured by the evaluations during training; or one of the kind `online`, such as `online_accuracy`, measured on
     each training batch before its update."""
     learning_margin: Annotated[float, Field(ge=0)] | None = 0.03
-    """Only settings whose learning accuracy is within this of the optimizer's best are eligible, so that a learning
-    rate too small to learn with cannot win by not forgetting. null: all settings are eligible. With a metric of the
-    kind `online`, which measures learning itself, all settings are always eligible."""
+    """Only settings whose learning accuracy is within this margin of the optimizer's best are eligible, so that a
+    learning rate too small to learn with cannot win by not forgetting. null: all settings are eligible. With a metric
+    of the kind `online`, which measures learning itself, all settings are always eligible."""
     optimizers: dict[Name, Space] | None = None
     """The search space of each optimizer, with the same number of settings for each. null: for every optimizer, seven
     learning rates over two decades around its own learning rate."""

@@ -25,7 +25,7 @@ class Every(Settings):
 
 
 def _one_of(value: Any) -> Any:
-    """Validate a rule, and report one fault instead of one for each alternative of the union."""
+    """Validate a rule; raise a single error instead of one for each alternative of the union."""
     if value is None or isinstance(value, Every) or value in ("all", "current"):
         return value
     if isinstance(value, dict) and list(value) == ["every"]:

@@ -66,7 +66,11 @@ def variants(hyperparameters: Mapping[str, Any]) -> list[Variant]:
 
 
 def count_variants(hyperparameters: Mapping[str, Any]) -> int:
-    """Return the number of variants without constructing them; raise the errors of `variants` except for too many."""
+    """Return the number of variants without constructing them.
+
+    Raises:
+        OptimizerError: as in `variants`, except for too many combinations.
+    """
     return _count(_combined(hyperparameters)[1])
 
 

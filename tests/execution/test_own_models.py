@@ -118,4 +118,4 @@ def test_a_dry_run_describes_how_users_models_are_trained(suite: Path, capsys: p
     assert main([*words(suite, "dry"), "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"  nets, resnet: [\d,]+ parameters; trained member by member: batch norm, dropout\n", out)
-    assert re.search(r"  nets, vit: [\d,]+ parameters; trained by torch.func for all members if a first test", out)
+    assert re.search(r"  nets, vit: [\d,]+ parameters; trained with torch.func for all members if a test", out)

@@ -232,7 +232,7 @@ def test_reports_name_both_sides(path: Path, tmp_path: Path, capsys: pytest.Capt
         ),
         (
             "left: [sgd, adam], right: [sgd, sgd], expect: higher, matched: {on: average_accuracy, within: 1}",
-            "'matched': expected none",
+            "'matched' cannot be combined with a claim about the solutions of two optimizers",
         ),
         (
             "left: [sgd, adam], right: 0, expect: higher, beside: [forgetting]",
