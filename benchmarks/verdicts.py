@@ -113,7 +113,7 @@ def _detectable(claim: JudgedClaim) -> str:
 
 def _differences(claim: JudgedClaim) -> str:
     """Return the estimate of each part, preceded by its label if there are several parts."""
-    parts = [(part_label(part), part_estimate(claim, part).replace("-", "−")) for part in claim.parts]
+    parts = [(part_label(part), part_estimate(claim, part)) for part in claim.parts]
     return "; ".join(f"{where}: {said}" if len(parts) > 1 else said for where, said in parts)
 
 

@@ -2,7 +2,7 @@
    numbers by value, largest first, and text alphabetically. A second click reverses the order. */
 document.addEventListener("DOMContentLoaded", () => {
   const key = (row, column) => row.cells[column].textContent.trim();
-  const value = (text) => (/^[-−]?[\d.]+/.test(text) ? parseFloat(text.replace("−", "-")) : NaN);
+  const value = (text) => (/^-?[\d.]+/.test(text) ? parseFloat(text) : NaN);
   for (const table of document.querySelectorAll(".sortable table")) {
     const heads = [...table.tHead.rows[0].cells];
     heads.forEach((head, column) => {

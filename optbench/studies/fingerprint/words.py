@@ -91,7 +91,7 @@ def _phrase(one: Judged) -> str:
     difference = one.result.difference
     assert difference is not None
     said = one.strip.more if difference > 0 else one.strip.less
-    size = estimate(difference, one.result.interval, one.strip.digits).replace("-", "−")
+    size = estimate(difference, one.result.interval, one.strip.digits)
     return f"{said} ({size})"
 
 
