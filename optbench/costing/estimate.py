@@ -41,7 +41,7 @@ class Estimate:
 
 
 class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Context in which the bytes of live tensors are counted; `live` is the current number, `peak` the highest."""
+    """Context manager that counts the bytes of live tensors. live: the current number. peak: the highest so far."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -166,6 +166,7 @@ def _steps(
     """Take steps until there are enough or time is up; return their times.
 
     Also return the mean share of roots renewed by need per step; None if unknown.
+
     paired: whether every other step has a refresh; if time is up after an odd number of steps, one more is then taken.
     """
     found: list[dict[str, float]] = []
@@ -180,7 +181,7 @@ def _steps(
 
 
 def _renewed(optimizer: torch.optim.Optimizer) -> Iterator[float]:
-    """Yield the share of Shampoo's roots that the last step renewed by need, which have an age of 0.
+    """Yield the share of Shampoo's roots that the last step renewed by need, i.e. of roots with an age of 0.
 
     Yield nothing if the optimizer does not store the ages of roots.
     """

@@ -1,4 +1,4 @@
-"""Available memory, the memory use of this process, and a limit that makes allocations fail before it is killed.
+"""Available memory, this process's memory use, and a limit at which allocations fail before the process is killed.
 
 Does not import torch.
 """
@@ -19,7 +19,10 @@ CGROUPS = (
 
 
 def available() -> int:
-    """Return how many bytes can be allocated now: the free memory, or the rest of the container's limit if less."""
+    """Return the number of bytes that can be allocated now.
+
+    This is the system's free memory, or the rest of this container's limit if that is less.
+    """
     found = [_free_of_system()]
     for limit, used, folder in CGROUPS:
         with contextlib.suppress(OSError, ValueError):
@@ -35,7 +38,7 @@ def _free_of_system() -> int:
 
 
 def bound(size: int) -> None:
-    """Make this process's allocations fail once they exceed `size` more bytes (on Linux only)."""
+    """Make allocations fail once this process has allocated `size` more bytes (on Linux only)."""
     if sys.platform == "linux":
         import resource
 

@@ -28,13 +28,13 @@ class _Record(Settings):
 
 
 class Timing(_Record):
-    """The times of a step in seconds, measured with one number of threads.
+    """Times of a training step in seconds, with a given number of threads.
 
     clock: `processor` (CPU time, which other processes hardly affect), `wall` or `device` (time between device events).
     after: number of steps taken before the measured ones.
     steps: number of measured steps.
-    gradient, statistics, roots, update: mean times of the parts; the last three weight steps with a refresh by their
-        frequency in normal training.
+    gradient, statistics, roots, update: mean times of the parts of a step. In the last three, steps with a refresh are
+        weighted by their frequency in normal training.
     ordinary, low, high: median, minimum and maximum of the optimizer's time in steps without a refresh.
     refresh: mean of the optimizer's time in steps with a refresh; None if there are none.
     every: number of steps between refreshes; None if there are none, or if roots are renewed by need.
@@ -81,7 +81,7 @@ class Row(_Record):
     idle: memory of the process before the measurement, in bytes.
     needed, peak: estimated and measured peak memory, in bytes; on a GPU, of the device.
     state, planned_state: measured and estimated size of the optimizer's state, in bytes.
-    split: whether the optimizer reports the times of its parts.
+    split: whether the optimizer marks the parts of its step, so that their times are known.
     first: time that the optimizer takes for the first step, which creates the state, in seconds.
     """
 

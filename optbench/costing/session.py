@@ -26,7 +26,7 @@ from optbench.errors import escaped
 
 WORKER = (sys.executable, "-P", "-m", "optbench.costing.worker")
 LEFT = 512 << 20
-"""Number of bytes of free memory that are left to the rest of the system."""
+"""Bytes of free memory that are left for the rest of the system."""
 
 
 @dataclass(frozen=True)

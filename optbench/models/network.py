@@ -78,7 +78,7 @@ class Network(Module):
         return False
 
     def hidden(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield each hidden layer's input to its activation, and the layer's output, for inputs (B, *shape)."""
+        """Yield the pre-activation and the output of each hidden layer, for inputs (B, *shape)."""
         raise NotImplementedError  # abstract: every network defines its own
 
     def features(self, x: Tensor) -> Tensor:

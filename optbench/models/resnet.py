@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from optbench.data import InputSpec
 
 GROUPS = 8
-"""Default number of groups in group normalisation; if it does not divide the width, the next smaller divisor."""
+"""Default number of groups in group normalisation, reduced to a divisor of the width if necessary."""
 SMALLEST = 5
 """Minimum number of pixels per side, so that batch norm averages over at least two pixels in the last stage."""
 
@@ -33,9 +33,9 @@ class ResNet(Network):
 
     The stages have `width`, 2 · `width` and 4 · `width` channels; the second and third stages start by halving the
     height and the width of images, rounding up. A block has two 3x3 convolutions without biases, each followed by a
-    normalisation. A ReLU follows the first normalisation, and another one the sum with the shortcut. Shortcuts have no
-    parameters: where the shape changes, they take every second pixel and add channels of zeros (option A). ResNet-20
-    with a width of 16 has 269,722 weights for CIFAR-10.
+    normalisation. One ReLU follows the first normalisation, and another follows the sum with the shortcut. Shortcuts
+    have no parameters: where the shape changes, they take every second pixel and add channels of zeros (option A).
+    ResNet-20 with a width of 16 has 269,722 weights for CIFAR-10.
 
     Initial weights are drawn from N(0, 2/fan_in) (He et al. 2015), and biases are 0. The hidden layers are the first
     convolution and the blocks; features are the mean over pixels of the last block's output.

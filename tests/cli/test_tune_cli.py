@@ -142,12 +142,12 @@ def test_an_optimum_beyond_the_edge_gives_a_warning_and_is_found_by_widening(
     narrow = ["--set", "tune.optimizers.planted.lr=[0.0015, 0.0032, 0.0068]"]
     assert main(["tune", "planted.yaml", "--name", "narrow", *narrow]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "lr 0.0068 is the largest of its grid" in shown
+    assert "lr 0.0068 is the largest value in its grid" in shown
     tuning = load_suite(planted / "runs/narrow/tuned.yaml").experiments["e"].tuning
     assert tuning is not None
     assert tuning["planted"].edge == ["lr"]
     assert main(["tune", "planted.yaml", "--name", "wide", "--widen", *narrow]) == 0
-    assert "is the largest of its grid" not in " ".join(capsys.readouterr().out.split())
+    assert "is the largest value in its grid" not in " ".join(capsys.readouterr().out.split())
     assert 0.02 < chosen_rate(planted / "runs/wide/tuned.yaml") < 0.05
     # Widening the finished narrow tuning leads to the same choice, and resuming again keeps it.
     assert main(["tune", "--resume", "narrow", "--widen", "--quiet"]) == 0

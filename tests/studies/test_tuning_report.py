@@ -111,7 +111,7 @@ def test_every_format_shows_the_choice_and_warnings(path: Path, suffix: str) -> 
         DATA,
         "within 0.03 of the optimizer",
         "small: diverged: adam lr=1e+30 (2 of 2).",
-        "small, sgd: lr 0.1 is the largest of its grid: search further",
+        "small, sgd: lr 0.1 is the largest value in its grid: search further",
         "validation accuracy at the end",
     ):
         assert said in text, said
@@ -172,7 +172,7 @@ def test_the_tuning_section_fits_the_width(made: Path, width: int) -> None:
 
 def test_reasons_against_a_choice_are_reported(made: Path) -> None:
     shown = flat(summarise([results_of(made)]))
-    assert "one, alone: 1 of 1 setting not finished, so the choice may change." in shown
+    assert "one, alone: the choice may change, with 1 of 1 setting not finished yet." in shown
     assert "one, alone: no setting can be chosen: each has a trial that diverged, failed or has not finished." in shown
     assert "two, sgd: no setting can be chosen" in shown
     assert "one: the budgets differ; the numbers of settings tried are 3 for sgd, 4 for sam, 1 for alone." in shown

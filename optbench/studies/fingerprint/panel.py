@@ -193,7 +193,7 @@ def check_seeds(panel: Panel, seeds: Sequence[int], place: str) -> None:
 
 
 def remarks(panel: Panel, results: Results) -> list[str]:
-    """Return sentences that warn if the run's torch version or device differs from the panel's, or it is incomplete."""
+    """Return caveats, in sentences, if the run is incomplete or its torch version or device is not the panel's."""
     mine = latest_provenance(results.run.record)
     found = [
         f"The run used {what} {mine.get(key)}, the panel {panel.made.get(key)}."

@@ -26,12 +26,12 @@ from optbench.studies.fingerprint.strips import EXPERIMENTS, STRIPS, Strip
 CHANCE = 0.1
 """The accuracy of guessing one of ten digits."""
 LEAST_LEARNT = 0.5
-"""Minimum accuracy above chance for an experiment to count as learnt, as a share of that of the panel's median
-optimizer."""
+"""Minimum accuracy above chance for an experiment to count as learnt, as a share of what the panel's median optimizer
+reaches."""
 PART_OF_SPREAD = 0.1
 """The margin for a metric that defines none, as a share of the panel's interquartile range."""
 SAME = frozenset({Verdict.EQUIVALENT, Verdict.BELOW_MARGIN})
-"""Verdicts that there is no difference above the margin."""
+"""Verdicts which state that no difference exceeds the margin."""
 UNTRAINED = frozenset({"failed", "missing"})
 """States of trials about which nothing is known, not even the initial weights."""
 
@@ -134,7 +134,7 @@ def fingerprint(entry: Entry, panel: Panel, remarks: Sequence[str] = (), *, apar
     """Compare an entry with the panel, on the entry's seeds.
 
     remarks: caveats to show before those that this function adds.
-    apart: an optimizer to leave out of the neighbours, namely the entry's own if it is in the panel.
+    apart: the name of an optimizer to omit from the neighbours, namely the entry's own if it is in the panel.
 
     Raises:
         UsageError: the entry has a seed that the panel does not have.
@@ -164,7 +164,7 @@ def fingerprint(entry: Entry, panel: Panel, remarks: Sequence[str] = (), *, apar
 
 
 def learnt_only(panel: Panel) -> Panel:
-    """Return the panel without values on experiments that the optimizer in question has not learnt.
+    """Return the panel without the values of optimizers on experiments that they did not learn.
 
     Distances between optimizers are computed from this panel.
     """

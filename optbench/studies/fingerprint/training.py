@@ -32,12 +32,12 @@ from optbench.suite.placing import placing
 from optbench.targets.source import is_file, split
 
 TUNE = "-tune"
-"""Suffix in the name of a run that chooses learning rates."""
+"""Name suffix of a run that chooses learning rates."""
 RATE = "lr"
 LATEST = "latest"
 QUICK_SEEDS, QUICK_TUNING_SEEDS = 3, 1
 KEY = "fingerprint"
-"""Key under which the record of a tuning run stores the request, a `Wanted`."""
+"""Key under which the record of a tuning run stores the request (`Wanted`)."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _tuner(suite: Suite, view: View, *, quick: bool) -> Tuner | None:
 
 
 def _tuned(suite: Suite, tuner: Tuner, wanted: Wanted, options: Options, view: View) -> tuple[Suite | None, Outcome]:
-    """Tune; return the suite with the chosen learning rates, or None after an interruption, and the run's outcome."""
+    """Tune, and return the suite with the chosen learning rates (None after an interruption) and the run's outcome."""
     record = {"sampler": "grid", KEY: asdict(wanted)}
     outcome, found = tune(tuner, options, view, record, {})
     return (None if outcome.interrupted else tuned_suite(suite, tuner, found)), outcome
@@ -182,7 +182,7 @@ def _setting(text: str) -> str:
 def _optimizer_name(target: str, known: Mapping[str, Any]) -> str:
     """Return a name for an optimizer that the suite does not have, e.g. `MyOptimizer` for `./mine.py:MyOptimizer`.
 
-    Add a suffix if the name is that of an optimizer in the suite, regardless of case.
+    Add a suffix if an optimizer in the suite has the same name, ignoring case.
     """
     name = split(target)[1] if is_plugin(target) else target
     name = re.sub(r"\W+", "-", name.rpartition(".")[2], flags=re.ASCII).strip("-_") or "mine"
@@ -194,7 +194,7 @@ def _run_name(name: str) -> str:
 
 
 def find_fingerprinted(text: str, runs_dir: Path) -> tuple[Path, str | None] | None:
-    """Return the run and the optimizer (None if not named) that `RUN:OPTIMIZER` or `RUN` names.
+    """Return the run and the optimizer named by `RUN:OPTIMIZER`, or the run named by `RUN` and None.
 
     Return None if there is no such run.
     """

@@ -12,7 +12,7 @@ from optbench.report.spread import Spread, SpreadText
 from optbench.studies.pairs.statistics import SeedValues, SolutionPair
 
 MANY_PAIRS = 12
-"""Maximum number of pairs shown per experiment and model; further pairs are counted, and are in the csv and json."""
+"""Maximum number of pairs shown per experiment and model; further pairs are counted, and included in CSV and JSON."""
 MANY_NOTES = 6
 """Maximum number of reasons given for undefined values; further reasons are counted."""
 CHANCE = "subspace_overlap_chance"

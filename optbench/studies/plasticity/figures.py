@@ -1,4 +1,4 @@
-"""Figures of online accuracy over the tasks, above the state of the networks before each task."""
+"""Figures of online accuracy over the tasks; below it, the state of the networks before each task."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def _drawing(
 
 
 def _look(line: _Line) -> tuple[str, style.Line, float]:
-    """Return a line's colour, style and opacity. Muted lines have the colour of text; fresh networks' are dashed."""
+    """Return a line's colour, style and opacity; muted lines have the text colour, fresh networks' lines are dashed."""
     look = style.look(line.series)
     if not line.muted:
         return look.colour, look.line, 1.0

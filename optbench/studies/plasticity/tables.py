@@ -119,7 +119,7 @@ def _points(one: LearntOnline) -> Sequence[float]:
 
 
 def _undefined(here: Sequence[LearntOnline]) -> Iterable[str]:
-    """Yield why metrics are undefined, in sentences; these name the arms unless the reason is the same for all arms."""
+    """Yield sentences on why metrics are undefined; they name the arms unless a reason applies to all of several."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for name in DERIVED:
         for one in here:

@@ -1,8 +1,8 @@
 """Switched optimizers: do the first k steps decide the solution?
 
 A `switch` takes its first k steps with optimizer A and all others with B; `gradient-noise` perturbs the gradients of
-its base in the first k steps. Both are compared with the *pure* arms of the same experiment and model, which A or B
-trains alone.
+its base in the first k steps. Both are compared with the *pure* arms of the same experiment and model, which are
+trained by A or B alone.
 
 Legend: `n` seeds; in shapes, `B` resamples; m_AB(k), m_A and m_B are the means of a metric over the seeds that the
 switched arm and both pure arms have.
@@ -145,7 +145,7 @@ class Switching:
     def barrier(self, point: SwitchPoint, to: Side) -> Estimate | None:
         """Return the loss barrier between this point and pure A (`first`) or pure B (`then`), as a mean over seeds.
 
-        Return None if it was not measured, if there is no pure arm, or if the pure arm is this point itself.
+        Return None if it was not measured, if there is no pure arm, or if the pure arm is the arm of this point.
         """
         pure = self.pure_first if to == "first" else self.pure_then
         if pure is None or pure is point.arm:
@@ -214,7 +214,7 @@ def difference(values: Array, pure: Array) -> Estimate:
 
 
 def shared_values(found: Sequence[Arm], metric: str) -> Array:
-    """Return the final values of a metric, (arms, n), on the seeds whose trials are `ok` and finite in every arm."""
+    """Return the final values of a metric, (arms, n), on seeds with an `ok` trial and a finite value in every arm."""
     seeds = [seed for seed in found[0].trials if all(arm.status(seed) == "ok" for arm in found)]
     values = np.array([[arm.value(metric, seed) for seed in seeds] for arm in found], np.float64)
     return values[:, np.isfinite(values).all(axis=0)]
@@ -269,7 +269,7 @@ def _optimizer(wrapper: str, settings: Mapping[str, Any]) -> tuple[str, dict[str
 
 
 def _name(optimizer: tuple[str, Mapping[str, Any]], pure: Arm | None) -> str:
-    """Return the label of an optimizer's pure arm; without one, its target and non-default settings: `adam lr=0.01`."""
+    """Return the label of an optimizer's pure arm; without one, target and changed settings, e.g. `adam lr=0.01`."""
     if pure is not None:
         return pure.label
     target, settings = optimizer

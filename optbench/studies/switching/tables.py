@@ -61,12 +61,12 @@ def heading(switching: Switching) -> str:
 
 
 def steps_text(point: SwitchPoint) -> str:
-    """Format k: `16`, `4000 (all)`, or `all` without a number."""
+    """Format k as `16`, as `4000 (all)` if no trial took more than k steps, or as `all` if k is infinite."""
     return "all" if math.isinf(point.k) else f"{point.k}{' (all)' if point.whole else ''}"
 
 
 def estimate_text(switching: Switching, estimate: Estimate, metric: str) -> str:
-    """Format an estimate: `0.43 [0.31, 0.55]` or `+0.012 [0.004, 0.021]`; `–` if undefined."""
+    """Format ρ, e.g. `0.43 [0.31, 0.55]`, or a difference, e.g. `+0.012 [0.004, 0.021]`; `–` if undefined."""
     if estimate.value is None:
         return UNDEFINED
     digits = RHO_DIGITS if switching.statistic == "rho" else decimals(metric)

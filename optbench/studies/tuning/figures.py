@@ -108,6 +108,7 @@ def is_rate(hyperparameter: str) -> bool:
 
 def sweeps(group: Group) -> list[Sweep]:
     """Return the sweeps of each optimizer and run: at least `MIN_POINTS` variants that differ in exactly one number.
+
     The variants of a tuning run may differ in more than the learning rate. Those that differ only in the learning rate
     then form a sweep. If there are too few of them, as with random draws, all variants form one sweep, whose points are
     not joined by a line. Sweeps of the step of a switch are excluded, because they have a figure of their own.
@@ -270,7 +271,7 @@ def _against(sweep: Sweep) -> list[tuple[float, list[tuple[float, float]]]]:
 
 
 def _scatter(sweep: Sweep, drawn: Sequence[Sweep]) -> Panel:
-    """Return a panel with one of the drawn sweeps; the panels of all sweeps have the same limits."""
+    """Return the panel of one sweep; the panels of all `drawn` sweeps have the same axis limits."""
 
     def draw(axes: Axes) -> None:
         points = [point for other in drawn for _, pairs in _against(other) for point in pairs]

@@ -27,7 +27,7 @@ REDRAWS = 20
 
 @dataclass(frozen=True)
 class Tried:
-    """A tried setting. worth: its relative quality; higher is better."""
+    """A tried setting. worth: relative quality of the setting; higher is better."""
 
     values: Values
     worth: float

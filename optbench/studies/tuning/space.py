@@ -185,7 +185,7 @@ def searches(suite: Suite) -> Searches:
 
 
 def untuned_lines(left: Sequence[Untuned]) -> list[str]:
-    """Return lines `not tuned: NAME: why`; if the reasons differ between experiments, the lines name these."""
+    """Return lines `not tuned: NAME: why`, with the experiments' names if an optimizer has several reasons."""
     places = grouped(((untuned.optimizer, untuned.why), untuned.experiment) for untuned in left)
     several = Counter(optimizer for optimizer, _ in places)
     lines = []

@@ -79,7 +79,7 @@ class TunedOptimizer:
 
     models: the models over which scores are averaged.
     seeds: the tuning seeds.
-    margin: accepted distance from the best learning accuracy; None for any.
+    margin: accepted distance from the best learning accuracy; None if any distance is accepted.
     space: the search space by dotted path, as in the suite's `tune`; None if `tune` has none for this optimizer.
     settings: the tried settings, in the order tried.
     chosen: the chosen setting; None if none can be chosen.
@@ -119,7 +119,7 @@ class TunedOptimizer:
 
     @property
     def tied(self) -> list[TriedSetting]:
-        """The settings that learn enough and have the same score as the chosen one, without the chosen one."""
+        """The other settings that learn enough and have the same score as the chosen one."""
         if (chosen := self.chosen) is None:
             return []
         others = (s for s in self.settings if s.eligible and s.learns and s.variant != chosen.variant)
@@ -153,7 +153,7 @@ def choose(settings: Sequence[TriedSetting], margin: float | None, direction: Di
 
     Return None if no setting can be chosen.
 
-    margin: accepted distance from the best learning accuracy; None for any.
+    margin: accepted distance from the best learning accuracy; None if any distance is accepted.
     direction: `lower` if lower scores are better, else `higher`.
     """
     assert direction in ("higher", "lower"), direction
@@ -206,9 +206,9 @@ def end_of_search(value: Any, tried: Sequence[Any], space: Any, sampler: Sampler
 
 
 def departures(arm: Arm) -> Mapping[str, Any]:
-    """Return the hyper-parameters of an arm, by dotted path, whose values differ from the suite's record of the choice.
+    """Return an arm's values, by dotted path, of the hyper-parameters whose chosen values in the suite are different.
 
-    The value is that of the arm; None if the arm has none.
+    A value is None if the arm does not have the hyper-parameter.
     """
     if arm.tuning is None or not arm.tuning.chosen:
         return {}

@@ -161,14 +161,15 @@ def _warnings(here: Sequence[TunedOptimizer]) -> Iterable[str]:
         who = f"{tuned.experiment}, {tuned.optimizer}"
         missing = sum(setting.missing > 0 for setting in tuned.settings)
         if missing:
-            yield f"{who}: {missing} of {count(len(tuned.settings), 'setting')} not finished, so the choice may change."
+            settings = count(len(tuned.settings), "setting")
+            yield f"{who}: the choice may change, with {missing} of {settings} not finished yet."
         if tuned.chosen is None:
             yield f"{who}: no setting can be chosen: {_why_none(tuned)}."
             continue
         for path, end in tuned.ends.items():
             value = value_name(tuned.chosen.hyperparameters[path])
             where = (
-                f"is the {end} of its grid: search further, or tune with --widen"
+                f"is the {end} value in its grid: search further, or tune with --widen"
                 if tuned.sampler == "grid"
                 else f"is at the {'upper' if end == 'largest' else 'lower'} end of the search space: search further"
             )
@@ -204,7 +205,7 @@ def _reasons(found: Sequence[TunedOptimizer], name: str) -> Iterable[str]:
 
 
 def _names(settings: Sequence[tuple[TriedSetting, str]]) -> str:
-    """Join the names of settings, each followed by its note; of many names, list only the first few."""
+    """Join the names of settings, each followed by its note; if there are many, list only the first few."""
     # without spaces, because the names are entries of a list separated by ", "
     texts = [(setting_text(setting.hyperparameters, setting.variant), note) for setting, note in settings]
     names = [f"{text.replace(', ', ',')}{note}" for text, note in texts]

@@ -25,8 +25,9 @@ MARKER = "# Hyper-parameters chosen by optbench tune:"
 def tuned_text(
     extends: str, changes: Mapping[str, Any], header: Sequence[str], folders: Sequence[Path] = (), to: Path = Path()
 ) -> str:
-    """Return the text of a suite file that contains only changes to the suite `extends`.
+    """Return the text of a suite file that contains only changes to another suite.
 
+    extends: the other suite, as named in the file.
     header: lines of the comment at the beginning of the file.
     folders: folders with code and text files named in the changes; paths of these files are rewritten relative to `to`.
     """
@@ -39,9 +40,9 @@ def tuned_text(
 def tuned_suite(suite: Suite, tuner: Tuner, found: Sequence[TunedOptimizer]) -> Suite:
     """Return the suite with the chosen values, their budgets and the tuning seeds.
 
-    `optbench run` then rejects the tuning seeds as seeds of the suite. An optimizer for which nothing was chosen keeps
-    its values. Earlier tuning seeds are kept if the suite states tuning budgets, because values chosen on these seeds
-    may remain.
+    `optbench run` then refuses to evaluate on the tuning seeds. An optimizer for which nothing was chosen keeps its
+    values. Earlier tuning seeds are kept if the suite states tuning budgets, because values chosen on these seeds may
+    remain.
 
     suite: the complete suite, even if only some experiments and optimizers were tuned.
     """
@@ -140,7 +141,7 @@ def _cost(
 
 
 def _space(search: Search, tuned: TunedOptimizer) -> dict[str, Any]:
-    """Return the search space by hyper-parameter: as stated or, if other values were tried, too, all tried values."""
+    """Return the search space by hyper-parameter: as stated, or as all tried values if further ones were tried."""
     found: dict[str, Any] = {}
     for dimension in search.dimensions:
         tried = tuned.values(dimension.name)

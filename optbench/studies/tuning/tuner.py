@@ -35,7 +35,7 @@ MOST_WIDENINGS = 5
 
 @dataclass(frozen=True)
 class Method:
-    """The method of searching.
+    """The search method.
 
     trials: number of settings that a random or TPE sampler draws per optimizer; None for as many as the grid has.
     widen: whether to extend a grid if the best setting is at an edge.

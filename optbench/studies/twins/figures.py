@@ -36,7 +36,7 @@ class DrawnTwins:
 
     @property
     def shared(self) -> list[Moment]:
-        """Places at which every seed that has any distances has one."""
+        """Places with a distance for every seed that has distances at all."""
         return [place for place in self.twins.places if len(self.twins.at(place)) == len(self.twins.distances)]
 
 

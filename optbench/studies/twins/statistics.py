@@ -126,9 +126,9 @@ def sketches(results: Results) -> dict[str, Sketches]:
 def distances(a: Sketches, b: Sketches) -> dict[Moment, float]:
     """Return 2 ‖a - b‖ / (‖a - w₀‖ + ‖b - w₀‖) at every common place after the start, ascending.
 
-    The value is 0 for equal weights, √2 if both have moved equally far at a right angle, and at most 2; it is NaN if
-    neither has moved. The metric `weight_distance` has the same definition, for solutions only. Return an empty mapping
-    if a trial has no sketch of the start.
+    The value is 0 for equal weights, √2 if both optimizers have moved equally far and at right angles, and at most 2;
+    it is NaN if neither has moved. The metric `weight_distance` has the same definition, but only for solutions. Return
+    an empty mapping if a trial has no sketch of the start.
     """
     shared = sorted(set(a.places) & set(b.places) - {START})
     if not shared or START not in a.places or START not in b.places:
@@ -144,9 +144,9 @@ def distances(a: Sketches, b: Sketches) -> dict[Moment, float]:
 
 
 def evenly(places: Iterable[Moment], count: int) -> list[Moment]:
-    """Select at most `count` > 1 places, including the first and the last, at equal intervals.
+    """Select at most `count` (> 1) evenly spaced places, including the first and the last.
 
-    Intervals are numbers of evaluations rather than of steps, because tasks may differ in their number of steps.
+    Spacing is measured in evaluations rather than steps, because tasks may differ in their number of steps.
     """
     ordered = sorted(set(places))
     chosen = {round(i * (len(ordered) - 1) / (count - 1)) for i in range(count)} if ordered else set()

@@ -19,8 +19,8 @@ COLUMNS = 5
 MOST_DIGITS = 6
 MEANING = (
     "Distance: between the weights of the two optimizers, divided by the mean of their distances from the common "
-    "start: 0 for the same weights, √2 if both moved equally far at a right angle. Last: the last evaluation that both "
-    "trials of a seed have."
+    "start: 0 for the same weights, √2 if both moved equally far and at right angles. Last: the last evaluation that "
+    "both trials of a seed have."
 )
 
 
