@@ -112,7 +112,7 @@ def test_every_format_shows_the_choice_and_warnings(path: Path, suffix: str) -> 
         "within 0.03 of the optimizer",
         "small: diverged: adam lr=1e+30 (2 of 2).",
         "small, sgd: lr 0.1 is the largest value in its grid: search further",
-        "validation accuracy at the end",
+        "validation accuracy over all tasks at the end",
     ):
         assert said in text, said
     assert "test accuracy" not in text
@@ -294,7 +294,7 @@ def test_reports_over_both_stages_name_the_data_of_every_number(tmp_path: Path) 
     ]
     summary = summarise(runs)
     shown = flat(summary)
-    assert "test (validation in a tuning run) accuracy at the end" in shown
+    assert "test (validation in a tuning run) accuracy over all tasks at the end" in shown
     assert "tune: Accuracies of a tuning run are measured on validation data" in shown
     assert {row["split"] for row in json.loads(report_json(summary))["results"]} == {"test", "validation"}
     final = next(figure for figure in figures(runs) if figure.name.startswith("final-accuracy_one"))
