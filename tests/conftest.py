@@ -106,7 +106,7 @@ class PoolHere:
 
 @pytest.fixture(scope="module")
 def _train_here() -> Iterator[None]:
-    """Train in this process; for modules that do not test processes, as `pytestmark = usefixtures("_train_here")`."""
+    """Train in this process; used by modules that do not test processes (`pytestmark = usefixtures("_train_here")`)."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("optbench.execution.session.Pool", PoolHere)
         patch.setattr("optbench.execution.nursery.FORKS", False)  # start no process in advance

@@ -60,7 +60,7 @@ def sequence(trial: Trial) -> NDArray[np.float64]:
 
 
 def online_rows(accuracy: NDArray[np.float64]) -> list[Row]:
-    """Return a row for each task, with null for NaN; dormant units increase and the rank falls with the accuracy."""
+    """Return a row for each task, with null for NaN; as accuracy falls, dormant units increase and the rank falls."""
     return [
         OnlineRow(
             task=i + 1,

@@ -1,4 +1,4 @@
-"""A small text whose next token can be learnt, with the number of bytes of every token, and a suite for it."""
+"""A small text whose next token can be learnt, with the number of bytes per token, and a suite for it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROTOCOL: dict[str, Any] = {
 
 
 class Renamed:
-    """A task sequence: the original text, then with token k renamed to 2k, and so on."""
+    """A task sequence: the original text, then the text with token k renamed to 2k, and so on."""
 
     def __init__(self, data: Parts, seed: int, count: int = 2) -> None:
         self._data = data

@@ -1,4 +1,4 @@
-"""Damaged or malicious run directories: one line says what is wrong and where, and no instruction is obeyed."""
+"""Damaged or malicious run directories: one line gives the fault and its place, and nothing else happens."""
 
 from __future__ import annotations
 

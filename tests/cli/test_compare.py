@@ -1,4 +1,4 @@
-"""Comparisons, claims and gates: what is paired, what is refused, and what is reported."""
+"""Comparisons, claims and gates: pairing, refusals and reports."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ experiments:
 
 
 def rows(trial: Trial) -> Sequence[Row]:
-    """Make rows for every trial except the last seed of Adam, which was interrupted."""
+    """Return rows for every trial except the last seed of Adam, which was interrupted."""
     return [] if (trial.optimizer, trial.seed) == ("adam", 2) else rows_of()
 
 

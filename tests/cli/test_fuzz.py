@@ -73,7 +73,7 @@ values = st.recursive(
 
 
 def faulty_lines(path: Path, *overrides: str) -> list[str]:
-    """Load a suite; return the lines of its error that do not start with a place or are not fit for users."""
+    """Load a suite; return the error lines that do not start with a place or are unsuitable for users."""
     try:
         load_suite(path, overrides, check_optimizer=check_settings)
     except (SuiteError, UsageError) as error:
@@ -185,7 +185,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def works_or_is_refused(capsys: pytest.CaptureFixture[str], *words: object) -> bool:
-    """Return True if `optbench <words>` prints something or gives an error that is fit for users."""
+    """Return True if `optbench <words>` prints something or gives an error that is suitable for users."""
     capsys.readouterr()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -30,7 +30,7 @@ experiments:
 
 
 def rows(trial: Trial) -> Sequence[Row]:
-    """Make controls end far below their trials."""
+    """Return rows in which controls end far below their trials."""
     end = 0.1 if trial.is_control else 0.9 + 0.01 * trial.seed
     matrix = [[0.1] * 3, [0.9, 0.1, 0.1], [0.9, 0.9, 0.1], [end, end, end]]
     return rows_of("ok", matrix, {}, init_hash=str(trial.seed))

@@ -1,4 +1,4 @@
-"""`optbench tune` without `tune` in the suite: the learning rates it tries, and why it skips an optimizer."""
+"""`optbench tune` without `tune` in the suite: the learning rates tried, and the reasons for skipping an optimizer."""
 
 from __future__ import annotations
 

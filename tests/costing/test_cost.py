@@ -53,7 +53,7 @@ class Broken(Mine):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder whose `runs` has three results of `cost` for a user's optimizer."""
+    """Return a folder whose `runs` contains three results of `cost` for a user's optimizer."""
     there = tmp_path_factory.mktemp("cost")
     (there / "mine.py").write_text(MINE, encoding="utf-8")
     before = Path.cwd()

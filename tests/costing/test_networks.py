@@ -18,7 +18,7 @@ BERT = Size("micro", "", "bert", 1, 16, 4, 400, 12, 4, masked=0.25)
 
 
 def count(model: nn.Module, *prefixes: str) -> int:
-    """Count parameters, or those whose names begin with one of these prefixes."""
+    """Count all parameters, or only those whose names begin with one of these prefixes."""
     return sum(p.numel() for name, p in model.named_parameters() if name.startswith(prefixes or ""))
 
 

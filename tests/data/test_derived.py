@@ -1,4 +1,4 @@
-"""Datasets derived from another one, and modular addition."""
+"""Derived datasets, and modular addition."""
 
 from __future__ import annotations
 

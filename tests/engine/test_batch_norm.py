@@ -47,7 +47,7 @@ def small_mnist() -> Dataset:
 
 
 class Ground:
-    """A tiny residual network, its blueprint, and MNIST examples to evaluate it on."""
+    """A tiny residual network, its blueprint, and MNIST examples for its evaluation."""
 
     def __init__(self, dataset: Dataset, dtype: torch.dtype = torch.float32) -> None:
         network = build(ModelSettings.of(**TINY), dataset.inputs, dataset.classes)

@@ -118,7 +118,7 @@ def replace_vmap(monkeypatch: pytest.MonkeyPatch, way: type[Exact]) -> None:
 
 
 def have_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make training try `torch.func` on whole batches, regardless of its result on a few examples."""
+    """Make training try `torch.func` on complete batches, regardless of its result on a few examples."""
     monkeypatch.setattr("optbench.engine.gradients.ways.together_alike", lambda *_: 1)
 
 

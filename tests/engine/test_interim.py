@@ -31,7 +31,7 @@ def changed(interim: Interim, **state: Any) -> Interim:
 def cut_and_whole(
     suite: Suite, mnist: Dataset, cut_after: int = 1
 ) -> list[tuple[Cohort, list[TrialResult], list[TrialResult]]]:
-    """Return for every cohort its results and those of the cohort interrupted after a task and resumed."""
+    """For every cohort, return its results, and its results when interrupted after a task and resumed."""
     found = []
     for cohort in cohorts(trials(suite)):
         kept: list[Interim] = []

@@ -31,7 +31,7 @@ MODELS: list[ModelSettings] = [
 
 
 class Made:
-    """Two networks of one model with different weights, and examples to evaluate them on."""
+    """Two networks of one model with different weights, and examples for their evaluation."""
 
     def __init__(self, model: ModelSettings, dataset: Dataset) -> None:
         self.network: Network = build(model, dataset.inputs, dataset.classes)

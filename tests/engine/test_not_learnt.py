@@ -229,7 +229,7 @@ LOSS = 4.5e30
 
 
 def claimed(trial: Trial) -> Sequence[Row]:
-    """Make rows in which adam with lr=0.1 stays at chance, with a loss of 4.5e30 in task 2, and so forgets nothing."""
+    """Return rows in which adam with lr=0.1 stays at chance, with a loss of 4.5e30 in task 2, and forgets nothing."""
     wobble = 0.001 * trial.seed
     if trial.optimizer == "adam" and trial.hyperparameters["lr"] == 0.1:
         matrix = [[0.1, 0.1], [0.1 + wobble, 0.1], [0.1, 0.1]]

@@ -72,7 +72,7 @@ COUNT_ON_DEVICE = [
 
 @pytest.fixture
 def _as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Use on the CPU what CUDA devices use: torch's implementations for CUDA, and one call for all Shampoo members."""
+    """Use CUDA's code paths on the CPU: torch's implementations for CUDA, and one call for all Shampoo members."""
     for module in (factors, roots, shampoo, shampoo_roots):
         monkeypatch.setattr(module, "one_by_one", lambda x: False)
     for module in COUNT_ON_DEVICE:

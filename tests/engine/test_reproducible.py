@@ -1,4 +1,4 @@
-"""Trials that may not repeat bit for bit have a note, which the report counts."""
+"""Trials that may not be reproducible bit for bit have a note, and the report counts them."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ def made(target: str, settings: dict[str, Any], parameters: list[nn.Parameter]) 
 
 
 def weights() -> list[nn.Parameter]:
-    """Return weights that fill whole SIMD vectors, so that kernels round them equally in a stack and alone."""
+    """Return weights that fill complete SIMD vectors, so that kernels round them equally in a stack and alone."""
     random = torch.Generator().manual_seed(0)
     return [nn.Parameter(torch.randn(16, 4, generator=random)), nn.Parameter(torch.randn(16, generator=random))]
 

@@ -42,7 +42,7 @@ PLAIN: dict[str, Callable[[Iterable[nn.Parameter]], Optimizer]] = {
 
 @pytest.fixture(scope="module")
 def small(mnist: Dataset) -> Dataset:
-    """MNIST at 7 × 7, since roots of 784 pixels would take most of the time with Shampoo."""
+    """MNIST at 7 × 7 pixels, since with Shampoo the roots for 784 pixels would take most of the time."""
     return average_pooled(mnist, 7)
 
 

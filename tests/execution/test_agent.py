@@ -1,4 +1,4 @@
-"""Workers that share no files with the run's own process: what they are sent and what they send back.
+"""Workers that do not share files with the run's main process: the messages in both directions.
 
 The agents run in this process; their worker processes are real and start in a separate folder.
 """

@@ -1,4 +1,4 @@
-"""Units on workers that may be on other machines: which are retried, which are refused, and how many are in flight.
+"""Units of work on local and remote workers: retries, refusals, and the number of units in flight.
 
 The backend is scripted: each worker sends a given list of messages in order.
 """
@@ -29,7 +29,7 @@ from tests.conftest import small_suite
 
 SUITE = small_suite({f"sgd-{i}": {"target": "sgd", "lr": 0.1, "momentum": 0.1 * i} for i in range(6)}, seeds=2)
 DONE = "done"
-"""In a script: the unit of the worker is finished."""
+"""In a script: the worker has finished its unit."""
 GONE = Lost("its node has died")
 
 
@@ -136,7 +136,7 @@ def test_a_unit_fails_with_the_reason_after_its_worker_was_lost_three_times() ->
     ("saved", "failures"), [([1, 2, 3, 4], 0), ([0, 1, 2, 2], 0), ([0, 0, 2, 3], 0), ([1, 1, 1], 1), ([0, 0, 0], 1)]
 )
 def test_only_losses_without_a_newly_saved_task_count_against_a_unit(saved: list[int], failures: int) -> None:
-    """A training that takes longer than several of the jobs' time limits finishes if it saves its state in each."""
+    """A training that takes longer than several of the jobs' time limits finishes if it saves its state in each job."""
     (unit, *_) = units()
     backend = ScriptedBackend(1, [*[[Ready(), GONE]] * 4, [Ready(), DONE]])
     tasks = iter(saved)

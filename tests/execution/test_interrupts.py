@@ -1,4 +1,4 @@
-"""Signal handlers: when they raise, when they wait, and that they are restored."""
+"""Signal handlers: when they raise, when they wait, and how they are restored."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ INTERRUPTED += "sys.exit(main(['run', 'smoke', '--device', 'cpu']))"
 
 
 def started(program: int | None = None) -> list[psutil.Process]:
-    """Return all child processes of this one, or of a program, except the helpers of multiprocessing."""
+    """Return all child processes of this process or of a program, except multiprocessing's helpers."""
     found = psutil.Process(program).children(recursive=True)
     return [process for process in found if "resource_tracker" not in " ".join(command_of(process))]
 

@@ -1,4 +1,4 @@
-"""Runs of users' models from the command line: trained, killed and resumed, and refused if wrong."""
+"""Runs with users' models from the command line: training, resuming after a kill, and refusing invalid models."""
 
 from __future__ import annotations
 

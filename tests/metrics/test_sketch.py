@@ -1,4 +1,4 @@
-"""Count sketches are linear, unbiased, and have the variance of the theory."""
+"""Count sketches are linear, unbiased, and have the theoretical variance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Transfer to another dataset: the probe agrees with plain ridge regression and has its invariances."""
+"""Transfer to another dataset: the probe agrees with plain ridge regression and has the same invariances."""
 
 from __future__ import annotations
 

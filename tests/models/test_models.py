@@ -1,4 +1,4 @@
-"""Initial weights are drawn from the generator of the trial with the named spread."""
+"""Initial weights are drawn from the trial's generator, with the named spread."""
 
 from __future__ import annotations
 

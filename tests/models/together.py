@@ -1,4 +1,4 @@
-"""Check that members together equal each alone, for networks of images."""
+"""A check that members computed together equal each computed alone, for image networks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def drawn(network: Network, seed: int = 0) -> dict[str, Tensor]:
 
 
 def check_together(network: Network, shape: tuple[int, ...]) -> None:
-    """Check that losses and gradients of three members by `torch.func` equal those of each alone."""
+    """Check that the losses and gradients of three members together, by `torch.func`, equal those of each alone."""
     layout = Blueprint.of_ours(network).layout
     starts = [layout.pack(drawn(network, seed)) for seed in range(3)]
     weights = torch.stack(starts)

@@ -1,4 +1,4 @@
-"""Shared by tests of wrappers that leave the steps to their base: bases of every lane, and a short training."""
+"""Helpers for tests of wrappers that leave the steps to their base: bases in every lane, and a short training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every registered optimizer trains the shipped smoke suite with its defaults to a result row."""
+"""Every registered optimizer trains on the shipped suite `smoke` with its defaults and gives a result row."""
 
 from __future__ import annotations
 

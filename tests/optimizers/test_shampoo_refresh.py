@@ -1,4 +1,4 @@
-"""When Shampoo refreshes its roots: which can be stale, for how long, and the warnings about it."""
+"""Refreshes of Shampoo's roots: which roots can be stale, for how long, and the related warnings."""
 
 from __future__ import annotations
 

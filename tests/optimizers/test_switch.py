@@ -1,4 +1,4 @@
-"""The switch of optimizers: its ends equal the pure optimizers, and a switch to itself changes nothing."""
+"""Switching between optimizers: the ends equal the pure optimizers, and switching to itself changes nothing."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ FORGOTTEN = {"sgd": 0.5, "adam": 0.3, "to-adam": 0.4, "noisy": 0.5}
 
 
 def rows(trial: Trial) -> list[Row]:
-    """Make rows learnt to 2.5 bits per byte, .01 apart between optimizers, with the first domain forgotten later."""
+    """Return rows of text learnt to 2.5 bits per byte, .01 apart between optimizers; the first domain is forgotten."""
     noise = np.random.default_rng([trial.seed, len(trial.optimizer)]).uniform(0, 0.002)
     found: list[Row] = [trial_row("ok")]
     learnt = 2.5 + 0.01 * (trial.optimizer == "adam") + noise

@@ -1,4 +1,4 @@
-"""How many seeds a verdict needs, and where users are told that there are too few."""
+"""The number of seeds that a verdict needs, and the places where users are told that there are too few."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def suite_text(seeds: object, primary: str = "[average_accuracy, forgetting, eff
 
 
 def rows(trial: Trial) -> Sequence[Row]:
-    """Make sgd forget less than the others on every seed, by a different amount."""
+    """Return rows in which sgd forgets less than the others, by a different amount on each seed."""
     forgets = (0.1 if trial.optimizer == "sgd" else 0.2) + 0.001 * trial.seed * (trial.optimizer == "sgd")
     matrix = [[0.1, 0.1], [0.9, 0.1], [0.9 - forgets, 0.9]]
     return rows_of("ok", matrix, {"effective_rank": 20 + 10 * forgets}, init_hash=str(trial.seed))

@@ -80,7 +80,7 @@ def test_the_nearest_variant_on_validation_data_is_compared(tmp_path: Path) -> N
 
 
 def test_sides_can_be_swapped(tmp_path: Path) -> None:
-    """A single variant on the right is matched with one variant of the left, not with each."""
+    """A single variant on the right is matched with one variant on the left, not with every one."""
     claim = judged(tmp_path, text(RANK, "adamw", "shampoo", "lower"))
     (part,) = claim.parts
     assert part.left.variant == "lr=0.01"

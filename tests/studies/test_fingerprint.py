@@ -360,7 +360,7 @@ def test_a_resumed_run_has_the_provenance_of_its_last_session(made: Panel) -> No
 
 
 class Page(HTMLParser):
-    """A parser that collects what a browser would fetch or execute, and the texts."""
+    """A parser that collects the texts of a page and everything that a browser would fetch or execute."""
 
     def __init__(self) -> None:
         super().__init__()

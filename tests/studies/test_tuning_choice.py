@@ -191,7 +191,7 @@ def validation_matrix(trial: Trial) -> list[list[float]]:
 
 
 def trial_rows(trial: Trial, status: str = "ok") -> list[Row]:
-    """Make rows whose values on test data would reverse every choice."""
+    """Return rows whose values on test data would reverse every choice."""
     rows: list[Row] = [trial_row(status)]
     for after, line in enumerate(validation_matrix(trial)):
         rows += [AccuracyRow(after, j + 1, 1 - value, None, 9, value, None) for j, value in enumerate(line)]

@@ -1,4 +1,4 @@
-"""Suites that extend others: merging, places of errors, and that any change can be expressed."""
+"""Suites that extend others: merging, places of errors, and expressing any change."""
 
 from __future__ import annotations
 

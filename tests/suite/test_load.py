@@ -1,4 +1,4 @@
-"""Valid suites are loaded exactly as written, and the check of optimizers gets every setting."""
+"""Valid suites are loaded exactly as written, and the optimizer check receives every setting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--set key.path=value`: what it changes, and that errors quote it."""
+"""`--set key.path=value`: the changed values, and errors that quote the option."""
 
 from __future__ import annotations
 

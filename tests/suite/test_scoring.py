@@ -1,4 +1,4 @@
-"""Which accuracies are measured: worked examples, and the rules a suite can give."""
+"""The choice of accuracies to measure: worked examples, and the rules that a suite can give."""
 
 from __future__ import annotations
 

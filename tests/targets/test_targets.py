@@ -22,7 +22,7 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write(folder: Path, **files: str) -> None:
-    """Write files, named without `.py`."""
+    """Write Python files; argument names are file names without `.py`."""
     for name, text in files.items():
         file = folder / f"{name}.py"
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,7 @@ KINDS: dict[str, TaskSettings] = {
 
 
 def dataset(shape: tuple[int, int, int] = (1, 6, 6), train: int = 90, test: int = 42) -> Dataset:
-    """Return distinct random images with classes in turn."""
+    """Return a dataset of distinct random images whose classes follow each other cyclically."""
     draw = np.random.default_rng(0)
 
     def split(size: int) -> Split:
