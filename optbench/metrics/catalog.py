@@ -1,4 +1,4 @@
-"""The catalog of metrics: their descriptions, without importing the functions that compute them.
+"""The catalog of metrics: descriptions that do not require importing the functions that compute the metrics.
 
 To add a metric, write a function in one of the sibling modules and add an entry to the table here.
 """
@@ -316,7 +316,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric
 assert len(METRICS) == len(_TABLE), "two metrics share a name"
 
 METRICS_VERSION = 1
-"""Increased when a stored metric changes its meaning, so that its values cannot be compared with older ones."""
+"""Increased when the meaning of a stored metric changes, which makes its values incomparable with older ones."""
 
 PRIMARY_METRICS: tuple[str, ...] = ("average_accuracy", "forgetting", "effective_rank")
 """The default family of an experiment that declares none: the metrics with a verdict, under Holm's correction."""
@@ -325,8 +325,8 @@ DEFAULT_METRICS: tuple[str, ...] = tuple(metric.name for metric in _TABLE if met
 
 DERIVED: tuple[Derived, ...] = get_args(Derived)
 UNSET: tuple[Kind, ...] = (*DERIVED, "pair", "overlap", "updates", "collapse", "transfer")
-"""Kinds whose registered metrics take no settings: they are derived when a run is read, or describe several networks or
-the course of training."""
+"""Kinds whose registered metrics take no settings, because the metrics are derived when a run is read, or describe
+several networks or the course of training."""
 
 OF_TEST_DATA = ("features", "similarity", "logits", "model")
 """Kinds measured on the test data of each task, including the last, and on that of all tasks together."""

@@ -2,13 +2,14 @@
 
 Legend: `T` tasks; `...` any leading axes (seeds, optimizers).
 
-`accuracy` has shape (..., T+1, T) and contains fractions: row 0 before training, row i after task i. In the formulas,
-R[i, j] is the accuracy in row i on task j, with tasks counted from 1 (so task j is column j - 1 of the array).
+`accuracy` has shape (..., T+1, T) and contains fractions. Row 0 is measured before training, and row i after task
+i. In the formulas, R[i, j] is the entry in row i for task j, with tasks counted from 1 (so task j is column j - 1 of
+the array).
 
 Every metric returns float64 of shape (...), and raises ValueError unless `accuracy` has shape (..., T+1, T). The result
 is NaN in three cases, which `note` distinguishes:
 
-- Some R[j, j] is NaN or any entry is infinite, because values of a diverged trial would not be comparable.
+- Some R[j, j] is NaN or any entry is infinite: the trial diverged, so its values would not be comparable.
 - An entry that the metric needs was not scored.
 - The metric is a mean over T - 1 tasks, and T = 1.
 """
@@ -48,8 +49,8 @@ def forgetting(accuracy: ArrayLike) -> Array:
     """Return the mean drop from the best accuracy since learning a task: mean_{j<T} (max_{j≤l<T} R[l, j] - R[T, j]).
 
     The maximum starts at the row in which the task was learnt and excludes the final row, so forgetting can be negative
-    (Chaudhry et al. 2018, arXiv:1801.10112). Other tools use the same word for other definitions: with the final row,
-    with rows before the task was learnt, or for the first accuracy minus the last.
+    (Chaudhry et al. 2018, arXiv:1801.10112). Other tools use the same word for different definitions: some include the
+    final row or rows before the task was learnt, and some subtract the last accuracy from the first.
 
     Example:
         >>> rows = [[0.1, 0.1, 0.1], [0.9, 0.1, 0.2], [0.95, 0.8, 0.3], [0.5, 0.7, 0.9]]  # row 0: before any training

@@ -33,7 +33,7 @@ _LINEAR = "the gradient is zero"
 
 @dataclass(frozen=True)
 class NotedValue:
-    """A number, with a note on why it is NaN; None if it is not."""
+    """A number, and a note on why it is NaN; the note is None if it is not."""
 
     value: float
     note: str | None
@@ -77,9 +77,12 @@ def interpolate(first: Tensor, last: Tensor, alphas: Tensor) -> Tensor:
 def barrier(losses: Tensor) -> Tensor:
     """Return max_α [L((1-α) w₀ + α w₁) - (1-α) L(w₀) - α L(w₁)], the rise of the loss above the straight line.
 
-    losses: (..., K) at K evenly spaced α from 0 to 1 -> (...), at least 0. Frankle et al. 2020, arXiv:1912.05671; the
-    straight line, instead of the mean of the ends, follows Entezari et al. 2022, arXiv:2110.06296. NaN if a value is
-    not finite. Raises ValueError for fewer than 11 points.
+    losses: (..., K) at K evenly spaced α from 0 to 1 -> (...), at least 0. NaN if a value is not finite. The barrier is
+    that of Frankle et al. 2020, arXiv:1912.05671, but relative to the straight line instead of the mean of the ends, as
+    in Entezari et al. 2022, arXiv:2110.06296.
+
+    Raises:
+        ValueError: there are fewer than 11 points.
 
     Example:
         >>> w = torch.linspace(-1, 1, 11)
@@ -97,7 +100,7 @@ def barrier(losses: Tensor) -> Tensor:
 def accuracy_barrier(accuracies: Tensor) -> Tensor:
     """Return how far accuracy falls below the straight line between two solutions: the counterpart of `barrier`.
 
-    accuracies: (..., K) at K evenly spaced α from 0 to 1 -> (...), at least 0. Raises ValueError like `barrier`.
+    accuracies: (..., K) at K evenly spaced α from 0 to 1 -> (...), at least 0. Raises ValueError as `barrier` does.
     """
     return barrier(-accuracies)
 
@@ -141,8 +144,8 @@ def displacement_note(weights: Tensor, start: Tensor) -> str | None:
 def displacement_angle(start: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """Return the angle in degrees, 0 to 180, between the displacements a - w₀ and b - w₀ from a common start.
 
-    Three weight vectors (..., P) -> (...); NaN if a solution has not moved or is not finite. Uses Kahan's formula,
-    which preserves small angles that the arc cosine loses.
+    Three weight vectors (..., P) -> (...); NaN if a solution has not moved or is not finite. Kahan's formula is used
+    because it preserves small angles, which the arc cosine loses.
     """
     one, other = (_unit(_displacement(w, start)) for w in (first, second))
     apart: Tensor = torch.linalg.vector_norm(one - other, dim=-1)
@@ -168,8 +171,8 @@ def sam_sharpness(loss: Loss, weights: Tensor, rho: Annotated[float, Field(gt=0)
 def adaptive_sam_sharpness(loss: Loss, weights: Tensor, rho: Annotated[float, Field(gt=0)] = 0.5) -> NotedValue:
     """Return L(w + ρ w² g / ‖|w| g‖) - L(w), with elementwise products: the radius is relative to each weight.
 
-    Kwon et al. 2021, arXiv:2102.11600: invariant under rescaling of weights that leaves the function unchanged.
-    weights: (P,). NaN if |w| g is zero. Raises ValueError unless rho is positive and finite.
+    Kwon et al. 2021, arXiv:2102.11600. The sharpness is invariant to rescaling of weights that leaves the function
+    unchanged. weights: (P,). NaN if |w| g is zero. Raises ValueError unless rho is positive and finite.
     """
     reason = _LINEAR if weights.any() else "all weights are zero"
     return _sharpness(loss, weights, weights.detach().abs(), rho, reason)
@@ -185,10 +188,13 @@ def hessian_top_eigenvalue(
 ) -> TopEigenvalue:
     """Compute the algebraically largest eigenvalue of the Hessian at weights (P,) by Lanczos' method.
 
-    Uses full reorthogonalisation (Parlett 1998, The Symmetric Eigenvalue Problem, 13) and starts from a normal vector
-    drawn with the CPU `generator`. Stops when the residual ‖Hv - λv‖ / |λ| is at most `tolerance`, or after
-    `iterations`; the error of λ is of the order of the squared residual. Stores a vector (P,) per iteration. Raises
-    ValueError unless tolerance > 0 and iterations ≥ 1.
+    The method uses full reorthogonalisation (Parlett 1998, The Symmetric Eigenvalue Problem, chapter 13) and starts
+    from a normally distributed vector, drawn with the CPU `generator`. It stops when the residual ‖Hv - λv‖ / |λ| is at
+    most `tolerance`, or after `iterations`. The error of λ is of the order of the squared residual. Every iteration
+    stores a vector (P,).
+
+    Raises:
+        ValueError: tolerance is not above 0, or iterations is below 1.
     """
     if not (tolerance > 0 and iterations >= 1):
         raise ValueError(f"Lanczos: expected tolerance > 0 and iterations ≥ 1, got {tolerance} and {iterations}")
@@ -237,8 +243,11 @@ def hessian_trace(
 ) -> Trace:
     """Estimate the trace of the Hessian at weights (P,): mean of vᵀHv over random sign probes v (Hutchinson 1990).
 
-    Rademacher probes, drawn with the CPU `generator`, have the smallest variance, 2 Σ_{i≠j} H_ij² each, so the trace
-    of a diagonal Hessian is exact. Raises ValueError for fewer than 2 probes, which give no standard error.
+    Rademacher probes, drawn with the CPU `generator`, have the smallest variance: 2 Σ_{i≠j} H_ij² per probe. The trace
+    of a diagonal Hessian is therefore exact.
+
+    Raises:
+        ValueError: there are fewer than 2 probes, which give no standard error.
     """
     if probes < 2:
         raise ValueError(f"expected at least 2 probes for a standard error, got {probes}")

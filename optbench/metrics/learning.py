@@ -19,8 +19,8 @@ Flags: TypeAlias = NDArray[np.bool_]
 STANDARD_ERRORS = 3
 """Number of standard errors by which an accuracy must exceed that of guessing; by chance, 0.13% of tasks exceed it."""
 EXPLOSION = 10
-"""A training loss has exploded if it exceeds its initial value this many times over. An untrained network starts at
-ln C, which is 2.3 for ten classes; a loss of 23 corresponds to a probability of 1e-10 for the true class."""
+"""A training loss has exploded if it exceeds this multiple of its initial value. An untrained network starts at ln C,
+ which is 2.3 for ten classes; a loss of 23 corresponds to a probability of 1e-10 for the true class."""
 
 
 def no_better_than_guessing(accuracy: ArrayLike, guess: ArrayLike, examples: ArrayLike) -> Flags:

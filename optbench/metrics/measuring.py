@@ -68,7 +68,7 @@ def take(metrics: Iterable[Metric], reading: Reading, ask: Ask | None = None) ->
 
 
 def mean_of_layers(metric: Metric, layers: Sequence[Measurement], sizes: Sequence[int]) -> Measurement:
-    """Return a metric's mean over layers, weighted by size; undefined if it is undefined in a layer with weights."""
+    """Return a metric's mean over layers, weighted by size; undefined if any layer with weights is undefined."""
     filled = [(layer, size) for layer, size in zip(layers, sizes, strict=True) if size]
     undefined = [str(layer.layer) for layer, _ in filled if layer.value is None]
     if undefined or not filled:

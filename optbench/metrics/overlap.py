@@ -73,9 +73,9 @@ def kept_cka_means(changes: Sequence[Change]) -> NotedValue:
 
 
 def kept_overlap(changes: Sequence[Change]) -> NotedValue:
-    """Return the overlap between the k leading principal directions of a task's features at two points in time.
+    """Return the overlap between a task's k leading principal directions right after its training and at the end.
 
-    These are right after the task's training, and at the end. The result is averaged over all tasks before the last.
+    The directions are those of the task's features. The result is averaged over all tasks before the last.
     """
     pairs = [(change.before.places, change.after.places) for change in changes]
     return _overlap(pairs, NO_EARLIER)

@@ -193,7 +193,7 @@ class MetricSettings(Kind):
 
 
 def _named(name: str) -> str | dict[str, Any]:
-    """Return the kind and settings in a metric's name, `margin power=2,scale=0.5`; a name without settings as it is."""
+    """Return the kind and settings in a metric's name, e.g. `margin power=2,scale=0.5`; without settings, the name."""
     kind, _, given = name.partition(" ")
     settings = dict(pair.split("=", 1) for pair in given.split(",") if "=" in pair)
     if not given or len(settings) != given.count(",") + 1:
@@ -202,7 +202,7 @@ def _named(name: str) -> str | dict[str, Any]:
 
 
 def _plain(text: str) -> Any:
-    """Return the value that `value_name` shows as `text`."""
+    """Return the value that `value_name` writes as `text`."""
     try:
         return json.loads(text)
     except ValueError:

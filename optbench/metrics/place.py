@@ -42,7 +42,7 @@ class Place:
 
     @staticmethod
     def of(settings: Mapping[str, Any]) -> Place:
-        """Return the place given by the complete settings of a metric."""
+        """Return the place that a metric's complete settings give."""
         return Place(settings.get("layer"), settings.get("activation", "after"))
 
     @property

@@ -7,8 +7,8 @@ before the update on that batch (Kumar et al. 2023, arXiv:2308.11958, section 4.
 w = max(1, ⌊T/10⌋) tasks (see `window`).
 
 Every metric returns float64 of shape (...), and raises ValueError unless `accuracy` has shape (..., T) with T ≥ 1. The
-result is NaN if a sequence has a non-finite entry, because values of a diverged trial would not be comparable, and
-where stated below. `note` gives the reason.
+result is NaN where stated below, and if a sequence has a non-finite entry, because values of a diverged trial would not
+be comparable. `note` gives the reason.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ def window_means(accuracy: ArrayLike) -> Array:
 
 
 def online_accuracy(accuracy: ArrayLike) -> Array:
-    """Return the mean over all tasks; higher is better."""
+    """Return the mean of a_k over all tasks; higher is better."""
     mean: Array = _sequences(accuracy).mean(axis=-1)
     return mean
 
 
 def late_online_accuracy(accuracy: ArrayLike) -> Array:
-    """Return the mean of the last w tasks; higher is better."""
+    """Return the mean of a_k over the last w tasks; higher is better."""
     return window_means(accuracy)[..., -1]
 
 
 def plasticity_kept(accuracy: ArrayLike) -> Array:
     """Return the mean of the last w tasks over the largest mean of w consecutive tasks; higher is better.
 
-    At most 1. Also NaN if the largest mean is 0, since a network that never learnt has nothing to keep.
+    The result is at most 1, and also NaN if the largest mean is 0: a network that never learnt has nothing to keep.
 
     Example:
         >>> round(float(plasticity_kept(np.linspace(0.9, 0.7, 100))), 3)
@@ -64,7 +64,7 @@ def plasticity_kept(accuracy: ArrayLike) -> Array:
 def plasticity_slope(accuracy: ArrayLike) -> Array:
     """Return the Theil-Sen slope per 100 tasks: median of (a_l - a_k) / (l - k) over k < l; higher is better.
 
-    Robust to outliers in up to 29% of the tasks (Sen 1968, JASA 63:1379). Also NaN if T = 1.
+    The slope is robust to outliers in up to 29% of the tasks (Sen 1968, JASA 63:1379), and also NaN if T = 1.
 
     Example:
         >>> round(float(plasticity_slope(np.linspace(0.9, 0.7, 100))), 3)

@@ -130,7 +130,7 @@ class Corrupted:
     _known: dict[Corruption, float] = field(default_factory=dict, init=False)
 
     def accuracy(self, corruption: Corruption) -> float:
-        """Return the network's accuracy on inputs with a corruption, which is computed only once."""
+        """Return the network's accuracy on inputs with a corruption; each accuracy is computed only once."""
         if corruption not in self._known:
             self._known[corruption] = accuracy_of(self.model, self.make(corruption), self.targets)
         return self._known[corruption]

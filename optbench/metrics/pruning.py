@@ -35,14 +35,14 @@ KEEP: tuple[float, ...] = tuple(np.geomspace(0.01, 1.0, 20).tolist())
 """The kept fractions of a curve, ascending; the last is exactly 1, the dense network."""
 
 ROUNDING = 1e-15
-"""Relative tolerance: a few times the error of a decimal fraction in binary and of one product."""
+"""Relative tolerance: a few times the rounding error of a decimal fraction and of a product."""
 
 
 @dataclass(frozen=True)
 class Ranking:
     """The weights of one network ranked by magnitude, usable for every fraction.
 
-    places: by name, the rank of each weight, 0 for the largest (int64, of the weight's shape). Ties are ordered by
+    places: by name, the rank of each weight, 0 for the largest (int64, in the shape of the weight). Ties are ordered by
     tensor and then by element.
     sizes: by name, the number n of weights ranked together.
     doubled: the layer that keeps twice the fraction.

@@ -23,7 +23,7 @@ class ClassSums:
     """Sums over labelled features (..., N, d), in float64, used by metrics of classes.
 
     sums: (..., C, d) the sum of the features of each class.
-    scale: (..., C) the sum of their norms.
+    scale: (..., C) the sum of the norms of the features of each class.
     directions: (..., C, d) the sum of the normalised features, without those of norm zero.
     counts: (..., C) the number of examples.
     directed: (..., C) the number of examples with a non-zero norm.
@@ -155,7 +155,7 @@ def linear_cka(x: Tensor, y: Tensor, *, debiased: bool = False) -> Tensor:
     a, b = centred(x), centred(y)
     examples = a.shape[-2]
     if b.shape[-2] != examples:
-        raise ValueError(f"expected x and y of the same number of examples, got {examples} and {b.shape[-2]}")
+        raise ValueError(f"expected x and y with the same number of examples, got {examples} and {b.shape[-2]}")
     if debiased and examples < 4:
         return alignment(a, b, False) * torch.nan
     cross = alignment(a, b, debiased)
@@ -178,7 +178,7 @@ def subspace_overlap(x: Tensor, y: Tensor, k: int) -> Tensor:
     """
     width = x.shape[-1]
     if y.shape[-1] != width:
-        raise ValueError(f"expected x and y of the same width, got {width} and {y.shape[-1]}")
+        raise ValueError(f"expected x and y with the same width, got {width} and {y.shape[-1]}")
     if not 1 <= k <= width:
         raise ValueError(f"k: expected 1 ≤ k ≤ d = {width}, got {k}")
     overlap = (leading_directions(x, k) @ leading_directions(y, k).mT).square().sum((-2, -1)) / k
@@ -226,7 +226,7 @@ def _class_sums(features: Tensor | ClassSums, labels: Tensor | None, classes: in
     if isinstance(features, ClassSums):
         return features
     if labels is None:
-        raise TypeError("expected features with labels, or the sums of classes, got features alone")
+        raise TypeError("expected features with labels, or class sums, got features without labels")
     return class_sums(features, labels, classes)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 
 def hoyer(weights: Tensor) -> Tensor:
-    """Return (√n - ‖w‖₁ / ‖w‖₂) / (√n - 1): 0 for equal magnitudes, 1 for a single non-zero (Hoyer 2004).
+    """Return (√n - ‖w‖₁ / ‖w‖₂) / (√n - 1): 0 for equal magnitudes, 1 for a single non-zero weight (Hoyer 2004).
 
     weights (..., n) -> (...); NaN for a zero vector and for n < 2.
 
@@ -41,7 +41,7 @@ def hoyer(weights: Tensor) -> Tensor:
 def gini(weights: Tensor) -> Tensor:
     """Return the Gini index of the magnitudes, 1 - 2 Σ_k (|w|_(k) / ‖w‖₁) (n - k + ½) / n with |w|_(1) ≤ ... ≤ |w|_(n).
 
-    0 when all magnitudes are equal, 1 - 1/n with a single non-zero (Hurley & Rickard 2009).
+    It is 0 for equal magnitudes, and 1 - 1/n for a single non-zero weight (Hurley & Rickard 2009).
     weights (..., n) -> (...); NaN for a zero vector and for n = 0.
 
     Example:
@@ -127,7 +127,7 @@ def activity(features: Tensor) -> Activity:
 
 
 def pooled_activity(parts: Sequence[Activity]) -> Activity:
-    """Add the activity over the examples of all `parts`, of equal width."""
+    """Add the sums over the examples of all `parts`, which have the same width."""
     total, zeros = torch.stack([part.total for part in parts]), torch.stack([part.zeros for part in parts])
     return Activity(total.sum(0), zeros.sum(0), sum(part.examples for part in parts))
 

@@ -40,8 +40,8 @@ def transfer_accuracy(probe: Probe) -> float:
 
     The regression weights are B = (Σ + λ I)⁻¹ Xᵀ Y / N, where X are the centred features, Σ is their covariance and Y
     are the centred one-hot classes. The class with the largest output is predicted. λ is tr Σ / d times the entry of
-    `PENALTIES` with the highest validation accuracy, or the largest such entry. All penalties share one decomposition
-    (Hoerl & Kennard 1970).
+    `PENALTIES` with the highest validation accuracy, or the largest of these in case of a tie. All penalties share one
+    decomposition (Hoerl & Kennard 1970).
 
     Returns:
         NaN if features are not finite or do not vary.

@@ -59,7 +59,7 @@ def note(points: Sequence[Geometry], *, of: str) -> str | None:
 
 
 def geometry(weight: Tensor, gradient: Tensor, step: Tensor) -> Geometry:
-    """Measure one step. weight: before the step. All tensors have the same shape, with two or more axes.
+    """Measure one step. weight: W before the step. All tensors have the same shape, with two or more axes.
 
     Raises:
         ValueError: the shapes disagree.
@@ -72,7 +72,7 @@ def geometry(weight: Tensor, gradient: Tensor, step: Tensor) -> Geometry:
     """
     if weight.ndim < 2 or not weight.shape == gradient.shape == step.shape:
         got = ", ".join(str(tuple(tensor.shape)) for tensor in (weight, gradient, step))
-        raise ValueError(f"expected three tensors of one shape with two or more axes, got {got}")
+        raise ValueError(f"expected three tensors with the same shape and two or more axes, got {got}")
     w, g, d = (exact(tensor).flatten(1) for tensor in (weight, gradient, step))
     if len(w) > w.shape[1]:
         w, g, d = w.T, g.T, d.T

@@ -50,7 +50,7 @@ class Part:
         grid.copy_(blocks.view(-1, self.down, self.across, self.height, self.width).transpose(2, 3))
 
     def spread(self, values: Tensor) -> Tensor:
-        """Repeat each member's value (M,) for all blocks of the member, (M·B,)."""
+        """Repeat each member's value (M,) for all of the member's blocks, (M·B,)."""
         return values.repeat_interleave(self.count) if self.name else values
 
     def opened(self, state: dict[str, Any]) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def block_side(length: int, size: int | None, longest: int) -> int:
 
 
 def _spans(length: int, size: int | None, longest: int) -> Iterator[tuple[int, int, int]]:
-    """Yield, for each length of blocks along a side, their start, their length and their number."""
+    """Yield, for each block length along a side, the start of the first block, the length and the number of blocks."""
     block = block_side(length, size, longest)
     count, rest = divmod(length, block) if block else (1, 0)
     yield 0, block, count

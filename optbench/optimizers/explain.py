@@ -1,4 +1,4 @@
-"""Turn an optimizer's exception into a useful message: where it was raised, and a declaration that may be missing."""
+"""Turn an optimizer's exception into a useful message: where it was raised, and which declaration may be missing."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from optbench.optimizers.symmetric import add_gram, times
 from optbench.precision import widest
 
 FAR = 2.0**30
-"""The unit is changed if the largest gradient times the unit reaches this; its square still fits into float32."""
+"""The unit is changed when the largest gradient times the unit reaches this limit, whose square fits into float32."""
 LONGEST = 500
 """Maximum number of steps for which a root is kept."""
 
@@ -38,9 +38,9 @@ class Factor:
     """The factor of one side of one parameter: tensors in an optimizer's state, all with the leading axis M."""
 
     order: int
-    """Order of the root: twice the number of sides."""
+    """Order p of the root: twice the number of sides of the parameter."""
     total: Tensor
-    """(M, n, n), on a CPU as lower panels; (M, n) if only the diagonal is kept; in the widest dtype."""
+    """(M, n, n), stored as lower panels on a CPU; (M, n) if only the diagonal is kept; in the device's widest dtype."""
     root: Tensor
     """The root, with the shape of `total`, in the dtype of the gradient."""
     growth: Tensor | None = None

@@ -34,7 +34,7 @@ TORCH: tuple[OptimizerSpec, ...] = (
     _stacked(
         name="adam",
         target="torch.optim:Adam",
-        summary="first and second moments per weight, L2 regularisation in the gradient",
+        summary="first and second moments of every weight's gradient; L2 regularisation is added to the gradient",
         reference="Kingma & Ba 2015, arXiv:1412.6980",
         state="2",
         hyperparameters={**ADAM, "amsgrad": OFF},
@@ -52,7 +52,7 @@ TORCH: tuple[OptimizerSpec, ...] = (
     _stacked(
         name="adagrad",
         target="torch.optim:Adagrad",
-        summary="divides by the root of the summed squared gradients: diagonal Shampoo with a sum",
+        summary="divides gradients by the root of the sum of their squares: diagonal Shampoo with a sum",
         reference="Duchi et al. 2011",
         state="1",
         hyperparameters={
@@ -110,7 +110,7 @@ TORCH: tuple[OptimizerSpec, ...] = (
     _stacked(
         name="rmsprop",
         target="torch.optim:RMSprop",
-        summary="divides by the root mean square of recent gradients, with optional momentum and centring",
+        summary="divides gradients by their recent root mean square, with optional momentum and centring",
         reference="Tieleman & Hinton 2012, lecture 6.5; centred: Graves 2013, arXiv:1308.0850",
         state="1 (1 more with momentum, 1 more centred)",
         hyperparameters={

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from optbench.attention import unfused
 
 SHORTEST = 2.0**-5
-"""Smallest fraction to which a step that raises the loss is halved before it is rejected."""
+"""The smallest fraction to which a step that raises the loss is halved before it is rejected."""
 
 
 class HessianFree(torch.optim.Optimizer):
-    """Minimises a local quadratic model of the loss in a few products with the Gauss-Newton matrix (Martens 2010).
+    """Minimises a local quadratic model of the loss, using a few products with the Gauss-Newton matrix (Martens 2010).
 
         q(d) = g·d + ½ d·(F + λ) d,    F = E[Jᵀ (diag p - p pᵀ) J],    θ ← θ + lr · d,    d ≈ argmin q
 
@@ -36,7 +36,7 @@ class HessianFree(torch.optim.Optimizer):
         lr: the fraction of d to take.
         damping: initial λ, > 0. adapt_damping: whether λ follows the rule above.
         iterations: maximum number of conjugate-gradient steps. tolerance: the fraction of the initial residual norm at
-            which they stop. carry: the fraction of the previous d from which they start, in [0, 1).
+            which to stop. carry: the fraction of the previous d at which to start, in [0, 1).
 
     Example:
         >>> model, inputs, labels = nn.Linear(4, 3), torch.randn(8, 4), torch.arange(8) % 3
@@ -86,7 +86,7 @@ class HessianFree(torch.optim.Optimizer):
             the loss before the step.
 
         Raises:
-            TypeError: there is no closure, which is needed to evaluate the step.
+            TypeError: no closure is given; it is needed to evaluate the step.
         """
         if closure is None:
             raise TypeError("HessianFree.step: expected a closure that recomputes loss and gradients, got None")

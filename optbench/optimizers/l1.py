@@ -22,8 +22,8 @@ class L1(Wrapper):
 
     Args:
         params: parameters, or groups of them.
-        base: the optimizer that takes the steps, e.g. `{"target": "sgd", "lr": 0.1}`. lr is its current
-            learning rate.
+        base: the optimizer that takes the steps, e.g. `{"target": "sgd", "lr": 0.1}`. In the formula, lr
+            is the current learning rate of the base.
         strength: λ.
 
     Reference: arXiv:math/0307152.

@@ -29,8 +29,8 @@ def load_factory(target: str) -> Callable[..., Any]:
     """Load the class or function of a target: a registered name, `module:attribute` or `./file.py:attribute`.
 
     Raises:
-        OptimizerError: the module cannot be imported (the message names a missing extra), has no such attribute, or the
-            attribute does not construct an optimizer.
+        OptimizerError: the module cannot be imported (the message names a missing extra), or the attribute does not
+            exist or does not construct an optimizer.
     """
     named = find(target).target
     try:
@@ -117,7 +117,7 @@ def _check_types(factory: Callable[..., Any], target: str, hyperparameters: Mapp
 
 
 def default_of(target: str, argument: str) -> Any:
-    """Return the default of an argument of a plug-in; None if it has no default or the argument does not exist.
+    """Return the default of a plug-in's argument; None if the argument has no default or does not exist.
 
     Raises:
         OptimizerError: the plug-in cannot be loaded, or its signature cannot be read.

@@ -146,7 +146,7 @@ def constructor_arguments(spec: OptimizerSpec, hyperparameters: Mapping[str, Any
 
 
 def resolve_spec(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> OptimizerSpec:
-    """Return the spec, adding for a user's optimizer the needs and the lane that follow from it and its declarations.
+    """Return the spec; for a user's optimizer, set the needs and the lane that its signatures and declarations imply.
 
     Declarations are written next to the hyper-parameters: `needs: closure create_graph`, `elementwise: true` or
     `only_matrices: true`. With the last of these, `fallback_lr` and similar settings are AdamW's hyper-parameters for
@@ -177,7 +177,7 @@ def resolve_spec(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> Opt
 def resolve_made(
     spec: OptimizerSpec, optimizer: torch.optim.Optimizer, hyperparameters: Mapping[str, Any]
 ) -> OptimizerSpec:
-    """Return a resolved spec; for a user's optimizer, add the needs that the methods of its instance imply."""
+    """Return a resolved spec; for a user's optimizer, add the needs that the methods of `optimizer` imply."""
     if spec.source != "yours":
         return spec
     return dataclasses.replace(spec, needs=needs_of_methods(optimizer, hyperparameters, spec.needs))
@@ -191,8 +191,8 @@ def resolve_shared(
     All settings must contain the same declarations. If the optimizer must be tried, settings with which it raises are
     skipped.
 
-    believed: False for an optimizer that is declared elementwise but was found not to be; it then has one instance per
-    trial.
+    believed: False for an optimizer that is declared elementwise but was found not to be; each trial then has its own
+    instance.
 
     Raises:
         OptimizerError: the optimizer cannot be loaded, or a declaration is wrong.
@@ -289,8 +289,8 @@ class Row(torch.optim.Optimizer):
     """An elementwise optimizer applied to all parameters as a single row, padded with zeros.
 
     The engine's elementwise lane stores members in the same way, so an optimizer inside a wrapper takes bit-identical
-    steps. With another layout it might not, because kernels may round a tensor's last few elements differently if these
-    do not fill a vector register.
+    steps. In another layout, steps might differ, because kernels may round the last few elements of a tensor
+    differently if these do not fill a vector register.
     """
 
     SCRATCH = ("_row", "_grad")  # rewritten in each step

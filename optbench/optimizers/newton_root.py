@@ -1,6 +1,6 @@
 """Inverse p-th roots by matrix products, for accelerators, on which products are fast and decompositions slow.
 
-Shapes: M members, n the side of a matrix.
+Shapes: M members; n the side of a matrix.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 SQUARINGS = 8
-"""Number of squarings in `largest_eigenvalue`, whose result is too large by a factor of at most n^(1/256).
+"""Number of squarings in `largest_eigenvalue`, whose result is at most n^(1/256) times λ_max.
 
-For n = 784 this is 2.6%, if all eigenvalues are equal.
+With n = 784 equal eigenvalues, it is 2.6% too large.
 """
 CONVERGED = 1e-3
-"""A root X is accepted if no entry of X^p A − I is larger in magnitude; in float64, the entries are far smaller."""
+"""A root X is accepted if all entries of X^p A − I are smaller in magnitude; in float64, they are far smaller."""
 MOST = 200
 
 
@@ -75,7 +75,7 @@ def iterations_for(order: int, epsilon: float) -> int:
     """Return the number of iterations that eigenvalues between ε and 1 + ε need to converge.
 
     Raises:
-        ValueError: more than `MOST` would be needed.
+        ValueError: more than `MOST` iterations would be needed.
     """
     half = (order + 1) / 2
     rest = [half * epsilon / (1 + epsilon), half]

@@ -120,7 +120,7 @@ OURS: tuple[OptimizerSpec, ...] = (
     _wrapper(
         name="powerpropagation",
         target="optbench.optimizers.powerpropagation:Powerpropagation",
-        summary="trains φ with a base optimizer, for weights φ|φ|^(α-1): a reparameterisation that induces sparsity",
+        summary="trains φ with a base optimizer; the weights are φ|φ|^(α-1), a parameterisation that induces sparsity",
         reference="Schwarz et al. 2021, arXiv:2110.00296",
         state="3, plus that of its base",
         hyperparameters={
@@ -140,7 +140,7 @@ OURS: tuple[OptimizerSpec, ...] = (
     _control(
         name="rank-penalty",
         target="optbench.optimizers.rank_penalty:RankPenalty",
-        summary="adds λ times the entropy of the features' spectrum to the loss, to lower or raise the effective rank",
+        summary="adds to the loss λ times the entropy of the features' spectrum, which controls their effective rank",
         reference="effective rank: Roy & Vetterli 2007 (EUSIPCO)",
         state="that of its base",
         hyperparameters={
@@ -153,7 +153,7 @@ OURS: tuple[OptimizerSpec, ...] = (
     _control(
         name="l2-init",
         target="optbench.optimizers.l2_init:L2Init",
-        summary="adds λ times the squared distance from the initial weights to the loss, for any base optimizer",
+        summary="adds to the loss λ times the squared distance from the initial weights, for any base optimizer",
         reference="Kumar et al. 2023, arXiv:2308.11958",
         state="that of its base, plus the initial weights",
         hyperparameters={"base": Hyper({"target": "adam", "lr": 1e-3}, "optimizer"), "strength": Hyper(1e-3)},

@@ -1,4 +1,4 @@
-"""SGD preconditioned by a power of the weights' magnitude: the sparsity-inducing P = diag(|θ|^β)."""
+"""SGD preconditioned by a power of the weights' magnitudes, P = diag(|θ|^β), which induces sparsity."""
 
 from __future__ import annotations
 

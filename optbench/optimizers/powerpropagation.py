@@ -1,4 +1,4 @@
-"""Powerpropagation: any base optimizer on weights parameterised as a power, which favours large weights."""
+"""Powerpropagation: any base optimizer with a power parameterisation of the weights, which favours large weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from optbench.optimizers.rates import Group, rate_groups
 
 
 class Powerpropagation(torch.optim.Optimizer):
-    """Trains φ with weights w = φ |φ|^(α-1) (Schwarz et al. 2021).
+    """Trains φ, where the weights are w = φ |φ|^(α-1) (Schwarz et al. 2021).
 
         φ₀ = sign(w₀) |w₀|^(1/α),    ∂L/∂φ = α |φ|^(α-1) ∂L/∂w,    φ ← base step,    w = φ |φ|^(α-1)
 
@@ -90,7 +90,7 @@ class Powerpropagation(torch.optim.Optimizer):
         return power(root.abs(), float(self._alpha - 1))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return φ of every weight with its associated values, and the base's state."""
+        """Return the base's state, the stored values of every weight, and the α with which they were last used."""
         own = [{name: value.detach() for name, value in self.state[p].items()} for p in self._weights]
         return {"base": self.base.state_dict(), "weights": own, "rooted": self._rooted}
 

@@ -47,7 +47,10 @@ def _has_rate(group: object) -> bool:
 
 
 def first_rate(groups: Sequence[Group]) -> float | None:
-    """Return the first group's learning rate; None without groups or if the rate is a tensor with several values."""
+    """Return the learning rate of the first group.
+
+    None if there are no groups, or if the learning rate is a tensor with several values.
+    """
     rate = groups[0]["lr"] if groups else None
     if isinstance(rate, Tensor) and rate.numel() != 1:
         return None

@@ -83,7 +83,9 @@ def check_settings(target: str, hyperparameters: Mapping[str, Any]) -> None:
                 raise OptimizerError(f"hyper-parameter '{name}' of {target}: {error}") from None
             if find(target).lane == "its base's":
                 if target in around(base, settings):
-                    raise OptimizerError(f"hyper-parameter '{name}': expected {target} once, got it inside itself")
+                    raise OptimizerError(
+                        f"hyper-parameter '{name}': expected {target} only once, got it inside another {target}"
+                    )
                 continue
             if find(base).lane == "its base's":
                 raise OptimizerError(f"{target} cannot wrap {base}; expected {base} outermost, with {target} inside")
@@ -97,7 +99,7 @@ def check_settings(target: str, hyperparameters: Mapping[str, Any]) -> None:
 def stepping(target: str, hyperparameters: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     """Return the target and hyper-parameters of the optimizer that takes the steps, inside any wrappers.
 
-    hyperparameters: as returned by `complete`.
+    hyperparameters: all of them, as returned by `complete`.
     """
     while find(target).lane == "its base's":
         target, hyperparameters = base_settings(target, hyperparameters["base"])

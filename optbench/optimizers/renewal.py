@@ -110,8 +110,8 @@ class FreshNetwork(ShrinkAndPerturb):
     """Trains a new network on each task: the control for learning without earlier tasks.
 
     At the start of each task except the first, the weights and the optimizer's state are replaced with those of a new
-    network; in optbench's engine, so are the buffers. The class is used like `ShrinkAndPerturb`. In optbench's engine,
-    the base is reconstructed whatever it needs.
+    network. In optbench's engine, buffers are replaced, too, and the base is reconstructed whatever it needs. The class
+    is used like `ShrinkAndPerturb`.
 
     Args:
         model, base, generator: as in `ShrinkAndPerturb`.

@@ -80,14 +80,14 @@ def update_inverse_roots(
 
     Args:
         roots: shape (M, n, n), or (M, n) for diagonal matrices; floating, overwritten.
-        factors: the same shape; positive semidefinite up to rounding.
+        factors: the same shape as `roots`; positive semidefinite up to rounding.
         order: p of the p-th root, at least 1.
         epsilon: fraction of the largest eigenvalue, at least 0; a number or shape (M,).
         scale: positive factor on the matrices; a number or shape (M,).
-        newton: None for a decomposition. To compute roots by `newton_inverse_root` instead, the smallest `epsilon` of
-            all members, above 0. Then `epsilon` times the largest eigenvalue is added to all eigenvalues, and a root
-            that has not converged is rejected. The number of iterations depends on each member's epsilon on a CPU, and
-            on the smallest epsilon on other devices.
+        newton: None to decompose the factors. Otherwise, the smallest `epsilon` of all members, above 0; roots are then
+            computed by `newton_inverse_root`. In this case, `epsilon` times the largest eigenvalue is added to all
+            eigenvalues, and a root that has not converged is rejected. The number of iterations depends on each
+            member's epsilon on a CPU, and on the smallest epsilon on other devices.
         precision: dtype of the decomposition, or of Newton's products if the device supports it; on a CPU, it can
             differ between members. A decomposition in float32 that does not converge is repeated in float64.
         members: indices of the members whose roots are set; None for all.

@@ -16,8 +16,8 @@ class Sam(Wrapper):
 
         e = ρ g / ‖g‖,    g' = ∇L(w + e),    w ← base step from w with g'
 
-    The norm ‖g‖ is taken over all parameters. The adaptive form (Kwon et al. 2021, arXiv:2102.11600), which does not
-    depend on the scale of weights, uses e = ρ w² g / ‖|w| g‖.
+    The norm ‖g‖ is taken over all parameters. The adaptive form (Kwon et al. 2021, arXiv:2102.11600), which is
+    invariant to rescaling of weights, uses e = ρ w² g / ‖|w| g‖.
 
     Args:
         params: parameters, or groups of them.
@@ -59,7 +59,7 @@ class Sam(Wrapper):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step, using the current gradients, which are those at w, and those at w + e, computed by `closure`.
+        """Take one step, using the current gradients at w and the gradients at w + e, which `closure` computes.
 
         Returns:
             the loss at w + e; None for steps without SAM.

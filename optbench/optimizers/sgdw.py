@@ -19,7 +19,7 @@ class Sgdw(torch.optim.SGD):
     momentum, the two optimizers are equivalent. In Shampoo, SOAP, Muon and AdamW, `weight_decay` is always decoupled.
 
     Args:
-        params: parameters, or groups of them, whose `weight_decay` may differ.
+        params: parameters, or groups of them, whose `weight_decay` can differ.
         weight_decay: λ ≥ 0, multiplied by lr as in PyTorch's AdamW.
         lr, momentum, dampening, nesterov, fused: as in `torch.optim.SGD`.
 

@@ -58,8 +58,8 @@ class Shampoo(Optimizer):
       `precondition_frequency` = k steps: at the first step, and at steps k, 2k, ..., counted from 1. `begin_task()`
       restarts the clock: roots are then refreshed at the first step of the task, 1, 2, 4, 8, ... steps later until k,
       and every k steps after that.
-    - `precondition_frequency="auto"` refreshes a root when its factor, seen through the root, has changed enough: in
-      some direction, the factor has grown to more than 1 + `refresh_share` times its earlier value, or decayed to less
+    - `precondition_frequency="auto"` refreshes a root when its factor, rescaled by the root, has changed enough: in
+      some direction, it has grown to more than 1 + `refresh_share` times its earlier value, or decayed to less
       than 1 / (1 + `refresh_share`) of it (see `factors.outgrown`). Roots are also refreshed at the first step of a
       task, and after at most 500 steps. As far as a power iteration can tell, no step is therefore more than about
       (1 + `refresh_share`)^(1/2) times too long, whatever the gradients are. Sides up to 128, or up to the longest
@@ -290,7 +290,7 @@ class Shampoo(Optimizer):
         return state, work
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; training then continues identically."""
+        """Load a state; training then continues as it would have without interruption."""
         super().load_state_dict(state_dict)
         # The base class casts every state tensor to the parameter's dtype, including float64 factors and counts.
         identifiers = [identifier for group in state_dict["param_groups"] for identifier in group["params"]]
@@ -422,7 +422,7 @@ def _any(value: PerMember) -> bool:
 
 
 def _as_matrices(x: Tensor) -> Tensor:
-    """Reshape (M, *shape) to (M, m, n): numbers and vectors become one column; further dimensions are merged into n."""
+    """Reshape (M, *shape) to (M, m, n): scalars and vectors become one column; further dimensions are merged into n."""
     if x.ndim <= 2:
         return x.reshape(x.shape[0], -1, 1)
     return x.reshape(x.shape[0], x.shape[1], -1)

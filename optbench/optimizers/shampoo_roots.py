@@ -1,6 +1,6 @@
 """The factors of a parameter's blocks in Shampoo, and when their roots are refreshed.
 
-Shapes: M members, B blocks of one shape, each h × w.
+Shapes: M members; B blocks of one shape, each h × w.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ Need = Literal[
 - `loss`: a closure, passed to `step`, that returns the differentiable loss and leaves the backward pass to the
   optimizer. If `step` has an argument `loss` but no `closure`, the loss is passed by this name after a backward pass.
 - `create_graph`: gradients that can be differentiated again.
-- `modes`: calls of `train()` before steps and of `eval()` before measuring. `no-modes`: no calls, although the
-  optimizer has methods with these names.
+- `modes`: calls of `train()` before steps and of `eval()` before measuring. `no-modes`: none of these calls, although
+  the optimizer has methods with these names.
 - `no-schedule`: a learning rate that `protocol.schedule` does not change.
 - `random`: the global random generators, which are seeded for each step from the trial's stream.
 - `around_forward`: a call of the optimizer's method with this name around each forward and backward pass; the method
@@ -135,8 +135,8 @@ class OptimizerSpec:
     hyperparameters: Mapping[str, Hyper] = field(default_factory=dict)
     per_member: frozenset[str] = frozenset()
     apart: frozenset[str] = frozenset()
-    """Hyper-parameters in `per_member` with which the optimizer needs less state if they are 0. Members with the value
-    0 form separate cohorts, so that no member holds unused state."""
+    """Hyper-parameters in `per_member` for which a value of 0 needs less state. Members with this value form separate
+    cohorts, so that no member holds unused state."""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Values of the hyper-parameters that have no default, for each value of `preset`."""
     arguments_on: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -151,7 +151,7 @@ class OptimizerSpec:
     needs: frozenset[Need] = frozenset()
     """The needs of the optimizer beyond gradients and `step()`."""
     takes_schedule: bool = True
-    """True if `protocol.schedule` scales its `lr`; False for optimizers that determine step lengths themselves, or
+    """True if `protocol.schedule` scales the `lr`; False for optimizers that determine step lengths themselves, or
     average weights instead of using a schedule."""
     only_matrices: bool = False
     """True if the optimizer trains only weights with two axes. All other parameters, and the ends, are trained by

@@ -1,4 +1,4 @@
-"""Use one optimizer for the first steps and another for the rest, to find out which determines the basin."""
+"""Use one optimizer for the first steps and another for the rest, to find out which of them determines the basin."""
 
 from __future__ import annotations
 

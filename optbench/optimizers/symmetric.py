@@ -22,7 +22,10 @@ def panels(n: int) -> Iterator[tuple[int, int]]:
 
 
 def add_gram(lower: Tensor, rows: Tensor, decay: float, weight: float) -> None:
-    """Update S ← decay S + weight X Xᵀ in place. lower: S, (n, n), as lower panels. rows: X, (n, k), same dtype."""
+    """Update S ← decay S + weight X Xᵀ in place.
+
+    lower: S, (n, n), as lower panels. rows: X, (n, k), with the dtype of S.
+    """
     for first, end in panels(len(rows)):
         lower[first:end, :end].addmm_(rows[first:end], rows[:end].mT, beta=decay, alpha=weight)
 

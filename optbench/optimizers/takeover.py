@@ -1,8 +1,8 @@
-"""Continue an optimizer with the settings of another, which requires separating settings from state.
+"""Continue an optimizer with the settings of another, which requires distinguishing settings from state.
 
 An optimizer may store settings and state anywhere: in parameter groups (`lr` next to schedule-free's `weight_sum`), in
-attributes or in a nested optimizer. Their names do not separate them. However, two new instances of a class differ only
-in settings and in values derived from settings. A value that is equal in both and changes later is state.
+attributes or in a nested optimizer. Names alone do not distinguish the two. However, two new instances of a class
+differ only in settings and in values derived from settings. A value that is equal in both and changes later is state.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _fields(value: Any) -> list[tuple[str, Any]]:
 def _is_plain_object(value: Any) -> bool:
     """Return whether a value has attributes and its class is written in Python, outside the standard library.
 
-    Standard classes are excluded because a logger, for example, leads to all other loggers.
+    Standard classes are excluded because a logger, for example, refers to all other loggers.
     """
     kind = type(value)
     in_python = bool(kind.__flags__ & (1 << 9))  # Py_TPFLAGS_HEAPTYPE

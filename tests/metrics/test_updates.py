@@ -102,5 +102,7 @@ def test_undefined_values_are_nan() -> None:
     assert flat.stable_rank == pytest.approx(1.14590, abs=1e-5)
     assert math.isnan(geometry(torch.zeros(2, 2), G, G).relative_size)
     assert all(map(math.isnan, astuple(geometry(W, G / 0, G))))
-    with pytest.raises(ValueError, match=r"expected three tensors of one shape with two or more axes, got \(2,\)"):
+    with pytest.raises(
+        ValueError, match=r"expected three tensors with the same shape and two or more axes, got \(2,\)"
+    ):
         geometry(W[0], G[0], G[0])

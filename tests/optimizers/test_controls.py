@@ -161,7 +161,7 @@ def test_controls_can_be_nested_in_any_order_but_only_once(mnist: Dataset) -> No
     both = [over("l2-init", over("shrink-and-perturb", SGD)), over("shrink-and-perturb", over("l2-init", SGD))]
     a, b = train_suite(small_suite({"a": both[0], "b": both[1]}, seeds=1, **SHORT), mnist)
     assert same_weights(a, b)
-    with pytest.raises(OptimizerError, match="'base': expected l2-init once, got it inside itself"):
+    with pytest.raises(OptimizerError, match="'base': expected l2-init only once, got it inside another l2-init"):
         check_settings("l2-init", {"base": {"target": "shrink-and-perturb", "base": {"target": "l2-init"}}})
     with pytest.raises(OptimizerError, match="sam cannot wrap l2-init; expected l2-init outermost, with sam ins"):
         check_settings("sam", {"base": {"target": "l2-init"}})
@@ -196,7 +196,7 @@ def test_a_module_that_cannot_be_reinitialised_is_refused_in_a_plain_loop() -> N
             super().__init__()
             self.scale = nn.Parameter(torch.ones(()))
 
-    with pytest.raises(OptimizerError, match=r"fresh-network outside of a run: expected reset_parameters\(\) of"):
+    with pytest.raises(OptimizerError, match=r"fresh-network outside of a run: expected Scaled to have reset_parameters\(\)"):
         FreshNetwork(Scaled(), {"target": "sgd"})
 
 

@@ -145,7 +145,9 @@ def test_invalid_nesting_is_refused() -> None:
     inside = {"target": "rank-penalty", "base": SGD}
     with pytest.raises(OptimizerError, match="sam cannot wrap rank-penalty; expected rank-penalty outermost"):
         check_settings("sam", {"base": inside})
-    with pytest.raises(OptimizerError, match="'base': expected rank-penalty once, got it inside itself"):
+    with pytest.raises(
+        OptimizerError, match="'base': expected rank-penalty only once, got it inside another rank-penalty"
+    ):
         check_settings("rank-penalty", {"base": inside})
     with pytest.raises(OptimizerError, match="'strength' of rank-penalty: expected a number, got 'much'"):
         check_settings("rank-penalty", {"strength": "much"})
