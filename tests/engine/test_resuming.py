@@ -249,7 +249,7 @@ INSIDE: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("where", INSIDE)
 def test_state_outside_instances_of_a_wrapped_optimizer_is_detected(where: str, plugins: Path, mnist: Dataset) -> None:
-    """It is detected before the copy changes it, since results must not depend on when a state is saved."""
+    """The state is detected before the copy changes it, since results must not depend on when states are saved."""
     target = f"{plugins}:C{COUNTER}"
     settings = json.loads(json.dumps(INSIDE[where]).replace("FILE", target))
     suite = suite_of(settings, seeds=1)

@@ -206,7 +206,7 @@ def test_a_run_ends_when_workers_keep_being_lost_before_they_are_ready() -> None
 
 
 def test_the_unit_of_a_refused_worker_is_given_to_another() -> None:
-    """A worker can be refused late: packages of the user are compared only once the job has arrived there."""
+    """A worker can be refused late, because the user's packages are only compared when the job arrives."""
     backend = ScriptedBackend(2, [[Ready(), Refused("lion on b: expected source 1, got 2")], [Ready(), DONE]])
     assert trained(train(backend)) == wanted()
 
