@@ -111,7 +111,7 @@ def _processor() -> float:
 
 
 def make_large(path: Path) -> Path:
-    """Write a run with 2,000 trials of 22 tasks and 1,012,000 accuracy rows; spectra and metrics as in real runs."""
+    """Write a run with 2,000 trials of 22 tasks and 1,012,000 accuracy rows, and with spectra and metrics."""
     path.mkdir(parents=True)
     source = path.parent.parent / "large.yaml"
     source.write_text(SUITE, encoding="utf-8")

@@ -28,7 +28,7 @@ class Permuted:
 
     With `examples_per_task`, each task trains on this number of training examples, drawn for every trial seed and task;
     validation and test data are not reduced. Together with `max_epochs: 1`, this is the online form, in which each
-    drawn example is used once.
+    drawn example is used at most once.
     """
 
     def __init__(
