@@ -196,7 +196,9 @@ def test_a_module_that_cannot_be_reinitialised_is_refused_in_a_plain_loop() -> N
             super().__init__()
             self.scale = nn.Parameter(torch.ones(()))
 
-    with pytest.raises(OptimizerError, match=r"fresh-network outside of a run: expected Scaled to have reset_parameters\(\)"):
+    with pytest.raises(
+        OptimizerError, match=r"fresh-network outside of a run: expected Scaled to have reset_parameters\(\)"
+    ):
         FreshNetwork(Scaled(), {"target": "sgd"})
 
 
