@@ -34,7 +34,7 @@ class ClassIncremental:
         group_size: Annotated[Whole, Field(ge=1)] = 2,
         order: Literal["fixed", "shuffled"] = "fixed",
     ) -> None:
-        """Raise UsageError if examples have several targets, classes cannot be grouped evenly, or a task would be empty."""
+        """Raise UsageError if examples have several targets, classes cannot be grouped evenly, or a task is empty."""
         if data.train.targets.ndim > 1:
             raise UsageError("tasks.kind: expected one target for each example, got one for each position")
         if data.classes % group_size:
