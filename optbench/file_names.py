@@ -46,7 +46,7 @@ def file_name(parts: Sequence[str], underscores: int = 2) -> str:
 
 
 def label(parts: Sequence[str], joint: str, longest: int = 100) -> str:
-    """Join `parts` into the safe beginning of a file name, at most `longest` bytes long.
+    """Join `parts` into a safe prefix for file names, at most `longest` bytes long.
 
     If the result would be too long, the longest parts are shortened, so that all parts remain recognisable. Different
     parts can give the same result.

@@ -230,7 +230,7 @@ def _as_json(value: Any) -> Any:
 
 
 def same(found: Any, default: Any) -> bool:
-    """Return whether a default was read back unchanged: JSON changes nested tuples and numeric keys."""
+    """Return whether a default was read back unchanged; JSON changes nested tuples and numeric keys."""
     return bool(found == default) and (isinstance(found, type(default)) or type(default) is int)
 
 

@@ -1,4 +1,4 @@
-"""The command line, one Typer app."""
+"""The command line, a single Typer app."""
 
 from __future__ import annotations
 

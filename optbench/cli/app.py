@@ -47,7 +47,6 @@ app = typer.Typer(
 
 
 def _leave(command: Callable[[], int]) -> NoReturn:
-    """Exit with the code that a command returns."""
     raise typer.Exit(command())
 
 

@@ -1,4 +1,4 @@
-"""`optbench compare`: two runs or two optimizers, seed by seed, and gates for CI."""
+"""`optbench compare`: compare two runs or two optimizers seed by seed, and judge gates for CI."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ from optbench.tasks.examples import check_augment, check_dataset, check_sizes, c
 
 MANY_VARIANTS = 4
 WIDEST_NAME = 16
-"""Number of a name's characters kept on one line, so that three names leave space for the rest in 80 columns."""
+"""Characters of a name to keep on one line; three names of this length leave space for the rest in 80 columns."""
 
 LOCK_STEP = {
     "cpu": "trained with torch.func for all members if a test shows that this is faster and gives the same bits",

@@ -87,7 +87,7 @@ def _say_defaults(suite: Suite) -> None:
 
 
 def options_of(request: Request, resume: Path | None) -> Options:
-    """Return the options for the runner. resume: the run to continue."""
+    """Convert a request to session options. resume: the run to continue."""
     return Options(
         device=request.device,
         on=request.on,
@@ -106,7 +106,10 @@ def options_of(request: Request, resume: Path | None) -> Options:
 
 @contextlib.contextmanager
 def watched(request: Request) -> Iterator[QuietView]:
-    """Yield a view that shows training on standard error; add the number of kept trials to an OptbenchError."""
+    """Yield a view that shows training on standard error.
+
+    An OptbenchError raised in the block is re-raised with the number of finished trials that are kept, if any.
+    """
     with view_for(sys.stderr, quiet=request.quiet, debug=request.debug) as view:
         try:
             yield view
@@ -119,7 +122,6 @@ def watched(request: Request) -> Iterator[QuietView]:
 
 
 def _suite(request: Request, resume: Path | None) -> tuple[Suite, Path]:
-    """Return the suite to train, and its file."""
     if request.suite is None and resume is None:
         raise UsageError("run: expected a SUITE (a path, or a name from `optbench list suites`), got none")
     check_directory(request.name, resume, force=request.force and request.on == "local")

@@ -1,4 +1,4 @@
-"""Errors for misspelt arguments of the Python interface, which name the nearest valid argument."""
+"""Error messages for misspelt arguments of the Python interface, with the nearest valid name."""
 
 from __future__ import annotations
 

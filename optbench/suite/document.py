@@ -57,7 +57,7 @@ class Document:
     implied: set[KeyPath] = field(default_factory=set)
     """Mappings that are not in the file but were created for an override."""
     removed: dict[KeyPath, Place] = field(default_factory=dict)
-    """Paths at which null removes a key of the base."""
+    """Paths at which null removes a key of the base, with the location of each."""
     explicit_nulls: set[KeyPath] = field(default_factory=set)
     """Paths at which null is written with its tag, `!!null`."""
 

@@ -111,7 +111,10 @@ def relative(file: Path, folder: Path) -> str:
 
 
 def _read(path: Path, place: Place | None, most: int) -> bytes:
-    """Read one file. place: location of the `extends` that names it; None for the file that the user named."""
+    """Read one file of at most `most` bytes.
+
+    place: location of the `extends` that names the file; None for the file that the user named.
+    """
     where = str(path) if place is None else f"{place}: {KEY}: {path}"
     try:
         with path.open("rb") as file:

@@ -192,7 +192,7 @@ def _shown(value: Any) -> str:
 def _locate(loc: tuple[str | int, ...], document: Document) -> tuple[KeyPath, Any, bool]:
     """Convert a location from pydantic to a path into the file, the type expected there, and whether a key is meant.
 
-    Within the settings of a kind, the type is that of the settings of the kind named in the document.
+    Within a kind's settings, the type is determined by the kind that the document names.
     """
     kind: Any = Suite
     path: list[str | int] = []

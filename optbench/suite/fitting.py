@@ -22,7 +22,7 @@ MODELS = {"images": ("mlp", "cnn", "resnet", "vit"), "text": ("gpt",)}
 
 
 def fitting_faults(suite: Suite, document: Document) -> Iterator[Fault]:
-    """Yield a fault for each task sequence, model or setting that does not fit the dataset, e.g. a cnn for text."""
+    """Yield a fault for each task sequence, model or setting that does not fit the dataset, e.g. `cnn` on text."""
     for name, experiment in suite.experiments.items():
         for path, what in _faults(experiment):
             where: KeyPath = ("experiments", name, *path)

@@ -238,7 +238,7 @@ def _metric_faults(suite: Suite, document: Document) -> Iterator[Fault]:
 
 
 def _listed_metrics(suite: Suite) -> Iterator[tuple[KeyPath, MetricSettings]]:
-    """Yield each entry of the lists of metrics to measure, with its path."""
+    """Yield each entry in a list of metrics to measure, with the entry's path."""
     for name, experiment in suite.experiments.items():
         yield from ((("experiments", name, "metrics", i), entry) for i, entry in enumerate(experiment.metrics or ()))
     for name, claim in suite.claims.items():
@@ -294,7 +294,7 @@ def _named_metrics(suite: Suite) -> Iterator[tuple[KeyPath, str, Callable[[str],
 def _taken(
     where: ExperimentSettings | None, listed: Iterable[tuple[KeyPath, str]]
 ) -> Iterator[tuple[KeyPath, str, Callable[[str], object]]]:
-    """Yield the references in `listed`, with their checks, in the form of `_named_metrics`.
+    """Yield the references in `listed`, with their checks, in the same form as `_named_metrics`.
 
     listed: references to metrics that an experiment must measure. where: the experiment; None if it does not exist.
     """

@@ -14,13 +14,13 @@ from optbench.suite.sides import split_arm
 
 
 class _Names(NamedTuple):
-    """The names that a reference can have."""
+    """The valid names for a reference."""
 
     what: str
     """What is named, e.g. `optimizer in digit-pairs`."""
     valid: Collection[str]
     path: KeyPath
-    """The mapping or list that defines the names."""
+    """Path of the mapping or list that defines the names."""
 
 
 class _Reference(NamedTuple):

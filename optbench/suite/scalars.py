@@ -40,7 +40,7 @@ def add_refused_words(dumper: Any) -> None:
 
 
 def read_scalar(kind: str, text: str, plain: bool) -> bool | int | float | str | None:
-    """Return the value of a scalar with the tag `!!kind`. plain: whether it is written without quotes.
+    """Return the value of a scalar with the tag `!!kind`. plain: whether the scalar has no quotes.
 
     Raises:
         ValueError: the scalar is not allowed in a suite; the message is for the user.

@@ -315,7 +315,7 @@ class Suite(Settings):
     claims: dict[Name, Claim] = Field(default={})
     """Claims by name, stated beforehand; `optbench report` judges each of them."""
     tune: Tune | None = None
-    """How `optbench tune` chooses settings; null: the defaults of its keys."""
+    """How `optbench tune` chooses settings; null: the default of every key."""
 
     def taking_part(self, experiment: ExperimentSettings) -> dict[str, dict[str, Any]]:
         """Return the optimizers of an experiment by name, each with its overrides in the experiment."""
