@@ -94,7 +94,7 @@ def _named(word: str) -> Contender:
         name = target.rpartition(":")[2] if is_plugin(target) else target
     if not is_name(name):
         raise UsageError(
-            f"cost: '{name}' in {word}: expected a name of letters, digits and ._+-; use NAME=TARGET to give one"
+            f"cost: '{name}' in {word}: expected a name of letters, digits and ._+-; use NAME=TARGET to choose one"
         )
     if target in CONTENDERS:
         return replace(CONTENDERS[target], name=name, twin=CONTENDERS[target].twin if name == target else None)

@@ -110,7 +110,7 @@ def measured(job: CostJob) -> Iterator[Row]:
     except Exception as error:  # a user's optimizer may raise anything
         text = in_words(error, job.target, job.settings)
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate" in text:
-            yield Row(**row, status="too large", note="it exceeded its estimate and was stopped at the limit")
+            yield Row(**row, status="too large", note="it exceeded the memory estimate and was stopped at the limit")
             return
         yield Row(**row, status="failed", note=text)
 

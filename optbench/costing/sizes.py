@@ -41,7 +41,7 @@ class Size:
 SIZES: Mapping[str, Size] = {
     size.name: size
     for size in (
-        Size("tiny", "the gpt of the suite text, on bytes", "gpt", 2, 64, 4, 128, 128, 16),
+        Size("tiny", "the gpt of the suite 'text', on bytes", "gpt", 2, 64, 4, 128, 128, 16),
         Size("small", "gpt on bytes", "gpt", 6, 384, 6, 128, 256, 8),
         # Devlin et al. 2019, arXiv:1810.04805; sequences of 128 tokens, as in most steps of their pre-training.
         Size("bert-base", "BERT-base with its pre-training heads", "bert", 12, 768, 12, 30_522, 128, 4, masked=0.15),

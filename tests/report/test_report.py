@@ -217,7 +217,7 @@ def test_the_split_used_by_early_stopping_is_reported(tmp_path: Path, stopping: 
 
 def test_settings_and_the_command_to_repeat_a_run_are_shown(run_path: Path) -> None:
     shown = flat(summary_of(run_path))
-    assert "tuning: on permuted-mnist 7 settings × 2 seeds for sgd" in shown
+    assert "tuning on permuted-mnist: 7 settings × 2 seeds for sgd" in shown
     assert "optbench run made.yaml" in shown
     assert str(run_path / "suite.yaml") in "".join(text_of(summary_of(run_path)).split("\n"))
     assert "torch 2.13.0" in shown

@@ -227,7 +227,7 @@ def test_trials_above_the_target_have_no_values(made: Panel) -> None:
     states = ("above_target",) * 6 + ("ok",) * 4
     trials = {**some.trials, "matched": dataclasses.replace(some.trials["matched"], states=states)}
     found = fingerprint(dataclasses.replace(some, name="some", trials=trials), made)
-    assert found.not_learnt == {"matched": "did not reach the training loss on 6 of 10 seeds"}
+    assert found.not_learnt == {"matched": "did not reach the target training loss on 6 of 10 seeds"}
     one = next(one for one in found.standings if one.strip.experiment == "matched")
     assert (one.centre, one.n) == (None, 0)
 

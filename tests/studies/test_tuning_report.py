@@ -334,21 +334,21 @@ SAM = "sam: {settings: 7, seeds: 2, space: {base.lr: [0.1, 0.2]}, chosen: {base.
     [
         (
             f"{{{SGD}, {SAM}}}",
-            "tuning: on one 7 settings × 2 seeds for sgd (lr=0.1 of 0.01–1), "
+            "tuning on one: 7 settings × 2 seeds for sgd (lr=0.1 of 0.01–1), "
             "sam (base.lr=0.2 of 0.1, 0.2, at an edge); not stated for adam",
         ),
         (
             "{sgd: {settings: 7, seeds: 2}, sam: {settings: 5, seeds: 2}, adam: {settings: 5, seeds: 2, sampler: tpe}}",
-            "tuning: on one unequal budgets: 7 settings × 2 seeds for sgd; 5 settings × 2 seeds for sam; "
+            "tuning on one: unequal budgets: 7 settings × 2 seeds for sgd; 5 settings × 2 seeds for sam; "
             "5 settings × 2 seeds, tpe for adam",
         ),
         (
             "{sgd: {settings: 7, seeds: 2, chosen: {lr: 0.3}}}",
-            "tuning: on one 7 settings × 2 seeds for sgd (lr=0.3, but trained with 0.1); not stated for sam, adam",
+            "tuning on one: 7 settings × 2 seeds for sgd (lr=0.3, but trained with 0.1); not stated for sam, adam",
         ),
         (
             "{sam: {settings: 7, seeds: 2, space: {base.lr: {of: sgd.lr, times: 2.0}}, chosen: {base.lr: 0.2}}}",
-            "tuning: on one 7 settings × 2 seeds for sam (base.lr=0.2 of 2 × sgd.lr); not stated for sgd, adam",
+            "tuning on one: 7 settings × 2 seeds for sam (base.lr=0.2 of 2 × sgd.lr); not stated for sgd, adam",
         ),
         ("null", "tuning: the suite states no tuning budgets"),
     ],

@@ -225,7 +225,7 @@ def _what_happened(states: Sequence[str], low: int, learnt: Array, needed: float
         )
     for state, said in (
         ("diverged", "diverged"),
-        ("above_target", "did not reach the training loss"),
+        ("above_target", "did not reach the target training loss"),
         ("failed", "failed"),
         ("missing", "was not trained"),
     ):

@@ -80,7 +80,7 @@ def _against(judged: Sequence[Judged]) -> Iterator[Sentence]:
         yield Sentence(f"These seeds do not show whether it differs from {other} in {where}.", unsettled)
     if empty := tuple(one for one in left_out if not one.result.n):
         where = _listed([one.strip.label for one in empty])
-        yield Sentence(f"It cannot be compared with {other} in {where}, where one of them has no values.", empty)
+        yield Sentence(f"It cannot be compared with {other} in {where}, where one of the two has no values.", empty)
     if rest := tuple(one for one in left_out if one.result.n):
         where = _listed([one.strip.label for one in rest])
         why = "; ".join(dict.fromkeys(one.judgement.reason for one in rest))

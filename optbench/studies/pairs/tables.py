@@ -31,14 +31,14 @@ TITLES = {
 
 LEGENDS = {
     "linear_cka": "CKA: linear alignment of the features on all test data, 1 if equal up to rotation and scale",
-    "subspace_overlap": "overlap: between the subspaces of the 10 leading feature directions; chance: between random "
-    "subspaces",
-    "prediction_disagreement": "disagreement: share of all test examples that the two label differently",
+    "subspace_overlap": "overlap: overlap of the subspaces of the 10 leading feature directions; chance: overlap of "
+    "random subspaces",
+    "prediction_disagreement": "disagreement: share of all test examples that the two solutions label differently",
     "loss_barrier": "loss barrier, accuracy barrier: how far the training loss rises above, and the test accuracy "
     "falls below, the straight line between the values of the two solutions (11 points; 1,000 examples of every task)",
-    "weight_distance": "weight distance: between the two solutions, divided by the mean of their distances from the "
-    "common start",
-    "displacement_angle": "angle: between the displacements of the two solutions from the common start",
+    "weight_distance": "weight distance: distance between the two solutions, divided by the mean of their distances "
+    "from the common start",
+    "displacement_angle": "angle: angle between the displacements of the two solutions from the common start",
 }
 
 
@@ -57,7 +57,7 @@ def pair_blocks(pairs: Sequence[SolutionPair], several: bool, spread_text: Sprea
             yield _table(known[:MANY_PAIRS], where, spread_text)
             shown |= {name for pair in known[:MANY_PAIRS] for name in pair.measures}
         if len(known) > MANY_PAIRS:
-            yield Paragraph(f"and {count(len(known) - MANY_PAIRS, 'more pair')}; csv and json have all", "quiet")
+            yield Paragraph(f"and {count(len(known) - MANY_PAIRS, 'more pair')}; csv and json have all pairs", "quiet")
         warnings = list(_warnings(here, known))
         if warnings:
             yield Items(tuple(warnings), "warning")
@@ -109,7 +109,7 @@ def _warnings(pairs: Sequence[SolutionPair], known: Sequence[SolutionPair]) -> I
     for note in notes[:MANY_NOTES]:
         yield f"undefined: {note}"
     if len(notes) > MANY_NOTES:
-        yield f"and for {count(len(notes) - MANY_NOTES, 'more reason')}; pairs.parquet has all"
+        yield f"and for {count(len(notes) - MANY_NOTES, 'more reason')}; pairs.parquet has all reasons"
 
 
 def _more(labels: Sequence[str]) -> str:

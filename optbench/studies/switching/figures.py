@@ -97,7 +97,7 @@ def _figure(paths: Sequence[Path], used: Set[str]) -> Figure:
     arms = [arm for path in paths for arm in (*(arm for _, arm in path.points), *_pure(path))]
     shown = tuple({arm.arm.key: arm for arm in arms}.values())
     group = Group(experiment, model, shown)
-    what = f"The solution of {experiment}, {model} against k: {told}; a dot is a seed, a line goes through the means."
+    what = f"The solution of {experiment}, {model} against k: {told}; a dot is a seed, and a line joins the means."
     if names := [one.label for path in paths for one in _pure(path)]:
         what += f" Horizontal lines: {', '.join(names)}; means with a band of one standard deviation on either side."
     metric = first.metrics[0]

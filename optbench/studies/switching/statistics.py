@@ -203,7 +203,7 @@ def rho(switched: Array, first: Array, then: Array, names: tuple[str, str] = ("A
         return Estimate(None, None, n, f"{a_and_b} do not differ (signed-rank p = {p:.2g}, {count(n, 'seed')})")
     above, gap = resampled_means(np.stack([switched - then, d]))  # each (B,)
     if not np.all(gap * d.mean() > 0):
-        return Estimate(None, None, n, f"{a_and_b} hardly differ: their difference changes sign in resamples of seeds")
+        return Estimate(None, None, n, f"{a_and_b} hardly differ: their difference changes sign in some resamples")
     return Estimate(float((switched - then).mean() / d.mean()), percentile_interval(above / gap), n)
 
 

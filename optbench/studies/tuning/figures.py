@@ -181,7 +181,7 @@ def _figure(group: Group, name: str, found: Sequence[Sweep], metrics: dict[str, 
         return []
     what = (
         f"{_listing(list(taken.values()))} against {name} on {group.experiment}, {group.model}; a dot is a seed"
-        f"{', a line goes through the means' if any(sweep.joined for sweep in found) else ''}."
+        f"{', and a line joins the means' if any(sweep.joined for sweep in found) else ''}."
     )
     chosen = [
         f"{sweep.series.label} at {style.short(value)}"

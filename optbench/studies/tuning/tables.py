@@ -88,7 +88,7 @@ def stated_tuning(results: Results) -> list[str]:
         known = experiments.setdefault(arm.experiment, {})
         if arm.optimizer not in known or (departures(arm) and not departures(known[arm.optimizer])):
             known[arm.optimizer] = arm
-    lines = [f"tuning: on {name} {text}" for name, known in experiments.items() if (text := _budgets(known.values()))]
+    lines = [f"tuning on {name}: {text}" for name, known in experiments.items() if (text := _budgets(known.values()))]
     return lines or ["tuning: the suite states no tuning budgets"]
 
 
@@ -221,7 +221,7 @@ def _settings(tuned: TunedOptimizer, name: str, spread_text: SpreadText) -> Iter
     ends = {metric.name: _ends_of_bars(tuned, metric.name) for metric in metrics}
     caption = f"{name}{_place(tuned)}: the settings of {tuned.optimizer}"
     if tuned.least_learning is not None:
-        caption += f" (enough learnt: {fixed(tuned.least_learning, 3)})"
+        caption += f" (learning {tuned.score} needed: {fixed(tuned.least_learning, 3)})"
 
     def table(text: Callable[[TriedSetting, str], str], *, numeric: bool) -> Table:
         titles = columns("\nsetting", *map(_title, metrics), texts=1 if numeric else 1 + len(metrics))
