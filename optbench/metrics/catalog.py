@@ -353,9 +353,10 @@ def select(names: Iterable[str] | None, *kinds: Kind) -> tuple[Metric, ...]:
 
 
 def companions(metric: Metric) -> Iterator[Metric]:
-    """Yield the companions of a metric, with the same settings if they are computed by the same function.
+    """Yield the companions of a metric.
 
-    The companions of a metric that reads features at another place are measured at that place.
+    A companion that is computed by the same function as the metric has the metric's settings. If the metric reads
+    features at another place than the default, its other companions are measured at that place.
     """
     for other in map(METRICS.__getitem__, metric.alongside):
         if metric.target and other.computed_by == metric.computed_by:

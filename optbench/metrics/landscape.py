@@ -33,7 +33,7 @@ _LINEAR = "the gradient is zero"
 
 @dataclass(frozen=True)
 class NotedValue:
-    """A number, and a note on why it is NaN; the note is None if it is not."""
+    """A number, and a note that says why the number is NaN; the note of any other number is None."""
 
     value: float
     note: str | None

@@ -44,15 +44,15 @@ def loss_exploded(losses: ArrayLike, start: ArrayLike) -> Flags:
     """Return True where a training loss exceeded ten times its initial value.
 
     losses: (..., T), the highest training loss in each task. Losses are averaged between two evaluations, so that a
-    spike of a few steps from which the network recovers does not count. start: (..., T), the loss on each task before
-    its first step, at least that of the untrained network. -> (..., T), False where either is NaN.
+    spike of a few steps from which the network recovers does not count. start: (..., T), the initial loss on each task
+    (see `start_losses`). -> (..., T), False where either is NaN.
     """
     flags: Flags = np.asarray(losses, np.float64) > EXPLOSION * np.asarray(start, np.float64)
     return flags
 
 
 def start_losses(loss: ArrayLike) -> Array:
-    """Return the loss on each task before its first step, at least that of the untrained network.
+    """Return the loss on each task before its first step or that of the untrained network, whichever is higher.
 
     loss: (..., T+1, T), with the same rows as an accuracy matrix. -> (..., T), NaN where both losses are NaN.
     """

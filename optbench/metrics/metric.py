@@ -85,7 +85,7 @@ class Metric:
     default: whether the metric is measured if a suite names no metrics.
     called: the function's name if it differs from the metric's.
     arguments: further keyword arguments of the function.
-    result: the attribute of the function's result that holds the value, next to `note`; None: the result is the value.
+    result: the attribute of the function's result that holds the value, next to `note`; None: the result itself.
     note: the function in the same module that takes the same arguments and explains why a value is undefined.
     note_arguments: keyword arguments of `note`.
     remarks: whether `note` can also comment on a defined value.

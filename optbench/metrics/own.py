@@ -247,10 +247,11 @@ def _described(entry: MetricSettings) -> Metric:
 
 
 def check_rule(found: Metric) -> None:
-    """Raise UsageError unless a metric can be used to choose settings, without test data and from a single trial.
+    """Raise UsageError unless a metric can be used to choose settings.
 
-    Among the metrics of online accuracy, only levels qualify, because a learning rate that is too small to learn
-    anything preserves plasticity.
+    The metric must be computable without test data and from a single trial, and must have a preferred direction. Among
+    the metrics of online accuracy, only levels qualify, because a learning rate that is too small to learn anything
+    preserves plasticity.
     """
     if not _chooses(found):
         names = ", ".join(metric.name for metric in METRICS.values() if _chooses(metric))

@@ -1,4 +1,4 @@
-"""Pruning: keep only the largest weights, and metrics of the resulting accuracy curve.
+"""Pruning: keeping only the largest weights, and metrics of the resulting accuracy curve.
 
 This is one-shot magnitude pruning without fine-tuning, as in Schwarz et al. 2021 (arXiv:2110.00296). Weights are
 tensors with two or more axes; biases and the gains of normalisation layers are unchanged. torch is imported only to
@@ -96,7 +96,7 @@ def rank_weights(weights: Mapping[str, Tensor], scope: Scope, output: str | None
 
 
 def mask(weights: Mapping[str, Tensor], keep: float, scope: Scope, output: str | None = None) -> dict[str, Tensor]:
-    """Return masks of the kept weights, as `Ranking.mask` does; for several fractions, rank the weights only once."""
+    """Return masks of the kept weights, as `Ranking.mask` does; for several fractions, use `rank_weights` instead."""
     return rank_weights(weights, scope, output).mask(keep)
 
 

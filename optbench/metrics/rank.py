@@ -142,7 +142,7 @@ def pooled(parts: Sequence[Spectrum]) -> Spectrum:
 
 
 def _stacked(triangles: Sequence[Tensor]) -> Tensor:
-    """Return the triangle of stacked triangles (..., r, d + 1)."""
+    """Return the triangular factor of all triangles (..., r, d + 1), stacked along their rows."""
     if len(triangles) == 1:
         return triangles[0]
     triangle: Tensor = torch.linalg.qr(torch.cat(list(triangles), -2), mode="r").R

@@ -197,7 +197,8 @@ def prediction_disagreement(a: Tensor, b: Tensor) -> Tensor:
     for labels in (a, b):
         _check_integer(labels)
     if a.shape[-1:] != b.shape[-1:]:
-        raise ValueError(f"expected the same examples on both sides, got shapes {tuple(a.shape)} and {tuple(b.shape)}")
+        got = f"{tuple(a.shape)} and {tuple(b.shape)}"
+        raise ValueError(f"expected a and b with the same number of examples, got shapes {got}")
     return (a != b).double().mean(-1)
 
 

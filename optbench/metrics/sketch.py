@@ -8,7 +8,7 @@ weights in it. The sketch is linear: S(a) - S(b) = S(a - b). The mean of ‖Sx�
 so a distance estimated from two sketches has a relative error of about 1/√(2K), which is 2.2% for K = 1024.
 
 Legend: P weights; K buckets; L weights in the fullest bucket.
-Source: Charikar, Chen & Farach-Colton 2002; as feature hashing, with the variance, Weinberger et al. 2009.
+Source: Charikar, Chen & Farach-Colton 2002. Weinberger et al. 2009 derive the variance, for feature hashing.
 """
 
 from __future__ import annotations

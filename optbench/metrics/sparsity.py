@@ -81,7 +81,7 @@ def zero_share(weights: Tensor) -> Tensor:
 
 
 def near_zero_share(weights: Tensor, relative: Annotated[float, Field(gt=0)] = 0.01) -> Tensor:
-    """Return the share of weights with |w| < relative · rms(w), the rms over the same layer.
+    """Return the share of weights with |w| < relative · rms(w), with the rms over a single layer.
 
     weights (..., n) of one layer -> (...); NaN for a zero vector, whose rms gives no scale, and for n = 0.
     For several layers, use the mean of the layers' shares, weighted by n, so that every share is relative to the rms of

@@ -31,7 +31,7 @@ class Model(Reading):
 
     @functools.cached_property
     def accuracy(self) -> float:
-        """The accuracy of the unmodified network, computed once for all metrics that compare others with it."""
+        """The accuracy of the unmodified network, computed once for all metrics that use it as a reference."""
         from optbench.metrics import prediction
 
         return prediction.accuracy_of(self.model, self.inputs, self.targets)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Part:
-    """All blocks of one shape: `down` × `across` of them, each `height` × `width`, the first at (top, left).
+    """All blocks of one shape: `down` × `across` blocks of `height` × `width` elements, the first one at (top, left).
 
     name: prefix of the names of the blocks' tensors in the state; empty for a matrix that is not split.
     """
@@ -38,7 +38,7 @@ class Part:
         return self.down * self.across
 
     def cut(self, x: Tensor) -> Tensor:
-        """Return the blocks of x (M, m, n) as (M·B, h, w); x itself if it is not split."""
+        """Return the blocks of x (M, m, n) as (M·B, h, w); an x that is not split is returned itself."""
         if not self.name:
             return x
         found = self._grid(x).transpose(2, 3).reshape(-1, self.height, self.width)
@@ -100,7 +100,7 @@ def joined(blocks: Mapping[Part, Tensor], like: Tensor) -> Tensor:
 
 
 def block_side(length: int, size: int | None, longest: int) -> int:
-    """Return the length of the largest block along a side with this length."""
+    """Return the length of the largest block along a side of length `length`."""
     return length if size is None or length > longest else min(length, size)
 
 

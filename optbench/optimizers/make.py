@@ -155,7 +155,7 @@ def resolve_spec(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> Opt
     Raises:
         OptimizerError: the optimizer cannot be loaded, is wrongly declared elementwise, or has contradictory
             declarations.
-        UntriedError: the optimizer raises when it is tried, which may be due to these settings.
+        UntriedError: the optimizer raises an exception when it is tried, possibly because of these settings.
     """
     if spec.source != "yours":
         return spec

@@ -1,4 +1,4 @@
-"""Powerpropagation: any base optimizer with a power parameterisation of the weights, which favours large weights."""
+"""Powerpropagation: a parameterisation of the weights that favours large weights, for any base optimizer."""
 
 from __future__ import annotations
 

@@ -318,7 +318,7 @@ def test_disagreement_is_the_share_of_examples_with_other_predictions() -> None:
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [
-        (torch.tensor([0, 1]), torch.tensor([0, 1, 2]), "the same examples on both sides"),
+        (torch.tensor([0, 1]), torch.tensor([0, 1, 2]), "the same number of examples"),
         (torch.tensor([0.1, 0.9]), torch.tensor([0, 1]), "labels: expected integers"),
     ],
 )
