@@ -148,7 +148,7 @@ class Metric:
 
     @property
     def computed_by(self) -> str:
-        """The name of a registered metric's function; several metrics may share one function."""
+        """The name of a registered metric's function; several metrics can share one function."""
         return self.called or base_name(self.name)
 
     def function(self) -> Callable[..., Any]:

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Array: TypeAlias = NDArray[np.float64]
 SLOPE_TASKS = 100
-"""Number of tasks to which a slope refers."""
+"""Slopes are changes per this number of tasks."""
 
 
 def window(tasks: int) -> int:

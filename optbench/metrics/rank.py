@@ -124,7 +124,7 @@ def spectrum(features: Tensor) -> Spectrum:
 
 
 def pooled(parts: Sequence[Spectrum]) -> Spectrum:
-    """Compute the spectrum of the examples of all `parts`, of equal width, from their triangles.
+    """Compute the spectrum of the examples of all `parts` together, which must have the same width.
 
     Taking features relative to another example g gives [1 F - 1 gᵀ] = [1 F - 1 f₀ᵀ] [[1, (f₀ - g)ᵀ], [0, I]], which
     changes only the first row of a triangle. Stacked triangles have the same Gram matrix as the stacked features.

@@ -60,7 +60,7 @@ def class_sums(features: Tensor, labels: Tensor, classes: int | None = None) -> 
 
 
 def pooled_sums(parts: Sequence[ClassSums]) -> ClassSums:
-    """Add the sums over the examples of all `parts`, of equal width; classes that a part lacks count as empty."""
+    """Add the sums over the examples of all `parts`, which have equal width; classes that a part lacks are empty."""
     count = max(part.counts.shape[-1] for part in parts)
 
     def total(name: str, axes_after: int) -> Tensor:

@@ -204,7 +204,7 @@ def _relative(weights: Tensor) -> Tensor:
 def _ascending(values: Tensor) -> Tensor:
     """Sort values (..., n) along the last axis."""
     if values.device.type == "cpu":
-        # NumPy's sort takes an eighth of the time of torch's, which also returns indices: 1 ms for mlp-100.
+        # NumPy's sort takes 1 ms for mlp-100, an eighth of the time of torch's, which also returns indices.
         return torch.from_numpy(np.sort(values.numpy(), axis=-1))
     return values.sort(dim=-1).values
 

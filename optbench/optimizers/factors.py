@@ -158,7 +158,7 @@ def _grow(factor: Factor, i: int, x: Tensor, decay: float, weight: float, single
     if 0 < largest < math.inf and not 0 < largest * unit < FAR:
         before, unit = unit, 2.0 ** -math.frexp(largest)[1]
         growth.mul_((unit / before) ** 2 if before else 1.0)
-    elif unit == 0 and largest != 0:  # not finite, which will show in the total
+    elif unit == 0 and largest != 0:  # not finite, which makes the total non-finite, too
         unit = 1.0
     factor.unit[i] = unit
     # A stack may hold members of both kinds; conversion to float64 and back does not change float32 numbers.

@@ -125,7 +125,7 @@ TORCH: tuple[OptimizerSpec, ...] = (
     _each(
         name="adafactor",
         target="torch.optim:Adafactor",
-        # per member, because its row and column means and its step length depend on a whole tensor
+        # per member, because its row and column means and its step length depend on a complete tensor
         summary="second moments of a matrix as an outer product of row and column means; steps scale with the weights",
         reference="Shazeer & Stern 2018, arXiv:1804.04235",
         state="m+n per m×n matrix, n per vector",

@@ -122,7 +122,7 @@ OURS: tuple[OptimizerSpec, ...] = (
         target="optbench.optimizers.powerpropagation:Powerpropagation",
         summary="trains φ with a base optimizer; the weights are φ|φ|^(α-1), a parameterisation that induces sparsity",
         reference="Schwarz et al. 2021, arXiv:2110.00296",
-        state="3, plus that of its base",
+        state="3, plus those of its base",
         hyperparameters={
             "base": Hyper({"target": "sgd", "lr": 1e-1}, "optimizer"),
             "alpha": Hyper(2.0, low=1.0),
@@ -134,7 +134,7 @@ OURS: tuple[OptimizerSpec, ...] = (
         target="optbench.optimizers.l1:L1",
         summary="an L1 penalty, applied by soft-thresholding the weights after each step of a base optimizer",
         reference="Daubechies et al. 2004, arXiv:math/0307152",
-        state="that of its base",
+        state="those of its base",
         hyperparameters={"base": Hyper({"target": "sgd", "lr": 1e-1}, "optimizer"), "strength": Hyper(1e-5)},
     ),
     _control(
@@ -142,7 +142,7 @@ OURS: tuple[OptimizerSpec, ...] = (
         target="optbench.optimizers.rank_penalty:RankPenalty",
         summary="adds to the loss λ times the entropy of the features' spectrum, which controls their effective rank",
         reference="effective rank: Roy & Vetterli 2007 (EUSIPCO)",
-        state="that of its base",
+        state="those of its base",
         hyperparameters={
             "base": Hyper({"target": "sgd", "lr": 1e-1}, "optimizer"),
             "strength": Hyper(0.03, low=-math.inf),
@@ -155,7 +155,7 @@ OURS: tuple[OptimizerSpec, ...] = (
         target="optbench.optimizers.l2_init:L2Init",
         summary="adds to the loss λ times the squared distance from the initial weights, for any base optimizer",
         reference="Kumar et al. 2023, arXiv:2308.11958",
-        state="that of its base, plus the initial weights",
+        state="those of its base, plus the initial weights",
         hyperparameters={"base": Hyper({"target": "adam", "lr": 1e-3}, "optimizer"), "strength": Hyper(1e-3)},
         needs=frozenset({"random"}),
         step_cost=0.2,
@@ -165,7 +165,7 @@ OURS: tuple[OptimizerSpec, ...] = (
         target="optbench.optimizers.renewal:ShrinkAndPerturb",
         summary="shrinks the weights at each task's start and adds a fraction of new initial weights",
         reference="Ash & Adams 2020, arXiv:1910.08475",
-        state="that of its base",
+        state="those of its base",
         hyperparameters={
             "base": Hyper({"target": "sgd", "lr": 1e-1}, "optimizer"),
             "shrink": Hyper(0.4, high=1.0),
@@ -179,7 +179,7 @@ OURS: tuple[OptimizerSpec, ...] = (
         target="optbench.optimizers.renewal:FreshNetwork",
         summary="a new network and optimizer state for each task: the control for learning without earlier tasks",
         reference="random initialisation in Ash & Adams 2020, arXiv:1910.08475",
-        state="that of its base",
+        state="those of its base",
         hyperparameters={"base": Hyper({"target": "sgd", "lr": 1e-1}, "optimizer")},
         needs=frozenset({"model", "generator", "random"}),
         step_cost=0.0,
@@ -189,7 +189,7 @@ OURS: tuple[OptimizerSpec, ...] = (
         target="optbench.optimizers.switch:Switch",
         summary="one optimizer for the first steps and another for the rest, to find out which determines the basin",
         reference="Pascanu et al. 2025, arXiv:2507.12224, section 1",
-        state="that of the active optimizer",
+        state="those of the active optimizer",
         hyperparameters={
             "first": Hyper({"target": "sgd", "lr": 1e-1}, "optimizer"),
             "then": Hyper({"target": "adam", "lr": 1e-3}, "optimizer"),
@@ -202,7 +202,7 @@ OURS: tuple[OptimizerSpec, ...] = (
         target="optbench.optimizers.sam:Sam",
         summary="sharpness-aware minimisation around a base optimizer, with two gradients per step",
         reference="Foret et al. 2021, arXiv:2010.01412; adaptive: Kwon et al. 2021, arXiv:2102.11600",
-        state="that of its base",
+        state="those of its base",
         hyperparameters={
             "base": Hyper({"target": "sgd", "lr": 1e-1}, "optimizer"),
             "rho": Hyper(0.05),
@@ -254,7 +254,7 @@ OURS: tuple[OptimizerSpec, ...] = (
         target="optbench.optimizers.gradient_noise:GradientNoise",
         summary="adds annealed Gaussian noise to the gradients of a base optimizer",
         reference="Neelakantan et al. 2015, arXiv:1511.06807",
-        state="that of its base",
+        state="those of its base",
         hyperparameters={
             "base": Hyper({"target": "adam", "lr": 1e-3}, "optimizer"),
             "eta": Hyper(0.01),

@@ -58,15 +58,14 @@ class Shampoo(Optimizer):
       `precondition_frequency` = k steps: at the first step, and at steps k, 2k, ..., counted from 1. `begin_task()`
       restarts the clock: roots are then refreshed at the first step of the task, 1, 2, 4, 8, ... steps later until k,
       and every k steps after that.
-    - `precondition_frequency="auto"` refreshes a root when its factor, rescaled by the root, has changed enough: in
-      some direction, it has grown to more than 1 + `refresh_share` times its earlier value, or decayed to less
-      than 1 / (1 + `refresh_share`) of it (see `factors.outgrown`). Roots are also refreshed at the first step of a
-      task, and after at most 500 steps. As far as a power iteration can tell, no step is therefore more than about
-      (1 + `refresh_share`)^(1/2) times too long, whatever the gradients are. Sides up to 128, or up to the longest
-      output of a layer, are checked at every step. A longer side n is checked every n / 128 steps, and 0, 1, 2, 4, ...
-      steps into a task. Members are refreshed independently of each other. With ε = 0, every check leads to a refresh.
-      All this applies to CPUs. An accelerator would have to synchronise for these checks, so it uses a schedule with
-      k = 50 instead.
+    - `precondition_frequency="auto"` refreshes a root when its factor, rescaled by the root, has grown or decayed by
+      a factor of more than 1 + `refresh_share` in some direction (see `factors.outgrown`). Roots are also refreshed at
+      the first step of a task, and after at most 500 steps. As far as a power iteration can tell, no step is therefore
+      more than about (1 + `refresh_share`)^(1/2) times too long, whatever the gradients are. Sides up to 128, or up to
+      the longest output of a layer, are checked at every step. A longer side n is checked every n / 128 steps, and
+      0, 1, 2, 4, ... steps into a task. Members are refreshed independently of each other. With ε = 0, every check
+      leads to a refresh. All this applies to CPUs. An accelerator would have to synchronise for these checks, so it
+      uses a schedule with k = 50 instead.
     - On a fixed schedule, a stale root can overshoot. Consider a direction that was absent at the last refresh. Until
       the next one, it is scaled by up to ε^(−1/4) more than the strongest direction for each stale side of a matrix,
       and by up to ε^(−1/2) more in a vector, whose only root has the exponent −1/2. Network inputs change little from

@@ -21,9 +21,9 @@ class Switch(torch.optim.Optimizer):
         params: parameters, or groups of them.
         first, then: the two optimizers, e.g. `{"target": "adam", "lr": 1e-3}`.
         at: number of steps taken by `first`; with 0, `then` takes all steps.
-        state: with `reset`, `then` starts without state. With `keep`, it continues from the state of `first` if both
-            are the same optimizer with the same inner optimizers; it uses the settings of `then` and, where these are
-            not given, the defaults of its class.
+        state: with `reset`, `then` starts without state. With `keep`, `then` continues from the state of `first` if
+            both are the same optimizer with the same inner optimizers. Its settings are those given for `then` and the
+            defaults of its class.
 
     Steps are counted over all tasks.
 
