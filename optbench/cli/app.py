@@ -334,6 +334,9 @@ def compare(
         list[str] | None,
         typer.Option(metavar="METRIC", autocompletion=completion.metrics, help="Show only this metric. Repeatable."),
     ] = None,
+    all_: Annotated[
+        bool, typer.Option("--all", help="Show exploratory metrics next to the primary ones, also on a terminal.")
+    ] = False,
     fail_on: Annotated[
         list[str] | None,
         typer.Option(
@@ -365,6 +368,7 @@ def compare(
         experiments=experiment or (),
         metrics=metric or (),
         gates=fail_on or (),
+        everything=all_,
         strict=strict,
         force=force,
         format=format_,

@@ -27,6 +27,7 @@ def compare_runs(
     experiments: Sequence[str] = (),
     metrics: Sequence[str] = (),
     gates: Sequence[str] = (),
+    everything: bool = False,
     strict: bool = False,
     force: bool = False,
     format: str | None = None,
@@ -40,6 +41,8 @@ def compare_runs(
         ComparisonError: the runs cannot be compared; or, after the report is printed, no seed has finished on both
             sides.
     """
+    if everything and metrics:
+        raise UsageError("compare: --all cannot be combined with --metric")
     chosen = choose_format(format, output)
     parsed = [parse_gate(text) for text in gates]
     sides = _selections([_side(text, runs_dir) for text in (a, b)])
@@ -52,7 +55,7 @@ def compare_runs(
     for remark in comparison.remarks:
         say(f"optbench: warning: {remark}")
     judged = judge_gates(parsed, comparison.pairs)
-    deliver(comparison_report(comparison, judged, metrics), chosen, output)
+    deliver(comparison_report(comparison, judged, metrics, everything=everything), chosen, output)
     comparison.check_paired()
     return _conclude(judged, strict=strict)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from optbench.counting import count
-from optbench.report.document import Block, Cell, Heading, Items, Paragraph, Report, Table, Tone, columns
+from optbench.report.document import Block, Cell, Fold, Heading, Items, Paragraph, Report, Table, Tone, columns
 from optbench.report.numbers import (
     NOT_LEARNT,
     decimals,
@@ -36,10 +36,18 @@ MANY_PAIRS = 12
 """Number of pairs of arms above which exploratory metrics are left out, unless requested."""
 
 
-def comparison_report(comparison: Comparison, gates: Sequence[JudgedGate] = (), metrics: Sequence[str] = ()) -> Report:
+def comparison_report(
+    comparison: Comparison,
+    gates: Sequence[JudgedGate] = (),
+    metrics: Sequence[str] = (),
+    *,
+    everything: bool = False,
+) -> Report:
     """Build the document on a comparison.
 
     metrics: the metrics to show; all of them if empty.
+    everything: whether exploratory metrics are shown in one table with the primary ones, in every format and for any
+        number of pairs.
     """
     blocks: list[Block] = [Paragraph(_sides(comparison))]
     if tuning := [s.results.run.id for s in (comparison.a, comparison.b) if s.results.split == "validation"]:
@@ -50,12 +58,12 @@ def comparison_report(comparison: Comparison, gates: Sequence[JudgedGate] = (), 
     blocks += _gates(gates)
     if len(comparison.pairs) > 1:
         blocks += _overview(comparison)
-    many = len(comparison.pairs) > MANY_PAIRS and not metrics
+    many = len(comparison.pairs) > MANY_PAIRS and not metrics and not everything
     for pair in comparison.pairs:
-        blocks += _pair(comparison, pair, metrics, primary_only=many)
+        blocks += _pair(comparison, pair, metrics, primary_only=many, everything=everything)
     if many:
         said = f"With more than {MANY_PAIRS} pairs, only the primary metrics are shown here;"
-        blocks.append(Paragraph(f"{said} --metric, json and csv show the others.", "quiet"))
+        blocks.append(Paragraph(f"{said} --all, --metric, csv and json show the others.", "quiet"))
     blocks.append(Items(_LEGEND, "quiet"))
     blocks += comparison_records(comparison, gates, metrics)
     return Report("optbench compare", tuple(blocks), "optbench-comparison", COMPARISON_COLUMNS)
@@ -133,7 +141,7 @@ def judged_cell(found: MetricComparison | None, *, with_size: bool = False) -> C
 
 
 def _pair(
-    comparison: Comparison, pair: ArmComparison, metrics: Sequence[str], *, primary_only: bool
+    comparison: Comparison, pair: ArmComparison, metrics: Sequence[str], *, primary_only: bool, everything: bool
 ) -> Iterable[Block]:
     a, b = (arm_name(comparison, pair, side) for side in ("A", "B"))
     yield Heading(f"{place(pair)}: {a} against {b}", 2)
@@ -147,8 +155,11 @@ def _pair(
         shown, empty = [found for found in chosen if found.metric.name in metrics], []
     if warnings := [*_warnings(pair), *_dormant(pair, shown)]:
         yield Items(tuple(warnings), "warning")
+    exploratory = [found for found in shown if found.judgement is None]
+    folded = exploratory if len(exploratory) < len(shown) and not metrics and not everything else []
+    caption = f"{place(pair)}: {a} (A) against {b} (B)"
     if shown:
-        yield _table(f"{place(pair)}: {a} (A) against {b} (B)", shown)
+        yield _table(caption, [found for found in shown if found not in folded])
     reasons = [
         f"{found.metric.name.replace('_', ' ')}: {found.judgement.verdict}: {found.judgement.reason}"
         for found in shown
@@ -156,9 +167,15 @@ def _pair(
     ]
     if reasons:
         yield Items(tuple(reasons))
-    if empty:
-        names = ", ".join(found.metric.name.replace("_", " ") for found in empty)
-        yield Paragraph(f"No value on either side: {names}.", "quiet")
+    names = ", ".join(found.metric.name.replace("_", " ") for found in empty)
+    no_value = (Paragraph(f"No value on either side: {names}.", "quiet"),) if empty else ()
+    if folded:
+        table = _table(f"{caption}, exploratory metrics", folded, judged=False)
+        what = count(len(folded), "exploratory metric")
+        instead = f"Not shown: {what}; --all shows them, as do markdown, html, latex, csv and json."
+        yield Fold(f"Exploratory metrics: {caption}", (table, *no_value), instead=instead)
+    else:
+        yield from no_value
     if not metrics and (left_out := len(chosen) - len(shown) - len(empty)):
         what = count(left_out, "metric that is", "metrics that are")
         yield Paragraph(f"Not shown: {what} measured for readings of claims; --metric NAME shows one.", "quiet")
@@ -205,13 +222,14 @@ def _dormant(pair: ArmComparison, shown: Sequence[MetricComparison]) -> Iterable
     return [dormant_line(named)] if named and any(is_rank(found.metric.name) for found in shown) else []
 
 
-def _table(caption: str, shown: Sequence[MetricComparison]) -> Table:
+def _table(caption: str, shown: Sequence[MetricComparison], *, judged: bool = True) -> Table:
+    """Return the table of metrics; `judged`: with the columns of verdicts and of p after Holm's correction."""
     numeric = (
         "A\nmedian",
         "B\nmedian",
         "A - B\n[95% interval]",
         "p",
-        "Holm p",
+        *(("Holm p",) if judged else ()),
         "n",
         "diverged\nA, B",
         "wins",
@@ -227,12 +245,14 @@ def _table(caption: str, shown: Sequence[MetricComparison]) -> Table:
             fixed(result.median_b, digits),
             estimate(result.difference, result.interval, digits),
             p_value(result.p),
-            p_value(found.judgement.holm_p) if found.judgement else "",
+            *((p_value(found.judgement.holm_p) if found.judgement else "",) if judged else ()),
             str(result.n) if result.n == result.pairs else f"{result.n} of {result.pairs}",
             f"{result.diverged_a}, {result.diverged_b}",
             wins,
             signed(result.d_z, 2),
             signed(result.rank_biserial, 2),
         )
-        rows.append((Cell(name_with_arrow(found.metric)), judged_cell(found), *map(Cell, cells)))
-    return Table(caption, columns("metric", "verdict", *numeric, texts=2), tuple(rows), keys=1)
+        verdict = (judged_cell(found),) if judged else ()
+        rows.append((Cell(name_with_arrow(found.metric)), *verdict, *map(Cell, cells)))
+    texts = ("metric", "verdict") if judged else ("metric",)
+    return Table(caption, columns(*texts, *numeric, texts=len(texts)), tuple(rows), keys=1)

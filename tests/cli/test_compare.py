@@ -95,10 +95,10 @@ def verdict(pair: ArmComparison, metric: str) -> Verdict:
     return found.judgement.verdict
 
 
-def text_of(comparison: Comparison, gates: Sequence[str] = (), width: int = 200) -> str:
+def text_of(comparison: Comparison, gates: Sequence[str] = (), width: int = 200, *, everything: bool = False) -> str:
     judged = judge_gates([parse_gate(gate) for gate in gates], comparison.pairs)
     file = io.StringIO()
-    show(comparison_report(comparison, judged), Console(file=file, width=width))
+    show(comparison_report(comparison, judged, everything=everything), Console(file=file, width=width))
     return " ".join(file.getvalue().split())
 
 
@@ -164,7 +164,7 @@ def test_metrics_outside_the_primary_family_get_no_verdict(tmp_path: Path) -> No
     comparison = against(make(tmp_path))
     judged = {m.metric.name for m in comparison.pairs[0].metrics if m.judgement is not None}
     assert judged == {"average_accuracy", "forgetting", "effective_rank"}
-    shown = text_of(comparison)
+    shown = text_of(comparison, everything=True)
     assert "hoyer exploratory" in shown
     assert "Holm over 3 primary metrics" in shown
 

@@ -66,6 +66,40 @@ def test_two_optimizers_of_a_run_can_be_compared(runs: Path, capsys: pytest.Capt
     assert said == ""
 
 
+def test_exploratory_metrics_are_counted_on_a_terminal_and_shown_elsewhere(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sides = ["compare", "base:sgd", "base:adam"]
+
+    def shown(*options: str) -> str:
+        assert main([*sides, *options]) == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    results = json.loads(shown("--format", "json"))["results"]
+    valued = {row["metric"] for row in results if row["verdict"] is None and row["median_a"] is not None}
+    assert "backward_transfer" in valued
+
+    brief = shown()
+    assert "forgetting ↓ better" in brief
+    assert "backward transfer" not in brief
+    assert f"Not shown: {len(valued)} exploratory metrics; --all shows them" in brief
+
+    full = shown("--all")
+    assert "backward transfer ↑ exploratory" in full
+    assert "--all" not in full
+
+    named = shown("--metric", "backward_transfer")
+    assert "backward transfer ↑ exploratory" in named
+    assert "--all" not in named
+
+    for name in ("markdown", "html", "latex", "csv", "json"):
+        text = shown("--format", name)
+        assert re.search(r"backward.{0,2}transfer", text), name
+        assert "--all" not in text, name
+    assert main([*sides, "--format", "csv"]) == 0
+    assert valued <= {line["metric"] for line in csv.DictReader(io.StringIO(capsys.readouterr().out))}
+
+
 def test_gates_decide_the_exit_code_after_the_report_is_written(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gates = ["--fail-on", "forgetting:+0.02", "--fail-on", "average_accuracy:-10%"]
     assert main(["compare", "proposal", "base", *gates, "-o", "report.md"]) == 1
@@ -94,6 +128,7 @@ def test_an_inconclusive_gate_fails_only_when_strict(runs: Path, capsys: pytest.
         (["compare", "base:sgdd", "base:adam"], 2, "unknown optimizer 'sgdd'; did you mean 'sgd'?"),
         (["compare", "base:", "base:adam"], 2, "expected RUN, RUN:OPTIMIZER or RUN:OPTIMIZER/VARIANT"),
         (["compare", "base", "proposal", "--metric", "forgeting"], 2, "did you mean 'forgetting'?"),
+        (["compare", "base", "proposal", "--metric", "forgetting", "--all"], 2, "--all cannot be combined with --metric"),
         (["compare", "base", "proposal", "--fail-on", "forgeting:+1"], 2, "did you mean 'forgetting'?"),
         (["compare", "base", "proposal", "--fail-on", "forgetting"], 2, "expected METRIC:+SIZE or METRIC:-SIZE"),
         (["compare", "base", "proposal", "--format", "markdwn"], 2, "did you mean 'markdown'?"),

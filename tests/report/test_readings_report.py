@@ -127,7 +127,7 @@ def test_compare_omits_readings_unless_they_are_named(
 ) -> None:
     monkeypatch.chdir(run.parents[1])
     words = ["compare", "made:a", "made:b"]
-    assert main(words) == 0
+    assert main([*words, "--all"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "hoyer" in shown
     assert "stable rank" not in shown

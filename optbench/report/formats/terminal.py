@@ -21,6 +21,8 @@ FILE_WIDTH = 120
 
 HELD = ("\N{NO-BREAK SPACE}", "\ue000")
 """The no-break space, at which rich would break a line, and the character that replaces it during wrapping."""
+ARROW = (re.compile(" (?=[↑↓](?: |$))"), "\ue001")
+"""The blank before the arrow of a metric, which stays with its name, and the character that replaces it likewise."""
 LABEL_WIDTH = 24
 """Maximum width to which a text widens its column; a longer text is wrapped."""
 
@@ -95,8 +97,8 @@ def _hanging(mark: str, text: str, tone: doc.Tone, console: Console) -> None:
 
 
 def _print_table(table: doc.Table, console: Console) -> None:
-    titles = [title_lines(column) for column in table.columns]
-    texts = [[one_line(row[i].text).replace(*HELD) for row in table.rows] for i in range(len(table.columns))]
+    titles = [[_held(line) for line in title_lines(column)] for column in table.columns]
+    texts = [[_held(one_line(row[i].text)) for row in table.rows] for i in range(len(table.columns))]
     natural = [max(map(cell_len, (*title, *column))) for title, column in zip(titles, texts, strict=True)]
     least = [_least(*entry) for entry in zip(table.columns, titles, texts, natural, strict=True)]
     wish = [min(full, max(least_, LABEL_WIDTH)) for full, least_ in zip(natural, least, strict=True)]
@@ -114,8 +116,16 @@ def _print_table(table: doc.Table, console: Console) -> None:
         # If the terminal is narrower than the keys and one column, it wraps lines itself, so no number is truncated.
         total = sum(keys) + sum(widths[i][table.keys :]) + GAP * (len(pieces_shown[i]) - 1)
         options = console.options.update(width=max(console.width, total))
-        segments = (part._replace(text=part.text.replace(*HELD[::-1])) for part in console.render(grid, options))
+        segments = (part._replace(text=_released(part.text)) for part in console.render(grid, options))
         console.print(Segments(segments), crop=False, soft_wrap=True, end="")
+
+
+def _held(text: str) -> str:
+    return ARROW[0].sub(ARROW[1], text.replace(*HELD))
+
+
+def _released(text: str) -> str:
+    return text.replace(*HELD[::-1]).replace(ARROW[1], " ")
 
 
 def _least(column: doc.Column, title: Sequence[str], texts: Sequence[str], natural: int) -> int:
