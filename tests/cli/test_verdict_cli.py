@@ -128,7 +128,11 @@ def test_an_inconclusive_gate_fails_only_when_strict(runs: Path, capsys: pytest.
         (["compare", "base:sgdd", "base:adam"], 2, "unknown optimizer 'sgdd'; did you mean 'sgd'?"),
         (["compare", "base:", "base:adam"], 2, "expected RUN, RUN:OPTIMIZER or RUN:OPTIMIZER/VARIANT"),
         (["compare", "base", "proposal", "--metric", "forgeting"], 2, "did you mean 'forgetting'?"),
-        (["compare", "base", "proposal", "--metric", "forgetting", "--all"], 2, "--all cannot be combined with --metric"),
+        (
+            ["compare", "base", "proposal", "--metric", "forgetting", "--all"],
+            2,
+            "--all cannot be combined with --metric",
+        ),
         (["compare", "base", "proposal", "--fail-on", "forgeting:+1"], 2, "did you mean 'forgetting'?"),
         (["compare", "base", "proposal", "--fail-on", "forgetting"], 2, "expected METRIC:+SIZE or METRIC:-SIZE"),
         (["compare", "base", "proposal", "--format", "markdwn"], 2, "did you mean 'markdown'?"),
