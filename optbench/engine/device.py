@@ -38,7 +38,8 @@ def resolve(text: str) -> torch.device:
             )
         count = torch.cuda.device_count()
         if index and int(index) >= count:
-            raise DeviceError(f"--device {text}: this machine has cuda:0 to cuda:{count - 1}")
+            there = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+            raise DeviceError(f"--device {text}: expected {there}, got cuda:{index}")
         return torch.device("cuda", int(index or 0))
     if kind == "mps" and not torch.backends.mps.is_available():
         raise DeviceError(f"--device {text}: PyTorch {torch.__version__} finds no Metal device")

@@ -90,6 +90,8 @@ def train(
 
 
 class CohortTraining:
+    """The training of a cohort's members in lock-step, task by task."""
+
     def __init__(
         self,
         cohort: Cohort,

@@ -73,8 +73,11 @@ def check_transfer(dataset: Dataset, other: Dataset) -> None:
     if ours != theirs or dataset.train.inputs.dtype != other.train.inputs.dtype:
         what = f"expected inputs like those of {dataset.name}, {_said(dataset)}"
         raise UsageError(f"transfer: {what}, got {_said(other)} of {other.name}")
-    if other.train.targets.ndim > 1 or len(other.train) < 2:
-        raise UsageError("transfer: expected at least two training examples with one target each")
+    if other.train.targets.ndim > 1:
+        shape = tuple(other.train.targets.shape)
+        raise UsageError(f"transfer: expected one target per example of {other.name}, got targets of the shape {shape}")
+    if len(other.train) < 2:
+        raise UsageError(f"transfer: expected at least 2 training examples of {other.name}, got {len(other.train)}")
 
 
 def _said(dataset: Dataset) -> str:

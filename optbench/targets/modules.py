@@ -131,6 +131,4 @@ def check_unchanged(target: str, expected: Source | None) -> None:
     _CHECKED.add((where, expected.hash))
     now = read_module(target)
     if now is None or now.hash != expected.hash:
-        raise TargetError(
-            f"{target}: {expected.path} was changed during the run; expected the file as it was when the run began"
-        )
+        raise TargetError(f"{target}: {expected.path} has changed since the run began")

@@ -112,17 +112,25 @@ def test_a_run_whose_parent_was_killed_can_be_resumed_locally(here: Path, folder
     assert left < len(pd.read_parquet(run / "trials.parquet")), "the run was complete before it was killed"
 
 
-def test_the_loss_of_the_head_node_ends_a_run_that_can_be_resumed(here: Path, folder: Path, cluster: Any) -> None:
-    process = started(folder, "smoke", "--name", "headless", "--on", f"ray:{cluster.address}")
+def test_the_loss_of_the_head_node_ends_the_run(folder: Path, cluster: Any) -> None:
+    address = cluster.address  # unset once the server is killed
+    sets = [
+        "--experiment",
+        "permuted-mnist",
+        "--optimizer",
+        "sgd",
+        "--set",
+        "experiments.permuted-mnist.tasks.count=2000",
+    ]
+    process = started(folder, "smoke", *sets, "--name", "headless", "--on", f"ray:{address}")
     run = folder / "runs/headless"
-    wait_for(lambda: finished(run) >= 1, process)
+    wait_for(lambda: any(run.glob("interim/[!.]*")), process)
     cluster.head_node.kill_gcs_server()
     _, errors = process.communicate(timeout=200)
     assert process.returncode == 2, errors[-3000:]
-    assert f"the Ray cluster is at {cluster.address}: {NODES} CPUs, 0 GPUs" in errors
-    assert f"optbench: the head node of the Ray cluster ({cluster.address}) is lost: " in errors
-    ended(started(folder, "--resume", "headless", "--jobs", "2", "--quiet"))
-    assert_same_tables(here, run)
+    assert f"the Ray cluster is at {address}: {NODES} CPUs, 0 GPUs" in errors
+    assert f"optbench: the head node of the Ray cluster ({address}) is lost: " in errors
+    assert any(run.glob("interim/[!.]*")), "training can be resumed from these states"
 
 
 SCRIPT = """
