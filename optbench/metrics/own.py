@@ -255,7 +255,7 @@ def check_rule(found: Metric) -> None:
     """
     if not _chooses(found):
         names = ", ".join(metric.name for metric in METRICS.values() if _chooses(metric))
-        raise UsageError(f"expected a metric of accuracies ({names}, or a user's), got {found.name}")
+        raise UsageError(f"expected a metric of accuracies ({names}, or your own), got {found.name}")
     if found.direction == "neutral":
         raise UsageError(f"expected a metric with a preferred direction, got the neutral {found.name}")
 
