@@ -77,7 +77,7 @@ class Training:
 
 
 def make(spec: OptimizerSpec, settings: Mapping[str, Any], model: nn.Module, steps: int) -> torch.optim.Optimizer:
-    """Construct the optimizer for all parameters of a network, with substitutes for what a trial would pass to it."""
+    """Construct an optimizer for all parameters of a network, with substitutes for the values that a trial passes."""
     given = {"generator": torch.Generator(), "model": model, "total_steps": steps, "examples": steps}
     return maker(spec, settings, given)(list(model.parameters()))
 

@@ -1,4 +1,4 @@
-"""Models: plain modules written for one network; the engine adds the member axis."""
+"""Models: plain modules for a single network, which the engine stacks to train several members together."""
 
 from __future__ import annotations
 

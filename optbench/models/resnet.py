@@ -117,9 +117,9 @@ class ResNet(Network):
         return True
 
     def hidden(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the last ReLU's input, (B, C, H, W), and the output of the first convolution and of each block.
+        """Yield a pair for the first convolution and each block: the last ReLU's input, (B, C, H, W), and the output.
 
-        For the last block, the output is the mean over pixels, (B, C).
+        The output of the last block is the mean over pixels, (B, C).
         """
         before = self.norm(self.stem(x))
         x = before.relu()

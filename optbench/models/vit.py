@@ -92,7 +92,7 @@ class Vit(Transformer):
     def hidden(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield each block's GELU input, (B, T, 4d), and output, (B, T, d).
 
-        For the last block, the output is the mean over patches after the norm, (B, d).
+        The output of the last block is the mean over patches after the norm, (B, d).
         """
         for i, (before, found) in enumerate(self.read(self.patches(self._cut(x)) + self.positions.weight), 1):
             yield before, found if i < self.depth else found.mean(-2)

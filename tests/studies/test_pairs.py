@@ -554,7 +554,7 @@ def test_a_terminal_shows_few_pairs_and_counts_the_rest(tmp_path: Path, capsys: 
     writer.finish("complete")
     text = report(tmp_path / "run", "terminal", capsys)
     assert text.count("CKA ") >= 12
-    assert "and 9 more pairs; csv and json have all pairs" in text
+    assert "and 9 more pairs, included in csv and json" in text
     assert len(json.loads(report(tmp_path / "run", "json", capsys))["pairs"]) == 21
 
 

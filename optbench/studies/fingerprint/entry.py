@@ -77,7 +77,7 @@ def read_entry(results: Results, optimizer: str | None = None, tuning: Results |
 
     Raises:
         UsageError: the run has no such optimizer, or has several and none is named.
-        ComparisonError: the run lacks an experiment, or the optimizer has several settings.
+        ComparisonError: an experiment does not have exactly one setting and one model for the optimizer.
     """
     run = results.run.id
     names = list(dict.fromkeys(trial.optimizer for trial in results.trials))

@@ -21,7 +21,7 @@ QUIET = "#7d7d7d"
 
 
 def save(found: Fingerprint, path: Path, dpi: int = DPI) -> None:
-    """Write the figure to a file whose suffix is one of `FILE_FORMATS`.
+    """Draw a fingerprint and write the figure to a file, whose suffix must be one of `FILE_FORMATS`.
 
     Raises:
         StoreError: the file cannot be written.

@@ -104,7 +104,7 @@ def read(path: Path) -> Panel:
 
 
 def write(panel: Panel, path: Path) -> None:
-    """Write a panel to a file; equal panels give equal bytes.
+    """Write a panel to a file; equal panels result in identical files.
 
     Raises:
         StoreError: the file cannot be written.

@@ -177,7 +177,7 @@ def _thresholds(panel: Panel) -> dict[str, float]:
 
 
 def _threshold(panel: Panel, experiment: str) -> float:
-    """Return the accuracy from which an experiment counts as learnt; NaN if a target training loss decides instead."""
+    """Return the minimum accuracy for an experiment to count as learnt; NaN if a target loss decides instead."""
     means = [float(np.nanmean(v)) for e in panel.entries if np.isfinite(v := e.trials[experiment].learnt).any()]
     return CHANCE + LEAST_LEARNT * (float(np.median(means)) - CHANCE) if means else math.nan
 
@@ -235,7 +235,7 @@ def _what_happened(states: Sequence[str], low: int, learnt: Array, needed: float
 
 
 def _starts_alike(one: Trials, other: Trials) -> bool:
-    """Return whether both have the same initial weights on every seed on which neither trial is failed or missing."""
+    """Return whether both start from the same weights on every seed, except where a trial failed or is missing."""
     pairs = zip(one.states, other.states, one.starts, other.starts, strict=True)
     return all(a == b for state, state_b, a, b in pairs if not UNTRAINED & {state, state_b})
 

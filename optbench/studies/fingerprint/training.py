@@ -2,7 +2,7 @@
 
     target -> the suite with this optimizer alone -> run NAME-tune -> the suite with its learning rates -> run NAME
 
-Both are ordinary runs. The fingerprint is that of the second run; the first run shows the width of the learning-rate
+NAME-tune and NAME are ordinary runs. The fingerprint is that of NAME; NAME-tune shows the width of the learning-rate
 optimum.
 """
 

@@ -36,7 +36,7 @@ def sentences(found: Fingerprint) -> list[Sentence]:
 
 def _not_learnt(found: Fingerprint) -> Iterator[Sentence]:
     for experiment, what in found.not_learnt.items():
-        yield Sentence(f"On {experiment}, it {what}; its strips there have no values.")
+        yield Sentence(f"On {experiment}, it {what}; the strips measured there have no values.")
 
 
 def _nearest(found: Fingerprint) -> Iterator[Sentence]:

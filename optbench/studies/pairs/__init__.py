@@ -1,4 +1,4 @@
-"""Comparisons of solutions with each other, and with those of the same optimizer trained with another data order."""
+"""Comparisons of pairs of solutions, and of solutions that one optimizer finds with the data in different orders."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class SolutionPair:
 
 
 def solution_pairs(results: Results) -> list[SolutionPair]:
-    """Return every pair of arms requested by the suite, in order; a pair not yet compared has no measures.
+    """Return every pair of arms that the suite requests, in suite order; a pair not yet compared has no measures.
 
     Raises:
         StoreError: the table of pairs is unreadable.

@@ -57,7 +57,7 @@ def pair_blocks(pairs: Sequence[SolutionPair], several: bool, spread_text: Sprea
             yield _table(known[:MANY_PAIRS], where, spread_text)
             shown |= {name for pair in known[:MANY_PAIRS] for name in pair.measures}
         if len(known) > MANY_PAIRS:
-            yield Paragraph(f"and {count(len(known) - MANY_PAIRS, 'more pair')}; csv and json have all pairs", "quiet")
+            yield Paragraph(f"and {count(len(known) - MANY_PAIRS, 'more pair')}, included in csv and json", "quiet")
         warnings = list(_warnings(here, known))
         if warnings:
             yield Items(tuple(warnings), "warning")
@@ -109,7 +109,7 @@ def _warnings(pairs: Sequence[SolutionPair], known: Sequence[SolutionPair]) -> I
     for note in notes[:MANY_NOTES]:
         yield f"undefined: {note}"
     if len(notes) > MANY_NOTES:
-        yield f"and for {count(len(notes) - MANY_NOTES, 'more reason')}; pairs.parquet has all reasons"
+        yield f"and for {count(len(notes) - MANY_NOTES, 'more reason')}, listed in pairs.parquet"
 
 
 def _more(labels: Sequence[str]) -> str:

@@ -83,7 +83,7 @@ class LearntOnline:
         return [float(np.mean(row[np.isfinite(row)])) if np.isfinite(row).any() else np.nan for row in found]
 
     def at(self, column: str, task: int) -> list[float]:
-        """Return each seed's value of a column on one task. task: from 1."""
+        """Return each seed's value of a column on one task; tasks are numbered from 1."""
         return _listed(self.recorded[column][:, task - 1])
 
     @property

@@ -26,8 +26,8 @@ ENDING = {"dead": ("dead\nunits", 2), "effective_rank": ("effective\nrank", deci
 MEANING = (
     "Online accuracy: accuracy on each training batch before the update on it, averaged over a task.",
     "Share kept: last divided by best; noise alone lowers it below 1, even for fresh networks, and most of all with "
-    "few tasks. Slope: median over all pairs of tasks (Theil-Sen). Against fresh: last, minus the same with a fresh "
-    "network for every task, trained by the same optimizer on the same tasks and seeds.",
+    "few tasks. Slope: median over all pairs of tasks (Theil-Sen). Against fresh: last minus the value that a fresh "
+    "network for every task reaches with the same optimizer, tasks and seeds.",
     "Dead units, effective rank: measured on the features of up to 2,000 new inputs before the first update on each of "
     "the last tasks.",
 )

@@ -31,7 +31,7 @@ BAND = 0.12
 
 @dataclass(frozen=True)
 class Level:
-    """A pure arm, drawn as a horizontal line. end: the k at which its marker is drawn: 0 for B, all steps for A."""
+    """A pure arm, drawn as a horizontal line with a marker. end: the k of the marker: 0 for B, all steps for A."""
 
     end: float
     series: Series

@@ -53,8 +53,9 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Estimate:
-    """ρ or a difference; `value` is None if it is undefined, and `reason` then says why.
+    """An estimate of ρ or of a difference.
 
+    value: None if the estimate is undefined, for the reason in `reason`.
     interval: 95% interval from a percentile bootstrap over seeds; None if there is no value, or only a single seed.
     n: number of seeds on which all the compared arms have a value.
     """
@@ -269,7 +270,10 @@ def _optimizer(wrapper: str, settings: Mapping[str, Any]) -> tuple[str, dict[str
 
 
 def _name(optimizer: tuple[str, Mapping[str, Any]], pure: Arm | None) -> str:
-    """Return the label of an optimizer's pure arm; without one, target and changed settings, e.g. `adam lr=0.01`."""
+    """Return the label of an optimizer's pure arm.
+
+    Without a pure arm, return the target and all settings that differ from the defaults, e.g. `adam lr=0.01`.
+    """
     if pure is not None:
         return pure.label
     target, settings = optimizer

@@ -130,7 +130,7 @@ def _sides(switching: Switching) -> list[Side]:
 
 
 def _reasons(switching: Switching) -> Iterable[str]:
-    """Yield why values are missing, one sentence per reason."""
+    """Yield one sentence for each reason why values are missing."""
     steps = grouped(
         ((metric, reason), steps_text(point))
         for metric in switching.metrics

@@ -30,7 +30,7 @@ RATES = ("lr", "learning_rate")
 MANY_VALUES = 10
 """Maximum number of labels on one axis, or next to the points of one panel, for legibility."""
 RING = "_chosen"
-"""Name of the artist around the chosen setting."""
+"""Label of the matplotlib artist that draws a ring around the chosen setting."""
 
 ONLINE = "online_accuracy"
 LEARNING = {

@@ -328,7 +328,9 @@ def _check(dimensions: Sequence[Dimension], target: str, hyperparameters: Mappin
     fixed = with_values(hyperparameters, {d.path: d.values[0] for d in dimensions})
     try:
         if dimensions and len(variants(fixed)) > 1:
-            raise OptimizerError("the suite sweeps other hyper-parameters; tune an optimizer or sweep it, not both")
+            raise OptimizerError(
+                "the suite sweeps other hyper-parameters; an optimizer can be either tuned or swept, but not both"
+            )
         for dimension in dimensions:
             for value in dimension.values:
                 complete = registry.complete(target, with_values(fixed, {dimension.path: value}))

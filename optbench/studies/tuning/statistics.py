@@ -206,7 +206,7 @@ def end_of_search(value: Any, tried: Sequence[Any], space: Any, sampler: Sampler
 
 
 def departures(arm: Arm) -> Mapping[str, Any]:
-    """Return an arm's values, by dotted path, of the hyper-parameters whose chosen values in the suite are different.
+    """Return an arm's values that differ from the chosen values recorded in its suite, by dotted path.
 
     A value is None if the arm does not have the hyper-parameter.
     """

@@ -276,7 +276,7 @@ def _note(tuned: TunedOptimizer, setting: TriedSetting) -> Cell:
 
 
 def _ordered(tuned: TunedOptimizer) -> Sequence[TriedSetting]:
-    """Return the settings by ascending value if a single number was searched, else in the order tried."""
+    """Return the settings by ascending value if only one number was searched, and otherwise in the order tried."""
     values = [list(setting.hyperparameters.values()) for setting in tuned.settings]
     if all(len(v) == 1 and is_number(v[0]) for v in values):
         return sorted(tuned.settings, key=lambda setting: next(iter(setting.hyperparameters.values())))

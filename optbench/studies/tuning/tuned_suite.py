@@ -68,8 +68,9 @@ def tuned_suite(suite: Suite, tuner: Tuner, found: Sequence[TunedOptimizer]) -> 
 def _place(suite: Suite, optimizer: str, chosen: Mapping[str, Mapping[KeyPath, Any]], plain: dict[str, Any]) -> None:
     """Write an optimizer's chosen values, given by experiment, into `plain`.
 
-    A value is written to the optimizer if it was chosen on all experiments that use the optimizer's own value; values
-    that differ from it are written to their experiments.
+    If every experiment that uses the optimizer's own value of a hyper-parameter has a chosen value, the first of these
+    chosen values is written to the optimizer. All chosen values that differ from it, and those of other experiments,
+    are written to their experiments.
     """
     takers = [name for name, e in suite.experiments.items() if optimizer in (e.optimizers or suite.optimizers)]
     alone: dict[str, dict[KeyPath, Any]] = {}

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 4.2, 3.1
 WIDE = 20
-"""Ratio of the largest distance to the smallest above which the axis is logarithmic."""
+"""The distance axis is logarithmic if the largest distance is more than this many times the smallest positive one."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class DrawnTwins:
 
     @property
     def shared(self) -> list[Moment]:
-        """Places with a distance for every seed that has distances at all."""
+        """Places at which every seed has a distance, ignoring seeds that have none at all."""
         return [place for place in self.twins.places if len(self.twins.at(place)) == len(self.twins.distances)]
 
 

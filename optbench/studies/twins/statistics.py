@@ -27,7 +27,7 @@ Array: TypeAlias = NDArray[np.float64]
 Moment: TypeAlias = tuple[int, int]
 """A place: a task, and a number of steps in that task."""
 Distances: TypeAlias = Mapping[Moment, float]
-"""Distances by ascending place; NaN where undefined."""
+"""Distances by place, in ascending order of the places; NaN where undefined."""
 
 START: Moment = (1, 0)
 

@@ -18,7 +18,7 @@ COLUMNS = 5
 """Number of columns with distances: at the first and last evaluations, and at the three quarter points between them."""
 MOST_DIGITS = 6
 MEANING = (
-    "Distance: between the weights of the two optimizers, divided by the mean of their distances from the common "
+    "Distance between the weights of the two optimizers, divided by the mean of their distances from the common "
     "start: 0 for the same weights, √2 if both moved equally far and at right angles. Last: the last evaluation that "
     "both trials of a seed have."
 )
@@ -86,7 +86,7 @@ def _reached(shown: Sequence[Twins]) -> Iterable[Moment]:
 
 
 def digits_of(values: Iterable[Sequence[float]]) -> int:
-    """Return the number of decimals that shows two digits of the smallest mean in a line, as twins may be close."""
+    """Return the number of decimals needed to show two digits of the smallest mean in a line; twins may be close."""
     means = [fmean(found) for found in values if found]
     smallest = min((mean for mean in means if mean > 0), default=1.0)
     return min(MOST_DIGITS, max(decimals(METRIC), 1 - math.floor(math.log10(smallest))))
