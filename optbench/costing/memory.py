@@ -53,7 +53,7 @@ def resident() -> int:
 
 def peak() -> int:
     """Return the peak number of resident bytes of this process."""
-    # not `ru_maxrss` on Linux, which a process inherits from its parent
+    # preferred to `ru_maxrss`, which a process on Linux inherits from its parent
     if found := _status("VmHWM"):
         return found
     import resource

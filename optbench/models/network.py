@@ -18,8 +18,8 @@ else:
 Activation = Literal["relu", "tanh", "gelu"]
 Initialisation = Literal["uniform", "truncated-normal"]
 """`uniform`: PyTorch's default, with weights and biases uniform in ±1/√fan_in. `truncated-normal`: biases of 0, and
-weights from a normal distribution truncated at two of its standard deviations, which has a standard deviation of
-1/√fan_in after the truncation (as in the reference implementation of Powerpropagation)."""
+weights from a normal distribution truncated at two standard deviations, scaled so that the weights have a standard
+deviation of 1/√fan_in (as in the reference implementation of Powerpropagation)."""
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
@@ -73,7 +73,7 @@ class Network(Module):
     def draw(self, name: str, weights: Tensor, generator: torch.Generator) -> bool:
         """Overwrite `weights`, which are zeros, with the initial values of the parameter `name`, and return True.
 
-        Return False to let `optbench.models.initialise` draw them according to the model's settings and the layer.
+        Return False to let `optbench.models.initialise` draw the values according to the model's settings and layers.
         """
         return False
 

@@ -130,7 +130,7 @@ def _tuner(suite: Suite, view: View, *, quick: bool) -> Tuner | None:
     seeds = (suite.tune.seeds or [])[:QUICK_TUNING_SEEDS] if quick and suite.tune is not None else None
     try:
         return Tuner.of(suite, Method("grid", None, widen=not quick), seeds)
-    except UsageError as error:  # raised only if there is nothing to choose; its other lines give the reasons
+    except UsageError as error:  # raised only if there is nothing to choose; the other lines give the reasons
         for line in error.args[1:]:
             view.message(str(line))
         return None

@@ -16,7 +16,7 @@ MANY_PAIRS = 12
 MANY_NOTES = 6
 """Maximum number of reasons given for undefined values; further reasons are counted."""
 CHANCE = "subspace_overlap_chance"
-"""A metric with the same value for every pair of a model; it is shown next to the overlap instead of on a line."""
+"""A metric with the same value for every pair on a model, shown next to the overlap rather than on a separate line."""
 
 TITLES = {
     "linear_cka": "CKA",

@@ -43,7 +43,7 @@ class Path:
 
     series: the look of its line.
     points: pairs of k, which is capped at the number of steps taken, and the arm; by ascending k.
-    levels: the pure arms, without those that are missing.
+    levels: the pure arms that are not missing.
     """
 
     switching: Switching

@@ -224,7 +224,7 @@ def shared_values(found: Sequence[Arm], metric: str) -> Array:
 def _switching(found: Sequence[Arm], everything: Sequence[Arm]) -> Switching:
     trial = _trial(found[0])
     settings = trial.hyperparameters
-    for arm in found:  # a run's suite may have been edited since
+    for arm in found:  # the run's suite may have been edited since the run
         registry.check_settings(trial.target, _trial(arm).hyperparameters)
     points = tuple(sorted((_point(arm) for arm in found), key=lambda point: point.k))
     neighbours = [arm for arm in everything if (arm.experiment, arm.model) == (found[0].experiment, found[0].model)]

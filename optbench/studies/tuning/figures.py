@@ -111,7 +111,7 @@ def sweeps(group: Group) -> list[Sweep]:
 
     The variants of a tuning run may differ in more than the learning rate. Those that differ only in the learning rate
     then form a sweep. If there are too few of them, as with random draws, all variants form one sweep, whose points are
-    not joined by a line. Sweeps of the step of a switch are excluded, because they have a figure of their own.
+    not joined by a line. Sweeps over the step of a switch are excluded, because they have a separate figure.
     """
     by_optimizer = grouped(
         ((series.arm.optimizer, series.label.removeprefix(series.arm.label)), series) for series in group.series

@@ -33,7 +33,8 @@ LEARNING = "learning_accuracy"
 SHOWN = (LEARNING, "average_accuracy", "forgetting")
 """Metrics that show which settings forget little only because they learn little."""
 NEAR = 0.05
-"""Fraction of the search space's width that counts as an end, because drawn values are never exactly at an end."""
+"""Values within this fraction of the search space's width of an end count as at the end, because random draws never
+reach it exactly."""
 SLACK = 1e-12
 """Tolerance for rounding errors: in floating point, .52 - .05 is more than .47."""
 
@@ -267,7 +268,7 @@ def _metric(results: Results, rule: Tune, experiment: str) -> Metric:
 
 
 def _setting(group: Sequence[Arm], hyperparameters: Mapping[str, Any], metric: str) -> TriedSetting:
-    """Summarise one setting. group: its arms, one per model."""
+    """Summarise one setting. group: the setting's arms, one per model."""
     statuses: tuple[Status, ...] = ("ok", "diverged", "failed", "above_target")
     ok, diverged, failed, above = (sum(arm.count(status) for arm in group) for status in statuses)
     planned = sum(len(arm.trials) for arm in group)

@@ -247,8 +247,8 @@ def _every(tuned: TunedOptimizer, metric: str) -> list[float]:
 def _ends_of_bars(tuned: TunedOptimizer, metric: str) -> tuple[float, float]:
     """Return the values at which a metric's bars are empty and full.
 
-    Bars of scores of text extend between the whole bits that enclose the learning scores. All other bars extend from 0
-    to 1, or to the largest value if a metric of the rule exceeds 1.
+    Bars of scores on text range between the whole bits that enclose the learning scores. All other bars range from 0 to
+    1, or to the largest value if the rule's metric exceeds 1.
     """
     if metric not in SHOWN and (tuned.metric.kind == "curve" or not tuned.in_bits):
         return 0.0, max([1.0, *filter(math.isfinite, _every(tuned, metric))])

@@ -60,7 +60,7 @@ def tuned_suite(suite: Suite, tuner: Tuner, found: Sequence[TunedOptimizer]) -> 
     plain["tune"] = {**(plain.get("tune") or {}), "seeds": seeds}
     for optimizer in dict.fromkeys(optimizer for _, optimizer in chosen):
         _place(suite, optimizer, {e: values for (e, o), values in chosen.items() if o == optimizer}, plain)
-    meant = Suite.model_validate(plain, context=AS_WRITTEN)  # its kinds have been loaded
+    meant = Suite.model_validate(plain, context=AS_WRITTEN)  # the suite's kinds are already loaded
     assert not (wrong := misplaced(meant, chosen)), wrong
     return meant
 
