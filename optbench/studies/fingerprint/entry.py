@@ -25,7 +25,8 @@ from optbench.suite.dump import content
 Array: TypeAlias = NDArray[np.float64]
 
 WITHIN_LEARNING = {"permuted": "learning_accuracy", "pairs": "learning_accuracy", "plasticity": "late_online_accuracy"}
-"""The metric that shows whether an experiment was learnt at all; on plasticity, divided by `plasticity_kept`."""
+"""The metric that shows whether an experiment was learnt at all. On plasticity, its value is divided by
+`plasticity_kept`."""
 
 
 @dataclass(frozen=True)

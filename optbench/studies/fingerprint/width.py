@@ -1,4 +1,7 @@
-"""Width of the learning-rate optimum: over how many decades an optimizer learns nearly as well as at the best rate."""
+"""The width of the learning-rate optimum.
+
+The width is the number of decades of learning rates over which an optimizer learns nearly as well as with the best one.
+"""
 
 from __future__ import annotations
 

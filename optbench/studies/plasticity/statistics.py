@@ -78,7 +78,7 @@ class LearntOnline:
         return _listed(self.windows[:, -1])
 
     def at_end(self, column: str) -> list[float]:
-        """Return the mean of a column over the last w tasks, where defined, for each seed."""
+        """Return each seed's mean of a column over the last w tasks, ignoring undefined values; NaN if all are."""
         found = self.recorded[column][:, -self.window :]
         return [float(np.mean(row[np.isfinite(row)])) if np.isfinite(row).any() else np.nan for row in found]
 

@@ -109,7 +109,7 @@ class Searches:
         return [tie for tie in self.ties if (tie.experiment, tie.optimizer) == key]
 
     def leaders(self, key: Key) -> list[Key]:
-        """Return the optimizers whose hyper-parameters an optimizer follows."""
+        """Return the optimizers that an optimizer's ties follow."""
         return [(tie.experiment, tie.of) for tie in self.ties_of(key)]
 
     @property

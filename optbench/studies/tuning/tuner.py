@@ -191,7 +191,7 @@ class Tuner:
         return {**overrides(self.suite, search.experiment, search.optimizer), LISTED: settings}
 
     def _declared(self) -> Tune:
-        """Return the suite's `tune` with the tuning seeds, and the models and spaces of begun searches, written out."""
+        """Return the suite's `tune` for the searches that have begun, with seeds, models and spaces written out."""
         tune = self.suite.tune or Tune()
         experiments: dict[str, ExperimentTune] = {}
         for search in self._begun:
