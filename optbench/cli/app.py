@@ -222,11 +222,11 @@ def tune(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Choose hyper-parameters for every optimizer of a suite, on validation data and separate seeds.
+    """Choose hyper-parameters for every optimizer of a suite.
 
-    The suite defines the search space under the key tune. Without this key, learning rates around the one given for
-    each optimizer are tried. The run contains every setting that was tried; the tuned suite extends the original suite
-    with the chosen values.
+    Settings are compared on validation data and on seeds that the suite does not use. The suite defines the search
+    space under the key tune. Without this key, learning rates around the one given for each optimizer are tried. The
+    run contains every setting that was tried; the tuned suite extends the original suite with the chosen values.
     """
 
     def command() -> int:
@@ -295,11 +295,11 @@ def fingerprint(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Show on one page what kind of solution an optimizer finds, compared with known optimizers.
+    """Show on one page what kind of solution an optimizer finds.
 
     The command tunes the learning rate and trains the suite fingerprint, which takes about two minutes on two cores
-    for an optimizer as cheap as AdamW. The page shows 16 properties next to those of the panel, verdicts against AdamW
-    and SGD, and the nearest neighbours.
+    for an optimizer as cheap as AdamW. The page shows 16 properties next to those of known optimizers, verdicts against
+    AdamW and SGD, and the nearest neighbours.
     """
 
     def command() -> int:
@@ -354,10 +354,11 @@ def compare(
     output: options.OutputOption = None,
     debug: options.Debug = False,
 ) -> None:
-    """Compare two runs, or two optimizers, seed by seed, with verdicts; A is judged against B.
+    """Compare two runs, or two optimizers, seed by seed.
 
-    By default, every optimizer that both runs have is compared. :OPTIMIZER (or :OPTIMIZER/VARIANT) selects one on each
-    side; both sides can be in the same run: optbench compare latest:shampoo latest:adamw
+    Each verdict judges A against B. By default, every optimizer that both runs have is compared. :OPTIMIZER (or
+    :OPTIMIZER/VARIANT) selects one on each side; both sides can be in the same run: optbench compare latest:shampoo
+    latest:adamw
     """
     from optbench.cli.comparing import compare_runs
 
@@ -405,7 +406,10 @@ def report(
     per_trial: options.PerTrial = False,
     debug: options.Debug = False,
 ) -> None:
-    """Show the results of runs: tables, claims with verdicts, and figures; several runs appear side by side."""
+    """Show the results of runs: tables, verdicts and figures.
+
+    Several runs appear side by side.
+    """
     from optbench.cli.reporting import report_runs
 
     report_runs(
@@ -440,9 +444,10 @@ def merge(
     ] = False,
     debug: options.Debug = False,
 ) -> None:
-    """Merge runs of one suite on different seeds into a new run, equal to a single run on all seeds.
+    """Merge runs of one suite on different seeds into a new run.
 
-    The given runs are not changed. They must have the same suite, code and versions, and no seed in common.
+    The new run equals a single run on all seeds. The given runs are not changed. They must have the same suite, code
+    and versions, and no seed in common.
     """
 
     def command() -> int:
@@ -480,10 +485,10 @@ def export(
     runs_dir: options.RunsDir = Path("runs"),
     debug: options.Debug = False,
 ) -> None:
-    """Write a run's trials as files for TensorBoard or Weights & Biases, with the run's HTML report.
+    """Write a run as files for TensorBoard or Weights & Biases.
 
-    The files of a trial contain training curves, accuracies after each task, online accuracies, hyper-parameters and
-    final metrics.
+    The files contain the HTML report of the run and, for each trial, training curves, accuracies after each task,
+    online accuracies, hyper-parameters and final metrics.
     """
 
     def command() -> int:
@@ -520,7 +525,7 @@ def check(
     ] = None,
     debug: options.Debug = False,
 ) -> None:
-    """Check whether an optimizer, model, dataset, task sequence or metric satisfies its contract.
+    """Check an optimizer, model, dataset, task sequence or metric.
 
     Each requirement is shown on one line. The exit code is 1 if a requirement is not met.
     """
@@ -536,7 +541,10 @@ def init(
     ],
     debug: options.Debug = False,
 ) -> None:
-    """Write a plug-in file and a suite to start from; both work without changes."""
+    """Write a plug-in file and a suite to start from.
+
+    Both work without changes.
+    """
     from optbench.cli.starting import init as write
 
     _leave(lambda: write(folder))
@@ -555,7 +563,7 @@ def list_(
     runs_dir: options.RunsDir = Path("runs"),
     debug: options.Debug = False,
 ) -> None:
-    """List the available optimizers, datasets, tasks, models, metrics, suites or runs."""
+    """List the available optimizers, metrics, suites, runs and more."""
     from optbench.cli.listing import list_kind
 
     list_kind(kind, runs_dir)

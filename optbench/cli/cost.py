@@ -69,11 +69,11 @@ def cost(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Measure the cost of optimizers on the parameters of a transformer: time per step, state and peak memory.
+    """Measure the cost of optimizers on a transformer's parameters.
 
-    Each optimizer is measured in a separate process. Optimizers that do not fit into memory are not run; the memory
-    that they would need is listed. The result is saved under --runs-dir; optbench report shows it again, in any
-    format.
+    The costs are the time per step, the size of the state and the peak memory. Each optimizer is measured in a separate
+    process. Optimizers that do not fit into memory are not run; the memory that they would need is listed. The result
+    is saved under --runs-dir; optbench report shows it again, in any format.
     """
     from optbench.cli import costing
     from optbench.costing.contenders import chosen

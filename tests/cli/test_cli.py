@@ -132,6 +132,13 @@ def test_a_dry_run_and_a_report_do_not_import_torch(suite_path: Path, tmp_path: 
     assert answer.returncode == 0, answer.stderr
 
 
+def test_the_summary_of_every_command_fits_on_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    _, commands = capsys.readouterr().out.split("Commands:\n")
+    assert len(commands.splitlines()) == 11
+    assert all(line.endswith(".") and not line.endswith("...") for line in commands.splitlines())
+
+
 def test_version_and_usage_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("optbench ")
