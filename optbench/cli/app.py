@@ -563,7 +563,7 @@ def list_(
     runs_dir: options.RunsDir = Path("runs"),
     debug: options.Debug = False,
 ) -> None:
-    """List the available optimizers, metrics, suites, runs and more."""
+    """List available optimizers, metrics, suites, runs and more."""
     from optbench.cli.listing import list_kind
 
     list_kind(kind, runs_dir)
