@@ -220,6 +220,9 @@ class SlurmJobs:
             self._none_since = time.monotonic()
         elif time.monotonic() - self._none_since > STALLED:
             waiting = [worker for worker in workers if worker.job is not None and not worker.inbox]
+            if waiting and not states:
+                self.say_once(waiting[0], "waiting for SLURM", "squeue does not answer")
+                return
             for worker in waiting:
                 state = states.get(worker.job.job_id)
                 if state is not None and state.waits:
@@ -365,6 +368,8 @@ class _SlurmWorker:
             self.inbox.append(Lost(f"{self._name} {state.describe(self.job)}"))
         elif self._ending_since is not None and time.monotonic() - self._ending_since > PATIENCE:
             self.inbox.append(Lost(f"{self._name} was ended by SLURM"))
+        elif state is not None and state.is_suspended:
+            self._cluster.say_once(self, self._name, "suspended by SLURM")
         elif self.is_ready and self._silence > SILENT:
             self.inbox.append(Lost(f"{self._name} shows no sign of life"))
 

@@ -33,7 +33,9 @@ ENDED = {
 """Final states of jobs, and their wording in messages. Jobs in other states are waiting, running or about to end."""
 HELD = ("REQUEUED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
 """States of jobs that were put back into the queue despite `--no-requeue`."""
-WAITING = ("PENDING", "CONFIGURING", "SUSPENDED", "STOPPED", *HELD)
+SUSPENDED = ("SUSPENDED", "STOPPED")
+"""States of jobs that SLURM has stopped and can continue."""
+WAITING = ("PENDING", "CONFIGURING", *SUSPENDED, *HELD)
 """States of jobs that are not running yet, or are suspended."""
 ANSWER = 60.0
 """Timeout of queries, in seconds."""
@@ -60,6 +62,10 @@ class State:
     def waits(self) -> bool:
         """True if the job is not running yet, or is suspended."""
         return self.name in WAITING
+
+    @property
+    def is_suspended(self) -> bool:
+        return self.name in SUSPENDED
 
     def describe_wait(self) -> str:
         """Return text such as `pending (Resources)`."""

@@ -126,6 +126,32 @@ def test_a_silent_job_is_lost_even_if_slurm_does_not_answer(backend: SlurmJobs, 
     assert worker.receive() == Lost("job 1 shows no sign of life")
 
 
+def test_a_suspended_job_is_not_lost(backend: SlurmJobs, slurm: Path, clock: list[float]) -> None:
+    worker = started(backend)
+    worker._pulse.silence = lambda: slurm_jobs.SILENT + 1.0
+    (slurm / "states").write_text("1|SUSPENDED|None\n")
+    heard: list[Any] = []
+    for _ in range(5):
+        clock[0] += slurm_jobs.ASKED + 1
+        heard += [one.receive() for one in backend.wait([worker])]
+    assert heard == [Said("job 1: suspended by SLURM")]
+    (slurm / "states").write_text("1|RUNNING|None\n")
+    clock[0] += slurm_jobs.ASKED + 1
+    assert backend.wait([worker]) == [worker]
+    assert worker.receive() == Lost("job 1 shows no sign of life")
+
+
+def test_a_queue_that_does_not_answer_is_reported_once_while_no_worker_is_ready(
+    backend: SlurmJobs, clock: list[float]
+) -> None:
+    worker = backend.start(0)
+    said: list[str] = []
+    for _ in range(10):
+        clock[0] += slurm_jobs.ASKED + 1
+        said += [one.receive().text for one in backend.wait([worker])]
+    assert said == ["waiting for SLURM: squeue does not answer"]
+
+
 def test_a_message_that_cannot_be_written_is_reported(backend: SlurmJobs, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = started(backend)
 
