@@ -107,9 +107,12 @@ def hint(name: object, valid: Iterable[str]) -> str:
     return f"; did you mean '{guess}'?" if guess else ""
 
 
-def unknown(what: str, name: str, valid: Iterable[str]) -> str:
-    """Return a message such as `unknown optimizer 'adamm'; did you mean 'adam'? (valid: adam, sgd)`."""
+def unknown(what: str, name: str, valid: Iterable[str], of: str = "") -> str:
+    """Return a message such as `unknown optimizer 'adamm'; did you mean 'adam'? (valid: adam, sgd)`.
+
+    of: what the name belongs to, as in `unknown hyper-parameter 'rate' of sgd`.
+    """
     names = sorted(valid)
     meant = hint(name, names)
     listed = "" if meant and len(names) > MANY_NAMES else f" (valid: {', '.join(names) or 'none'})"
-    return f"unknown {what} '{name}'{meant}{listed}"
+    return f"unknown {what} '{name}'{f' of {of}' if of else ''}{meant}{listed}"

@@ -157,7 +157,7 @@ def run(
     _leave(command)
 
 
-@app.command()
+@app.command(short_help="Choose hyper-parameters for the optimizers of a suite.")
 def tune(
     context: typer.Context,
     suite: options.Suite = None,
@@ -173,7 +173,7 @@ def tune(
         int | None,
         typer.Option(
             metavar="N",
-            min=1,
+            parser=options.whole("--trials", 1),
             help="With random or tpe: settings to try per optimizer; by default, as many as the optimizer's grid has.",
         ),
     ] = None,
@@ -238,7 +238,7 @@ def tune(
     _leave(command)
 
 
-@app.command()
+@app.command(short_help="Show on one page what kind of solution an optimizer finds.")
 def fingerprint(
     context: typer.Context,
     target: Annotated[
@@ -310,7 +310,7 @@ def fingerprint(
     _leave(command)
 
 
-@app.command()
+@app.command(short_help="Compare two runs, or two optimizers, seed by seed.")
 def compare(
     run_a: Annotated[
         str,
@@ -378,12 +378,12 @@ def compare(
     raise typer.Exit(code)
 
 
-@app.command()
+@app.command(short_help="Show the results of runs: tables, claims and figures.")
 def report(
     runs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RUN]...",
+            metavar="RUN",
             autocompletion=completion.reported,
             help="Run directories, run ids, or latest (the default); or results of optbench cost.",
         ),
@@ -424,15 +424,15 @@ def report(
     )
 
 
-app.command()(cost)
+app.command(short_help="Measure the time per step and the memory of optimizers.")(cost)
 
 
-@app.command()
+@app.command(short_help="Merge runs of one suite on different seeds into one run.")
 def merge(
     runs: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN...",
+            metavar="RUN",
             autocompletion=completion.runs,
             help="Complete runs of one suite, each on different seeds.",
         ),
@@ -458,7 +458,7 @@ def merge(
     _leave(command)
 
 
-@app.command()
+@app.command(short_help="Write a run as files for TensorBoard or Weights & Biases.")
 def export(
     run: Annotated[
         str,
@@ -499,7 +499,7 @@ def export(
     _leave(command)
 
 
-@app.command()
+@app.command(short_help="Check an optimizer, model, dataset, task sequence or metric.")
 def check(
     target: Annotated[
         str,
@@ -534,7 +534,7 @@ def check(
     _leave(lambda: check_target(target, set_ or (), as_))
 
 
-@app.command()
+@app.command(short_help="Write a plug-in file and a suite to start from.")
 def init(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="The folder to write to; created if it does not exist.")
@@ -550,7 +550,7 @@ def init(
     _leave(lambda: write(folder))
 
 
-@app.command("list")
+@app.command("list", short_help="List the available optimizers, models, suites, runs, etc.")
 def list_(
     kind: Annotated[
         str,

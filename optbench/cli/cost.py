@@ -14,7 +14,7 @@ def cost(
     optimizers: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[OPTIMIZER]...",
+            metavar="OPTIMIZER",
             autocompletion=completion.contenders,
             help="A name from `optbench list optimizers`, module:Class or ./file.py:Class; NAME=TARGET renames it. "
             "By default, common optimizers, including Shampoo with and without blocks.",
@@ -37,31 +37,48 @@ def cost(
         str | None,
         typer.Option(metavar="N,...", help="Numbers of CPU threads to use; by default, 1 and the number of cores."),
     ] = None,
-    batch: Annotated[int | None, typer.Option(metavar="N", min=1, help="Sequences per batch.")] = None,
+    batch: Annotated[
+        int | None, typer.Option(metavar="N", parser=options.whole("--batch", 1), help="Sequences per batch.")
+    ] = None,
     steps: Annotated[
         int,
-        typer.Option(metavar="N", min=2, help="Number of steps to measure, not counting an optimizer's first step."),
+        typer.Option(
+            metavar="N",
+            parser=options.whole("--steps", 2),
+            help="Number of steps to measure, not counting an optimizer's first step.",
+        ),
     ] = 20,
     seconds: Annotated[
         float,
         typer.Option(
-            metavar="S", min=0, help="Start no step after this many seconds; at least two steps are measured."
+            metavar="S",
+            parser=options.number("--seconds", 0),
+            help="Start no step after this many seconds; at least two steps are measured.",
         ),
     ] = 20.0,
     warm_up: Annotated[
         int,
         typer.Option(
             metavar="N",
-            min=0,
+            parser=options.whole("--warm-up", 0),
             help="Number of warm-up steps, as far as --seconds allows: matrix roots become stale fastest at first.",
         ),
     ] = 50,
     timeout: Annotated[
-        float, typer.Option(metavar="S", min=1, help="Stop an optimizer after this many seconds on one size.")
+        float,
+        typer.Option(
+            metavar="S",
+            parser=options.number("--timeout", 1),
+            help="Stop an optimizer after this many seconds on one size.",
+        ),
     ] = 1800.0,
     memory: Annotated[
         float | None,
-        typer.Option(metavar="GIB", min=0.1, help="Memory limit; by default, 80% of the available memory."),
+        typer.Option(
+            metavar="GIB",
+            parser=options.number("--memory", 0.1),
+            help="Memory limit; by default, 80% of the available memory.",
+        ),
     ] = None,
     runs_dir: options.RunsDir = Path("runs"),
     format_: options.FormatOption = None,

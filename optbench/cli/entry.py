@@ -7,6 +7,7 @@ measured; 130 interrupted; 70 (EX_SOFTWARE in sysexits.h) an internal error of o
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,7 @@ import typer
 
 from optbench.cli import completion, standard_streams
 from optbench.cli.app import app
-from optbench.errors import OptbenchError, UsageError, escaped
+from optbench.errors import OptbenchError, UsageError, escaped, hint
 from optbench.paths import is_utf8
 
 INTERRUPTED = 130
@@ -43,8 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OptbenchError as error:
         code = _say(error, str(error), error.exit_code, debug=debug)
     except _ClickException as error:
-        message = escaped(error.format_message())  # type: ignore[attr-defined]
-        code = _say(error, f"{message} (see optbench --help)", 2, debug=debug)
+        code = _say(error, _misuse(error), 2, debug=debug)
     except (typer.Abort, KeyboardInterrupt) as error:
         code = _say(error, "interrupted", INTERRUPTED, debug=debug)
     except SystemExit as error:
@@ -67,6 +67,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = _say(error, f"internal error: {message}; --debug shows the traceback", INTERNAL_ERROR, debug=debug)
     standard_streams.undelivered(sys.stderr)
     return code if isinstance(code, int) else 0
+
+
+def _misuse(error: Any) -> str:
+    """Describe a usage error that Typer has found, in the form of the messages of optbench."""
+    context = error.ctx
+    command = context.command_path if context else "optbench"
+    message = error.format_message().rstrip(".")
+    place = command.removeprefix("optbench ")
+    if hasattr(error, "possibilities"):
+        known = context.command.get_params(context) if context else []
+        options = [option for parameter in known for option in parameter.opts]
+        message = f"unknown option '{error.option_name}'{hint(error.option_name, options)}"
+    elif hasattr(error, "option_name"):
+        takes_none = message.endswith("does not take a value")
+        message = f"{error.option_name}: expected {'no value, got one' if takes_none else 'a value, got none'}"
+    elif found := re.match(r"No such command (['\"])(.*?)\1(?:\.|$)", message):
+        message = f"unknown command '{found[2]}'{hint(found[2], context.command.commands if context else ())}"
+    elif found := re.match(r"Got unexpected extra argument\S* \((.*)\)$", message, re.DOTALL):
+        message = f"{place}: expected no more arguments, got {found[1]}"
+    elif message.startswith("Missing") and error.param is not None:
+        given = error.param.metavar or error.param.name
+        what = f"{error.param.opts[0]} {given}" if error.param.param_type_name == "option" else given
+        message = f"{place}: expected {what}, got none"
+    return escaped(f"{message} (see {command} --help)")
 
 
 def _say(error: BaseException, message: str, code: int, *, debug: bool) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ from typing import Annotated
 import typer
 
 from optbench.cli import completion
+from optbench.errors import UsageError
 from optbench.paths import user_path
 
 
@@ -17,6 +19,30 @@ def path_option(option: str) -> Callable[[str | Path], Path]:
 
     def parse(value: str | Path) -> Path:
         return user_path(value, option)
+
+    return parse
+
+
+def whole(option: str, least: int) -> Callable[[str | int], int]:
+    """Return a parser for an option that is a whole number of at least `least`."""
+
+    def parse(value: str | int) -> int:
+        with contextlib.suppress(ValueError):
+            if (number := int(value)) >= least:
+                return number
+        raise UsageError(f"{option}: expected a whole number of at least {least}, got {value}")
+
+    return parse
+
+
+def number(option: str, least: float) -> Callable[[str | float], float]:
+    """Return a parser for an option that is a number of at least `least`."""
+
+    def parse(value: str | float) -> float:
+        with contextlib.suppress(ValueError):
+            if (found := float(value)) >= least:
+                return found
+        raise UsageError(f"{option}: expected a number of at least {least:g}, got {value}")
 
     return parse
 
@@ -110,7 +136,10 @@ Suite = Annotated[
     ),
 ]
 Jobs = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="Number of workers; by default, one per core or one per GPU.")
+    int | None,
+    typer.Option(
+        metavar="N", parser=whole("--jobs", 1), help="Number of workers; by default, one per core or one per GPU."
+    ),
 ]
 ForceResume = Annotated[
     bool,

@@ -100,7 +100,7 @@ def _named(word: str) -> Contender:
         return replace(CONTENDERS[target], name=name, twin=CONTENDERS[target].twin if name == target else None)
     if not is_plugin(target) and target not in OPTIMIZERS:
         known = {*CONTENDERS, *OPTIMIZERS}
-        raise UsageError(f"cost: {unknown('optimizer', target, known)}; or give module:Class or ./file.py:Class")
+        raise UsageError(f"cost: {unknown('optimizer', target, known)} (or module:Class, or ./file.py:Class)")
     return Contender(name, target)
 
 

@@ -82,7 +82,7 @@ def check_arguments(target: str, hyperparameters: Mapping[str, Any]) -> None:
     names = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     for name in hyperparameters:
         if name not in names and not takes_any and name not in DECLARATIONS:
-            raise OptimizerError(unknown(f"hyper-parameter of {target}", name, names))
+            raise OptimizerError(unknown("hyper-parameter", name, names, str(target)))
     # provided by the trial
     given = {*hyperparameters, *GIVEN, *([first.name] if first_given(factory) is not None else [])}
     missing = [name for name, p in names.items() if p.default is p.empty and name not in given]

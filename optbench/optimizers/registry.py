@@ -39,7 +39,7 @@ def find(target: str) -> OptimizerSpec:
         check_names_attribute(target)
     except TargetError as error:
         raise OptimizerError(*error.args) from None
-    raise OptimizerError(unknown("optimizer", target, OPTIMIZERS) + "; or module:Class, or ./file.py:Class")
+    raise OptimizerError(unknown("optimizer", target, OPTIMIZERS) + " (or module:Class, or ./file.py:Class)")
 
 
 def user_targets(target: str, hyperparameters: Mapping[str, Any]) -> frozenset[str]:
@@ -71,7 +71,7 @@ def check_settings(target: str, hyperparameters: Mapping[str, Any]) -> None:
                 raise OptimizerError(f"hyper-parameter '{name}': expected a finite number, got {value!r}")
             continue
         if name not in spec.hyperparameters:
-            raise OptimizerError(unknown(f"hyper-parameter of {target}", name, spec.hyperparameters))
+            raise OptimizerError(unknown("hyper-parameter", name, spec.hyperparameters, target))
         problem = spec.hyperparameters[name].problem(value)
         if problem is not None:
             raise OptimizerError(f"hyper-parameter '{name}' of {target}: {problem}")

@@ -192,7 +192,7 @@ def test_a_dry_run_refuses_the_same_optimizers_as_a_run(tmp_path: Path, capsys: 
     assert main([*good]) == 0
     capsys.readouterr()
     typo = refusal(capsys, tmp_path, *good, "--set", "optimizers.mine.Lr=1")
-    assert "optimizers.mine: unknown hyper-parameter of ./plugin.py:Mine 'Lr'; did you mean 'lr'?" in typo
+    assert "optimizers.mine: unknown hyper-parameter 'Lr' of ./plugin.py:Mine; did you mean 'lr'?" in typo
     assert "has no 'Mien'; did you mean 'Mine'?" in refusal(capsys, tmp_path, *good[:-1], "mine=./plugin.py:Mien")
 
 

@@ -413,7 +413,7 @@ def test_the_largest_difference_detects_one_bit_and_nan() -> None:
     ("target", "settings", "message"),
     [
         ("adamm", {}, "did you mean 'adam'"),
-        ("adam", {"rate": 1}, "unknown hyper-parameter of adam 'rate'"),
+        ("adam", {"rate": 1}, "unknown hyper-parameter 'rate' of adam"),
         ("adam", {"lr": "fast"}, "expected a number"),
         ("no_such_module:Sgd", {}, "cannot import no_such_module"),
         ("torch.optim:Adaam", {}, "did you mean 'Adam'"),
@@ -469,7 +469,7 @@ def test_a_broken_contract_gives_exit_code_1(plugins: Callable[[str], str], caps
     ("arguments", "message"),
     [
         (["adamm"], "unknown name 'adamm'; did you mean 'adam'?"),
-        (["adam", "--set", "rate=1"], "unknown hyper-parameter of adam 'rate'"),
+        (["adam", "--set", "rate=1"], "unknown hyper-parameter 'rate' of adam"),
         (["adam", "--set", "lr"], "expected key.path"),
         (["./no_such_file.py:Sgd"], "there is no file"),
         (["PLUGIN", "--set", "momentum=2"], "ValueError: momentum 2 is out of range"),

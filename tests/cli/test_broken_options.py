@@ -75,7 +75,7 @@ SETTINGS: dict[str, tuple[str, str]] = {
     "target is a list": ("optimizers.sgd.target=[sgd]", "expected text, got a list"),
     "learning rate is text": ("optimizers.sgd.lr=fast", "'lr' of sgd: expected a number above 0, got 'fast'"),
     "negative learning rate": ("optimizers.sgd.lr=-0.1", "'lr' of sgd: expected a number above 0, got -0.1"),
-    "unknown hyper-parameter": ("optimizers.sgd.speed=1", "unknown hyper-parameter of sgd 'speed'"),
+    "unknown hyper-parameter": ("optimizers.sgd.speed=1", "unknown hyper-parameter 'speed' of sgd"),
     "unknown dataset": ("experiments.permuted.dataset=mnst", "unknown dataset 'mnst'; did you mean 'mnist'?"),
     "dataset is a path": ("experiments.permuted.dataset=../../etc", "unknown dataset '../../etc'"),
     "infinite epochs": ("experiments.permuted.protocol.max_epochs=.inf", "finite"),
@@ -157,7 +157,8 @@ OPTIONS: dict[str, tuple[list[str], str]] = {
     "missing device": (["--device", "cuda:99"], "cuda:99"),
     "device with an escape": (["--device", "\x1b[31m"], r"\x1b[31m"),
     "jobs is text": (["--jobs", "many"], "--jobs"),
-    "zero jobs": (["--jobs", "0"], "--jobs"),
+    "zero jobs": (["--jobs", "0"], "--jobs: expected a whole number of at least 1, got 0"),
+    "jobs not a number": (["--jobs", "two"], "--jobs: expected a whole number of at least 1, got two"),
     "negative jobs": (["--jobs=-1"], "--jobs"),
     "resume an unknown run": (["--resume", "xyzzy"], "no run 'xyzzy' in runs"),
     "resume the latest of no runs": (["--resume", "latest"], "runs: no runs yet"),
@@ -168,10 +169,10 @@ OPTIONS: dict[str, tuple[list[str], str]] = {
     "runs directory is a file": (["--runs-dir", "s.yaml"], "s.yaml/good-"),
     "runs directory below a file": (["--runs-dir", "s.yaml/x"], "cannot write: Not a directory"),
     "force without resume": (["--force"], "--force: expected --resume as well"),
-    "unknown option": (["--sedes", "3"], "No such option: --sedes"),
+    "unknown option": (["--sedes", "3"], "unknown option '--sedes'; did you mean '--seeds'? (see optbench run --help)"),
     "unknown option with an escape": (["--\x1b[31m\n"], r"--\x1b[31m"),
-    "an extra argument": (["more"], "(more)"),
-    "an option without its value": (["--seeds"], "--seeds"),
+    "an extra argument": (["more"], "run: expected no more arguments, got more (see optbench run --help)"),
+    "an option without its value": (["--seeds"], "--seeds --quiet: expected a number of seeds"),
 }
 
 
@@ -183,14 +184,16 @@ def test_an_invalid_option_is_refused(name: str, tmp_path: Path, capsys: pytest.
 
 
 COMMANDS: dict[str, tuple[list[str], str]] = {
-    "no such command": (["rum"], "No such command 'rum'"),
-    "a command with an escape": (["\x1b[31m"], r"No such command '\x1b[31m'"),
+    "no such command": (["rum"], "unknown command 'rum'; did you mean 'run'? (see optbench --help)"),
+    "a command with an escape": (["\x1b[31m"], r"unknown command '\x1b[31m'"),
+    "an option without its value": (["run", "--seeds"], "--seeds: expected a value, got none"),
+    "a flag with a value": (["run", "s.yaml", "--quiet=yes"], "--quiet: expected no value, got one"),
     "run without a suite": (["run"], "run: expected a SUITE"),
     "tune without a suite": (["tune"], "tune: expected a SUITE"),
     "unknown sampler": (["tune", "s.yaml", "--sampler", "gess"], "--sampler: unknown sampler 'gess'"),
     "output overwrites a file": (["tune", "s.yaml", "-o", "s.yaml"], "this file exists"),
     "output in a missing directory": (["tune", "s.yaml", "-o", "gone/x.yaml"], "there is no directory gone"),
-    "list without a kind": (["list"], "Missing argument 'KIND'"),
+    "list without a kind": (["list"], "list: expected KIND, got none (see optbench list --help)"),
     "unknown kind to list": (["list", "optimisers"], "did you mean 'optimizers'?"),
     "list with an escape": (["list", "\x1b[31m\n"], r"unknown kind '\x1b[31m\n'"),
     "file without a name": (

@@ -114,8 +114,8 @@ WRONG = {
     ),
     "inside a file": (["--to", "tensorboard", "full/mine.txt/logs"], "full/mine.txt/logs: expected .* folder.*"),
     "empty folder name": (["--to", "tensorboard", ""], "DIR: expected a path, got nothing"),
-    "no --to": (["logs"], "Missing option '--to'.*"),
-    "no DIR": (["--to", "tensorboard"], "Missing argument 'DIR'.*"),
+    "no --to": (["logs"], "export: expected --to TRACKER, got none .*"),
+    "no DIR": (["--to", "tensorboard"], "export: expected DIR, got none .*"),
 }
 
 

@@ -192,7 +192,7 @@ def test_an_optimizer_without_a_learning_rate_is_trained_untuned(
         (["adam", "-o", "no/page.html"], "--output no/page.html: there is no directory no"),
         (["adam", "--seeds", "11"], "--seeds: expected seeds of the panel, 0 to 9, got 10"),
         (["adam", "--set", "lr"], "--set lr: expected NAME=VALUE for a hyper-parameter, as in lr=0.001"),
-        (["adam", "--set", "rl=0.1"], "--set rl=0.1: unknown hyper-parameter of adam 'rl'; did you mean 'lr'?"),
+        (["adam", "--set", "rl=0.1"], "--set rl=0.1: unknown hyper-parameter 'rl' of adam; did you mean 'lr'?"),
         (["adam", "--name", "panel"], "this run already exists"),
         (["panel:sdg"], "panel: unknown optimizer 'sdg'; did you mean 'sgd'?"),
         (["panle:sgd"], "panle:sgd: unknown run or module 'panle'; did you mean 'panel:sgd'?"),

@@ -137,7 +137,7 @@ def test_an_inconclusive_gate_fails_only_when_strict(runs: Path, capsys: pytest.
         (["compare", "base", "proposal", "--fail-on", "forgetting"], 2, "expected METRIC:+SIZE or METRIC:-SIZE"),
         (["compare", "base", "proposal", "--format", "markdwn"], 2, "did you mean 'markdown'?"),
         (["compare", "base", "proposal", "-o", "no/such/folder/x.md"], 2, "cannot write"),
-        (["compare", "base"], 2, "Missing argument"),
+        (["compare", "base"], 2, "compare: expected RUN_B[:OPTIMIZER], got none"),
         (["report", "bsae"], 2, "no run 'bsae' in runs; did you mean 'base'?"),
         (["report", "base", "base"], 2, "a run is named twice"),
         (["report", "base", "--format", "pdf"], 2, "unknown format 'pdf'"),

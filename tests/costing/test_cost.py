@@ -158,7 +158,7 @@ def test_an_optimizer_that_does_not_fit_is_reported_before_allocation(
     [
         (["--size", "bert"], "--size: unknown size 'bert'; did you mean 'bert-base'?"),
         (["adamm"], "unknown optimizer 'adamm'; did you mean 'adam'?"),
-        (["adam", "--set", "rate=1"], "unknown hyper-parameter of adam 'rate'"),
+        (["adam", "--set", "rate=1"], "unknown hyper-parameter 'rate' of adam"),
         (["./gone.py:Mine"], "gone.py"),
         (["--threads", "0"], "--threads 0: expected numbers of at least 1"),
         (["--device", "cuda"], "--device cuda"),

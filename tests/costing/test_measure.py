@@ -162,7 +162,7 @@ def test_refreshes_are_weighted_by_their_frequency() -> None:
         (["adam", "sgd"], ["lr=1"], "expected NAME.key=value"),
         (["adam", "sgd"], ["adan.lr=1"], "did you mean 'adam'?"),
         (["adam"], ["lr=-1"], "expected a number above 0"),
-        (["adam"], ["adam.rate=1"], "unknown hyper-parameter of adam 'rate'"),
+        (["adam"], ["adam.rate=1"], "unknown hyper-parameter 'rate' of adam"),
         (["adam"], ["adam.=1"], "empty part"),
     ],
 )

@@ -258,7 +258,7 @@ def test_a_function_can_be_declared_elementwise(file: str, mnist: Dataset) -> No
         ("demanding", [], "got LBFGS, which needs closure"),
         ("breaks", [], "ArithmeticError: not today"),
         ("number", [], "'number' is of type int"),
-        ("plain", ["--set", "optimizers.x.lrr=1"], "unknown hyper-parameter of ./mine.py:plain 'lrr'"),
+        ("plain", ["--set", "optimizers.x.lrr=1"], "unknown hyper-parameter 'lrr' of ./mine.py:plain"),
         ("groups", ["--set", "optimizers.x.bias_ls=1"], "did you mean 'bias_lr'?"),
         ("by_text", ["--set", "optimizers.x.lr=fast"], "'lr' of ./mine.py:by_text: expected float, got 'fast'"),
         ("by_text", ["--set", "optimizers.x.lr=true"], "'lr' of ./mine.py:by_text: expected float, got True"),

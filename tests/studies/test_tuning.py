@@ -258,7 +258,7 @@ def test_by_default_learning_rates_are_searched_around_their_values() -> None:
         ({"lr": [0.1]}, r"tune.optimizers.sgd.lr: expected a list of at least two values"),
         ({"lr": []}, r"tune.optimizers.sgd.lr: 'lr' is an empty list"),
         ({"lr": {"log": [0.1, 1.0]}}, r"tune.optimizers.sgd.lr: 'lr': expected a grid such as"),
-        ({"rate": [0.1, 0.2]}, r"tune.optimizers.sgd: unknown hyper-parameter of sgd 'rate'"),
+        ({"rate": [0.1, 0.2]}, r"tune.optimizers.sgd: unknown hyper-parameter 'rate' of sgd"),
         ({"lr": [0.1, -0.2]}, r"tune.optimizers.sgd: hyper-parameter 'lr' of sgd"),
         ({}, r"tune.optimizers.sgd: expected hyper-parameters to search"),
         (
