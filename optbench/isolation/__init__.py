@@ -16,8 +16,8 @@ Three kinds of changes are not undone:
 - the global state of the user's own modules.
 
 A worker process that has run a user's code is therefore never used for other code (`execution.pool`). Changes to
-`sys.path` by a plug-in are kept as well, because files that extend it often import their neighbours later, inside
-functions.
+`sys.path` by a plug-in are kept as well, because a file that extends `sys.path` often imports its neighbours later,
+inside functions.
 """
 
 from __future__ import annotations

@@ -123,4 +123,4 @@ AMBIENT: tuple[ProcessSetting, ...] = (
     ProcessSetting("numpy print options", np.get_printoptions, lambda value: np.set_printoptions(**value)),
     ProcessSetting("warn_always", torch.is_warn_always_enabled, torch.set_warn_always),
 )
-"""Process-wide settings other than `NUMERIC` that code may depend on."""
+"""Process-wide settings that code may depend on, other than those in `NUMERIC`."""

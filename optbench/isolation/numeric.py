@@ -59,7 +59,7 @@ def _precisions() -> list[ProcessSetting]:
 def _older(name: str, get: Callable[[], Any], set_: Callable[[Any], object]) -> ProcessSetting:
     """Return a legacy setting, which combines several newer ones.
 
-    If PyTorch refuses to read the value, it is None and is not restored.
+    If PyTorch raises an error when the value is read, the value is None, and the setting is not restored.
     """
 
     def read() -> Any:
@@ -84,8 +84,8 @@ The value of such a setting is a pair of flags, which are set together.
 """
 _KERNELS_OF_ATTENTION = {"reads": "_get_{}_sdp_enabled", "writes": "_set_sdp_use_{}"}
 _SMALLEST = 5e-324
-"""The smallest denormal number. Its product with 1 is 0 in a thread that flushes denormals, a flag for which PyTorch
-has no getter."""
+"""The smallest denormal number. Its product with 1 is 0 only in a thread that flushes denormals, which reveals this
+flag; PyTorch has no getter for it."""
 
 
 def _default_type() -> tuple[torch.dtype, str]:
@@ -107,7 +107,7 @@ def _default_device() -> torch.device | None:
 
 
 _kept_modes: list[Any] = []
-"""Inference modes entered by `_set_inference_mode`, kept alive because deleting one would change the mode."""
+"""Inference modes entered by `_set_inference_mode`, kept alive because deleting one would change the current mode."""
 
 
 def _set_inference_mode(value: bool) -> None:

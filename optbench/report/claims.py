@@ -70,7 +70,7 @@ def claim_blocks(run: RunSummary, several: bool) -> Iterable[Block]:
         for found in claim.left_out
     ]
     reasons += [
-        f"claim {number}, {arm_label(arm)}: its condition is judged on the {arm.count('ok')} of "
+        f"claim {number}, {arm_label(arm)}: the condition is judged on the {arm.count('ok')} of "
         f"{count(len(arm.trials), 'seed')} that are ok"
         for number, claim in enumerate(run.claims, start=1)
         for arm in claim.partly_judged
@@ -114,7 +114,7 @@ def verdict_cell(claim: JudgedClaim, numbered: Numbered) -> Cell:
 
 
 def warnings_of(numbered: Numbered) -> list[str]:
-    """Return each warning about the networks behind claims once, with the numbers of the claims that it concerns.
+    """Return the warnings about the networks that the claims compare, each with the numbers of the claims it concerns.
 
     The warnings are about tasks not learnt, trials above the target training loss, and ranks with many dormant units.
     """
@@ -153,9 +153,9 @@ def _of_parts(
 
 
 def _reasons(run: RunSummary) -> Iterable[str]:
-    """Yield each reason why parts have no stronger verdict, except too few seeds.
+    """Yield each reason why there is no stronger verdict, preceded by the parts to which the reason applies.
 
-    Too few seeds are reported at the beginning of the report.
+    A lack of seeds is omitted, because the report states it at the beginning.
     """
     shared = grouped(
         (f"{part.verdict}: {part.reason}", f"claim {number}, {part_label(part)}")
@@ -169,8 +169,8 @@ def _reasons(run: RunSummary) -> Iterable[str]:
 def _verdict(claim: JudgedClaim) -> str:
     """Format the verdict on a claim, e.g. `supported (3 of 3; 4 left out)`.
 
-    The numbers count the parts with this verdict, if there are several parts, and the variants left out, if there are
-    any. The text is marked if a side failed to learn a task.
+    In the example, 3 of the claim's 3 parts have this verdict, and 4 variants were left out. A claim with one part has
+    no count of parts. The text is marked if a side failed to learn a task.
     """
     agree = sum(part.verdict is claim.verdict for part in claim.parts)
     counts = [f"{agree} of {len(claim.parts)}"] if len(claim.parts) > 1 else []
@@ -215,9 +215,9 @@ def _parts(claims: Sequence[JudgedClaim]) -> Table:
 
 
 def part_estimate(claim: JudgedClaim, part: ClaimPart) -> str:
-    """Format the difference and its interval, e.g. `+0.030 [0.015, 0.045]`.
+    """Format a part's difference and its 95% interval, e.g. `+0.030 [0.015, 0.045]`.
 
-    A claim of equivalence has the 90% interval, followed by `(90%)`.
+    For a claim of equivalence, use the 90% interval and append `(90%)`.
     """
     result, digits = part.result, decimals(claim.claim.primary.name)
     if claim.claim.expect == "equivalent":
@@ -255,7 +255,7 @@ def condition(judged: JudgedClaim) -> str:
 def unmet_text(unmet: Unmet, in_bits: bool) -> str:
     """Describe an unmet condition, e.g. `mean last task accuracy 0.374, not above 0.9`.
 
-    If the mean is not over all planned seeds, the text includes the number of seeds.
+    If the mean is not over all planned seeds, the text states how many seeds it includes.
     """
     metric, seeds = words(unmet.metric, in_bits), count(unmet.planned, "seed")
     if unmet.mean is None:

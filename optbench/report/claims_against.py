@@ -43,7 +43,7 @@ COLUMNS = (
 def claims_against(a: RunSummary, b: RunSummary, claims: Sequence[ClaimOfBoth], apart: Sequence[str]) -> Report:
     """Build the document on the claims of two runs.
 
-    apart: the settings in which the suites of the runs differ, in words.
+    apart: a text for each setting in which the suites of the two runs differ.
     """
     blocks: list[Block] = []
     for side, run in (("A", a), ("B", b)):
@@ -103,7 +103,7 @@ def _change(number: int, claim: ClaimOfBoth) -> str:
 
 
 def _notes(numbered: Mapping[int, ClaimOfBoth]) -> Iterable[str]:
-    """Yield a line for each claim that is not compared, with the reason, or that has parts in one run only."""
+    """Yield a line for each claim with different settings in A and B, and for claims or parts found in one run only."""
     for number, claim in numbered.items():
         if claim.apart:
             what = "; ".join(f"{name} {_short(a)} in A, {_short(b)} in B" for name, a, b in claim.apart)

@@ -70,7 +70,7 @@ def comparison_report(
 
 
 def arm_name(comparison: Comparison, pair: ArmComparison, side: str) -> str:
-    """Return the name of an arm: `shampoo` in a comparison within one run, `shampoo in <run>` between two."""
+    """Return the name of an arm: `shampoo` in a comparison within one run, `shampoo in <run>` between runs."""
     arm = pair.a if side == "A" else pair.b
     same_run = comparison.a.results.run.path.resolve() == comparison.b.results.run.path.resolve()
     return arm.label if same_run else f"{arm.label} in {arm.results.run.id}"
@@ -130,7 +130,10 @@ def _overview(comparison: Comparison) -> Iterable[Block]:
 
 
 def judged_cell(found: MetricComparison | None, *, with_size: bool = False) -> Cell:
-    """Return a cell with the verdict on a metric, followed by the difference if `with_size`."""
+    """Return a cell with the verdict on a metric, or `exploratory` if the metric is not judged.
+
+    with_size: whether the difference follows the verdict, unless the verdict is `not comparable`.
+    """
     if found is None or found.judgement is None:
         return Cell("exploratory", "quiet")
     verdict = found.judgement.verdict
@@ -216,14 +219,14 @@ def _warnings(pair: ArmComparison) -> Iterable[str]:
 
 
 def _dormant(pair: ArmComparison, shown: Sequence[MetricComparison]) -> Iterable[str]:
-    """Return the remark on networks with many dormant units; none if no rank is compared."""
+    """Return the remark on networks with many dormant units, or nothing if no metric in `shown` is a rank."""
     sides = (("A", pair.a), ("B", pair.b))
     named = [f"{side} ({arm.label}), {said}" for side, arm in sides if (said := arm.many_dormant)]
     return [dormant_line(named)] if named and any(is_rank(found.metric.name) for found in shown) else []
 
 
 def _table(caption: str, shown: Sequence[MetricComparison], *, judged: bool = True) -> Table:
-    """Return the table of metrics; `judged`: with the columns of verdicts and of p after Holm's correction."""
+    """Return the table of metrics; if `judged`, include columns for the verdicts and for p after Holm's correction."""
     numeric = (
         "A\nmedian",
         "B\nmedian",

@@ -19,7 +19,7 @@ outline: headings that the captions below them repeat.
 minor: less important tables.
 chart: numbers drawn in characters.
 numbers: numbers that a chart or a figure also shows.
-details: every measure.
+details: the statistics of every metric.
 """
 Tone = Literal["plain", "quiet", "warning", "good", "bad"]
 """`quiet`: a footnote; `warning`: an important remark; `good`, `bad`: a verdict for or against."""
@@ -42,7 +42,7 @@ def seeds_cell(number: int, planned: int) -> Cell:
 class Column:
     """A column of a table.
 
-    title: may contain one line break, for a narrow column.
+    title: the text above the column, which may contain one line break to keep the column narrow.
     numeric: whether cells are right-aligned and never wrapped.
     """
 
@@ -186,7 +186,7 @@ def listed(key: str, lines: Callable[[], Iterable[Record]]) -> Records:
 
 
 def shown(blocks: Sequence[Block], roles: Set[Role]) -> Iterator[Shown]:
-    """Yield the blocks that a format with these roles shows, without records."""
+    """Yield the blocks that a format with these roles shows; records are never shown."""
     for block in blocks:
         match block:
             case Part(role, inner):

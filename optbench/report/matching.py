@@ -1,4 +1,4 @@
-"""Claims at matched accuracy in a report: variants that are matched, and variants that are too distant."""
+"""Claims at matched accuracy in a report: the matched variants, and the variants for which no match is close enough."""
 
 from __future__ import annotations
 

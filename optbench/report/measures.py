@@ -16,7 +16,7 @@ class Measure:
     """One column.
 
     name: the name of the metric.
-    title: two short lines, for a narrow column.
+    title: the text above the column, in two short lines to keep the column narrow.
     groups_only: whether the metric is meaningful only if tasks have different classes.
     own: the metric itself, unless it is in the catalog: a user's metric or one with settings.
     """

@@ -164,9 +164,9 @@ def test_the_mean_is_over_trials_that_are_ok_and_their_number_is_reported(
     shown = capsys.readouterr().out
     assert "left out: mean last task accuracy 0.3 over 5 of 8 seeds, not above 0.9" in shown
     assert "adam lr=0.01: left out: last task accuracy has no value on any of 8 seeds" in shown
-    said = "its condition is judged on the {} of 8 seeds that are ok"
+    said = "the condition is judged on the {} of 8 seeds that are ok"
     assert f"claim 1, small, adam lr=0.001: {said.format(7)}" in shown
-    assert shown.count("its condition is judged on") == 1
+    assert shown.count("the condition is judged on") == 1
 
 
 @pytest.mark.parametrize("name", ["terminal", "markdown", "html", "latex"])

@@ -1,6 +1,6 @@
 """The figures of a report. To add one, add a file here and a line in `FIGURES`.
 
-matplotlib is imported only for drawing: `figures` finds and describes what can be drawn without importing it.
+matplotlib is imported only for drawing; `figures`, which determines and describes what can be drawn, does not need it.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ OF_WEIGHTS: tuple[FigureKind, ...] = (
     FigureKind("pruning", pruning),
     FigureKind("weight-magnitudes", weight_magnitudes),
 )
-"""Figures shown after the figures of studies."""
+"""Figures about the weights, shown after the figures of all studies."""
 OF_CLAIMS: tuple[FigureKind, ...] = (FigureKind("readings", readings),)
 """Figures shown last, since claims are judged at the end of a report."""
 
 
 def figure_kinds(studies: Sequence[Study[Any]]) -> list[FigureKind]:
-    """Return every kind of figure in the order of a report's tables, with the figures of leading studies first."""
+    """Return every kind of figure, in the order of the corresponding tables of a report: leading studies come first."""
     leading, others = ([kind for s in studies if s.leads == leads for kind in s.figures] for leads in (True, False))
     return [*leading, *FIGURES, *others, *OF_WEIGHTS, *OF_CLAIMS]
 

@@ -1,4 +1,4 @@
-"""One metric against another along a swept setting, which shows whether both metrics respond to it in the same way.
+"""One metric against another for each value of a swept setting: do both metrics respond to the setting in the same way?
 
 An experiment requests these figures by `figures: [{x: effective_rank, y: forgetting}]`.
 """
@@ -29,7 +29,8 @@ BESIDE = 0.75
 MANY_VALUES = 10
 """Maximum number of means for which every mean on a line is labelled; on longer lines, only the ends are labelled."""
 STEPS = 16
-"""Number of sections of a line between points that labels avoid. No label fits between two such points."""
+"""Number of sections into which a line between two means is divided. Labels avoid the points between the sections,
+which are so close together that no label fits between them."""
 AIR = 0.09
 """Margin for labels on either side of the data, as a fraction of the data's range."""
 
@@ -42,7 +43,7 @@ class Path:
 
     setting: the dotted path of the only number in which the variants differ. If there is no such number, `setting` is
     None, and no line joins the variants.
-    points: the variants, each with the label of its mean, ordered by this number or, without one, as in the suite.
+    points: the variants, each with the label of its mean, ordered by the setting or, if it is None, as in the suite.
     """
 
     series: Series
@@ -50,7 +51,7 @@ class Path:
     points: tuple[tuple[str, Series], ...]
 
     def drawn(self, x: str, y: str) -> list[tuple[str, list[Point]]]:
-        """Return the label of each point and the values (x, y) of its seeds, without seeds that lack a metric."""
+        """Return the label of each point and the values (x, y) of its seeds, without seeds that lack either metric."""
         found = []
         for text, series in self.points:
             pairs = [(series.arm.value(x, trial.seed), series.arm.value(y, trial.seed)) for trial in series.trials]
@@ -156,7 +157,9 @@ def _panel(part: Sequence[Path], x: str, y: str, limits: tuple[Point, Point]) ->
 
 
 def _numbers(paths: Sequence[Path], x: str, y: str) -> str:
-    """Describe the ends of each line and all points without a line; those beyond `MANY_NUMBERS` are only counted."""
+    """Describe the means at the ends of each line and all means not on a line, but only count those after the first
+    `MANY_NUMBERS`.
+    """
     found = []
     for path in paths:
         drawn = path.drawn(x, y)

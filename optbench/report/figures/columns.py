@@ -17,9 +17,10 @@ LAYER = "features"
 
 
 def final_rows(results: Results, table: pa.Table, *columns: Array) -> dict[str, Array]:
-    """Return the rows measured after the last task of each trial, (rows, columns), by trial and in table order.
+    """Return the rows measured after each trial's last task, (rows, columns), by trial id and in table order.
 
-    table: has the columns `trial` and `after_task`. If it has a column `layer`, only rows of the features are used.
+    table: has the columns `trial` and `after_task`. If it also has a column `layer`, only the rows of the layer
+    `features` are used.
     columns: the columns to return, each with one value per row of the table.
     """
     trial, ids = codes(table["trial"])

@@ -1,8 +1,8 @@
 """The frame of a panel: grid, axes, ticks, names, title and legend, laid out according to the sizes of their texts.
 
 matplotlib can draw the frame as well, but it creates six objects per tick and measures them three times for a layout,
-which would take most of the time for a page. Scales, limits, ticks and names are set on matplotlib's axes and read from
-there.
+which would take most of the time needed to render a page. Scales, limits, ticks and names are set on matplotlib's axes
+and read from there.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def height(panel: Panel) -> float:
 
 
 def add_panel(canvas: Canvas, panel: Panel, left: float, bottom: float) -> Frame:
-    """Draw a panel and the panels below it; return the frame of the first.
+    """Draw `panel` and the panels below it, and return the frame of `panel`.
 
-    left, bottom: the bottom left corner of all these panels together.
+    left, bottom: the bottom left corner of the area for all these panels.
     """
     top, drawn = bottom + height(panel), []
     for one in (panel, *panel.below):

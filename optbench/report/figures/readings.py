@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 CURVE, PAD, ROW, GAP = 1.9, 0.05, 0.155, 0.09
 """In inches: height of the curve, its margin at both ends, height of a row of marks, space before a group of rows."""
 ROW_NAME, FOLDED = 122.0, 25
-"""Maximum length of a name in points, and of a name with its settings on one line in characters."""
+"""Maximum length of a name, in points, and of a name that has its settings on the same line, in characters."""
 FAR = 2.0
 """If effects exceed this (200%), the axis is linear around 0 and logarithmic far from 0."""
 BEND = 0.2
@@ -217,7 +217,7 @@ def _rows(judged: JudgedClaim) -> Iterator[Row]:
 
 
 def _folded(name: str) -> str:
-    """Return a metric's name, with its settings on a second line if both are too long for one."""
+    """Return a metric's name, with its settings on a second line if both do not fit on one line."""
     head, _, settings = name.rpartition(" ")
     return f"{head}\n{settings}" if len(name) > FOLDED and "=" in settings else name
 

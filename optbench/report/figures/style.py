@@ -26,7 +26,7 @@ Which = Literal["x", "y"]
 Line = Literal["solid", "dashed", "dotted", "dashdot"]
 
 INK = "#1a1b1d"
-"""Colour of text, axes and means; in a page, it is replaced by the page's text colour."""
+"""Colour of text, axes and means; an HTML page replaces it by its own text colour."""
 PALETTE = ("#0072b2", "#c28500", "#009e73", "#d55e00", "#cc79a7", "#3d9acb", "#7d7d7d", "#9a9300")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 LINES: tuple[Line, ...] = ("solid", "dashed", "dotted", "dashdot")
@@ -37,7 +37,8 @@ SEEDS = "_seeds"
 """Label of the artists that draw single seeds, as dots or thin lines."""
 
 FONT = "DejaVu Sans"
-"""Font of all figures. It ships with matplotlib, so the same data give the same bytes, and few web fonts are wider."""
+"""Font of all figures. It ships with matplotlib, so the same data give the same bytes. Few web fonts are wider, so
+texts usually still fit when a page replaces the font."""
 GRID: dict[str, Any] = {"alpha": 0.15, "linewidth": 0.6, "zorder": -1}
 AXES: dict[str, Any] = {"linewidth": 0.8, "zorder": 3}
 
@@ -139,7 +140,7 @@ def no_names(axes: Axes, which: Which) -> None:
 
 
 def log_axis(axes: Axes, which: Which) -> None:
-    """Make an axis logarithmic, with plain-text labels, because a page lacks the font of matplotlib's powers."""
+    """Make an axis logarithmic, with plain-text labels, since a page lacks the font that matplotlib uses for powers."""
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     _set_scale(axes, which, "log")

@@ -22,7 +22,7 @@ WIDTH, HEIGHT = 4.6, 3.1
 
 
 def task_accuracy(results: Sequence[Results]) -> list[Figure]:
-    """Return one figure per experiment and model, with R[T, j] for every task j as a dot per seed."""
+    """Return one figure per experiment and model, with a dot per seed for the final accuracy R[T, j] on each task j."""
     return [figure for group in groups(results) if (figure := _figure(group)) is not None]
 
 
@@ -42,8 +42,8 @@ def _figure(group: Group) -> Figure | None:
     )
     limits = style.limits([float(value) for series in shown for row in _ends(series) for value in row])
     what = (
-        f"{accuracy(shown)} on each task of {group.experiment} after the last one, {group.model}; a dot is a seed, and "
-        "a line goes through the means."
+        f"{accuracy(shown)} on each task of {group.experiment} after training on the last one, {group.model}; a dot is "
+        "a seed, and a line goes through the means."
     )
     score = score_of(shown)
     alt = f"Mean {score} at the end on the first task: {means(first)}; on the last: {means(last)}."

@@ -28,7 +28,7 @@ LOW, HIGH, PER_DECADE = -10, 2, 10
 EDGES: NDArray[np.float64] = np.linspace(LOW, HIGH, (HIGH - LOW) * PER_DECADE + 1)
 """Edges of the bins of log10|w|. Magnitudes below the lowest edge are counted as zeros and not drawn."""
 VISIBLE = 0.005
-"""Smallest density drawn, relative to the peak. Invisible tails of few weights would take up most of the axis."""
+"""Smallest density drawn, relative to the peak. Smaller densities would be invisible but take up most of the axis."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Magnitudes:
     """The magnitudes of all weights of several trials.
 
     density: (bins of EDGES,), fraction of all weights per decade.
-    nothing: fraction of weights that are 0 or below 10^LOW.
+    nothing: fraction of weights with a magnitude below 10^LOW, including 0.
     median: the median of |w|.
     """
 

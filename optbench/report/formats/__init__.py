@@ -35,7 +35,9 @@ FORMATS = {
 
 
 def choose_format(name: str | None, output: str | None) -> str:
-    """Return the named format, else the format for the suffix of the output file, or `terminal` if it has no suffix.
+    """Return the named format or, by default, the format for the suffix of the output file.
+
+    Without an output file, or if its name has no suffix, the format is `terminal`.
 
     Raises:
         UsageError: the format or the suffix is unknown.

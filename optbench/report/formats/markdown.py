@@ -19,7 +19,7 @@ ACTIVE = re.compile(r"[\\`*~$|]|\](?=\()|<(?=[A-Za-z/!?])|(?<![^\W_])_|_(?![^\W_
 brackets without a target in parentheses (a document defines no reference links)."""
 ENTITY = re.compile(r"&(?=#?\w+;)")
 LINE_START = re.compile(r"(?:[#>=\[]|[-+](?![\d.])|\d{1,9}(?=[.)](?:\s|$)))")
-"""Markup of a heading, quotation, rule or list at the start of a line; for a numbered list, only the number."""
+"""Markup at the start of a line that begins a heading, quotation, rule or list; only the number for a numbered list."""
 
 
 def render(document: doc.Report) -> str:

@@ -22,7 +22,8 @@ FILE_WIDTH = 120
 HELD = ("\N{NO-BREAK SPACE}", "\ue000")
 """The no-break space, at which rich would break a line, and the character that replaces it during wrapping."""
 ARROW = (re.compile(" (?=[↑↓](?: |$))"), "\ue001")
-"""The blank before the arrow of a metric, which stays with its name, and the character that replaces it likewise."""
+"""The blank before a metric's arrow, and the character that replaces this blank during wrapping, so that a line never
+breaks between the name and the arrow."""
 LABEL_WIDTH = 24
 """Maximum width to which a text widens its column; a longer text is wrapped."""
 
