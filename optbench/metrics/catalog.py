@@ -1,6 +1,6 @@
-"""The catalog of metrics: descriptions that do not require importing the functions that compute the metrics.
+"""The metric catalog, which describes metrics without importing the functions that compute them.
 
-To add a metric, write a function in one of the sibling modules and add an entry to the table here.
+To add a metric, write a function in one of the sibling modules and add an entry to the table `_TABLE` below.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _KUMAR, _DOHARE = "Kumar et al. 2023", "after Dohare et al. 2024"
 
 
 _SIZES = ("features_n", "features_d")
-"""The metrics of N and d, which are needed to interpret any metric of features."""
+"""The metrics that report N and d, which are needed to interpret any metric of features."""
 _LOSS = "landscape_loss"
 
 _continual = partial(Metric, margin=0.005, kind="continual", subject="continual", reads=("accuracy",), remarks=True)
@@ -94,11 +94,12 @@ def _geometry(of: str) -> Callable[..., Metric]:
 
 
 def _pruned(scope: str, how: str) -> tuple[Metric, ...]:
-    """Return the metrics of one pruning curve; a suite that names any of them measures both curves."""
+    """Return the metrics of one pruning curve. If a suite names any of them, the curves of both scopes are measured."""
     read = partial(Metric, source="Schwarz et al. 2021", direction="higher", kind="pruning", subject="pruning")
     read = partial(read, cost="expensive", default=False, scope=scope)
     accuracy = partial(read, called="pruned_accuracy")
-    area, holding = "∫ accuracy d(sparsity), sparsity 0 to .99", "largest sparsity with ≥ .99 dense accuracy up to it"
+    area = "∫ accuracy d(sparsity), sparsity 0 to .99"
+    holding = "largest sparsity up to which accuracy is ≥ .99 of dense"
     return (
         *(
             accuracy(
@@ -171,7 +172,7 @@ _TABLE = (
     ),
     _weights("hoyer", "(√n - ‖w‖₁/‖w‖₂) / (√n - 1)", "Hoyer 2004"),
     _weights("gini", "1 - 2 Σ_k |w|_(k)/‖w‖₁ (n-k+½)/n", "Hurley & Rickard 2009"),
-    _weights("kurtosis", "m₄ / m₂², not the excess", "Pearson 1905", margin=0.1, default=False),
+    _weights("kurtosis", "m₄ / m₂², not excess kurtosis", "Pearson 1905", margin=0.1, default=False),
     _weights("zero_share", "share of weights that are exactly 0", "counted"),
     _weights(
         "near_zero_share",
@@ -319,7 +320,7 @@ METRICS_VERSION = 1
 """Increased when the meaning of a stored metric changes, which makes its values incomparable with older ones."""
 
 PRIMARY_METRICS: tuple[str, ...] = ("average_accuracy", "forgetting", "effective_rank")
-"""The default family of an experiment that declares none: the metrics with a verdict, under Holm's correction."""
+"""The primary metrics of an experiment that declares none. Verdicts are given only for primary metrics."""
 
 DEFAULT_METRICS: tuple[str, ...] = tuple(metric.name for metric in _TABLE if metric.default)
 
@@ -329,10 +330,10 @@ UNSET: tuple[Kind, ...] = (*DERIVED, "pair", "overlap", "updates", "collapse", "
 several networks or the course of training."""
 
 OF_TEST_DATA = ("features", "similarity", "logits", "model")
-"""Kinds measured on the test data of each task, including the last, and on that of all tasks together."""
+"""Kinds measured on the test data of each task, including the last, and on the test data of all tasks together."""
 
 DEFAULT = "default"
-"""Name of the default set in a suite's list of metrics."""
+"""The entry that stands for the default metrics in a suite's list of metrics."""
 
 PAIR_METRICS: tuple[str, ...] = tuple(metric.name for metric in _TABLE if metric.kind == "pair")
 """The metrics of two solutions that are measured if `pairs` names none."""
@@ -355,8 +356,8 @@ def select(names: Iterable[str] | None, *kinds: Kind) -> tuple[Metric, ...]:
 def companions(metric: Metric) -> Iterator[Metric]:
     """Yield the companions of a metric.
 
-    A companion that is computed by the same function as the metric has the metric's settings. If the metric reads
-    features at another place than the default, its other companions are measured at that place.
+    A companion that is computed by the same function as the metric gets the metric's settings. If the metric reads
+    features at a non-default place, its other companions are measured at the same place.
     """
     for other in map(METRICS.__getitem__, metric.alongside):
         if metric.target and other.computed_by == metric.computed_by:

@@ -1,4 +1,4 @@
-"""Neural collapse: whether features collapse to their class mean, and class means and the last layer to a simplex.
+"""Neural collapse: whether features collapse to their class means, and class means and last layer to a simplex.
 
 Legend: `N` examples; `d` width of the features; `C` classes that have examples.
 
@@ -51,7 +51,7 @@ class Collapse:
 
     @cached_property
     def h(self) -> Tensor:
-        """(N, d) the features."""
+        """(N, d) the features in float64."""
         return exact(self.features)
 
     @cached_property
@@ -111,7 +111,7 @@ def nc2_angle(collapse: Collapse) -> float:
 
 
 def nc3(collapse: Collapse) -> float:
-    """Return ‖W/‖W‖_F - M/‖M‖_F‖²_F, where M has the rows m_c and W the rows of the same classes."""
+    """Return ‖W/‖W‖_F - M/‖M‖_F‖²_F, where M has the rows m_c, and W is restricted to the same classes."""
     if collapse.head is None:
         return math.nan
     w, m = exact(collapse.head)[collapse.classes], collapse.centred

@@ -137,9 +137,9 @@ def _needed(tasks: int, needs: Needs) -> NDArray[np.bool_]:
 
 
 def _ended(matrix: Array) -> NDArray[np.bool_]:
-    """Return whether training finished every task.
+    """Return a mask (...) that is True where training finished every task.
 
-    That is, every R[j, j], which is always scored, is finite, and no entry is infinite.
+    Training finished if every R[j, j], which is always scored, is finite and no entry is infinite.
     """
     found: NDArray[np.bool_] = np.asarray(
         np.isfinite(_just_learnt(matrix)).all(axis=-1) & ~np.isinf(matrix).any(axis=(-2, -1))

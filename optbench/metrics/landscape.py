@@ -33,7 +33,7 @@ _LINEAR = "the gradient is zero"
 
 @dataclass(frozen=True)
 class NotedValue:
-    """A number, and a note that says why the number is NaN; the note of any other number is None."""
+    """A number, with a note that gives the reason if the number is NaN and is None otherwise."""
 
     value: float
     note: str | None
@@ -68,7 +68,7 @@ class Trace:
 def interpolate(first: Tensor, last: Tensor, alphas: Tensor) -> Tensor:
     """Return (1 - α) w₀ + α w₁ at every α: two weight vectors (..., P) and alphas (K,) -> (..., K, P).
 
-    The ends are exact, and between two equal solutions every point is that solution.
+    The ends are exact. Between two equal vectors, every point equals them exactly.
     """
     w0, w1 = (w.detach().double().unsqueeze(-2) for w in (first, last))
     return torch.lerp(w0, w1, alphas.to(w0)[:, None])
@@ -126,7 +126,7 @@ def relative_distance_from_init(weights: Tensor, start: Tensor) -> Tensor:
 
 
 def displacement_note(weights: Tensor, start: Tensor) -> str | None:
-    """Return why a distance from the initial weights (P,) is or could be NaN, else None."""
+    """Return why some distance from the initial weights (P,) is NaN, else None."""
     assert weights.ndim == start.ndim == 1, "a note is about one network"
     if weights.numel() == 0:
         return "no weights"
@@ -190,8 +190,8 @@ def hessian_top_eigenvalue(
 
     The method uses full reorthogonalisation (Parlett 1998, The Symmetric Eigenvalue Problem, chapter 13) and starts
     from a normally distributed vector, drawn with the CPU `generator`. It stops when the residual ‖Hv - λv‖ / |λ| is at
-    most `tolerance`, or after `iterations`. The error of λ is of the order of the squared residual. Every iteration
-    stores a vector (P,).
+    most `tolerance`, or after `iterations` steps, each of which stores a vector (P,). The error of λ is of the order of
+    the squared residual.
 
     Raises:
         ValueError: tolerance is not above 0, or iterations is below 1.
@@ -247,7 +247,7 @@ def hessian_trace(
     of a diagonal Hessian is therefore exact.
 
     Raises:
-        ValueError: there are fewer than 2 probes, which give no standard error.
+        ValueError: `probes` is below 2, so that no standard error can be computed.
     """
     if probes < 2:
         raise ValueError(f"expected at least 2 probes for a standard error, got {probes}")
@@ -308,7 +308,7 @@ def _unfit(point: Tensor, value: float, gradient: Tensor) -> str | None:
 
 
 def _sharpness(loss: Loss, weights: Tensor, scale: Tensor, rho: float, without_direction: str) -> NotedValue:
-    """Return L(w + ρ s u) - L(w) with u = s g / ‖s g‖: SAM's ascent, with distances in units of s = `scale`."""
+    """Return L(w + ρ s u) - L(w) with u = s g / ‖s g‖: SAM's ascent step, in units of s = `scale`."""
     if not (rho > 0 and math.isfinite(rho)):
         raise ValueError(f"expected rho to be positive and finite, got {rho}")
     point, value, gradient = _gradient(loss, weights)

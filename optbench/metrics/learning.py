@@ -17,7 +17,10 @@ Array: TypeAlias = NDArray[np.float64]
 Flags: TypeAlias = NDArray[np.bool_]
 
 STANDARD_ERRORS = 3
-"""Number of standard errors by which an accuracy must exceed that of guessing; by chance, 0.13% of tasks exceed it."""
+"""Number of standard errors by which an accuracy must exceed the accuracy of guessing.
+
+By chance, pure guessing exceeds this threshold on 0.13% of tasks.
+"""
 EXPLOSION = 10
 """A training loss has exploded if it exceeds this multiple of its initial value. An untrained network starts at ln C,
  which is 2.3 for ten classes; a loss of 23 corresponds to a probability of 1e-10 for the true class."""
@@ -52,9 +55,10 @@ def loss_exploded(losses: ArrayLike, start: ArrayLike) -> Flags:
 
 
 def start_losses(loss: ArrayLike) -> Array:
-    """Return the loss on each task before its first step or that of the untrained network, whichever is higher.
+    """Return the initial loss on each task: right before training on it or before any training, whichever is higher.
 
-    loss: (..., T+1, T), with the same rows as an accuracy matrix. -> (..., T), NaN where both losses are NaN.
+    loss: (..., T+1, T), the loss on each task, with the same rows as an accuracy matrix. -> (..., T), NaN where both
+    losses are NaN.
     """
     matrix = np.asarray(loss, np.float64)
     before = np.diagonal(matrix[..., :-1, :], axis1=-2, axis2=-1)
@@ -69,7 +73,7 @@ def majority_share(counts: ArrayLike) -> float:
 
 
 ABOVE_TARGET = "ended above the target training loss"
-"""Text in the note of a trial with tasks that ended above `early_stopping.target`."""
+"""Text in the note of a trial with tasks that ended with a loss above `early_stopping.target`."""
 GUESSED = "no better than guessing right after training"
 EXPLODED = f"training loss above {EXPLOSION} times its start"
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from optbench.metrics.updates import Geometry
 
 Ask: TypeAlias = Callable[[Metric, Sequence[Any]], tuple[float, str | None]]
-"""A function that calls a user's metric with these arguments; returns the value and, if that is NaN, the reason."""
+"""A function that calls a user's metric with the given arguments; returns the value and, if this is NaN, the reason."""
 
 
 NO_CLASSES = "expected classes, got the tokens of a text"
@@ -50,16 +50,16 @@ class Measurement:
 
 
 def measurement(metric: Metric, layer: str | None, value: float, note: str | None) -> Measurement:
-    """Return a `Measurement` of `metric`; a non-finite value becomes undefined and requires a `note`."""
+    """Return a `Measurement` of `metric`; if `value` is not finite, it is stored as None and `note` is required."""
     defined = math.isfinite(value)
     assert defined or note is not None, f"{metric.name} is undefined without a reason"
     return Measurement(metric.name, layer, value if defined else None, note)
 
 
 def take(metrics: Iterable[Metric], reading: Reading, ask: Ask | None = None) -> list[Measurement]:
-    """Measure all metrics of the kinds that the reading supports, and their companions.
+    """Measure those `metrics` whose kind the reading supports, and their companions.
 
-    ask: calls users' metrics; required if there are any.
+    ask: the function that calls users' metrics; required if `metrics` contains any.
     """
     chosen = {metric.name: metric for metric in metrics if metric.kind in reading.kinds}
     for companion in [companion for metric in chosen.values() for companion in companions(metric)]:
@@ -81,7 +81,7 @@ def mean_of_layers(metric: Metric, layers: Sequence[Measurement], sizes: Sequenc
 
 
 class Reading:
-    """The input of metrics of certain kinds; its attributes are the arguments of the metrics' functions."""
+    """The input of metrics of certain kinds; its attributes are passed to the metrics' functions as arguments."""
 
     kinds: ClassVar[frozenset[Kind]]
 
@@ -145,7 +145,7 @@ class Features(Reading):
 
         cues: (N,), as in `Split`.
 
-        elsewhere: decompositions of the features at other places; None if a place is this one under another name.
+        elsewhere: decompositions of the features at other places; None for a place that is another name of this one.
 
         Raises:
             ValueError: the shapes disagree.
@@ -220,7 +220,7 @@ class Pooled(Features):
     """The features of several tasks together, combined without another pass over the examples."""
 
     def __init__(self, parts: Sequence[Features]) -> None:
-        """parts: one or more, all of the same width."""
+        """parts: the features of each task; at least one, and all of the same width."""
         Reading.__init__(self)
         self._parts = parts
         self.classes = all(part.classes for part in parts)

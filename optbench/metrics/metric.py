@@ -63,7 +63,7 @@ class Metric:
     kind: the metric's input.
 
         - `continual`: the accuracy matrix
-        - `online`: for each task, the accuracy on its batches, each before the update
+        - `online`: the online accuracy of each task: the mean accuracy on its batches, each before the update
         - `features`: the features (N, d)
         - `similarity`: the features with labels
         - `logits`: the logits (N, C) with targets
@@ -92,9 +92,8 @@ class Metric:
     alongside: companion metrics, which are measured with this one because they are needed to interpret it.
     averaged: whether the overall value is the mean over layers, weighted by size, instead of the value for all weights.
     scope: the metric's pruning curve, one of `pruning.SCOPES`; None for other kinds.
-    said: the metric's name in tables of text, if different; see `score`.
-    target: for a metric that is not in the catalog, its target in a suite: a user's function, or a registered name with
-        settings.
+    said: the name in tables about text, with "score" instead of "accuracy"; empty if it is not different. See `score`.
+    target: a user's function, or the registered name that the settings belong to; None for a metric in the catalog.
     settings: the settings as plain values, including defaults.
     place: where in the network the metric's features are read; set by the settings of `placed` metrics.
     source_hash: the hash of a user's source file; None for registered metrics.
@@ -180,7 +179,7 @@ class Metric:
 
 
 def is_own(target: str) -> bool:
-    """Return whether a target names a user's metric, not a registered one."""
+    """Return whether a target names a user's metric rather than a registered one."""
     return ":" in target
 
 

@@ -16,7 +16,7 @@ def check_metric(name: str) -> None:
 
 
 def derived_with(names: Iterable[str]) -> set[Kind]:
-    """Return the kinds whose registered metrics are all derived if a suite names these metrics.
+    """Return the kinds of which every registered metric is derived if a suite names these metrics.
 
     Metrics of the accuracy matrix and of cost are always derived. All metrics of online accuracies, or of pruning
     curves, are derived if any of them is named.

@@ -4,7 +4,7 @@ Legend: `N` examples, or sampled positions of sequences; `W` sequences; `d` feat
 
 Everything is computed in float64 from centred features. Each metric is a mean over tasks or pairs of tasks, returned
 as a `NotedValue`: a number, or NaN with the reason. Neither direction is better. Interpret each metric relative to
-its null: its value without any relation, or between two random halves of one task.
+its null: the value for unrelated features, or for two random halves of one task.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ def kept_cka_means(changes: Sequence[Change]) -> NotedValue:
 
 
 def kept_overlap(changes: Sequence[Change]) -> NotedValue:
-    """Return the overlap between a task's k leading principal directions right after its training and at the end.
+    """Return the overlap of the leading directions of a task's features right after its training and at the end.
 
-    The directions are those of the task's features. The result is averaged over all tasks before the last.
+    The overlap is that of the k leading principal directions, averaged over all tasks before the last.
     """
     pairs = [(change.before.places, change.after.places) for change in changes]
     return _overlap(pairs, NO_EARLIER)
@@ -84,9 +84,9 @@ def kept_overlap(changes: Sequence[Change]) -> NotedValue:
 def tasks_cka(tasks: Sequence[TaskFeatures], *, within: bool = False) -> NotedValue:
     """Return ⟨C_a, C_b⟩ / (‖C_a‖ ‖C_b‖) for the covariances of two tasks' features, averaged over pairs of tasks.
 
-    Examples of two tasks are not paired, but units are, so this is linear CKA with units instead of examples. It is 1
-    for proportional covariances, and 0 if the features of the two tasks have no direction in common. within: compute
-    the null instead, between the two halves of each task.
+    Examples of two tasks are not paired, but units are, so this is linear CKA with units in the role of examples. The
+    result is 1 for proportional covariances, and 0 if the features of the two tasks have no direction in common.
+    within: compute the null instead, between the two halves of each task.
     """
     return _mean((_aligned(a, b) for a, b in _pairs(tasks, within)), "the features of a task do not vary", NO_PAIR)
 

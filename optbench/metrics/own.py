@@ -113,7 +113,7 @@ class _Metrics(Registry):
         return found
 
     def _settings(self, kind: str) -> type[BaseModel]:
-        """Return the pydantic model of the function's settings, with those of a place if the metric is `placed`."""
+        """Return the pydantic model of a metric's settings, including those of a place if the metric is `placed`."""
         own = super()._settings(kind)
         if kind in METRICS and METRICS[kind].placed:
             return create_model("Settings", __base__=own, **SETTINGS)
@@ -193,7 +193,7 @@ class MetricSettings(Kind):
 
 
 def _named(name: str) -> str | dict[str, Any]:
-    """Return the kind and settings in a metric's name, e.g. `margin power=2,scale=0.5`; without settings, the name."""
+    """Return the kind and settings in a name like `margin power=2,scale=0.5`; a name without settings is unchanged."""
     kind, _, given = name.partition(" ")
     settings = dict(pair.split("=", 1) for pair in given.split(",") if "=" in pair)
     if not given or len(settings) != given.count(",") + 1:
@@ -212,8 +212,8 @@ def _plain(text: str) -> Any:
 def resolve(entries: Iterable[MetricSettings] | None) -> tuple[Metric, ...]:
     """Return the metrics in a suite's list, without duplicates; for None, the default set.
 
-    A metric with settings is followed by its companions with the same settings. These are not in the catalog, so a run
-    must describe them.
+    A metric with settings is followed by its companions with the same settings. Metrics with settings are not in the
+    catalog, so a run must describe them.
 
     Raises:
         OptbenchError: a metric does not exist, or a user's metric cannot be loaded or no longer accepts its settings.
@@ -250,8 +250,8 @@ def check_rule(found: Metric) -> None:
     """Raise UsageError unless a metric can be used to choose settings.
 
     The metric must be computable without test data and from a single trial, and must have a preferred direction. Among
-    the metrics of online accuracy, only levels qualify, because a learning rate that is too small to learn anything
-    preserves plasticity.
+    the metrics of online accuracy, only mean accuracies qualify, because a learning rate that is too small to learn
+    anything preserves plasticity.
     """
     if not _chooses(found):
         names = ", ".join(metric.name for metric in METRICS.values() if _chooses(metric))

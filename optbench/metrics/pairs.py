@@ -31,7 +31,7 @@ class Solution:
     centred: (N, d) float64, the features minus their mean.
     width: d.
     directions: (k, d), the leading directions of the uncentred features; None if d < k.
-    alignments: ‖XᵀX‖²_F of the centred features X, plain and debiased, for the denominator of CKA.
+    alignments: ‖XᵀX‖²_F of the centred features X, without and with debiasing, for the denominator of CKA.
     """
 
     weights: Tensor
@@ -71,7 +71,7 @@ class TwoSolutions:
 
 
 def linear_cka(pair: TwoSolutions, *, debiased: bool = False) -> NotedValue:
-    """Return `similarity.linear_cka` of the features of the two solutions, using their precomputed alignments."""
+    """Return `similarity.linear_cka` of the two solutions' features, using the precomputed alignments."""
     examples = pair.a.centred.shape[0]
     if debiased and examples < 4:
         return NotedValue(math.nan, f"expected at least 4 examples, got {examples}")

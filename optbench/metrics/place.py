@@ -1,4 +1,4 @@
-"""The place in a network where features are read, a setting of every metric of rank. Does not import torch."""
+"""The place in a network where features are read: a setting of every metric of rank. Does not import torch."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Place:
 
     @staticmethod
     def of(settings: Mapping[str, Any]) -> Place:
-        """Return the place that a metric's complete settings give."""
+        """Return the place described by a metric's settings."""
         return Place(settings.get("layer"), settings.get("activation", "after"))
 
     @property

@@ -50,7 +50,8 @@ def late_online_accuracy(accuracy: ArrayLike) -> Array:
 def plasticity_kept(accuracy: ArrayLike) -> Array:
     """Return the mean of the last w tasks over the largest mean of w consecutive tasks; higher is better.
 
-    The result is at most 1, and also NaN if the largest mean is 0: a network that never learnt has nothing to keep.
+    The result is at most 1. It is also NaN if the largest mean is 0, because a network that never learnt has no
+    plasticity to keep.
 
     Example:
         >>> round(float(plasticity_kept(np.linspace(0.9, 0.7, 100))), 3)
@@ -64,7 +65,7 @@ def plasticity_kept(accuracy: ArrayLike) -> Array:
 def plasticity_slope(accuracy: ArrayLike) -> Array:
     """Return the Theil-Sen slope per 100 tasks: median of (a_l - a_k) / (l - k) over k < l; higher is better.
 
-    The slope is robust to outliers in up to 29% of the tasks (Sen 1968, JASA 63:1379), and also NaN if T = 1.
+    The slope is robust to outliers in up to 29% of the tasks (Sen 1968, JASA 63:1379). It is also NaN if T = 1.
 
     Example:
         >>> round(float(plasticity_slope(np.linspace(0.9, 0.7, 100))), 3)
@@ -97,7 +98,7 @@ def against_fresh(accuracy: ArrayLike, fresh: ArrayLike) -> Array:
 def note(accuracy: ArrayLike, *, of: Literal["kept", "slope", "level"]) -> str | None:
     """Return why a metric of one sequence (T,) is NaN, or None if it is defined.
 
-    of: the kind of metric: `kept`, `slope`, or `level` for means, including both means in `against_fresh`.
+    of: the kind of metric: `kept`, `slope`, or `level` for a mean accuracy, including either mean in `against_fresh`.
     """
     sequence = _sequences(accuracy)
     if np.isnan(sequence).any():
@@ -110,7 +111,7 @@ def note(accuracy: ArrayLike, *, of: Literal["kept", "slope", "level"]) -> str |
 
 
 def _sequences(accuracy: ArrayLike) -> Array:
-    """Convert to float64, (..., T), setting sequences with any non-finite entry to NaN."""
+    """Convert `accuracy` (..., T) to float64, replacing every sequence that has a non-finite entry with NaN."""
     found = np.asarray(accuracy, dtype=np.float64)
     if found.ndim < 1 or found.shape[-1] < 1:
         raise ValueError(f"expected accuracies of shape (..., T) with T ≥ 1, got {found.shape}")

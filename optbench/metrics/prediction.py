@@ -33,7 +33,7 @@ class ClassHits:
 
     @property
     def shares(self) -> Tensor:
-        """Return the accuracy of each class that has examples, float64."""
+        """The accuracy on each class that has examples, in float64."""
         there = self.examples > 0
         return self.hits[there].double() / self.examples[there]
 
@@ -51,13 +51,13 @@ def pooled_hits(parts: list[ClassHits]) -> ClassHits:
 
 
 def worst_class_accuracy(class_hits: ClassHits) -> Tensor:
-    """Return the smallest accuracy of a class that has examples; NaN if there are none."""
+    """Return the lowest accuracy on any class that has examples; NaN if no class has any."""
     shares = class_hits.shares
     return shares.min() if len(shares) else shares.new_tensor(math.nan)
 
 
 def balanced_accuracy(class_hits: ClassHits) -> Tensor:
-    """Return the mean accuracy over classes that have examples; NaN if there are none."""
+    """Return the mean accuracy over the classes that have examples; NaN if no class has any."""
     return class_hits.shares.mean()
 
 
@@ -119,9 +119,9 @@ def cue_note(logits: Tensor, cues: Tensor | None) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Corrupted:
-    """A network with corrupted versions of its test images.
+    """A network and its test images, from which corrupted inputs can be made.
 
-    model: the network in eval mode. make: returns the model's inputs with a corruption applied. targets: (N,).
+    model: the network in eval mode. make: returns the test inputs with a corruption applied. targets: (N,).
     """
 
     model: nn.Module
@@ -137,7 +137,7 @@ class Corrupted:
 
 
 def corruption_accuracy(corrupted: Corrupted | None, *, corruption: Corruption | None = None) -> float:
-    """Return the accuracy on corrupted test images: with one corruption, or the mean over all of `CORRUPTIONS`.
+    """Return the accuracy under `corruption` or, by default, the mean accuracy over all of `CORRUPTIONS`.
 
     Returns:
         NaN if inputs are not images, or there are no examples.

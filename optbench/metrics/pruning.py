@@ -6,7 +6,7 @@ rank weights, because reports use the curves and must start fast.
 
 Legend: `n` weights ranked together; `K` points of a curve; `...` any leading axes (trials).
 
-A curve consists of `sparsity` (K,), which is 1 minus the kept fraction, in any order, and `accuracy` (..., K).
+A curve consists of `sparsity` (K,), which is 1 minus the kept fraction, and `accuracy` (..., K), in any order.
 Functions of a curve return float64 of shape (...), with NaN if an accuracy is not finite or there are too few points.
 They raise ValueError if the shapes disagree, or if a sparsity is repeated or not between 0 and 1. In the scope `layer`,
 the output layer keeps more than the nominal fraction, but the curve uses the nominal one.
@@ -29,23 +29,23 @@ Array: TypeAlias = NDArray[np.float64]
 Scope = Literal["global", "layer"]
 
 SCOPES: tuple[Scope, ...] = ("global", "layer")
-"""`global`: all weights are ranked together; `layer`: each layer separately."""
+"""`global`: all weights are ranked together; `layer`: each layer's weights are ranked separately."""
 
 KEEP: tuple[float, ...] = tuple(np.geomspace(0.01, 1.0, 20).tolist())
 """The kept fractions of a curve, ascending; the last is exactly 1, the dense network."""
 
 ROUNDING = 1e-15
-"""Relative tolerance: a few times the rounding error of a decimal fraction and of a product."""
+"""Relative tolerance: a few times the rounding error of a product with a decimal fraction."""
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """The weights of one network ranked by magnitude, usable for every fraction.
+    """The weights of one network ranked by magnitude; one ranking gives the masks for every kept fraction.
 
-    places: by name, the rank of each weight, 0 for the largest (int64, in the shape of the weight). Ties are ordered by
-    tensor and then by element.
-    sizes: by name, the number n of weights ranked together.
-    doubled: the layer that keeps twice the fraction.
+    places: for each weight tensor, the rank of every weight, 0 for the largest (int64, in the shape of the tensor).
+        Ties are ordered by tensor and then by element.
+    sizes: for each weight tensor, the number n of weights that are ranked together.
+    doubled: the name of the weight tensor that keeps twice the fraction, or None.
     """
 
     places: Mapping[str, Tensor]
@@ -53,7 +53,7 @@ class Ranking:
     doubled: str | None
 
     def mask(self, keep: float) -> dict[str, Tensor]:
-        """Return masks of the kept weights, by name: exactly ⌈keep·n⌉ of the n weights that are ranked together.
+        """Return masks of the kept weights, by tensor name: the largest ⌈keep·n⌉ of n weights that are ranked together.
 
         A mask is True for kept weights and has the shape of the weight tensor. In the scope `layer`, the output layer
         keeps ⌈min(1, 2·keep)·n⌉ weights. A smaller fraction keeps a subset of the same weights.

@@ -63,12 +63,18 @@ class Spectrum:
 
     @cached_property
     def lam(self) -> Tensor:
-        """(..., d) eigenvalues of the centred covariance (divisor N - 1), descending; NaN like σ, and for N < 2."""
+        """(..., d) eigenvalues of the centred covariance (divisor N - 1), descending.
+
+        NaN for features that are not finite, and for N < 2.
+        """
         return self._eigenvalues(self._centred)
 
     @cached_property
     def rho(self) -> Tensor:
-        """(..., d) eigenvalues of the correlation matrix of non-constant units, descending, then zeros; NaN like λ."""
+        """(..., d) eigenvalues of the correlation matrix of non-constant units, descending, padded with zeros.
+
+        NaN for features that are not finite, and for N < 2.
+        """
         if self.examples < 2 or self.width == 0:
             return self._eigenvalues(self._centred)
         largest = self._centred.abs().amax(-2, keepdim=True)
@@ -78,7 +84,7 @@ class Spectrum:
 
     @cached_property
     def varying(self) -> Tensor:
-        """(...) the number of non-constant units; the others have no correlation and are excluded from ρ."""
+        """(...) the number of non-constant units; constant units have no correlation and are excluded from ρ."""
         return (self._centred != 0).any(-2).sum(-1)
 
     @property
@@ -124,7 +130,7 @@ def spectrum(features: Tensor) -> Spectrum:
 
 
 def pooled(parts: Sequence[Spectrum]) -> Spectrum:
-    """Compute the spectrum of the examples of all `parts` together, which must have the same width.
+    """Compute the spectrum of the examples of all `parts` together. All parts must have the same width.
 
     Taking features relative to another example g gives [1 F - 1 gᵀ] = [1 F - 1 f₀ᵀ] [[1, (f₀ - g)ᵀ], [0, I]], which
     changes only the first row of a triangle. Stacked triangles have the same Gram matrix as the stacked features.
@@ -222,9 +228,10 @@ def participation_ratio(features: Tensor | Spectrum) -> Tensor:
 
 
 def srank(features: Tensor | Spectrum, delta: Annotated[float, Field(gt=0, lt=1)] = 0.01) -> Tensor:
-    """Return the smallest k with Σ_{i≤k} σ_i ≥ (1 - δ) Σσ: σ, not σ² (Kumar et al. 2020, arXiv:2010.14498).
+    """Return the smallest k with Σ_{i≤k} σ_i ≥ (1 - δ) Σσ (Kumar et al. 2020, arXiv:2010.14498).
 
-    (..., N, d) -> (...). A sum that equals the threshold up to rounding counts as reaching it.
+    The sums are over σ, not σ². A sum that equals the threshold up to rounding counts as reaching it.
+    (..., N, d) -> (...).
 
     Raises:
         ValueError: delta is not in [0, 1).
@@ -239,15 +246,15 @@ def pca99(features: Tensor | Spectrum) -> Tensor:
 
 
 def pca99_centred(features: Tensor | Spectrum) -> Tensor:
-    """Return the smallest k with Σ_{i≤k} λ_i ≥ .99 Σλ: components with 99% of the variance. (..., N, d) -> (...)."""
+    """Return the smallest k with Σ_{i≤k} λ_i ≥ .99 Σλ, i.e. 99% of the variance. (..., N, d) -> (...)."""
     lam = _spectrum(features).lam
     return _smallest_reaching(lam / lam[..., :1], 0.01, zero_where=lam)
 
 
 def eigenvalue_count(features: Tensor | Spectrum, threshold: Annotated[float, Field(gt=0)] = 1.0) -> Tensor:
-    """Return the number of covariance eigenvalues λ above an absolute threshold; depends on the features' scale.
+    """Return the number of covariance eigenvalues λ above an absolute threshold.
 
-    (..., N, d) -> (...), from 0 to min(N - 1, d).
+    The number depends on the scale of the features. (..., N, d) -> (...), from 0 to min(N - 1, d).
     """
     lam = _spectrum(features).lam
     return _counted(lam > threshold, lam)

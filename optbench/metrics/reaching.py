@@ -20,7 +20,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Reached:
-    """A number of steps, NaN if there are no evaluations, and a remark on it."""
+    """A number of steps (NaN if there are no evaluations), and a remark on this number or None."""
 
     value: float
     note: str | None

@@ -1,7 +1,7 @@
 """The entries of a task sequence's matrix R: accuracies or, for text, negative bits per byte.
 
-In both cases, higher is better and every continual metric is defined. Metrics of text have the same names in suites,
-tables and options as metrics of accuracies, but a different unit and therefore a different margin.
+In both cases, higher is better and every continual metric is defined. For text, metrics keep their names in suites and
+options, but have a different unit and therefore a different margin, and tables say "score" instead of "accuracy".
 """
 
 from __future__ import annotations

@@ -24,9 +24,9 @@ class ClassSums:
 
     sums: (..., C, d) the sum of the features of each class.
     scale: (..., C) the sum of the norms of the features of each class.
-    directions: (..., C, d) the sum of the normalised features, without those of norm zero.
-    counts: (..., C) the number of examples.
-    directed: (..., C) the number of examples with a non-zero norm.
+    directions: (..., C, d) the sum of the normalised features of each class, without features of norm zero.
+    counts: (..., C) the number of examples in each class.
+    directed: (..., C) the number of examples in each class with a non-zero norm.
     examples: N.
     """
 
@@ -60,7 +60,7 @@ def class_sums(features: Tensor, labels: Tensor, classes: int | None = None) -> 
 
 
 def pooled_sums(parts: Sequence[ClassSums]) -> ClassSums:
-    """Add the sums over the examples of all `parts`, which have equal width; classes that a part lacks are empty."""
+    """Add the sums over the examples of all `parts`. All widths are equal, but numbers of classes can differ."""
     count = max(part.counts.shape[-1] for part in parts)
 
     def total(name: str, axes_after: int) -> Tensor:
@@ -82,8 +82,8 @@ def pooled_sums(parts: Sequence[ClassSums]) -> ClassSums:
 def class_cosine(features: Tensor | ClassSums, labels: Tensor | None = None, classes: int | None = None) -> Tensor:
     """Return the cosine between class means of the features: entry (a, b) = ⟨μ_a, μ_b⟩ / (‖μ_a‖ ‖μ_b‖).
 
-    Arguments are those of `class_sums`, or its result -> (..., C, C), with NaN in the row and column of a class without
-    examples or with a zero mean. Raises ValueError as `class_sums` does.
+    Arguments are those of `class_sums`, or only its result -> (..., C, C), with NaN in the row and column of a class
+    that has no examples or a zero mean. Raises ValueError as `class_sums` does.
     """
     known = _class_sums(features, labels, classes)
     norms = torch.linalg.vector_norm(known.sums, dim=-1, keepdim=True)
@@ -96,7 +96,7 @@ def class_cosine(features: Tensor | ClassSums, labels: Tensor | None = None, cla
 def class_cosine_mean(features: Tensor | ClassSums, labels: Tensor | None = None, classes: int | None = None) -> Tensor:
     """Return the off-diagonal mean of `class_cosine` over the classes that have a direction.
 
-    Arguments are those of `class_cosine` -> (...); NaN with fewer than two of these classes.
+    Arguments are those of `class_cosine` -> (...); NaN if there are fewer than two such classes.
 
     Example:
         >>> features, labels = torch.tensor([[1.0, 0], [1, 0], [1, 1], [0, 1]]), torch.tensor([0, 0, 1, 1])
@@ -119,7 +119,7 @@ def pairwise_class_cosine(
     weighted by the product of the class sizes; for classes of equal size, this is the plain mean of ⟨m_c, m_c′⟩.
     Examples of norm zero are excluded.
 
-    Arguments are those of `class_cosine` -> (...); NaN if all examples have the same class.
+    Arguments are those of `class_cosine` -> (...); NaN if fewer than two classes have examples of non-zero norm.
 
     Example:
         >>> features, labels = torch.tensor([[1.0, 0], [1, 0], [1, 1], [0, 1]]), torch.tensor([0, 0, 1, 1])
@@ -203,7 +203,7 @@ def prediction_disagreement(a: Tensor, b: Tensor) -> Tensor:
 
 
 def note(features: Tensor | ClassSums, labels: Tensor | None = None) -> str | None:
-    """Return why metrics of classes are NaN for one N×d matrix, or what was left out, else None."""
+    """Return why metrics of classes are NaN for one N×d matrix, or how much of it is left out, else None."""
     known = _class_sums(features, labels, None)
     assert known.counts.ndim == 1, "a note is about one matrix"
     if not known.scale.isfinite().all():

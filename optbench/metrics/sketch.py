@@ -8,7 +8,7 @@ weights in it. The sketch is linear: S(a) - S(b) = S(a - b). The mean of ‖Sx�
 so a distance estimated from two sketches has a relative error of about 1/√(2K), which is 2.2% for K = 1024.
 
 Legend: P weights; K buckets; L weights in the fullest bucket.
-Source: Charikar, Chen & Farach-Colton 2002. Weinberger et al. 2009 derive the variance, for feature hashing.
+Source: Charikar, Chen & Farach-Colton 2002. Weinberger et al. 2009 derive the variance for feature hashing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class CountSketch:
     def draw(count: int, generator: torch.Generator, device: torch.device, buckets: int = BUCKETS) -> CountSketch:
         """Draw buckets and signs for `count` (P > 0) weights.
 
-        generator: a CPU generator; in the same state, it gives equal draws for every device.
+        generator: a CPU generator, so that the draw does not depend on the device.
         """
         bucket = torch.randint(buckets, (count,), generator=generator)
         sign = torch.randint(2, (count,), generator=generator).double() * 2 - 1

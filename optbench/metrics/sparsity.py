@@ -57,7 +57,7 @@ def gini(weights: Tensor) -> Tensor:
 
 
 def kurtosis(weights: Tensor) -> Tensor:
-    """Return the fourth central moment over the squared second: 3 for a normal distribution (not the excess).
+    """Return the kurtosis: the fourth central moment over the squared second, which is 3 for a normal distribution.
 
     weights (..., n) -> (...), at least 1; NaN where the weights do not vary and for n = 0.
 
@@ -158,7 +158,7 @@ def dead_share(features: Tensor | Activity) -> Tensor:
 
 
 def note(weights: Tensor) -> str | None:
-    """Return why a metric of one weight vector (n,) is or could be NaN, else None."""
+    """Return why some metric of one weight vector (n,) is NaN, else None."""
     assert weights.ndim == 1, "a note is about one vector"
     if weights.numel() == 0:
         return "no weights"
@@ -174,7 +174,7 @@ def note(weights: Tensor) -> str | None:
 
 
 def activation_note(features: Tensor | Activity) -> str | None:
-    """Return why a metric of one N×d matrix of activations is or could be NaN, else None."""
+    """Return why some metric of one N×d matrix of activations is NaN, else None."""
     known = _activity(features)
     assert known.means.ndim == 1, "a note is about one matrix"
     width = len(known.means)

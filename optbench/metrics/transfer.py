@@ -1,6 +1,6 @@
 """Transfer: how well frozen features of a network predict the classes of another dataset.
 
-Legend: `N` examples; `d` width of the features; `C` classes of the other dataset; `K` penalties.
+Legend: `N` examples; `d` width of the features; `C` classes of the other dataset.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Labelled:
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """Features of another dataset: `train` to fit, `validation` to choose the penalty, `test` to score."""
+    """Features of another dataset: `train` to fit, `validation` to choose the penalty, and `test` to score."""
 
     train: Labelled
     validation: Labelled
@@ -40,8 +40,8 @@ def transfer_accuracy(probe: Probe) -> float:
 
     The regression weights are B = (Σ + λ I)⁻¹ Xᵀ Y / N, where X are the centred features, Σ is their covariance and Y
     are the centred one-hot classes. The class with the largest output is predicted. λ is tr Σ / d times the entry of
-    `PENALTIES` with the highest validation accuracy, or the largest of these in case of a tie. All penalties share one
-    decomposition (Hoerl & Kennard 1970).
+    `PENALTIES` with the highest validation accuracy, or the largest such entry if several are equally good. All
+    penalties share one decomposition (Hoerl & Kennard 1970).
 
     Returns:
         NaN if features are not finite or do not vary.

@@ -49,7 +49,7 @@ def mean(points: Sequence[Geometry], *, of: str) -> float:
 
 
 def note(points: Sequence[Geometry], *, of: str) -> str | None:
-    """Return why a mean is undefined, or that it covers fewer than `POINTS` updates; None if it covers all of them."""
+    """Return why a mean is undefined or covers fewer than `POINTS` updates; None if it covers all of them."""
     defined = sum(math.isfinite(getattr(point, of)) for point in points)
     if not defined:
         return "undefined for every measured update"
@@ -93,7 +93,7 @@ def _polar_cosine(d: Tensor, g: Tensor) -> float:
     """Return the cosine between d and the polar factor of g, both (m, n) with m ≤ n.
 
     The left singular vectors U are eigenvectors of g gᵀ. Singular values are computed as norms of the rows of Uᵀ g.
-    Unlike roots of eigenvalues, these are accurate relative to the largest singular value.
+    Unlike square roots of eigenvalues, these norms are accurate relative to the largest singular value.
     """
     left = torch.linalg.eigh(g @ g.T).eigenvectors
     rows = left.T @ g
