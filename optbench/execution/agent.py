@@ -38,7 +38,7 @@ class Hello:
 
 
 class Agent:
-    """The agent of one worker process, for a main process on another machine.
+    """An agent that runs one worker process for a main process on another machine.
 
     All methods must be called from one thread. Between `give` and the end of the unit, `receive` must be called
     repeatedly.
@@ -55,7 +55,7 @@ class Agent:
         self._outbox: list[Message | Hello | Arrived] = [Hello(socket.gethostname(), versions())]
 
     def fetch(self, content: Any) -> bytes:
-        """Return a parcel's bytes, given its content. Backends that store the bytes elsewhere override this method."""
+        """Return the bytes of a parcel with this `content`. Agents of backends that store the bytes override this."""
         assert isinstance(content, bytes)
         return content
 
@@ -83,7 +83,7 @@ class Agent:
         self._worker.give(work, self._job[1], sent)
 
     def receive(self, seconds: float) -> list[Message | Hello | Arrived]:
-        """Wait up to `seconds` for messages. Return the messages received, if any, in order."""
+        """Wait up to `seconds` for messages, and return those received, in order."""
         until = time.monotonic() + seconds
         ended = bool(self._outbox) or self._died
         while not ended and self._worker.connection.poll(max(0.0, until - time.monotonic())):
@@ -103,7 +103,7 @@ class Agent:
         return found
 
     def renew(self) -> None:
-        """Continue in a new worker process."""
+        """Replace the worker process with a new one."""
         self._experiment, self._died = None, False
         self._worker.renew()
 

@@ -38,7 +38,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Refused:
-    """The worker cannot start, or must not train for this run; no other worker is started in the same place."""
+    """The worker cannot start, or must not train for this run; no other worker is started in its place."""
 
     reason: str
 
@@ -80,10 +80,10 @@ class Backend(Protocol):
         """Prepare the data that workers need for a job, before the job's first unit is submitted."""
 
     def start(self, place: int) -> Worker:
-        """Start a worker in a free place, from 0 to `jobs` - 1."""
+        """Start a worker. place: its position among the concurrent workers, from 0 to `jobs` - 1, currently free."""
 
     def wait(self, workers: Sequence[Worker]) -> Sequence[Worker]:
-        """Wait for messages from these workers. Return those with messages, or an empty sequence after a timeout."""
+        """Wait for messages from `workers`. Return the workers that have sent any; after a timeout, return none."""
 
     def discard(self, worker: Worker) -> None:
         """Remove a worker that was lost or refused."""

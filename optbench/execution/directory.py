@@ -15,7 +15,8 @@ from optbench.store.read import read_json
 def places(runs_dir: Path, name: str | None, suite: str) -> Iterator[Path]:
     """Yield the directories to try for a new run in `runs_dir`.
 
-    These are `name` alone or, if `name` is None, `<suite>-<UTC time>`, then this name with `-2`, `-3`, ... appended.
+    If `name` is not None, only the directory `name` is tried. Otherwise, the directories are `<suite>-<UTC time>`, the
+    same with `-2` appended, the same with `-3`, and so on.
     """
     if name is not None:
         yield runs_dir / name

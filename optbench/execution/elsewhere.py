@@ -26,7 +26,10 @@ def versions() -> dict[str, str]:
 
 
 def made_with() -> dict[str, str]:
-    """Return `versions` and the CPU instructions. Different CPU instructions are allowed, but noted. Imports torch."""
+    """Return `versions` and the CPU instructions that torch uses. Imports torch.
+
+    A worker with other CPU instructions is accepted, but its trials get a note.
+    """
     from optbench.engine.device import cpu_capability
 
     return {**versions(), INSTRUCTIONS: cpu_capability()}
@@ -54,7 +57,7 @@ def refusal(found: Mapping[str, str], host: str) -> str | None:
 
 
 def unlike(job: Job) -> str | None:
-    """Return how an installed package that a run uses differs from the main process's copy; None if it does not.
+    """Return a message if an installed package that a run uses differs from the main process's copy; else None.
 
     Before the comparison, users' modules that were sent with the job are written to a folder and made importable.
     """

@@ -66,7 +66,7 @@ class LocalProcesses:
 
 
 class LocalWorker:
-    """A worker process, and this process's end of the connection to it."""
+    """A worker process, and the main process's end of the connection to it."""
 
     is_ready = True
 

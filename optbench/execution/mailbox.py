@@ -45,7 +45,7 @@ class Mailbox:
 
 
 class Pulse:
-    """A file that one process touches and another watches, without comparing the two processes' clocks."""
+    """A file that one process touches to show another process that it is alive; their clocks need not agree."""
 
     def __init__(self, file: Path) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""Merge runs of one suite with different seeds into the run that a single run with all seeds would have given."""
+"""Merge runs of one suite with different seeds into one run, which equals a run trained with all of these seeds."""
 
 from __future__ import annotations
 
@@ -100,7 +100,8 @@ def _check(runs: Sequence[RunDirectory], suites: Sequence[Suite], *, force: bool
             of[seed] = run
         _check_code(first, run)
         if first.record.get("metrics_version") != run.record.get("metrics_version"):
-            raise UsageError(f"{where}: expected the same version of the metrics as in {first.path}, got another one")
+            expected, got = (record.get("metrics_version", "none") for record in (first.record, run.record))
+            raise UsageError(f"{where}: expected version {expected} of the metrics, as in {first.path}, got {got}")
         if not force and (what := differs(latest_provenance(first.record), latest_provenance(run.record))):
             raise UsageError(
                 f"{where}: expected {what[0]} {what[1]}, as for {first.path}, got {what[0]} {what[2]}; "

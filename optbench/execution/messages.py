@@ -132,7 +132,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Divide:
-    """A cohort must be divided, because memory is insufficient or a user's code raised an exception."""
+    """A cohort must be divided, because it is too large for memory or a user's code raised an exception."""
 
     unit: Train
     too_large: bool = True
@@ -180,7 +180,7 @@ def halved(answer: Divide, places: Callable[[Cohort], Mapping[str, Begun]]) -> l
     Results do not change, because no trial depends on the others in its piece. If the unit was too large, its trials
     get a note.
 
-    places: returns the states from which the trials of a piece resume.
+    places: a function that returns the states from which the trials of a piece resume, by trial id.
     """
     unit, note = answer.unit, answer.unit.note
     if answer.too_large and not (note or "").startswith(OUT_OF_MEMORY):  # an earlier note gives the larger size

@@ -35,7 +35,7 @@ FORKS = sys.platform.startswith("linux")
 PACKET = 2**12
 """Maximum size in bytes of a request or answer."""
 DRIVERS = tuple(map(Path, ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")))
-"""Files of which at least one exists if Linux has an NVIDIA or AMD driver; the last file is for WSL."""
+"""Device files, at least one of which exists if Linux has an NVIDIA or AMD driver; the last one exists under WSL."""
 
 
 class Process(Protocol):
@@ -84,7 +84,7 @@ class Nursery:
             forking.process.kill()
 
     def close(self) -> None:
-        """End the forking processes; their workers must have ended before."""
+        """End the forking processes, whose workers must already have ended."""
         for forking in self._forking:
             forking.close()
 
@@ -100,7 +100,7 @@ class _Forking:
     """A process that forks workers on request.
 
     Raises:
-        OSError: the system has no handles for processes, or cannot start another process.
+        OSError: the system does not provide process handles (`pidfd_open`), or cannot start another process.
     """
 
     def __init__(self) -> None:
@@ -201,7 +201,9 @@ _EARLY: ContextVar[list[Nursery] | None] = ContextVar("early", default=None)
 
 @contextlib.contextmanager
 def early(device: str, *, wanted: bool = True) -> Iterator[None]:
-    """Start a nursery for the pool that is created in the block; close it after the block if it was not used.
+    """Start a nursery, if workers can be forked, which the next call of `nursery` in the block returns.
+
+    The nursery is closed at the end of the block if it was not used.
 
     device: the value of the option `--device`. wanted: False to start nothing.
     """
@@ -219,12 +221,12 @@ def early(device: str, *, wanted: bool = True) -> Iterator[None]:
 
 
 def _means_cpu(device: str) -> bool:
-    """Return whether it is certain, even without importing PyTorch, that a run with this `--device` uses the CPU."""
+    """Return True if a run with this `--device` certainly uses the CPU, as far as is known without PyTorch."""
     return device == "cpu" or (device == "auto" and not any(driver.exists() for driver in DRIVERS))
 
 
 def nursery(devices: Sequence[str]) -> Nursery:
-    """Return a nursery for workers on these devices, started early if possible; the caller closes it."""
+    """Return a nursery for workers on these devices: the one started by `early`, or a new one. The caller closes it."""
     if any(device != "cpu" for device in devices):
         return Nursery(forks=False)
     waiting = _EARLY.get()

@@ -35,7 +35,7 @@ def pickled(value: object) -> bytes:
 
 
 def unpickled(content: bytes) -> Any:
-    """Undo `pickled`. Unpickling may execute code, so use this only for data from a process of the same run.
+    """Unpickle what `pickled` returned. Unpickling may execute code, so use this only for data of the same run.
 
     Raises:
         DamagedError: `content` cannot be unpickled.
@@ -48,7 +48,7 @@ def unpickled(content: bytes) -> Any:
 
 @dataclass(frozen=True)
 class Parcel:
-    """Pickled data. sum: the SHA-256 hash of the bytes. content: the bytes, or where a backend has stored them."""
+    """Pickled data. sum: the SHA-256 hash of the bytes. content: the bytes, or the backend's reference to them."""
 
     sum: str
     content: Any
@@ -58,7 +58,7 @@ class Parcel:
         return Parcel(hashlib.sha256(content).hexdigest(), content)
 
     def checked(self, content: bytes) -> bytes:
-        """Return `content`, the bytes that arrived. Raises DamagedError if they differ from those that were sent."""
+        """Return the received bytes `content`. Raises DamagedError if they differ from the bytes that were sent."""
         if (found := hashlib.sha256(content).hexdigest()) != self.sum:
             raise DamagedError(f"arrived damaged: expected SHA-256 {self.sum[:16]}..., got {found[:16]}...")
         return content
@@ -105,7 +105,7 @@ def unpack(content: bytes, folder: Path) -> Unit:
 
 
 def job_for_elsewhere(job: Job, units: Iterable[Unit], *, force: bool) -> Job:
-    """Return a job for workers on other machines, without this machine's paths."""
+    """Return a copy of the job for workers on other machines, without this machine's paths."""
     targets = {
         target
         for unit in units

@@ -107,13 +107,13 @@ class Pool:
     ) -> Iterator[Passed]:
         """Process the units, starting them in order, and yield events as they occur.
 
-        more: returns comparisons that have become ready; called at the start and after every unit. Comparisons are
-            started after all training units.
-        places: returns the current states from which the trials of a piece resume.
-        held: returns a context that delays interrupts. It is entered before an event is read from a worker and left
-            after the caller has processed the event, so that no event is lost.
-        take: removes the unit with a given index from the list of waiting units, of which the last is next, and returns
-            it; may divide the trainings of waiting units differently.
+        more: a function that returns the comparisons that have become ready, called at the start and after every unit.
+            Comparisons are started after all training units.
+        places: a function that returns the states from which the trials of a piece would resume now.
+        held: a function that returns a context in which interrupts are delayed. The context is entered before an event
+            is read from a worker and left after the caller has processed the event, so that no event is lost.
+        take: a function that removes a unit, given its index, from the list of waiting units and returns it. The units
+            are started from the end of the list. The function may divide their trainings differently.
 
         Units that are too large for memory, or in which a user's code raises an exception, are halved. If a worker's
         process dies (is killed, or exhausts memory), its unit is retried in smaller pieces. A member fails if the
@@ -184,7 +184,7 @@ class Pool:
                 self._hand_out(waiting, job)
 
     def _hand_on(self, slot: _Slot, waiting: list[Unit], job: Job) -> None:
-        """Give an idle worker the next unit that it serves, so that it is busy while results are written.
+        """Give an idle worker the next unit that its process can run, so that it is busy while results are written.
 
         The worker's last results have not been written yet, so this must be fast and must not fail. Therefore, no
         process is stopped or started.
@@ -241,7 +241,7 @@ class Pool:
             raise WorkerError(event.reason)
 
     def _unsaid(self) -> Iterator[Said]:
-        """Once a worker is ready, yield the unreported reasons for refusing other workers.
+        """If a worker is ready, yield the reasons for refusing others that have not been reported yet.
 
         If all workers are refused, `_refuse` raises an error instead.
         """
@@ -266,12 +266,12 @@ _OF_THE_POOL = (Divide, OptbenchError, Died, Lost, Ready, Refused, Saved)
 
 
 def _again(unit: Unit, places: Callable[[Cohort], Mapping[str, Begun]]) -> Unit:
-    """Return the unit, to be resumed from the latest saved states."""
+    """Return a copy of the unit that resumes from the latest saved states; a comparison is returned unchanged."""
     return Train(unit.cohort, places(unit.cohort), unit.note) if isinstance(unit, Train) else unit
 
 
 def _tasks(unit: Unit) -> int:
-    """Return the number of finished tasks, summed over a unit's trials, after which these trials resume."""
+    """Return the total number of tasks that a unit's trials had finished in the states from which they resume."""
     return sum(begun.task for begun in unit.begun.values()) if isinstance(unit, Train) else 0
 
 

@@ -58,7 +58,7 @@ class Code:
     unrecorded: Mapping[str, Source] = field(default_factory=dict)
 
     def of(self, trial: Trial) -> tuple[str | None, str | None]:
-        """Return the source hash of a trial and its note; each is None if the trial has none."""
+        """Return a trial's source hash and note, each of which is None if the trial has none."""
         targets = sorted(trial.user_files)
         notes = [self.notes[where] for target in targets if (where := split(target)[0]) in self.notes]
         return source_hash(targets), "; ".join(dict.fromkeys(notes)) or None
@@ -103,7 +103,7 @@ def find_code(plan: Plan, resume: Path | None, suite_folder: Path | None, *, for
 
 
 def find_source(target: str, suite_folder: Path | None, resume: Path | None = None) -> Source | None:
-    """Read the code behind one target, as `find_code` does. Raises OptbenchError if a file cannot be read."""
+    """Read the source of one target, looked up as in `find_code`. Raises OptbenchError if a file cannot be read."""
     where = split(target)[0]
     run = resume if suite_folder is None else suite_folder if is_run(suite_folder) else None
     plugin = plugins_of(read_json(run)).get(where) if run is not None and (is_file(where) or is_text(where)) else None
@@ -277,7 +277,7 @@ def _changed_file(source: Source, plugin: Plugin | None) -> str:
 
 
 def _first_hashes(resume: Path) -> dict[str, str]:
-    """Return the source hash of each target at the start of the run, or when the run first used it."""
+    """Return the source hash with which the run first used each target, by the part of the target before the colon."""
     first: dict[str, str] = {}
     for entry in read_json(resume).get("plugins") or ():
         first.setdefault(entry["target"], entry["source_hash"])

@@ -27,7 +27,7 @@ from optbench.execution.messages import Arrived, Job, Said, Unit
 from optbench.execution.parcels import Parcel, datasets, job_for_elsewhere, pack, packed_dataset, pickled
 
 HEARTBEAT = 2.0
-"""Seconds after which an actor returns even without messages, so that it can process the next call."""
+"""Seconds after which a call of an actor's `receive` returns even without messages, so that other calls can run."""
 STALLED = 30.0
 """Seconds without any ready worker after which the user is told that no CPU or GPU is free."""
 ANSWER = 10.0
@@ -36,14 +36,14 @@ CHECK = 5.0
 """Seconds between checks of whether the head node answers."""
 GONE = 30.0
 """Seconds without an answer from the head node after which the run ends. Ray ends the process itself after 60 seconds,
-with an error message of its own and without closing the run."""
+with its own error message and without closing the run."""
 AUTH_MODE = "RAY_AUTH_MODE"
 PATIENCE = 5.0
 """Seconds that actors have to end by themselves before they are killed."""
 
 
 class RayAgent(Agent):
-    """The agent in an actor. Parcels that are sent to many actors are in the object store."""
+    """The agent in an actor. The bytes of parcels that are sent to many actors are in Ray's object store."""
 
     def fetch(self, content: Any) -> bytes:
         if isinstance(content, bytes):
@@ -112,7 +112,7 @@ class RayCluster:
         return worker
 
     def wait(self, workers: Sequence[Worker]) -> Sequence[Worker]:
-        """As in `Backend`.
+        """Wait for messages, as described in `Backend.wait`.
 
         Raises:
             WorkerError: the head node has not answered for `GONE` seconds.
@@ -354,7 +354,7 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """In the block, suppress warnings, such as Ray's about its future versions; then remove Ray's signal handlers."""
+    """Suppress warnings in the block, such as those about future versions of Ray; then remove Ray's signal handlers."""
     numbers = [signal.SIGINT, signal.SIGTERM] if threading.current_thread() is threading.main_thread() else []
     before = {number: signal.getsignal(number) for number in numbers}
     try:

@@ -57,8 +57,8 @@ class Plan:
 def make_plan(suite: Suite, resume: Path | None = None, *, grown: bool = False, once_failed: bool = False) -> Plan:
     """Plan the trials and cohorts of a suite without running users' code.
 
-    resume: a run whose finished trials are not trained again. grown: True to allow a suite that differs from the run's.
-        once_failed: True to treat failed trials as finished.
+    resume: the directory of a run whose finished trials are not trained again. grown: True to allow a suite that
+        differs from the run's. once_failed: True to treat failed trials as finished.
 
     Raises:
         UsageError: the run was made from another suite, and `grown` is False.
@@ -97,8 +97,8 @@ def spread(plan: Plan, jobs: int, most: int | None = None) -> list[Cohort]:
     Pieces of the same cohort are adjacent; `sizes` joins or cuts them once their duration can be estimated. All trials
     of a piece start over, or resume after the same task.
 
-    most: the approximate maximum number of members in a piece, or None for no maximum. An accelerator is used best with
-        None: cohorts are then cut only if there are fewer cohorts than processes.
+    most: the approximate maximum number of members in a piece. None, the best choice on an accelerator, means no
+        maximum: cohorts are then cut only if there are fewer cohorts than processes.
     """
     wholes: list[tuple[int, Cohort]] = []  # with the number of finished tasks
     for cohort in plan.cohorts:

@@ -249,7 +249,7 @@ class Session:
         return plan
 
     def grow(self, suite: Suite) -> Plan:
-        """Replace the run's suite with one that has more trials, and return its plan. Raises the errors of `begin`."""
+        """Replace the run's suite with one that has more trials; return the new plan. Raises the errors of `begin`."""
         plan = make_plan(suite, self.writer.path, grown=True, once_failed=True)
         plan = self._prepare(plan)
         self.writer.grow(dump_suite(plan.suite), suite_hash(plan.suite), plan.trials, plan.left)
@@ -321,7 +321,7 @@ class Session:
         return plan
 
     def _ended(self, cohort: Cohort, rows: Sequence[tuple[Trial, Row]], checkpoints: Mapping[str, str]) -> None:
-        """Write the rows of a cohort with the source hashes and notes of its trials. checkpoints: paths by trial."""
+        """Write the rows of a cohort with its trials' source hashes and notes. checkpoints: paths, by trial id."""
         complete: list[tuple[Trial, Row]] = []
         for trial, row in rows:
             if isinstance(row, TrialRow):

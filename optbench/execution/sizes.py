@@ -1,4 +1,4 @@
-"""Choose the number of trainings in a piece from the durations of finished trainings, when a worker is given the piece.
+"""Choose the size of a piece when it is given to a worker, from the durations of trainings that have finished.
 
 Until a training of the same kind has finished, pieces are those of `schedule.spread`. From then on, a piece on a CPU is
 an even share of the remaining work (guided self-scheduling: Polychronopoulos & Kuck, IEEE Transactions on Computers
@@ -6,7 +6,7 @@ C-36, 1987), within these bounds:
 
 - Short trainings are combined into at most about a minute of work.
 - Longer trainings are combined only up to `MOST_ON_CPU`, because larger pieces would not be faster.
-- A piece is not cut to less than about a minute of work.
+- A piece is not cut to less than about a minute of work, or less than `MOST_ON_CPU` trainings if these take less time.
 
 Large pieces come first and small ones last, so that workers finish at about the same time. Results do not depend on the
 sizes of pieces.
@@ -25,7 +25,7 @@ from optbench.plan import Cohort, Trial, expected_cost
 from optbench.store.tables import TrialRow
 
 MINUTE = 60.0
-"""Seconds of work in a piece, long in comparison with the time to hand out the piece and to write its results."""
+"""Duration of a piece in seconds that is long compared with the time to hand it out and to write its results."""
 MOST_SHORT = 64
 """Maximum number of trainings in a piece, however short they are."""
 MOST_PARAMETERS = 16_000_000
@@ -66,7 +66,7 @@ class Pace:
 
 
 class Sizes:
-    """Selector of the trainings in each piece.
+    """A selector of trainings for each piece that is given to a worker.
 
     Legend: a *whole* is the rest of one cohort of the plan. Its trainings differ in seed and settings, and are expected
     to take the same time.
@@ -151,6 +151,6 @@ class Sizes:
 
 
 def _kinds(trial: Trial) -> tuple[tuple[str, ...], ...]:
-    """Return the kinds of trials to which a trial belongs, most specific first."""
+    """Return keys for averaging times over trials: of the same model and optimizer, of the same model, and of all."""
     model = (trial.experiment, trial.model)
     return (*model, trial.target), model, ()

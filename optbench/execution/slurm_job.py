@@ -31,13 +31,13 @@ SETTLE = 1.0
 
 @dataclass(frozen=True)
 class Ending:
-    """The last message of a job. told: True if the main process ended the job, False if SLURM did."""
+    """The last message of a job. told: True if the main process told the job to end; False if it ends otherwise."""
 
     told: bool
 
 
 class FileAgent(Agent):
-    """The agent in a job. Parcels that are sent to many jobs are files."""
+    """The agent in a job. The bytes of parcels that are sent to many jobs are in files."""
 
     def fetch(self, content: Any) -> bytes:
         return content if isinstance(content, bytes) else Path(content).read_bytes()
@@ -65,7 +65,7 @@ def run_job(folder: str, device: str) -> None:
 
 
 def serve(folder: str, device: str, must_end: Callable[[], bool] = lambda: False) -> None:
-    """Serve one worker until the main process ends it or stops showing a pulse, or `must_end` returns True."""
+    """Serve one worker until the main process ends the job or appears to be dead, or `must_end` returns True."""
     place = Path(folder)
     inbox, outbox = Mailbox(place / IN), Mailbox(place / OUT)
     own, parent = Pulse(place / PULSE), Pulse(place.parent / PULSE)

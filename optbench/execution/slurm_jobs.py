@@ -41,7 +41,7 @@ from optbench.execution.slurm_settings import MAX_JOBS, executor, whole
 PREFIX = ".slurm-"
 """Start of the name of the folder that is shared with jobs; random letters follow."""
 GONE = "-gone"
-"""End of the name of this folder while it is being removed."""
+"""End of the name of a shared folder while it is being removed."""
 ASKED = 20.0
 """Seconds between SLURM queries about jobs that show no sign of life."""
 ASKED_AT_START = 5.0
@@ -109,7 +109,7 @@ class SlurmJobs:
                 self._pulse.beat()
 
     def begin(self, job: Job, units: Sequence[Unit]) -> None:
-        """Write the files that jobs need. If there are no jobs yet, submit as many as there is work for, as one array.
+        """Write the files that jobs need. If there are no jobs yet, submit an array with at most one job per unit.
 
         Raises:
             WorkerError: SLURM rejects the jobs.
@@ -173,7 +173,7 @@ class SlurmJobs:
         return worker
 
     def wait(self, workers: Sequence[Worker]) -> Sequence[Worker]:
-        """See `Backend`. Raises WorkerError if no job is left and SLURM rejects new ones."""
+        """See `Backend.wait`. Raises WorkerError if no job is left and SLURM keeps rejecting new ones."""
         ours = [worker for worker in workers if isinstance(worker, _SlurmWorker)]
         for worker in ours:
             worker.look()
@@ -315,7 +315,7 @@ class _SlurmWorker:
             self.refusal = error
 
     def tell(self, name: str, *arguments: object) -> None:
-        """Send a call of the agent's method `name`. If this fails, e.g. on a full disk, report the worker as lost."""
+        """Make the job's agent call its method `name`. If the call cannot be sent, report the worker as lost."""
         try:
             self._outbox.put((name, arguments))
         except OSError as error:
@@ -361,7 +361,7 @@ class _SlurmWorker:
         return ASKED if self.is_ready or time.monotonic() - self.tried_at > STALLED else ASKED_AT_START
 
     def hear(self, state: State | None) -> None:
-        """Process the state that SLURM gives for the job. state: None if SLURM did not answer."""
+        """Process the state that SLURM reports for the job. state: None if SLURM did not answer."""
         if state is not None and state.has_ended:
             if not self.is_ready:  # otherwise the pool reports which trials are trained again
                 self._cluster.say_once(self, f"{self._name} did not start a worker", state.describe(self.job))
@@ -409,9 +409,9 @@ def _outside_of_jobs() -> Iterator[None]:
 
 
 def _sweep(base: Path, own: Path) -> None:
-    """Remove the folders of runs whose main process was killed; jobs that still use them then end.
+    """Remove the folders of runs whose main process was killed; jobs that still use these folders then end.
 
-    Both of the times that are compared come from the file system, whose clock may differ from this machine's.
+    The age of a pulse is the difference of two times from the file system, whose clock may differ from this machine's.
     """
     now = (own / PULSE).stat().st_mtime
     for folder in base.glob(f"{PREFIX}*"):

@@ -49,7 +49,7 @@ OF_SLURM = ("srun:", "slurmstepd:")
 
 @dataclass(frozen=True)
 class State:
-    """The state of a job, as given by squeue. name: e.g. `PENDING`. reason: e.g. why the job is waiting."""
+    """The state of a job, as reported by squeue. name: e.g. `PENDING`. reason: e.g. why the job is waiting."""
 
     name: str
     reason: str = ""
@@ -79,7 +79,7 @@ class State:
 
 
 class Queue(Protocol):
-    """A queue of submitit's jobs."""
+    """The interface of a queue of jobs submitted with submitit."""
 
     def states(self, jobs: Sequence[Any]) -> dict[str, State]:
         """Return the state of each job by its id; empty if the queue does not answer."""
@@ -89,7 +89,7 @@ class Queue(Protocol):
 
 
 class SlurmQueue:
-    """The `Queue` of SLURM."""
+    """SLURM's queue, queried and changed by its commands."""
 
     def states(self, jobs: Sequence[Any]) -> dict[str, State]:
         """See `Queue`. Jobs that SLURM has forgotten, some minutes after their end, are reported as `COMPLETED`."""
@@ -117,7 +117,7 @@ class SlurmQueue:
 
 
 class LocalQueue:
-    """The `Queue` of processes that submitit starts on this machine, to try a run without SLURM."""
+    """A `Queue` of processes that submitit starts on this machine, for trying a run without SLURM."""
 
     def states(self, jobs: Sequence[Any]) -> dict[str, State]:
         names = {"RUNNING": "RUNNING", "INTERRUPTED": "CANCELLED"}

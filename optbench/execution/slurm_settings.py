@@ -51,7 +51,8 @@ def executor(folder: Path, settings: Mapping[str, str], *, gpu: bool) -> Any:
             raise UsageError(f"--set-on {name}: {unknown('setting', name, {*OWN, *general, *of_slurm})}")
         given[name if name in general else f"slurm_{name}"] = _value(name, text, general.get(name))
     if given.get("tasks_per_node", 1) != 1 or given.get("nodes", 1) != 1:
-        raise UsageError("--set-on: a job has one task on one node; max_jobs sets the number of jobs")
+        got = f"nodes={given.get('nodes', 1)} and tasks_per_node={given.get('tasks_per_node', 1)}"
+        raise UsageError(f"--set-on: expected one task on one node, got {got}; max_jobs sets the number of jobs")
     if cluster == "slurm":
         if (command := missing()) is not None:
             raise WorkerError(f"--on slurm: {command} was not found; start optbench on a login node of the cluster")
@@ -65,7 +66,7 @@ def executor(folder: Path, settings: Mapping[str, str], *, gpu: bool) -> Any:
 
 
 def _value(name: str, text: str, kind: type | None) -> Any:
-    """Convert a setting's value for submitit. kind: its type, if submitit declares one.
+    """Convert a setting's value for submitit. kind: the setting's type; None if submitit declares none.
 
     Raises:
         UsageError: the value has the wrong type.

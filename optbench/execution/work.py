@@ -65,7 +65,8 @@ def do(
     """Process one unit. Exceptions are returned as answers where possible, so that other units can continue.
 
     interim: the folder in which the states of cohorts are saved at the end of a task. elsewhere: information about a
-        main process on another machine, which is then notified of every saved state; None if it is on this machine.
+        main process on another machine, which is then notified of every saved state; None if the main process is on
+        this machine.
 
     Raises:
         OptbenchError: settings other than those of an optimizer are invalid, and no user's code is involved; or

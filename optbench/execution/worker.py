@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def prepare() -> None:
-    """Import the modules that workers need and apply their settings, without opening a device or running user code."""
+    """Import the modules that workers need and configure the process, without opening a device or running user code."""
     with contextlib.suppress(OSError):
         os.dup2(2, 1)  # output of users' code is not a result, so it must not go to standard output
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # needed for deterministic CUDA products
@@ -150,7 +150,7 @@ class _Desk:
 
 
 def _answer(answer: Answer, connection: multiprocessing.connection.Connection) -> None:
-    """Send an answer. If the process can no longer use its device, end it instead; another then retries the unit."""
+    """Send an answer, or end the process if it can no longer use its device, so that another retries the unit."""
     from optbench.engine.faults import speaks_of_broken_device
     from optbench.execution.messages import Failed
 

@@ -54,7 +54,7 @@ def test_a_job_gives_the_same_tables_as_a_local_run_and_leaves_nothing_behind(
         (["partitoin=gpu"], "--set-on partitoin: unknown setting 'partitoin'; did you mean 'partition'?"),
         (["timeout_min=soon"], "--set-on timeout_min=soon: expected a whole number of at least 1, got soon"),
         (["max_jobs=0"], "--set-on max_jobs=0: expected a whole number of at least 1, got 0"),
-        (["nodes=2"], "--set-on: a job has one task on one node"),
+        (["nodes=2"], "--set-on: expected one task on one node, got nodes=2 and tasks_per_node=1"),
         (["partition"], "--set-on partition: expected NAME=VALUE, got partition"),
         (["cluster=pbs"], "--set-on cluster=pbs: expected slurm or local, got pbs"),
     ],
