@@ -25,7 +25,7 @@ class Anchor:
 
 
 class Anchors:
-    """The anchors of the members of a stack."""
+    """The anchors of a stack's members."""
 
     def __init__(self, anchors: Sequence[Anchor], layout: Layout) -> None:
         self._anchors, self._layout = list(anchors), layout
@@ -53,7 +53,7 @@ class Anchors:
             grads.copy_(torch.where(self._factors != 0, grads + push, grads))
 
     def term(self, i: int, network: nn.Module) -> Tensor | float:
-        """Return λ‖w - w₀‖² of member `i` at `network`'s weights, for an optimizer that evaluates the loss itself."""
+        """Return λ‖w - w₀‖² for member `i` at the weights of `network`, for optimizers that evaluate the loss."""
         own = self._anchors[i]
         if own.strength == 0:
             return 0.0

@@ -1,8 +1,8 @@
 """Crop and mirror training images at random, with one gather operation per batch on the images' device.
 
-An image is mirrored and then cropped with zero padding, which is black because images are normalised later. Tasks that
-permute pixels permute the pixels of the augmented image. In rotation tasks, an image is mirrored before the rotation,
-because mirroring a rotated image would reverse the direction of rotation, and cropped after the rotation.
+An image is mirrored first and cropped second. Crops are padded with zeros, i.e. with black, because images are
+normalised later. In permuted tasks, the pixels are permuted after the augmentation. In rotation tasks, an image is
+rotated between mirroring and cropping, because mirroring a rotated image would reverse the direction of rotation.
 
 Legend: S streams, B batch size, C channels, H rows, W columns.
 """

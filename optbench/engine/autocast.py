@@ -1,7 +1,7 @@
 """Run training forward passes in the precision set by `protocol.precision`.
 
-Uses PyTorch's autocast: matrix products and convolutions use bfloat16 copies of float32 weights, with gradients in
-float32. The loss is computed in float32 on every device.
+With `bfloat16`, PyTorch's autocast computes matrix products and convolutions from bfloat16 copies of float32 weights;
+gradients are in float32. The loss is computed in float32 on every device.
 """
 
 from __future__ import annotations

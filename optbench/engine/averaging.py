@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Averaging:
-    """The weight averages that a stack continues to update, and their decay."""
+    """The members' weight averages when a stack is built, and the averages' decay."""
 
     decay: float
     rows: Sequence[Tensor | None]

@@ -19,8 +19,8 @@ from optbench.suite.protocol import Augment, Protocol
 from optbench.tasks import Examples
 
 BLOCK = 2**17
-"""Number of values converted and scaled per block on a CPU: half a megabyte, which is still in the cache during the
-second pass."""
+"""Number of values converted and scaled per block on a CPU. The half megabyte that they occupy is still in the cache
+during the second pass."""
 LANES = 64
 """The number of rows in a block is a multiple of this, so that vector instructions process the same groups of numbers
 as without blocks."""
@@ -40,7 +40,7 @@ class Normaliser:
     dtype: torch.dtype = torch.float32
     """The dtype of network inputs."""
     same: bool = False
-    """True if the map leaves inputs unchanged: for tokens, and for floats under `unit` normalisation."""
+    """True if the map leaves inputs unchanged, as it does for tokens, and for floats under `unit` normalisation."""
 
     @staticmethod
     def of(dataset: Dataset, protocol: Protocol, device: torch.device) -> Normaliser:
@@ -111,12 +111,12 @@ class BatchStream:
         self._order = self._ways = torch.empty(0)
 
     def order(self, epoch: int) -> Tensor:
-        """Return the indices (N,) of the examples, on the CPU, in the order of epoch `epoch` (0-based)."""
+        """Return the example indices (N,), on the CPU, in the order in which epoch `epoch` (0-based) uses them."""
         stream = generator(*self._seeds, f"data order/task {self._task}/epoch {epoch}{self._suffix}")
         return torch.randperm(len(self.examples), generator=stream)
 
     def ways(self, epoch: int) -> Tensor:
-        """Return the augmentations (N,) on the CPU, encoded as in `Augmenter`, in the order of `order(epoch)`."""
+        """Return the examples' augmentations (N,), on the CPU, in the order of `order(epoch)`; see `Augmenter`."""
         assert self.augment is not None
         stream = generator(*self._seeds, f"augmentation/task {self._task}/epoch {epoch}{self._suffix}")
         return torch.randint(self.augment.ways, (len(self.examples),), generator=stream)

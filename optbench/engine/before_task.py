@@ -45,7 +45,7 @@ class BeforeTask:
 
 
 def probe(examples: Examples, suite_seed: int) -> Examples:
-    """Return at most `PROBED` training examples of a task, the same in every trial; fewer if these are long."""
+    """Return at most `PROBED` training examples of a task (fewer for long sequences), the same in every trial."""
     return examples.drawn(examples.few(PROBED), generator(suite_seed, None, "network before a task"))
 
 

@@ -68,16 +68,16 @@ class Blueprint:
 
     @property
     def ours(self) -> bool:
-        """True for a built-in network: its only buffers are batch norm's, and its eval mode draws no random numbers."""
+        """True for a built-in network. Its only buffers are batch norm's, and its eval mode draws no random numbers."""
         return isinstance(self.network, Network)
 
     @property
     def plain(self) -> bool:
-        """True for a built-in network without dropout or buffers: training passes use only its weights and inputs."""
+        """True for a built-in network without dropout or buffers, whose logits depend only on weights and inputs."""
         return isinstance(self.network, Network) and self.network.alone is None
 
     def answers_for(self, error: Exception) -> bool:
-        """Return whether an error during a measurement is due to a user's model, so that only the trial fails."""
+        """Return whether an error during a measurement is due to a user's model, in which case only the trial fails."""
         return not (self.ours or isinstance(error, OptbenchError) or of_the_machine(error))
 
     @functools.cached_property
@@ -88,7 +88,7 @@ class Blueprint:
     def start(self, suite_seed: int, trial_seed: int, task: int = 0) -> dict[str, Tensor]:
         """Return initial parameters and buffers by name, on the CPU; they are the same for every optimizer.
 
-        task: 0..T-1. For tasks after the first, return the values of a new network.
+        task: the task (0..T-1) that the network starts with. Each task has different initial values.
         """
         return self._start(suite_seed, trial_seed, f"initial weights/task {task}" if task else "initial weights")
 
@@ -249,7 +249,7 @@ def _check_parts(module: object) -> None:
         raise ValueError("expected parameters to train, got none")
     for name, parameter in parameters.items():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise ValueError(f"{name}: expected a parameter with a shape, got a lazy one")
+            raise ValueError(f"{name}: expected an initialised parameter, got a lazy one")
         if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
             raise ValueError(f"{name}: expected float32 on the CPU, got {parameter.dtype} on {parameter.device}")
         if not parameter.requires_grad:

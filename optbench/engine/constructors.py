@@ -47,7 +47,7 @@ def try_constructors(
     notify: called with the text of each distinct warning that a constructor issues.
 
     Raises:
-        OptimizerError: some variants are rejected; the message has a line for each.
+        OptimizerError: some variants are rejected; the message has a line for each of the first `MOST_LINES`.
     """
     warned: dict[str, None] = {}
     refused: dict[tuple[str, str], str] = {}
@@ -152,7 +152,7 @@ class _Place:
         return self._networks[device]
 
     def _total_steps(self, trial: Trial) -> int:
-        """Return the total number of steps if all tasks are as long as the first, since only the first is generated."""
+        """Return the total number of steps if all tasks are as long as the first; the others are not generated."""
         protocol = self._experiment.protocol
         tasks = 1 if protocol.optimizer_state == "reset" or renews_state(trial) else self._tasks.count
         return tasks * Schedule.of(protocol, max(1, self._first_task // protocol.batch_size)).total

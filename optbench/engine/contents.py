@@ -1,4 +1,4 @@
-"""List the data that a Python object holds, and compute a digest of these data.
+"""List the data that a Python object holds, and compute a digest of the data.
 
 An optimizer and a copy restored from its `state_dict()` have equal digests if nothing was lost.
 """
@@ -26,7 +26,7 @@ _DERIVED = ("defaults", "_numel_cache", "_need_device_dtype_check_for_fused")
 
 
 def parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the parts of an object by name, in the same order for equal objects.
+    """Yield the name and value of each part of an object, in the same order for equal objects.
 
     value: any object except a number, a string or a tensor.
     """
@@ -119,7 +119,7 @@ class _Reader:
         self.hash.update("\0".join(map(str, words)).encode() + b"\1")
 
     def _container(self, value: Any) -> None:
-        """Digest a container in full even if it was digested before; cut cycles.
+        """Digest a container in full even if it was digested before; stop at references to enclosing containers.
 
         A restored optimizer may have copies where the original shares a container, e.g. betas in groups and defaults.
         """

@@ -1,4 +1,4 @@
-"""Apply optimizer wrappers whose base takes the steps: they change the loss, or the network between tasks."""
+"""Apply the optimizer wrappers that leave all steps to their base and change the loss, or the network between tasks."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from optbench.streams import stream_seed
 
 @dataclass(frozen=True)
 class Controls:
-    """Applies wrappers with the lane `its base's` to the members of a cohort. Tasks are counted from 0."""
+    """Applies wrappers whose lane is `its base's` to the members of a cohort. Tasks are counted from 0."""
 
     blueprint: Blueprint
     suite_seed: int
 
     def penalty(self, trial: Trial, task: int) -> Penalty | None:
-        """Return the penalty on the features of a trial in `task`; None if the trial has no penalty on features."""
+        """Return the feature penalty of a trial in `task`; None if the trial has none."""
         if (settings := trial.around.get("rank-penalty")) is None:
             return None
         suite, seed = self.suite_seed, trial.seed

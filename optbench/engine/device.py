@@ -53,7 +53,7 @@ def worker_devices(text: str, device: torch.device, jobs: int | None, cores: int
     `mps`.
 
     text: the device as requested. device: the device resolved from `text`.
-    jobs: the number of processes, which use the devices in turn; None for the default.
+    jobs: the number of processes, to which devices are assigned in turn; None for the default.
     """
     devices = [device]
     if device.type == "cuda" and ":" not in text:
@@ -63,7 +63,7 @@ def worker_devices(text: str, device: torch.device, jobs: int | None, cores: int
 
 
 def settle(device: torch.device) -> None:
-    """Make `device`, if it is a CUDA device, the current device of this process."""
+    """Make a CUDA device the current device of this process; do nothing for other devices."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
 
@@ -71,7 +71,7 @@ def settle(device: torch.device) -> None:
 def cpu_capability() -> str:
     """Return the instruction set that PyTorch uses on this CPU, such as `AVX2`.
 
-    The initial weights for every device are drawn on the CPU, with this instruction set.
+    Initial weights are drawn on the CPU with this instruction set, regardless of the device of the run.
     """
     return str(torch.backends.cpu.get_cpu_capability())
 

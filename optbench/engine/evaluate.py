@@ -31,8 +31,8 @@ CHUNK = 2500
 """Number of examples, or of sequence positions, per forward pass: large enough to be fast, but small enough for MNIST
 inputs to take less than 10 MB as floats."""
 MOST = 50
-"""Maximum number of networks per forward pass. This many networks are evaluated on a fifth of a chunk at a time. Their
-activations then take as much memory as those of ten networks on a full chunk."""
+"""Maximum number of networks per forward pass. More than ten networks are evaluated on shorter chunks (a fifth of
+`CHUNK` for 50 networks), so that activations take no more memory than for ten networks on full chunks."""
 LN2 = math.log(2)
 
 
@@ -122,9 +122,10 @@ class Evaluator:
         token_bytes: Tensor | None = None,
     ) -> None:
         """batched: True to score networks together in batched forward passes, which is efficient on a GPU; False to
-        score them one by one, so that their results do not depend on each other. The default is False only on a CPU.
+        score them one by one, so that their results do not depend on each other. The default is False on a CPU and
+        True elsewhere.
 
-        token_bytes: for text, as in `Dataset`; scores then include bits per byte.
+        token_bytes: for text, the number of bytes of each token (see `Dataset`); scores then include bits per byte.
         """
         self.blueprint = blueprint
         self.normalise = normalise
@@ -228,7 +229,7 @@ class Evaluator:
 
     @torch.no_grad()
     def score(self, rows: Sequence[Tensor], examples: Sequence[Examples]) -> list[Score]:
-        """Score each network, with weights `rows[i]` (P,), on `examples[i]`; transfer all results together."""
+        """Score each network, with weights `rows[i]` (P,), on `examples[i]`; return all results in one transfer."""
         if not rows:
             return []
         totals = self._zeros(len(rows), rows[0].device)
@@ -254,7 +255,7 @@ class Evaluator:
         ]
 
     def try_score(self, rows: Sequence[Tensor], examples: Sequence[Examples]) -> list[Score | Exception]:
-        """Score networks like `score`, but return an exception raised by a user's model instead of its score."""
+        """Score networks like `score`; if a user's model raises an exception, return this instead of the score."""
         try:
             return list(self.score(rows, examples))
         except Exception as error:
@@ -303,7 +304,7 @@ class Evaluator:
         return {f"network.{name}": view for name, view in {**self._layout.views(row), **buffers}.items()}
 
     def _chunks(self, examples: Examples) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield inputs and targets; reuse the memory of inputs, because allocating it takes as long as filling it."""
+        """Yield network inputs and targets in chunks; inputs share a buffer, as allocating takes as long as filling."""
         size = max(1, CHUNK // examples.positions)
         for start in range(0, len(examples), size):
             raw = examples.inputs[start : start + size]

@@ -14,9 +14,9 @@ class Execution:
     """Execution options that depend on the kind of device."""
 
     together: bool
-    """True if one library call processes all members, because an accelerator would otherwise be partly idle. Stopped
-    members then stay in the stack until half of the stack has stopped. If False, as on a CPU, members are processed one
-    by one and take no unnecessary steps."""
+    """True to process all members in one library call, because an accelerator would otherwise be partly idle; stopped
+    members then stay in the stack until half of the stack has stopped. False, as on a CPU, to process members one by
+    one, so that stopped members take no steps."""
     record: Recorder | None
     """The function that records repeated work on the device; None if work is not recorded."""
 

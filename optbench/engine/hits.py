@@ -1,4 +1,4 @@
-"""Measure members' accuracy on each training batch before the update, in the forward passes for the gradients.
+"""Measure members' accuracy on each training batch before the update, using the gradients' forward passes.
 
 Legend: M members, B batch, T positions, C classes.
 """

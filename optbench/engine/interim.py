@@ -86,7 +86,7 @@ class Interim:
     refused: str | None = None
     """Reason why training cannot be resumed and must restart; `state` and `rows` are then empty."""
     apart: str | None = None
-    """Reason why members have separate instances although the optimizer is declared elementwise, if they do."""
+    """Reason why members have separate instances although the optimizer is declared elementwise; None otherwise."""
 
     @staticmethod
     def of(member: Member, task: int, optimizer: Any, apart: str | None = None) -> Interim:
@@ -132,5 +132,5 @@ class Interim:
 
 
 Keep = Callable[[Callable[[], list[Interim]]], None]
-"""keep(take): called at the end of every task except the last. take() returns the interims of all members of the
-cohort, which takes time."""
+"""keep(take): called at the end of every task except the last. take() saves the states of all members of the cohort and
+returns their interims, which takes time."""

@@ -62,7 +62,7 @@ def training_loss(evaluator: Evaluator, examples: Examples, row: Tensor) -> Loss
 
 
 def in_float64(network: nn.Module, given: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-    """Compute the logits of a user's model in eval mode with parameters and buffers `given`; do not change these."""
+    """Return the logits of a user's model in eval mode with parameters and buffers `given`, which are not modified."""
     # copied and seeded as in `Evaluator`
     given = {name: tensor if tensor.requires_grad else tensor.clone() for name, tensor in given.items()}
     with unfused(), seeded(0, inputs.device):

@@ -1,8 +1,8 @@
 """Evaluate the training loss and the test accuracy along the straight line between two solutions.
 
 For a network with batch norm, running statistics are re-estimated at every point, including the ends, for the point's
-weights and on training examples of all tasks (`statistics`). With the statistics of the ends, or their means, points
-between the ends would be worse merely because of the statistics (Frankle et al. 2020; Jordan et al. 2022).
+weights and on training examples of all tasks (`statistics`). With statistics taken from the ends, or averaged over
+them, points between the ends would be worse merely because of the statistics (Frankle et al. 2020; Jordan et al. 2022).
 
 Legend: P number of parameters, without padding; N number of training examples of all tasks; W width of the first layer;
 K points on a line. A row holds parameters and buffers with padding, as in `stack`.
@@ -109,7 +109,7 @@ class Lines:
 
     @torch.no_grad()
     def between(self, a: End, b: End) -> tuple[Tensor | None, Tensor | None]:
-        """Return mean cross-entropies and accuracies from `a` to `b`, each (K,) in float64; None if not requested."""
+        """Return losses and accuracies on the line from `a` to `b`, each (K,) in float64; None if not requested."""
         # The values at the ends are known, so only the points between them are evaluated.
         inner = self._alphas[1:-1]
         points = [

@@ -72,7 +72,7 @@ class Stretch:
     raised: dict[int, Exception]
     """Exceptions raised by members' optimizers or models in the last step, by member."""
     seconds: float
-    """Seconds of training, without `watching_seconds`."""
+    """Seconds of training, excluding `watching_seconds`."""
     optimizer_seconds: float
     watching_seconds: float
     updates: Mapping[int, list[UpdateRow]]
@@ -235,11 +235,11 @@ class LockStep:
         return self._lane.rate(i)
 
     def fallbacks(self, i: int) -> int:
-        """Return the number of times that a failed factorisation of member `i` was replaced."""
+        """Return how many matrix factorisations of member `i` failed and were retried or replaced."""
         return self._lane.fallbacks(i)
 
     def _own_loss(self, step: int, i: int) -> Evaluate:
-        """Return a variant of `_loss` that serves a lane with only member `i` and keeps the member's buffers."""
+        """Return a variant of `_loss` for a lane that contains only member `i`; the member's buffers do not change."""
         aside = self._passes[i].aside() if self._passes else None
 
         def loss(alone: int, network: nn.Module, given: bool) -> Tensor:

@@ -270,7 +270,7 @@ def _of_model(
     ask: Callable[[int | None], Ask],
     suite_seed: int,
 ) -> list[MetricRow]:
-    """Return metrics of the network itself on each task's test data and, after the last task, their means."""
+    """Return metrics of the network itself on each task's test data and, after the last task, the means over tasks."""
     rows: list[MetricRow] = []
     network = evaluator.with_weights(member.row)
     for task in tasks:

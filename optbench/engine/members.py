@@ -58,13 +58,13 @@ class Member:
     """How gradients were last computed, as in `Gradients.way`; None before the first step."""
     rows: list[Row] = field(default_factory=list)
     ended: list[Tensor] = field(default_factory=list)
-    """Weights and buffers (P + Q,) after each task so far, if a metric of task overlap needs them."""
+    """Weights and buffers (P + Q,) after each task so far; empty unless a metric of task overlap needs them."""
     unkept: str | None = None
-    """Reason why the optimizer's state cannot be saved between tasks, once known."""
+    """Reason why the optimizer's state cannot be saved between tasks; None if none is known."""
     follower: Verification | None = None
-    """The verification that repeats the member's steps, if any."""
+    """The verification that repeats the member's steps; None if the member is not verified."""
     validated: Score | None = None
-    """The score of `row` on the validation data of the task just finished, if known."""
+    """The score of `row` on the validation data of the task just finished; None if unknown."""
     start: Tensor = field(init=False)
     """The initial weights and buffers (P + Q,) of the current network. This is the first value of `row`, a tensor that
     is never modified in place."""
@@ -93,7 +93,7 @@ class Member:
 
 @dataclass
 class Schedule:
-    """The steps of a task after which a member is evaluated, up to the last step; independent of other members."""
+    """The number of steps in a task, and the steps after which a member is evaluated."""
 
     steps_per_epoch: int
     interval: int
@@ -133,7 +133,7 @@ class Stopper:
         return Stopper(None if early is None else early.patience, None if early is None else early.target)
 
     def see(self, loss: float, row: Tensor, raw: Tensor | None = None) -> bool:
-        """Record the loss at weights `row`; return whether to stop. raw: the training weights if `row` has averages."""
+        """Record the loss at weights `row`; return whether to stop. raw: training weights, if `row` is an average."""
         if self.target is not None:
             return loss <= self.target
         if self.patience is None:

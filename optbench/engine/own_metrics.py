@@ -1,4 +1,4 @@
-"""Call users' metrics on copies of their arguments, seeded per trial, and restore the process's settings."""
+"""Call users' metrics on copies of their arguments, seeded per trial, and restore the process's settings afterwards."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ EXAMPLES, WIDTH = 512, 32
 
 
 def asked(device: torch.device, suite_seed: int, trial_seed: int, purpose: str) -> Ask:
-    """Return a function that calls users' metrics with a seed derived from both seeds and `purpose`.
+    """Return a function that calls users' metrics with a seed derived from `suite_seed`, `trial_seed` and `purpose`.
 
     If a metric raises an exception, the function returns NaN and a note.
     """

@@ -23,9 +23,9 @@ class Passes:
     """The forward passes of one member in one task.
 
     If an optimizer evaluates the loss several times per step (SAM, L-BFGS), each evaluation draws new dropout masks and
-    updates running statistics, as in a plain loop. The first evaluation differs if it uses the weights at which the
-    step's gradients were computed, or if the optimizer did not receive these gradients: it repeats the forward pass of
-    the gradients, with the same masks and from the same running statistics, because a plain loop would not have run
+    updates running statistics, as in a plain loop. There is one exception. If the first evaluation uses the weights at
+    which the step's gradients were computed, or if the optimizer did not receive these gradients, it repeats the
+    gradients' forward pass, with the same masks and from the same running statistics. A plain loop would not have run
     that pass separately.
     """
 
@@ -40,7 +40,7 @@ class Passes:
         self._weights: Mapping[str, Tensor] = EMPTY
         self._step = self._evaluations = 0
         self._opening: tuple[Mapping[str, Tensor], int] | None = None
-        """Initial buffers and index of the optimizer's first own evaluation in this step; None before it."""
+        """The initial buffers and the index of the optimizer's first evaluation in this step; None before that."""
 
     def begin(self, step: int) -> None:
         """Begin step `step` of the task, counted from 0."""

@@ -78,7 +78,7 @@ class Penalties:
 
     @contextlib.contextmanager
     def added(self, i: int, network: nn.Module, axes: int) -> Iterator[list[Tensor]]:
-        """Collect, in a list, the penalty of member `i` in the block's forward pass; the list stays empty if λ is 0.
+        """Yield a list to which the block's forward pass adds the penalty of member `i`; it stays empty if λ is 0.
 
         The value of the penalty is λ H. Second derivatives treat its gradient as a constant.
 

@@ -54,7 +54,7 @@ class RateCurve:
     steps: int
     """N, the number of steps in the schedule's span (the task or all tasks) without early stopping."""
     before: int = 0
-    """Number of steps taken in earlier tasks, if the schedule spans all tasks."""
+    """Number of steps taken in earlier tasks if the schedule spans all tasks; otherwise 0."""
 
     def factor(self, step: int) -> float:
         """Return the factor at a step of the task, counted from 0."""

@@ -1,8 +1,8 @@
 """Record repeated work once and replay it as a CUDA graph, so that no kernel waits for Python.
 
 With a small network, a GPU is idle while Python launches kernels. A recording repeats the kernels of one call on the
-same memory, so it is correct only if all numbers that change are on the device: counters in Python do not advance.
-Callers must ensure this. Each recording is checked once.
+same memory. Counters in Python do not advance in a replay, so callers must ensure that all numbers that change are on
+the device. Each recording is checked once.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Recorded(Generic[T]):
     def _once_more(self, work: Callable[[], T]) -> None:
         answer = work()
         if answer != self._answer:  # e.g. an optimizer raised an exception during recording
-            raise RuntimeError(f"expected {self._answer!r} when recorded, got {answer!r}")
+            raise RuntimeError(f"expected the recorded call to return {self._answer!r}, got {answer!r}")
 
     def _refuse(self, reason: str) -> None:
         self._recordings.refused[self._name] = reason
@@ -155,7 +155,7 @@ def _pool(device: torch.device) -> torch.cuda.MemPool:
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """Disable garbage collection in the block: destroying a device object would become part of the recording."""
+    """Disable garbage collection in the block, where destroying a device object would become part of the recording."""
     on = gc.isenabled()
     gc.disable()
     try:

@@ -29,7 +29,7 @@ class Sketcher:
         self._sketch: CountSketch | None = None
 
     def follows(self, trial: Trial) -> bool:
-        """Return whether a trial records sketches; controls do not."""
+        """Return whether a trial records sketches. Controls record none."""
         return trial.optimizer in self._followed and not trial.is_control
 
     def record(self, member: Member, row: Tensor, task: int, step: int) -> None:

@@ -29,15 +29,16 @@ from optbench.store.pairs_table import PairRow
 from optbench.tasks import Examples
 
 TRAIN_EXAMPLES = 1000
-"""Maximum number of training examples per task, the first ones, that are pooled for the loss on a line. On one core in
-float64, each of the nine points between the ends takes 3 ms per task for LeNet-300-100, and 0.6 ms for mlp-100."""
+"""Maximum number of training examples per task that are pooled for the loss on a line; the first ones are used. On one
+core in float64, each of the nine points between the ends takes 3 ms per task for LeNet-300-100 and 0.6 ms for mlp-100.
+"""
 TEST_EXAMPLES = 1000
 """Maximum number of test examples per task for the accuracy on a line, enough to resolve 0.001. The examples are evenly
 spaced, because the first half of MNIST's test data is easier. On one core, a point takes 8 ms per task for
 LeNet-300-100, and 3 ms for mlp-100."""
 BUDGET = 256 * 2**20
-"""Maximum number of bytes for solutions in memory, but at least two solutions are kept. Other solutions are evaluated
-again from their weights."""
+"""Maximum number of bytes for solutions in memory, except that two solutions are always kept. Evicted solutions are
+evaluated again from their weights."""
 
 Weights = Mapping[str, Tensor]
 """Parameters of one network by name."""
@@ -54,7 +55,8 @@ def compare(
 
     weights: returns the final weights of a trial; called only for trials that have weights, and again for a solution
         that has been evicted.
-    missing: maps each trial without weights to the reason. Values of its pairs are null, with the reason as a note.
+    missing: maps the id of each trial without weights to the reason. The values of the trial's pairs are null, with the
+        reason as a note.
     budget: as in `BUDGET`.
     """
     names = workspace.experiment.pairs.metrics if workspace.experiment.pairs else None
@@ -78,7 +80,7 @@ def compare(
 
 @dataclass(frozen=True)
 class _Read:
-    """A solution, with its evaluation as an end of lines."""
+    """A solution, together with its evaluation as one end of lines."""
 
     solution: Solution
     end: End

@@ -1,4 +1,4 @@
-"""Read tensors at named points of a network: resolve a suite's names, and capture the tensors in a forward pass.
+"""Resolve the names that a suite uses for points of a network, and capture the tensors there in a forward pass.
 
 Legend: B batch, T positions of a sequence, d units.
 """
@@ -170,5 +170,5 @@ def tapped(module: nn.Module, taps: Sequence[Tap]) -> Iterator[dict[Tap, Tensor]
 
 
 def tapped_of_ours(hidden: Sequence[tuple[Tensor, Tensor]], taps: Sequence[Tap]) -> dict[Tap, Tensor]:
-    """Select the tensors of a built-in network from the outputs of `Network.hidden`."""
+    """Select the tapped tensors of a built-in network from the outputs of `Network.hidden`."""
     return {tap: hidden[int(tap.layer) - 1][0 if tap.before else 1] for tap in taps}

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 
 SUBSET = 5000
-"""Maximum number of training examples for evaluations of the training loss, equal to the default number of validation
-examples."""
+"""Maximum number of training examples on which the training loss is evaluated, equal to the default number of
+validation examples."""
 
 
 def training_subset(examples: Examples, suite_seed: int) -> Examples:
@@ -86,7 +86,7 @@ class TaskTraining:
             self.losses[trial.id] = []
 
     def _scored(self, sequence: TaskSequence) -> Examples:
-        """Return the task's examples for evaluations: validation, test, or a fixed subset of training examples."""
+        """Return the examples for evaluations during the task: validation, test, or a fixed subset of training data."""
         early = self.cohort.protocol.early_stopping
         if early is None or early.on == "validation":
             return sequence.validation(self.task)
@@ -177,7 +177,7 @@ class TaskTraining:
         return Watch(self.cohort.layout, self.task, due)
 
     def _take_out(self, stack: LockStep, i: int, member: Member) -> None:
-        """Copy a member's weights and optimizer state out of the stack, when the member stops or the stack shrinks."""
+        """Copy a member's weights and optimizer state from the stack when the member stops or the stack is rebuilt."""
         stopper = self.stoppers[member.trial.id]
         over = member.running and member not in self.active  # its task has ended: use the best weights
         if over and stopper.best_row is not None:
@@ -233,7 +233,7 @@ class TaskTraining:
 
         Return the exceptions raised by members' models, by member.
 
-        due: the weights to score, by member. here: all members in the stack.
+        due: the weights to score, by the member's index in the stack. here: all members in the stack, by index.
         """
         raised: dict[int, Exception] = {}
         for task in range(self.task) if self.cohort.protocol.follow_earlier else ():

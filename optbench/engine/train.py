@@ -56,7 +56,7 @@ from optbench.suite.scoring import scored_tasks
 from optbench.tasks import Examples, TaskSequence
 
 VERIFIED = 2
-"""Number of members verified for each variant of a user's elementwise optimizer: more than one, as one may diverge."""
+"""Number of members verified for each variant of a user's elementwise optimizer (more than one, as one may diverge)."""
 
 
 def train(
@@ -204,7 +204,7 @@ class CohortTraining:
     def passes(self, member: Member, task: int, row: Tensor | None = None) -> Passes | None:
         """Return the forward passes of a member in `task`, 0..T-1; None for a plain network.
 
-        row: weights and buffers (P + Q,) to start from; by default, the member's.
+        row: the weights and buffers (P + Q,) to start from; None for those from which the member's training continues.
         """
         if self.blueprint.plain:
             return None
@@ -221,7 +221,7 @@ class CohortTraining:
     def _draws(self, trial_seed: int, tasks: Mapping[str, int], task: int, purpose: str) -> int:
         """Return the seed for an optimizer's random numbers outside of steps, different for each purpose and task.
 
-        tasks: for some purposes, the task to use instead of `task`.
+        tasks: maps some purposes to the task that is used instead of `task`.
         """
         name = f"optimizer/{purpose}/task {tasks.get(purpose, task)}"
         return stream_seed(self.workspace.suite_seed, trial_seed, name) % SEEDS
@@ -279,7 +279,7 @@ class CohortTraining:
         return proven_state(self.machinery, self.lane_member(member, self.finished), member.trained)
 
     def obstacle(self, member: Member) -> str | None:
-        """Test whether members with the settings of `member` can be resumed; return the reason if they cannot."""
+        """Return why members with the settings of `member` cannot be resumed, according to a test; None if they can."""
         settings = member.trial.settings.items()
         key = repr([(name, bool(value) if isinstance(value, int | float) else value) for name, value in settings])
         if key not in self._obstacles:

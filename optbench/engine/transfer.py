@@ -1,4 +1,4 @@
-"""Measure transfer to another dataset: how useful a trained network's features are beyond their task.
+"""Measure transfer to another dataset: how useful a trained network's features are for other data.
 
 Legend: N examples.
 """
@@ -52,7 +52,7 @@ class Transfer:
         return Transfer((train, validation, _examples(dataset.test, of_test[:TEST], device)), dataset.classes)
 
     def probe(self, evaluator: Evaluator, row: torch.Tensor) -> Probe:
-        """Return the data for a probe: the features of all parts from the network with weights `row` (P,)."""
+        """Return a probe's data: the features that the network with weights `row` (P,) computes for all parts."""
 
         def read(examples: Examples) -> Labelled:
             # The targets are placeholders, because the network may have no outputs for the other dataset's classes.
@@ -75,7 +75,7 @@ def check_transfer(dataset: Dataset, other: Dataset) -> None:
         raise UsageError(f"transfer: {what}, got {_said(other)} of {other.name}")
     if other.train.targets.ndim > 1:
         shape = tuple(other.train.targets.shape)
-        raise UsageError(f"transfer: expected one target per example of {other.name}, got targets of the shape {shape}")
+        raise UsageError(f"transfer: expected one target per example of {other.name}, got targets of shape {shape}")
     if len(other.train) < 2:
         raise UsageError(f"transfer: expected at least 2 training examples of {other.name}, got {len(other.train)}")
 

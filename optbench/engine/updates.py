@@ -24,7 +24,8 @@ from optbench.store.tables import UpdateRow
 def watched(tasks: int, task: int, steps: int) -> frozenset[int]:
     """Return the steps of `task` (0..tasks-1) to watch, counted from 0.
 
-    Over all tasks, there are `POINTS` points, in the middle of equal parts of training; fewer if points coincide.
+    Training on all tasks is divided into `POINTS` equal parts, and the step in the middle of each part is watched. In
+    short training, some of these steps coincide.
 
     steps: the maximum number of steps in the task.
     """
@@ -67,5 +68,5 @@ class Watch:
 
 
 def layer_sizes(layout: Layout) -> dict[str, int]:
-    """Return the number of weights of every matrix, by name."""
+    """Return the number of weights in every matrix, by name."""
     return {slot.name: math.prod(slot.shape) for slot in layout.slots if len(slot.shape) > 1}

@@ -88,7 +88,7 @@ class UserCode:
 
     @contextlib.contextmanager
     def aside(self, seed: int, *, quiet: bool = False) -> Iterator[None]:
-        """Wrap all other calls: constructor, `begin_task`, `train`, `eval`.
+        """Wrap a call of anything except `step`: the constructor, `begin_task`, `train` or `eval`.
 
         seed: the seed for random draws in the call. quiet: True to ignore warnings, as in `without_warnings`.
 

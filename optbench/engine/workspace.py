@@ -44,7 +44,7 @@ class Workspace:
         return Workspace(experiment, dataset, family, suite_seed, device, Execution.on(device), transfer)
 
     def blueprint(self, experiment: str, model: str) -> Blueprint:
-        """Return the blueprint of the experiment's model `model`. experiment: its name, for messages."""
+        """Return the blueprint of the model `model`. experiment: the experiment's name, for messages."""
         return Blueprint.of(self.experiment, model, self.dataset, f"experiments.{experiment}.models.{model}")
 
     def ways(self, model: str, blueprint: Blueprint) -> Ways:

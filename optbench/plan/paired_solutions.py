@@ -50,7 +50,7 @@ def comparisons(suite: Suite, all_trials: Sequence[Trial]) -> list[PairedSolutio
     """Return the comparisons requested by `pairs` in the suite's experiments, in trial order.
 
     Each comparison has the unordered pairs of arms, followed by the null pairs. An arm is an optimizer with one of its
-    variants. If `against` is set, it includes the optimizer of at least one arm in each pair of arms.
+    variants. If `against` is set, a pair of arms is included only if at least one of their optimizers is in `against`.
     """
     groups: dict[tuple[str, str, int], list[Trial]] = {}
     for trial in all_trials:

@@ -123,7 +123,7 @@ class Cohort:
         return trainings(self.trials)
 
     def split(self, parts: int) -> list[Cohort]:
-        """Split into at most `parts` cohorts with nearly equal numbers of trainings, keeping trials in order.
+        """Split the cohort into at most `parts` cohorts with nearly equal numbers of trainings, with trials in order.
 
         Trials of one training stay together. So do trials with the same batches, where possible.
         """
@@ -132,7 +132,7 @@ class Cohort:
         return self._cut([total * i // count for i in range(count + 1)])
 
     def cut(self, count: int) -> list[Cohort]:
-        """Split into a cohort of `count` trainings and, if any are left, a cohort of the others.
+        """Split the cohort into one with `count` trainings and, if any are left, one with the remaining trainings.
 
         Trials are grouped as in `split`.
         """

@@ -229,7 +229,7 @@ def that_answers(total: Tensor, calls: list[int]) -> dict[int, str]:
 REFUSED = {
     that_asks: "RuntimeError: aten._local_scalar_dense.default is not permitted when a stream is recorded",
     that_raises: "ValueError: not twice",
-    that_answers: "RuntimeError: expected {} when recorded, got {0: 'not in a recording'}",
+    that_answers: "RuntimeError: expected the recorded call to return {}, got {0: 'not in a recording'}",
 }
 
 

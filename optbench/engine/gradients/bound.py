@@ -1,4 +1,4 @@
-"""The inputs and outputs that are bound to the computation of gradients, and the interface of this computation.
+"""The inputs and outputs of a gradient computation, and the computation's interface.
 
 Legend: M members, P padded parameter count.
 """
@@ -31,11 +31,11 @@ class Bound:
     passes: Sequence[Passes] = ()
     """The forward passes of each member; empty for plain networks (`Blueprint.plain`)."""
     penalties: Penalties | None = None
-    """Penalties whose gradients are added to the members' gradients, if any."""
+    """Penalties whose gradients are added to the members' gradients; None for no penalties."""
     precision: Precision = "float32"
     """Precision of forward passes, as in the protocol."""
     hits: Hits | None = None
-    """Records members' predictions on their batches, if requested."""
+    """Records members' predictions on their batches; None to record none."""
 
 
 class Gradients(Protocol):
@@ -43,7 +43,7 @@ class Gradients(Protocol):
 
     @property
     def way(self) -> str:
-        """`written out`, `member by member` or `torch.func`."""
+        """How gradients are computed: `written out`, `member by member` or `torch.func`."""
         ...
 
     def __call__(self, step: int, losses: Tensor) -> Mapping[int, Exception] | None:

@@ -1,10 +1,10 @@
 """On a CPU, process all members together with `torch.func` if this is faster and gives identical bits.
 
 Timings are not reproducible, so they may decide only if results do not depend on the decision. The reference is the
-computation member by member, as for a trial trained alone. `torch.func` rarely gives the same bits: a linear layer with
-a bias is one fused product for a single member, but a batched product and a separate sum with a member axis. Where the
-bits are the same, as for networks without biases, `torch.func` takes 0.2 to 0.9 of the reference's time; elsewhere, it
-would usually be slower (benchmarks/RESULTS.md).
+computation member by member, as for a trial trained alone. `torch.func` rarely gives the same bits. For example, a
+linear layer with a bias is one fused operation for a single member, but a batched product and a separate sum for
+several. Where the bits are the same, as for networks without biases, `torch.func` takes 0.2 to 0.9 of the reference's
+time; elsewhere, it would usually be slower (benchmarks/RESULTS.md).
 
 Legend: M members, B batch, P padded parameter count.
 """
@@ -27,9 +27,10 @@ from optbench.models import cross_entropy
 TRIED = 4
 """Number of initial steps of a stack that are computed both ways; the first of them is not timed."""
 MEMORY = 2**28
-"""Maximum bytes that all members keep for the backward pass; in larger networks, call overhead is negligible."""
+"""`torch.func` is tried only if all members together keep at most this many bytes for the backward pass. With more, the
+call overhead that it saves is negligible."""
 CHECKED = 100
-"""Number of steps between later comparisons of both ways."""
+"""Number of steps between later comparisons of the two ways."""
 
 
 class OtherBitsError(Exception):
@@ -53,8 +54,8 @@ class Choice:
 class ChosenGradients:
     """Computes the first steps both ways and, if the bits are equal, later steps in the faster way.
 
-    In steps computed both ways, training uses the gradients computed for each member alone. Only these gradients are
-    computed with the members' own networks.
+    In steps computed both ways, training uses the gradients computed for each member alone. Only this computation uses
+    the members' own networks.
     """
 
     def __init__(self, network: nn.Module, layout: Layout, buffer: BatchBuffer, bound: Bound, choice: Choice) -> None:

@@ -1,4 +1,7 @@
-"""Compute losses and gradients of any network with autograd, member by member: on a CPU, or if no other way works."""
+"""Compute losses and gradients of any network with autograd, member by member.
+
+Used on a CPU, and on any device for networks that no other way supports.
+"""
 
 from __future__ import annotations
 

@@ -162,4 +162,4 @@ def agrees(count: int, shape: torch.Size, batch: int) -> bool:
 
 
 WIDE = 200
-"""Number of units from which one product is no faster than separate products (784 inputs, batch 256, one core)."""
+"""Number of units at which one product stops being faster than separate products (784 inputs, batch 256, one core)."""

@@ -90,8 +90,8 @@ def _gradients(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield gradients (2, P), computed by `torch.func` and member by member, at `STEPS` steps of gradient descent.
 
-    The two members have different weights and batches of `size` examples. They do not depend on a cohort's members.
-    around: the context of each step that is computed member by member.
+    The two members are created for the test. They have different weights and different batches of `size` examples.
+    around: the context in which each step is computed member by member.
     """
     device, layout, network = normalise.scale.device, blueprint.layout, blueprint.network
     few = examples.select(torch.arange(min(2 * size, len(examples)), device=examples.targets.device))

@@ -51,9 +51,9 @@ def build_lane(
     """Build the lane of `spec` for weights (A, P) and gradients (A, P).
 
     network: a network of the members' architecture, without weights.
-    recordings: used by lanes whose steps can be recorded.
+    recordings: how to record steps; ignored by lanes whose steps cannot be recorded.
     begin: True at the start of a task, where `weights` are the weights at which members were measured.
-    clip_norm: used by lanes with their own gradients; the stack's gradients are clipped before a lane uses them.
+    clip_norm: the norm to which a per-member lane clips gradients; other lanes receive gradients clipped by the stack.
     """
     if spec.lane == "per-member":
         return PerMemberLane(spec, members, network, weights, grads, layout, begin=begin, clip_norm=clip_norm)

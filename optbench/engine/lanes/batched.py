@@ -143,7 +143,7 @@ class _Scheduled:
             self._rates.append((group["lr"], own))
 
     def begin(self, step: int) -> list[float]:
-        """Scale the learning rates for a step and return the members' factors, without transfers to the device."""
+        """Scale the learning rates for a step, without transfers to the device, and return the members' factors."""
         for curve, mask in self._masks:
             self._factors.masked_fill_(mask, curve.factor(step))
         for rate, own in self._rates:

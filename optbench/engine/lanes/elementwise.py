@@ -65,7 +65,7 @@ class ElementwiseLane(Lane):
         self._device_rates = self._rates_on(weights.device) if recordings.record is not None else None
 
     def _rates_on(self, device: torch.device) -> list[list[tuple[Tensor, float]]]:
-        """Move scheduled learning rates to the device for recorded steps; return them with their unscaled values."""
+        """Move scheduled learning rates to the device; return each block's as pairs (device tensor, unscaled rate)."""
         found = []
         for optimizer, curve in zip(self._optimizers, self._curves, strict=True):
             groups = [] if curve is None else rate_groups(optimizer)
@@ -101,7 +101,7 @@ class ElementwiseLane(Lane):
         return raised
 
     def _changed(self) -> list[Tensor]:
-        """Return the tensors that change: weights, states, and gradients, to which an optimizer may write."""
+        """Return the tensors that a step can change: weights, states and gradients."""
         states = [self._optimizers[i].state.get(leaf, {}) for i, leaf in enumerate(self._leaves)]
         kept = [value for state in states for value in state.values() if isinstance(value, Tensor)]
         return [*self._leaves, *(leaf.grad for leaf in self._leaves if leaf.grad is not None), *kept]
@@ -148,5 +148,5 @@ def _is_row(value: Any) -> bool:
 
 
 def _join(parts: Sequence[Any]) -> Any:
-    """Stack the rows of members; return one copy of a scalar, which is equal for all members."""
+    """Stack the members' rows; for scalars, which are equal for all members, return a copy of the first."""
     return torch.stack(list(parts)) if _is_row(parts[0]) else copy.deepcopy(parts[0])

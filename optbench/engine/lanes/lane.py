@@ -15,7 +15,7 @@ from optbench.engine.rates import RateCurve
 Optimizer = torch.optim.Optimizer
 Evaluate = Callable[[int, nn.Module, bool], Tensor]
 """evaluate(member, network, given) -> loss of `network` on the member's batch of this step, a differentiable scalar.
-given: True if the optimizer received the step's gradients; otherwise its first evaluation replaces them."""
+given: True if the optimizer received the step's gradients; False if it computes its own (see `passes.Passes`)."""
 MemberState = Any
 """One member's optimizer state, which only the lane that exported it can interpret; None for a new optimizer. A state
 saved at the end of a task consists of containers, tensors and numbers."""
@@ -27,7 +27,7 @@ def _unseeded(purpose: str) -> int:
 
 @dataclass(frozen=True)
 class LaneMember:
-    """The information about a member that a lane receives in addition to its row."""
+    """The information that a lane receives about a member, in addition to the member's row."""
 
     hyperparameters: Mapping[str, Any]
     state: MemberState
@@ -68,12 +68,13 @@ class Lane(ABC):
     def step(self, evaluate: Evaluate, step: int) -> dict[int, Exception]:
         """Update every member using the bound gradients; return the exceptions that optimizers raise, by member.
 
-        evaluate: for optimizers that need more than gradients. step: the index of the step in the task, from 0.
+        evaluate: computes a member's loss, for optimizers that need more than gradients.
+        step: the index of the step in the task, from 0.
         """
 
     @abstractmethod
     def rate(self, index: int) -> float | None:
-        """Return the learning rate of a member's first parameter group, scaled by the schedule; None if it has none."""
+        """Return the first learning rate of a member's optimizer, scaled by the schedule; None if there is none."""
 
     @abstractmethod
     def export(self, index: int) -> MemberState:
@@ -87,11 +88,11 @@ class Lane(ABC):
         """Notify the optimizer that a new task begins; most optimizers ignore this."""
 
     def measured(self, index: int, row: Tensor) -> Tensor:
-        """Return the weights (P,) at which to measure a member: `row`, unless its optimizer trains other weights."""
+        """Return the weights (P,) at which to measure a member; by default, these are the training weights `row`."""
         return row
 
     def fallbacks(self, index: int) -> int:
-        """Return the number of times that a failed factorisation of a member was replaced."""
+        """Return how many of a member's matrix factorisations failed and were retried or replaced."""
         return 0
 
 

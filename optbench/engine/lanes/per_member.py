@@ -73,7 +73,7 @@ class PerMemberLane(Lane):
     def _taken_up(
         self, spec: OptimizerSpec, member: LaneMember, network: nn.Module, views: Sequence[Tensor], *, begin: bool
     ) -> Instance:
-        """Return a member's new, restored or existing instance; copy weights that it changes to `views`.
+        """Return a member's new, restored or existing instance, and copy any weights that it has changed to `views`.
 
         Raises:
             CannotResume: a saved state does not fit.
@@ -236,7 +236,7 @@ class PerMemberLane(Lane):
         return found
 
     def _switch(self, instance: Instance, mode: Literal["train", "eval"], member: LaneMember) -> None:
-        """Switch the mode of an optimizer with modes; ignore NotImplementedError unless its modes are declared."""
+        """Switch an optimizer with modes to `mode`; ignore NotImplementedError if the modes are not declared."""
         if "modes" not in instance.needs:
             return
         try:
@@ -274,7 +274,7 @@ class StepCall:
 
     @staticmethod
     def of(spec: OptimizerSpec, optimizer: Optimizer) -> StepCall:
-        """Derive the call from a spec with the needs of this instance."""
+        """Derive the call. spec: the optimizer's spec, with the needs of this instance."""
         wants = bool(spec.needs & {"closure", "loss"})
         if spec.only_matrices or spec.source != "yours":
             return StepCall("first" if wants else "not", loss=False)
@@ -306,7 +306,7 @@ class Instance:
         return Instance(optimizer, network, list(network.parameters()), spec.needs, StepCall.of(spec, optimizer))
 
     def saved(self) -> dict[str, Any]:
-        """Return the optimizer's `state_dict()`, and the training weights if other weights are measured.
+        """Return the optimizer's `state_dict()` and, if the optimizer has modes, the training weights.
 
         Exceptions raised by the optimizer propagate.
         """

@@ -91,7 +91,7 @@ class Verification:
             )
 
     def end(self) -> None:
-        """End the verification, because the member's optimizer raised an exception."""
+        """End the verification after the member's optimizer raised an exception."""
         self._over = True
 
 
@@ -125,5 +125,5 @@ class _Companion:
         self._lane = self._build(dataclasses.replace(self._member, state=self._lane.export(0)), begin=False)
 
     def step(self, evaluate: Evaluate, step: int) -> Exception | None:
-        """Take a step of the task; return the optimizer's exception, if any."""
+        """Take step `step` of the task; return the exception that the optimizer raised, or None."""
         return self._lane.step(evaluate, step).get(0)
