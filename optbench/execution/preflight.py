@@ -65,7 +65,7 @@ class Code:
 
 
 def find_code(plan: Plan, resume: Path | None, suite_folder: Path | None, *, force: bool = False) -> Code:
-    """Find the users' code and texts that a plan's trials name, executing only installed modules.
+    """Find the users' code and texts that a plan's trials name, importing modules but not executing files.
 
     A file is looked up next to the suite, then in the working directory. If the suite is the `suite.yaml` of a run, the
     run's copies are used. A run resumed from its own suite uses the original files, or its copies of files that no
@@ -234,7 +234,7 @@ def check_tasks(name: str, experiment: ExperimentSettings, dataset: Dataset, sui
 def check_places(
     name: str, experiment: ExperimentSettings, model: str, blueprint: Blueprint, of_claims: Iterable[MetricSettings]
 ) -> None:
-    """Check that a model has every place at which a metric is read. of_claims: metrics used only for claims."""
+    """Check that a model has the layers that the metrics read. of_claims: the metrics used only for claims."""
     readings = {entry.name for entry in of_claims}
     for metric in resolve(experiment.metrics):
         try:

@@ -151,7 +151,7 @@ class SlurmJobs:
             raise WorkerError(f"--on slurm: cannot write {self.folder}: {error.strerror}") from error
 
     def submit(self, folders: Sequence[Path]) -> list[Any]:
-        """Submit a job for each folder, all together. Raises WorkerError if SLURM rejects them."""
+        """Submit an array with one job per folder, and return the jobs. Raises WorkerError if SLURM rejects them."""
         process = "cuda:0" if self.device == "cuda" else "cpu"
         names = [str(folder) for folder in folders]
         try:

@@ -165,7 +165,7 @@ def missing() -> str | None:
 
 
 def last_line(text: str) -> str:
-    """Return the last line of a SLURM command's standard error, without `BEGINNINGS`."""
+    """Return the last line of a SLURM command's standard error, without the prefix that `BEGINNINGS` matches."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return BEGINNINGS.sub("", lines[-1]) if lines else ""
 

@@ -15,7 +15,7 @@ MAX_JOBS = 16
 MINUTES = 60
 """Default time limit of a job in minutes; `timeout_min` changes it."""
 OWN = ("folder", "max_jobs", "cluster")
-"""Settings that are not submitit's. cluster: `slurm`, or `local` for processes on this machine."""
+"""Settings that submitit does not have. The value of `cluster` is `slurm`, or `local` for processes on this machine."""
 COMMANDS = ("setup", "teardown")
 """Settings of submitit that are shell commands, executed before and after a job's program."""
 FLAGS = ("exclusive", "stderr_to_stdout", "use_srun")

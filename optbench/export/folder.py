@@ -11,7 +11,7 @@ from optbench.errors import UsageError
 from optbench.store.files import reported
 
 REPORT = "report.html"
-"""The report, which every export contains."""
+"""The name of the report's file, which every export contains."""
 
 
 def check_folder(path: Path) -> None:

@@ -34,7 +34,7 @@ class TrialLog:
     """One finished trial.
 
     status: as returned by `Results.status`. final: metric -> final value, without undefined values.
-    hyperparameters: as in the table `trials`, with a mapping for those of a nested optimizer.
+    hyperparameters: as in the table `trials`, with a nested optimizer's hyper-parameters as a nested mapping.
     """
 
     trial: Trial
@@ -46,13 +46,13 @@ class TrialLog:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings in `KEYS`, then the hyper-parameters, with a mapping for those of a nested optimizer."""
+        """The settings in `KEYS`, then the hyper-parameters, with a nested optimizer's as a nested mapping."""
         named = {f"hyperparameters.{name}" if name in TAKEN else name: v for name, v in self.hyperparameters.items()}
         return {**{name: getattr(self.trial, name) for name in KEYS}, **named}
 
     @property
     def flat_settings(self) -> dict[str, Any]:
-        """`settings` without mappings. For example, the learning rate of a nested optimizer is named `base.lr`."""
+        """`settings`, flattened: the learning rate of a nested optimizer, for example, is named `base.lr`."""
         return {".".join(path): value for path, value in leaves(self.settings).items()}
 
     @property

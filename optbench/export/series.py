@@ -22,7 +22,7 @@ Axis: TypeAlias = Literal["step", "after_task", "task"]
 """`step`: optimizer steps of the trial over all its tasks. `after_task`: number of finished tasks, 0 before training.
 `task`: index of a task, from 1."""
 MOST = 2**63
-"""Upper limit (exclusive) of positions on an axis, because trackers store positions in 64 bits."""
+"""Exclusive upper limit for positions on an axis, because trackers store positions in 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ def _curves(run: RunDirectory) -> Series:
                 before, current = reached, task[i]
             reached = before + int(step[i])
             if reached >= MOST:
-                raise StoreError(f"{run.path / 'curves.parquet'}: {trial}: expected fewer than 2**63 steps in total")
+                file = run.path / "curves.parquet"
+                raise StoreError(f"{file}: {trial}: expected fewer than 2**63 steps in total, got {reached}")
             yield Entry("step", reached, {f"curves/{name}": value for name, value in rows.values(i).items()})
 
     return of

@@ -1,8 +1,8 @@
 """Export to TensorBoard: one TensorBoard run per trial, with scalars, settings and texts.
 
-The files consist of TensorBoard's own messages, which are written directly, so neither TensorFlow nor a thread per file
-is needed. Scalars are float32, as everywhere in TensorBoard; values outside the range of float32 become infinite. All
-events have the time at which the run was created, because the tables do not record when a value was measured.
+The files consist of TensorBoard's protobuf messages, which are written directly, so neither TensorFlow nor a thread per
+file is needed. Scalars are float32, as everywhere in TensorBoard; values outside the range of float32 become infinite.
+All events have the time at which the run was created, because the tables do not record when a value was measured.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class ContentError(StoreError):
 
 
 WHOLE: Bounds = (0, 2**53)
-"""Bounds of whole numbers, all of which float64 represents exactly."""
+"""Bounds of whole numbers. Within these bounds, float64 represents every whole number exactly."""
 SEED: Bounds = (0, 2**63 - 1)
 MOST_TASKS = 10_000
 """Maximum number of tasks in a suite."""
@@ -68,8 +68,8 @@ _BOUNDS: Mapping[str, Bounds] = {
     "optimizer_seconds": AMOUNT,
     "evaluation_seconds": AMOUNT,
 }
-"""Bounds by column, for all tables. Other columns of whole numbers have the bounds `WHOLE`, other columns of numbers
-`NUMBER`."""
+"""Bounds by column, for all tables. The bounds of any other column are `WHOLE` for whole numbers and `NUMBER` for
+floating-point numbers."""
 _SET = ("keep",)
 """Columns of numbers that are settings, which must be finite and are checked without a tolerance for rounding."""
 

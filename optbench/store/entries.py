@@ -10,7 +10,7 @@ from pathlib import Path
 from optbench.errors import StoreError
 
 DEPTH = 3
-"""The maximum depth of a run's files: that of `parts/<cohort>/trials.parquet`."""
+"""Maximum depth at which a run has files, e.g. `parts/<cohort>/trials.parquet`."""
 FOLDERS = ("parts", "interim", "checkpoints", "damaged", "plugins")
 SUFFIXES = (".json", ".yaml", ".parquet", ".lock")
 """Suffixes of top-level files that are read or written; other files are ignored."""

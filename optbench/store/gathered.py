@@ -11,9 +11,10 @@ from optbench.store.tables import ALL_TABLES, TrialRow
 
 
 class Gathered:
-    """The tables of a run; the time to add a cohort does not depend on the number of trials in the run.
+    """The tables of a run, to which the results of cohorts are added.
 
-    Added rows are kept in a list and joined when a table is read.
+    Added rows are kept in a list and joined when a table is read, so that the time to add a cohort does not grow with
+    the number of trials in the run.
     """
 
     def __init__(self, tables: Mapping[str, pa.Table]) -> None:
@@ -32,9 +33,9 @@ class Gathered:
         return self._joined[name]
 
     def add(self, found: Mapping[str, pa.Table]) -> None:
-        """Add rows, replacing all earlier rows of the trials in the table `trials` of `found`.
+        """Add rows, and remove all earlier rows of the same trials.
 
-        found: tables by name, with `trials` among them.
+        found: the tables with the new rows, by name. The table `trials` must be included and list these trials.
         """
         endings = _endings(found[TrialRow.table])
         if replaced := self.endings.keys() & endings.keys():  # trials that had failed, usually few
@@ -48,7 +49,7 @@ class Gathered:
         self.endings |= endings
 
     def is_done(self, trial: str) -> bool:
-        """Return whether a trial needs no further training, because it is `ok` or diverged."""
+        """Return whether a trial has finished with the status `ok` or `diverged`; failed trials are trained again."""
         return self.endings.get(trial, ("failed", None))[0] != "failed"
 
 

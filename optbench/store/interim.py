@@ -140,7 +140,7 @@ def find_refused(folder: Path) -> dict[str, str]:
 def drop_begun(folder: Path, is_done: Callable[[str], bool]) -> None:
     """Remove the parts whose trials are all done; raise StoreError if a part cannot be moved.
 
-    is_done: returns whether the trial with a given id needs no further training.
+    is_done: a function that returns whether the trial with a given id is done.
     """
     for part in find_parts(folder):
         members = _members_or_none(part)
@@ -176,7 +176,8 @@ def read_members(part: Path) -> list[StoredMember]:
     for member in found:
         texts = all(isinstance(text, str) for text in (*member.trials, member.status, member.refused or ""))
         if not (texts and member.trials and type(member.task) is int and member.task > 0):
-            raise StoreError(f"{file}: expected trials, a status and a number of tasks")
+            got = repr(tuple(member))[:60]
+            raise StoreError(f"{file}: expected trial ids, a number of tasks and a status, got {got}")
     return found
 
 

@@ -16,9 +16,9 @@ from optbench.store.files import reported
 
 NAME = ".lock"
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
-"""Error numbers of file systems without locks."""
+"""Error numbers that are raised if the file system has no locks."""
 HELD = (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)
-"""Error numbers for a lock held by another process."""
+"""Error numbers that are raised if another process holds the lock."""
 
 
 class RunLock:

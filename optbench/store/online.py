@@ -39,7 +39,7 @@ class Online:
 
     @staticmethod
     def of(table: pa.Table, tasks: Mapping[str, int], good: Set[str], planned: Iterable[Trial]) -> Online:
-        """Read the table `online`. tasks: as in `sequences`. planned: all planned trials."""
+        """Read the table `online`. tasks: T by trial, as for `sequences`. planned: all planned trials."""
         if not table.num_rows:
             return Online()
         return Online(sequences(table, tasks), fresh_networks(planned), good)
@@ -58,7 +58,7 @@ class Online:
         return found
 
     def note(self, metric: Metric, trial: str) -> str | None:
-        """Return why a metric of the kind `online` is undefined for a trial that has a sequence, or None."""
+        """Return why a metric of the kind `online` is undefined for a trial with a sequence; None if it is defined."""
         if (found := plasticity.note(self.sequences[trial], **metric.note_arguments)) is not None:
             return found
         if trial not in self.good:
@@ -70,7 +70,7 @@ class Online:
         return "the trial with fresh networks diverged or failed"
 
     def _fresh(self, trial: str) -> str | None:
-        """Return the trial's counterpart with fresh networks; None unless it is `ok` and has equally many tasks."""
+        """Return the trial's counterpart with fresh networks if this is `ok` and has equally many tasks, else None."""
         one = self.fresh.get(trial, "")
         well = one in self.good and one in self.sequences and len(self.sequences[one]) == len(self.sequences[trial])
         return one if well else None
@@ -79,7 +79,7 @@ class Online:
 def sequences(online: pa.Table, tasks: Mapping[str, int], column: str = ACCURACY) -> dict[str, Sequence]:
     """Return a column of the table `online` by trial, (T,), with NaN for missing rows and nulls.
 
-    tasks: T by trial. If it is missing or 0, T is the last task that the trial reached.
+    tasks: T by trial. For trials that are missing from `tasks`, or for which it is 0, T is the last task reached.
     """
     trial, ids = codes(online["trial"])
     task, values = numbers(online["task"]).astype(np.int64), numbers(online[column])

@@ -94,5 +94,5 @@ def settled_pairs(table: pa.Table) -> set[tuple[str, str]]:
 
 
 def is_settled(comparison: PairedSolutions, settled: set[tuple[str, str]]) -> bool:
-    """Return whether all pairs of a comparison are in `settled`, which `settled_pairs` returns."""
+    """Return whether `settled`, as returned by `settled_pairs`, contains all pairs of a comparison."""
     return all((pair.a.id, pair.b.id) in settled for pair in comparison.pairs)

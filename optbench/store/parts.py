@@ -102,11 +102,11 @@ def check_part(part: Path) -> None:
     # Of the other files, only those that could be mistaken for tables are rejected, because file managers leave hidden
     # files in any folder.
     if extra := sorted(p.name for p in part.iterdir() if p.suffix == ".parquet" and p.name not in expected):
-        raise StoreError(f"{part / extra[0]}: not a file of this run")
+        raise StoreError(f"{part / extra[0]}: expected a file listed in {MANIFEST}, got one that is not listed")
 
 
 def is_whole(files: Mapping[str, bytes]) -> bool:
-    """Return whether files, given as contents by name, form a complete part with the checksums in its manifest."""
+    """Return whether `files` (contents by name) are exactly those in the part's manifest, with the same checksums."""
     try:
         sums = json.loads(files[MANIFEST])
     except (KeyError, ValueError):

@@ -64,7 +64,7 @@ class RunDirectory:
 
     @functools.cached_property
     def pairs(self) -> pa.Table:
-        """The table of `store.pairs_table`, empty if the suite does not request it; raises the errors of `table`."""
+        """The table `pairs`; empty if the suite does not request comparisons. Raises the errors of `table`."""
         return read_pairs(self.path, self._parts)
 
     def checkpoint(self, place: str) -> dict[str, NDArray[Any]] | None:

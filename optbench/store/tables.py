@@ -20,14 +20,14 @@ from optbench.plan import Trial
 
 SCHEMA_VERSION = 1
 VERSION_KEY = "optbench_schema_version"
-"""The key of the version in every file's metadata."""
+"""The key of the schema version in every file's metadata."""
 
 KEY_COLUMNS = ("trial", "experiment", "model", "optimizer", "variant", "seed", "stage")
 
 
 @dataclass(frozen=True)
 class TrialRow:
-    """One trial: outcome and cost."""
+    """The outcome and cost of one trial."""
 
     table: ClassVar[str] = "trials"
 
@@ -96,9 +96,9 @@ class AccuracyRow:
     majority: float | None = None
     """Fraction of test examples in the most frequent class: the accuracy of always predicting that class."""
     bits_per_byte: float | None = None
-    """For text, Σ -log₂ p(token) / Σ bytes of the tokens on test data; its negative is R."""
+    """For text, bits per byte on test data: Σ -log₂ p(token) / Σ bytes of the tokens. R contains the negative value."""
     validation_bits_per_byte: float | None = None
-    """Bits per byte on validation data."""
+    """For text, bits per byte on validation data."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class SimilarityRow:
 
 @dataclass(frozen=True)
 class PruningRow:
-    """Accuracy on all tasks after keeping only the fraction `keep` of largest weights, without further training."""
+    """Accuracy on all tasks after zeroing all but the weights of largest magnitude, without further training."""
 
     table: ClassVar[str] = "pruning"
 
@@ -175,7 +175,7 @@ class PruningRow:
 
 @dataclass(frozen=True)
 class CurveRow:
-    """One evaluation during training; `train_loss` is the mean over the batches since the previous evaluation.
+    """One evaluation during training.
 
     `eval_loss` and `eval_accuracy` are measured in eval mode on the examples used for early stopping: validation or
     test data or, with `on: train_loss`, the fixed subset of the task's training examples.
@@ -190,7 +190,7 @@ class CurveRow:
     epoch: float
     """Passes over the training examples of this task so far."""
     train_loss: float | None
-    """Mean cross-entropy, in nats."""
+    """Mean cross-entropy over the batches since the previous evaluation, in nats."""
     eval_loss: float | None
     """Mean cross-entropy in eval mode, in nats."""
     eval_accuracy: float | None
@@ -211,14 +211,14 @@ class SketchRow:
     task: int
     """The task being trained."""
     step: int
-    """As in `curves`; step 0 of task 1 is before training."""
+    """Optimizer steps taken in this task so far; in task 1, step 0 is before training."""
     sketch: tuple[float, ...]
     """The sketch: 1,024 numbers."""
 
 
 @dataclass(frozen=True)
 class OnlineRow:
-    """One task: mean scores on its batches before each update, and measurements before the first update."""
+    """Mean scores on the batches of one task, each before its update, and measurements before the first update."""
 
     table: ClassVar[str] = "online"
 
@@ -242,7 +242,7 @@ class OnlineRow:
     gradient_norm: float | None
     """Norm of the gradient of the training loss on these inputs."""
     examples: int
-    """Number of inputs."""
+    """Number of inputs used for the measurements."""
     width: int
     """Number of features."""
     note: str | None
@@ -258,7 +258,7 @@ class EarlierRow:
     task: int
     """The task being trained."""
     step: int
-    """As in `curves`."""
+    """Optimizer steps taken in this task so far."""
     earlier_task: int
     """The task that is scored."""
     loss: float | None
@@ -278,9 +278,9 @@ class UpdateRow:
     task: int
     """The task being trained."""
     step: int
-    """As in `curves`: the index of this update in the task, from 1."""
+    """Index of this update in the task, from 1."""
     layer: str
-    """The weight matrix."""
+    """Name of the weight matrix."""
     stable_rank: float | None
     """Stable rank of the update Δ: ‖Δ‖²_F / ‖Δ‖²₂."""
     cosine_gradient: float | None
@@ -341,7 +341,7 @@ _SCHEMAS: dict[type[Any], pa.Schema] = {}
 
 
 def arrow_schema(row_type: type[Row]) -> pa.Schema:
-    """Return the schema: key columns, then the row's fields, with the schema version in the metadata."""
+    """Return a table's schema: the key columns, then the row's fields, with the schema version in the metadata."""
     if row_type not in _SCHEMAS:
         _SCHEMAS[row_type] = versioned_schema([*KEY_FIELDS, *arrow_fields(row_type)])
     return _SCHEMAS[row_type]

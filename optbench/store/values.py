@@ -80,7 +80,7 @@ def summary_table(tables: Mapping[str, pa.Table], catalog: Mapping[str, Metric],
     """Return the table `summary`: key columns, metric, value and note, for every trial and continual metric.
 
     The table includes plasticity metrics for trials whose online accuracies were recorded. An undefined value is null,
-    with the reason in the note. Like every table, the summary includes controls, which their stage identifies.
+    with the reason in the note. Like every table, the summary includes controls, which are marked by their `stage`.
 
     tables: the tables in `SUMMED`, by name. catalog: every metric of the run, by name. planned: all planned trials.
     """
@@ -147,7 +147,7 @@ def score_columns(column: str) -> tuple[str, ...]:
 
 
 def score_matrices(accuracy: pa.Table, column: str = "accuracy") -> dict[str, Matrix]:
-    """Return R (T+1, T) of each trial: the accuracies in `column`, or for text negative bits per byte."""
+    """Return R (T+1, T) of each trial: the accuracies in `column` or, for text, the negative bits per byte."""
     found = accuracy_matrices(accuracy, column)
     if text := in_bits(accuracy):
         bits = accuracy_matrices(accuracy, score_columns(column)[-1])

@@ -68,7 +68,7 @@ _SOURCES: ContextVar[Mapping[str, Source]] = ContextVar("sources", default=types
 def using(sources: Mapping[str, Source]) -> Iterator[None]:
     """Within the block, resolve targets to these sources, in addition to earlier ones.
 
-    sources: by the part of the target before the colon.
+    sources: the source of each target, by the part of the target before the colon.
     """
     token = _SOURCES.set({**_SOURCES.get(), **sources})
     try:
@@ -105,7 +105,7 @@ def load(target: str) -> Any:
 
 
 def read_text(path: str) -> bytes:
-    """Return the content of a user's text, as read at the start of the run if there is one.
+    """Return the content of a user's text. During a run, this is the content at the start of the run.
 
     Raises:
         TargetError: there is no such file, or it cannot be read.
@@ -122,7 +122,7 @@ def read_source(target: str, folders: Sequence[Path] = ()) -> Source | None:
     Returns None for a module without Python source, e.g. a built-in one.
 
     Raises:
-        TargetError: there is no such file or object, or an installed module cannot be imported.
+        TargetError: there is no such file or object, a file cannot be read, or a module cannot be imported.
     """
     where, _ = split(target)
     if is_text(where):

@@ -73,7 +73,7 @@ class Source:
 def split(target: str) -> tuple[str, str]:
     """Split a target at the last colon into a module or file and an attribute.
 
-    An object in memory and a text are their own sources, so the first part is then the complete target.
+    For an object in memory or a text, the first part is the complete target.
 
     Raises:
         TargetError: one of the two parts is missing.
@@ -93,7 +93,7 @@ def is_file(where: str) -> bool:
 def check_names_attribute(target: str) -> None:
     """Raise TargetError if a target is a file without an attribute, e.g. `./mine.py`.
 
-    The message lists the classes and functions that the file defines. The file is parsed, not executed.
+    The message lists the public classes and functions that the file defines. The file is parsed, not executed.
     """
     if not is_file(target):
         return

@@ -440,8 +440,11 @@ PARTS: dict[str, tuple[Damage, str]] = {
         "trials.parquet: damaged: its checksum",
     ),
     "manifest names a missing file": (written("sha256.json", '{"gone.parquet": "0"}'), "gone.parquet: unreadable"),
-    "manifest empty": (written("sha256.json", "{}"), "not a file of this run"),
-    "an extra file": (written("extra\x1b[31m.parquet", "1"), r"extra\x1b[31m.parquet: not a file of this run"),
+    "manifest empty": (written("sha256.json", "{}"), "expected a file listed in sha256.json"),
+    "an extra file": (
+        written("extra\x1b[31m.parquet", "1"),
+        r"extra\x1b[31m.parquet: expected a file listed in sha256.json",
+    ),
     "empty": (lambda part: [file.unlink() for file in part.iterdir()], "sha256.json: unreadable"),
 }
 
