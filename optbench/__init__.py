@@ -1,4 +1,4 @@
-"""Measure what kind of solution an optimizer finds: the Python interface, introduced in docs/python.md.
+"""Measure what kind of solution an optimizer finds. The Python interface is introduced in docs/python.md.
 
 Names are imported when they are first used, so that `import optbench` is fast and does not import torch.
 """

@@ -72,7 +72,7 @@ class OptimizerError(OptbenchError):
 
 
 class KindError(OptbenchError):
-    """A model, dataset or task sequence that cannot be imported or violates its contract."""
+    """A model, dataset, task sequence or metric that cannot be imported or violates its contract."""
 
 
 class StoreError(OptbenchError):

@@ -37,7 +37,7 @@ def user_path(path: str | os.PathLike[str], where: str) -> Path:
 
 
 def is_utf8(text: str) -> bool:
-    """Return whether `text` can be encoded as UTF-8; an argument with undecodable bytes cannot."""
+    """Return whether `text` can be encoded as UTF-8; an argument with undecodable bytes cannot be."""
     try:
         text.encode()
     except UnicodeEncodeError:

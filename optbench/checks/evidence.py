@@ -22,7 +22,8 @@ from optbench.store.tables import TrialRow
 SEED = 0
 COMPANIONS = (1, 2)
 PLAIN_STEPS = 8
-"""Number of steps in the plain loop; not a multiple of usual refresh intervals, so the loop ends between refreshes."""
+"""Number of steps in the plain loop. It is not a multiple of the usual intervals at which optimizers refresh their
+preconditioners, so the loop ends between two refreshes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,9 +91,9 @@ class Evidence:
         return self._between({})[0]
 
     def among_diverged(self, changed: Mapping[str, Any]) -> tuple[Ending, bool]:
-        """Train the trial between two others whose settings are changed as given.
+        """Train the trial between two trials that have other seeds and the settings `changed`.
 
-        The result is the trial's outcome, and whether both others diverged or failed.
+        Return the trial's outcome, and whether both neighbours diverged or failed.
         """
         return self._between(changed)
 
@@ -121,9 +122,9 @@ class Evidence:
 
     @cached_property
     def resumed(self) -> tuple[Ending, str | None]:
-        """The outcome of the trial when interrupted after its first task and resumed.
+        """The outcome of the trial when interrupted after its first task and resumed, and None.
 
-        The second element is the reason why the trial cannot be resumed, or None.
+        If the trial cannot be resumed: the outcome of the uninterrupted trial, and the reason.
         """
         kept: list[Interim] = []
         trials = [self.problem.trial(SEED)]

@@ -10,7 +10,8 @@ from optbench.errors import OptbenchError
 from optbench.targets import said
 
 Outcome = Literal["passed", "failed", "information", "skipped"]
-"""`information` counts neither as passed nor as failed; the text of a skipped check gives the reason."""
+"""The outcome of a check. `information` counts neither as passed nor as failed; the text of a skipped check says why
+it was skipped."""
 Found = tuple[Outcome, str]
 Subject = TypeVar("Subject")
 

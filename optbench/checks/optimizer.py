@@ -48,7 +48,7 @@ ASKS: Mapping[Need, str] = {
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the contract; `after` names its prerequisite."""
+    """One requirement of the contract; `after` names what must have succeeded before it is checked."""
 
     name: str
     look: Callable[[Evidence], Found | None]
@@ -195,11 +195,13 @@ def _gradients(evidence: Evidence) -> Found:
         return "skipped", "not checked: its gradients are recomputed for every step"
     steps = evidence.plain
     if not steps.changed_gradients:
-        return "passed", "step() does not change them"
-    count = f"{steps.changed_gradients} of {len(steps.training.parameters)} parameters"
+        return "passed", "step() does not change the gradients"
+    changes = (
+        f"step() changes the gradients of {steps.changed_gradients} of {len(steps.training.parameters)} parameters"
+    )
     if evidence.problem.spec.lane == "per-member":
-        return "passed", f"step() changes those of {count}, which is harmless because it receives copies"
-    return "passed", f"step() changes those of {count}, which is harmless because they are recomputed for each step"
+        return "passed", f"{changes}, which is harmless because it receives copies"
+    return "passed", f"{changes}, which is harmless because they are recomputed for each step"
 
 
 def _rebinding(evidence: Evidence) -> Found | None:

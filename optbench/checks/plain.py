@@ -61,7 +61,7 @@ class PlainTraining:
             self.step(step)
 
     def draws(self) -> AbstractContextManager[None]:
-        """Return a context manager that seeds the global generators as the lane does; a null context if not needed."""
+        """Return a context manager that seeds the global generators if the optimizer needs it, as the lane does."""
         if "random" in self._needs:
             return own_draws(self.noise, torch.device("cpu"))
         return contextlib.nullcontext()
@@ -77,7 +77,7 @@ class PlainTraining:
             self.optimizer.zero_grad()
 
     def loss(self, step: int) -> Tensor:
-        """Return the loss on batch `step` as a closure does, with gradients unless the optimizer computes them."""
+        """Return the loss on batch `step`, as a closure does; compute gradients too, unless the optimizer does so."""
         if "loss" not in self._needs:
             return self.gradients(step)
         inputs, labels = self._problem.batch(step)

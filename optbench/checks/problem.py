@@ -45,7 +45,7 @@ class Size:
     """The size of the problem."""
 
     side: int = 7
-    """S, a divisor of 28. With 49 pixels, even methods whose cost grows with a power of the width are cheap."""
+    """S, a divisor of 28. The default gives 49 pixels, few enough for methods whose cost is a power of the width."""
     hidden: int = 32
     examples: int = 512
     batch_size: int = 32
@@ -148,7 +148,7 @@ class Problem:
         return dataclasses.replace(problem, spec=resolve_made(spec, optimizer, completed))
 
     def with_settings(self, more: Mapping[str, Any]) -> Problem:
-        """Return the problem with these optimizer settings added or replaced.
+        """Return a problem on the default model and data, with these optimizer settings added or replaced.
 
         Raises:
             OptimizerError: the optimizer rejects these settings.

@@ -1,4 +1,4 @@
-"""Search for a declaration with which an optimizer that does not train would train."""
+"""Search for a missing declaration, such as `needs`, that would make a user's optimizer train."""
 
 from __future__ import annotations
 

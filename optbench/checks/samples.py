@@ -19,7 +19,7 @@ Made = TypeVar("Made")
 
 
 def _images() -> Dataset:
-    """Return digits at full size, which convolutions and pooling need."""
+    """Return MNIST digits at full size, large enough for convolutions and pooling."""
     mnist, most = embedded_mnist(), SMALL.examples + SMALL.batch_size
     train, test = (Split(half.inputs[:most], half.targets[:most]) for half in (mnist.train, mnist.test))
     return Dataset("images", train, test, mnist.classes)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class _Group(TyperGroup):
-    """A group that turns an interrupt into `typer.Abort`, which `entry` reports; Typer itself would exit silently."""
+    """A command group that turns an interrupt into `typer.Abort`, which `entry` reports; Typer would exit silently."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         with _aborting():
@@ -64,7 +64,7 @@ def _request(context: typer.Context) -> Request:
 
 @contextlib.contextmanager
 def _early(context: typer.Context) -> Iterator[None]:
-    """Start the process that forks workers before the slow imports, if there is a readable suite to train.
+    """Before the slow imports, start the process that forks workers, provided that there is a readable suite to train.
 
     Errors in the suite or the run are reported by the command itself.
     """
@@ -126,7 +126,7 @@ def run(
     seeds: Annotated[
         str | None,
         typer.Option(
-            metavar="N", help="Number of seeds (10 means seeds 0 to 9), or a list such as 0,1,2 (7, is only seed 7)."
+            metavar="N", help="Number of seeds (10 means seeds 0 to 9), or a list such as 0,1,2 ('7,' is only seed 7)."
         ),
     ] = None,
     experiment: options.OnlyExperiments = None,

@@ -105,7 +105,7 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
     """Parse settings `name=value` with values in YAML; `base.lr=0.1` sets a key of the mapping `base`.
 
     Raises:
-        UsageError: a text has another form, or sets a key of a value that is not a mapping.
+        UsageError: a text is not of this form, or sets a key in a value that is not a mapping.
     """
     found: dict[str, Any] = {}
     for text in texts:

@@ -101,7 +101,7 @@ def run_and_optimizer(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def fingerprinted(context: typer.Context, incomplete: str) -> list[str]:
-    """Complete optimizers whose fingerprint can be drawn: registered ones and those of runs."""
+    """Complete optimizers whose fingerprint can be drawn: registered optimizers, and optimizers in runs."""
     return [*registered(incomplete), *run_and_optimizer(context, incomplete)]
 
 
@@ -170,7 +170,7 @@ def one_of(names: Iterable[str]) -> Callable[[str], list[str]]:
 
 
 def _starting(incomplete: str, find: Callable[[], Iterable[object]]) -> list[str]:
-    """Return the names that start with `incomplete`; none after any error, because completion cannot show messages."""
+    """Return the names that start with `incomplete`; if an error occurs, return none, since no message can be shown."""
     try:
         return [str(name) for name in find() if str(name).startswith(incomplete)]
     except Exception:

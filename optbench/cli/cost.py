@@ -61,7 +61,7 @@ def cost(
         typer.Option(
             metavar="N",
             parser=options.whole("--warm-up", 0),
-            help="Number of warm-up steps, as far as --seconds allows: matrix roots become stale fastest at first.",
+            help="Number of warm-up steps, as far as --seconds allows. Matrix roots change fastest in the first steps.",
         ),
     ] = 50,
     timeout: Annotated[

@@ -44,7 +44,7 @@ WIDEST_NAME = 16
 
 LOCK_STEP = {
     "cpu": "trained with torch.func for all members if a test shows that this is faster and gives the same bits",
-    "accelerator": "trained in lock-step if a test shows that torch.func gives the same results as each member alone",
+    "accelerator": "trained in lock-step if a test shows that torch.func gives the results of separate training",
 }
 
 

@@ -91,7 +91,7 @@ def _train(request: FingerprintRequest) -> int:
 
 
 def _check_no_run_was_meant(target: str, runs_dir: Path) -> None:
-    """Raise UsageError for a target such as `latst:adamw`, which is not a module but resembles the name of a run."""
+    """Raise UsageError for a target such as `latst:adamw` if `latst` is not a module but resembles a run's name."""
     where, _, optimizer = target.rpartition(":")
     module = where.partition(".")[0]
     meant = nearest(where, [LATEST, *run_ids(runs_dir)]) if where and not is_file(where) else None

@@ -112,7 +112,7 @@ def _metrics(_: Path) -> RenderableType:
         _row(table, metric.name, metric.arrow, metric.kind, cost, f"{metric.formula} ({metric.source})")
     costs = "cost: default metrics are measured if a suite lists none, cheap and expensive ones only if it lists them"
     placed = [metric.name for metric in METRICS.values() if metric.placed]
-    of_text = "R: accuracies; for text, negative bits per byte, with a margin of .02"
+    of_text = "R[i,j]: accuracy on task j after task i; for text, negative bits per byte, with a margin of .02"
     return Group(
         table, Text(of_text), Text(costs), Text(f"layer, activation (before or after): settings of {', '.join(placed)}")
     )

@@ -35,7 +35,7 @@ ROOM_BELOW = 4
 
 @contextlib.contextmanager
 def view_for(stream: TextIO, *, quiet: bool, debug: bool) -> Iterator[QuietView]:
-    """Yield the view for a stream: only warnings if `quiet`, else live on a terminal and plain lines elsewhere."""
+    """Yield the view for a stream: only warnings if `quiet`, else a live table on a terminal and lines elsewhere."""
     console = Console(file=stream)
     # a terminal that cannot move its cursor (TERM=dumb) would print every frame
     moves = console.is_terminal and not console.is_dumb_terminal

@@ -46,7 +46,7 @@ def deliver(document: Report, chosen: str, output: str | None) -> None:
 
 
 def has_width() -> bool:
-    """Return whether output must fit a width: that of a terminal, or `COLUMNS`."""
+    """Return whether output must fit a given width: the terminal's, or `COLUMNS`."""
     return sys.stdout.isatty() or bool(os.environ.get("COLUMNS"))
 
 

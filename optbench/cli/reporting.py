@@ -41,7 +41,7 @@ def report_runs(
     against: a run whose claims are shown next to those of the single run in `runs`; nothing else is reported then.
 
     Raises:
-        UsageError: the format is unknown, or a run is named twice.
+        UsageError: the format is unknown, options cannot be combined, or a run is named twice.
         StoreError: there is no such run, it cannot be read, or the output cannot be written.
         NothingMeasuredError: no run has an `ok` or diverged trial; the report is written first.
         ComparisonError: as in `report_claims_against`.

@@ -108,7 +108,7 @@ def options_of(request: Request, resume: Path | None) -> Options:
 def watched(request: Request) -> Iterator[QuietView]:
     """Yield a view that shows training on standard error.
 
-    An OptbenchError raised in the block is re-raised with the number of finished trials that are kept, if any.
+    If an OptbenchError is raised in the block and finished trials are kept, it is re-raised with their number and path.
     """
     with view_for(sys.stderr, quiet=request.quiet, debug=request.debug) as view:
         try:

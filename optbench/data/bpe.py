@@ -1,8 +1,8 @@
 """Byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909), over bytes as in GPT-2.
 
 Text is first split into words, runs of digits, runs of other characters and runs of white space; no token crosses
-these boundaries. Each of the first three includes one preceding space, if there is one. Every byte has a token, so that
-decoding restores any text exactly.
+these boundaries. A word, or a run of digits or other characters, includes the space before it, if there is one. Every
+byte has a token, so that decoding restores any text exactly.
 
 Legend: L tokens in the concatenation of all distinct words, V tokens in the vocabulary.
 """

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 Corruption = Literal[
     "noise-0.1", "noise-0.2", "noise-0.4", "shift-1", "shift-2", "shift-3", "contrast-0.5", "contrast-0.25", "blur-1"
 ]
-"""Each name ends with a severity s. `noise`: Gaussian noise with a standard deviation of s times the pixel range,
-clipped. `shift`: a shift by s pixels up, down, left or right, drawn for each image; the border is filled with
-the lowest value. `contrast`: each channel's distance from its mean is multiplied by s. `blur`: a Gaussian blur with a
-standard deviation of s pixels."""
+"""The name of a corruption, which ends with its severity s. `noise`: Gaussian noise with a standard deviation of s
+times the pixel range, clipped. `shift`: a shift by s pixels up, down, left or right, drawn for each image; the border
+is filled with the lowest value. `contrast`: each channel's distance from its mean is multiplied by s. `blur`: a
+Gaussian blur with a standard deviation of s pixels."""
 CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
 _CHUNK = 2500  # images at a time: limits memory, and determines the random numbers for each image
 
@@ -29,8 +29,8 @@ _CHUNK = 2500  # images at a time: limits memory, and determines the random numb
 def corrupt(images: Tensor, corruption: Corruption, generator: Generator) -> Tensor:
     """Return corrupted images with the dtype and device of `images`; the computation runs on the CPU.
 
-    The pixel range is 0..255 for uint8, whose results are rounded, and from the minimum to the maximum of all images
-    for float32.
+    The pixel range is 0..255 for uint8 images, and from the minimum to the maximum of all images for float32. Results
+    of dtype uint8 are rounded.
 
     Args:
         images: uint8 or float32, (N, C, H, W).

@@ -48,9 +48,9 @@ Load: TypeAlias = "Callable[[Kind], Dataset]"
 
 
 def keeping_last(load: Load) -> Load:
-    """Return a function that loads datasets and keeps the last one, for experiments in a row with the same dataset.
+    """Return a function that loads datasets and keeps the last one, in case the next experiment uses it as well.
 
-    It releases the last dataset before it loads another.
+    The function releases the last dataset before it loads another.
     """
     last: list[tuple[Kind, Dataset]] = []
 

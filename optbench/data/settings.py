@@ -82,7 +82,7 @@ class DatasetSettings(Kind):
 
     @property
     def of_dataset(self) -> DatasetSettings | None:
-        """The dataset from which this one is derived; None if it is not derived, or if unchecked settings name none."""
+        """The dataset from which this one is derived; None if there is none, or if unvalidated settings lack `of`."""
         of = self.settings.get("of") if self.kind in DERIVED else None
         named = of.get("kind") if isinstance(of, dict) else of
         return self.as_written(of) if isinstance(named, str) and named else None

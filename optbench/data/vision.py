@@ -194,7 +194,7 @@ def _not_available(info: DatasetInfo, source: _Source, folder: Path, error: Exce
 def _progress(visible: bool) -> Iterator[None]:
     """Send torchvision's messages and progress bars to standard error if it is a terminal, else discard them.
 
-    Also sets a network timeout, because torchvision sets none.
+    Also set a network timeout, because torchvision sets none.
     """
     stream = sys.stderr if visible and sys.stderr.isatty() else io.StringIO()
     timeout = socket.getdefaulttimeout()

@@ -126,7 +126,7 @@ def fingerprint(
         drawn_from = read_run(run, runs_dir)
         return Fingerprint(draw(drawn_from.path, optimizer), drawn_from)
     if optimizer is None:
-        raise UsageError("fingerprint: expected an optimizer, or a run with one")
+        raise UsageError("fingerprint: expected 'optimizer', 'run' or both, got neither")
     wanted_seeds = seeds_of(seeds)
     panel.check_seeds(panel.shipped(), wanted_seeds, "seeds")
     if name is not None:

@@ -54,7 +54,7 @@ class Run:
     def table(self, name: str, *, controls: bool = False) -> pd.DataFrame:
         """Return a table of the run: `trials`, `accuracy`, `summary`, `metrics`, `pairs`, ...
 
-        controls: include the trials trained only for comparison, whose stage is `control`.
+        controls: whether to include the trials that were trained only for comparison, whose stage is `control`.
 
         Raises:
             UsageError: there is no table of this name.

@@ -213,7 +213,7 @@ class _Reading:
         return self.mapping(node, path)
 
     def measure(self, node: yaml.Node) -> tuple[int, int]:
-        """Return the number of values in a node and its depth, as if its aliases were expanded, without expanding them.
+        """Return the number of values and the depth of a node with its aliases expanded, without expanding them.
 
         Each node is measured once, because an anchor precedes its aliases. A node that is reached again before its
         measurement is complete contains itself.
@@ -250,7 +250,7 @@ class _Reading:
         return result
 
     def entries(self, node: yaml.MappingNode) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-        """Return a mapping's entries by key: those merged with `<<`, unless replaced, then its own."""
+        """Return a mapping's entries by key: first those merged with `<<`, except for repeated keys, then its own."""
         own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         merged: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         merge_key: yaml.Node | None = None

@@ -27,7 +27,7 @@ class ReadingCell:
     """One reading of a claim.
 
     metric: the metric's name as listed in the claim.
-    layer: the settings from `layers` as text; empty for none.
+    layer: the settings from `layers` as text; empty if there are none.
     data: `pooled` or `last`.
     name: the metric's name with all of its settings, as in tables.
     """

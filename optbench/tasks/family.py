@@ -64,7 +64,7 @@ class TaskFamily(Tasks):
         return TaskSequence(self, trial_seed)
 
     def shared(self, trial_seed: int, task: int, part: Part) -> Examples:
-        """Return the result of `examples`, sharing one object between equal keys and parts while it is referenced."""
+        """Return the result of `examples`; while it is referenced, an equal key and part give the same object."""
         assert 0 <= task < self.count, f"task {task} of {self.count}"
         key = self.key(trial_seed, task)
         place = (key, part)

@@ -168,7 +168,7 @@ class Tasks:
         return [tensor._version for part in parts for tensor in (part.inputs, part.targets)]
 
     def train_sizes(self, trial_seeds: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-        """Yield trial seeds, tasks and numbers of training examples; by default, only those of the first task."""
+        """Yield (trial seed, task, number of training examples); by default, only for the first seed and task."""
         found = self._call("train_sizes", None, trial_seeds)
         yield from found or [(trial_seeds[0], 0, len(self.examples(trial_seeds[0], 0, "train")))]
 

@@ -314,7 +314,7 @@ def test_changed_gradients_are_reported_as_harmless(find: Callable[..., dict[str
     findings = find("Mutates")
     assert with_outcome(findings, "failed") == []
     assert findings["gradients"].outcome == "passed"
-    assert "changes those of 4 of 4 parameters, which is harmless because it receives copies" in (
+    assert "changes the gradients of 4 of 4 parameters, which is harmless because it receives copies" in (
         findings["gradients"].text
     )
 

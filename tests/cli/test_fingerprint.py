@@ -150,7 +150,7 @@ def test_python_gives_the_same_fingerprint(folder: Path, capsys: pytest.CaptureF
     assert str(found).splitlines()[0] == out.splitlines()[0]
     found.save(folder / "sgd.png")
     assert (folder / "sgd.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(optbench.OptbenchError, match="expected an optimizer, or a run with one"):
+    with pytest.raises(optbench.OptbenchError, match="expected 'optimizer', 'run' or both"):
         optbench.fingerprint()
     with pytest.raises(optbench.OptbenchError, match="seeds: expected seeds of the panel, 0 to 9, got 10"):
         optbench.fingerprint("adam", seeds=11)
