@@ -71,7 +71,7 @@ def _same_sides(claim: Claim) -> bool:
 
 
 def _is_one_variant(suite: Suite, claim: Claim) -> bool:
-    """Return whether the left side stands for a single variant, so that comparing it with itself leaves nothing."""
+    """Return whether the left side stands for a single variant, which cannot be compared with itself."""
     if claim.about_pairs:
         return True
     optimizer, variant = split_arm(claim.arms[0])

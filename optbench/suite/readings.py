@@ -155,6 +155,6 @@ def _not_among(what: str, choices: Iterable[str], key: str, given: str) -> NoRet
 
 
 def _refuse(place: tuple[str | int, ...], message: str, value: Any = None) -> NoReturn:
-    """Raise ValidationError at `place`; its message may begin with a key of `value`, the input of the error."""
+    """Raise ValidationError at `place`. value: the invalid input; the message can begin with one of its keys."""
     detail = InitErrorDetails(type="value_error", loc=place, input=value, ctx={"error": ValueError(message)})
     raise ValidationError.from_exception_data("readings", [detail])
