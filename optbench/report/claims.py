@@ -80,9 +80,9 @@ def claim_blocks(run: RunSummary, several: bool) -> Iterable[Block]:
     conditional = any(claim.claim.where for claim in run.claims)
     equivalence = any(claim.claim.expect == "equivalent" for claim in run.claims)
     yield Paragraph(
-        "Each part: left minus right over paired seeds, Hodges-Lehmann estimate with the 95% interval of the exact "
-        "signed-rank test, p after Holm's correction over the parts of the claim. A claim is supported if every "
-        "part is, and contradicted if any part is."
+        "For each part: the difference left minus right over paired seeds (Hodges-Lehmann estimate), its 95% interval "
+        "from the exact signed-rank test, and p after Holm's correction over the parts of the claim. A claim is "
+        "supported if every part is, and contradicted if any part is."
         + (
             " Equivalence is supported if the 90% interval lies within the margin (two one-sided tests)"
             ", and contradicted if it lies outside the margin and the difference is significant."
@@ -127,7 +127,7 @@ def warnings_of(numbered: Numbered) -> list[str]:
     dormant = list(_of_parts(ranks, lambda arm: arm.many_dormant))
     return [
         *(f"{NOT_LEARNT} {said}" for said in _of_parts(numbered, lambda arm: arm.learning_warning)),
-        *(f"{said}: their seeds are left out." for said in _of_parts(numbered, above_target, lambda part: part.sides)),
+        *(f"{said}; their seeds are left out." for said in _of_parts(numbered, above_target, lambda part: part.sides)),
         *([dormant_line(dormant)] if dormant else []),
     ]
 

@@ -75,8 +75,8 @@ def claims_against(a: RunSummary, b: RunSummary, claims: Sequence[ClaimOfBoth], 
 
 NAME = "optbench-claims-against"
 _LEGEND = (
-    "Each run is judged on its own data. Differences: left minus right over paired seeds, Hodges-Lehmann estimate with "
-    "the 95% interval of the exact signed-rank test (the 90% interval for an equivalence).",
+    "Each run is judged on its own data. Each difference is left minus right over paired seeds (Hodges-Lehmann "
+    "estimate), with its 95% interval from the exact signed-rank test (90% for a claim of equivalence).",
     "A verdict that changes to or from 'no evidence' does not by itself show that the effect differs between the runs: "
     "compare the intervals.",
 )

@@ -82,11 +82,11 @@ def place(pair: ArmComparison) -> str:
 
 _LEGEND = (
     "A - B: Hodges-Lehmann estimate of the paired difference, with the 95% interval of the exact signed-rank test.",
-    "Verdicts are about A against B: better, worse (higher, lower for neutral metrics); below margin: "
-    "significant, but smaller than the margin; equivalent: the 90% interval lies within the margin.",
-    "Verdicts are given for the primary metrics, whose p is corrected by Holm's method over the primary metrics of one "
-    "pair; all other metrics are exploratory.",
-    "wins: seeds on which A is better (higher, for a metric without direction). d_z: mean over standard deviation of "
+    "Verdicts describe A relative to B: better or worse (higher or lower for neutral metrics); below margin: the "
+    "difference is significant but smaller than the margin; equivalent: the 90% interval lies within the margin.",
+    "Only the primary metrics have verdicts; their p is corrected by Holm's method over the primary metrics of one "
+    "pair. All other metrics are exploratory.",
+    "wins: seeds on which A is better (higher, for a neutral metric). d_z: mean over standard deviation of "
     "the differences. r: rank-biserial correlation.",
 )
 

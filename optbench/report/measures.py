@@ -18,7 +18,8 @@ class Measure:
     name: the name of the metric.
     title: the text above the column, in two short lines to keep the column narrow.
     groups_only: whether the metric is meaningful only if tasks have different classes.
-    own: the metric itself, unless it is in the catalog: a user's metric or one with settings.
+    own: the metric itself if the catalog does not define it (a user's metric, or a metric with settings) or if its unit
+    differs for text; else None.
     """
 
     name: str
@@ -99,8 +100,8 @@ LEGENDS: dict[str, str] = {
     "hoyer": "Hoyer sparsity: of all weights, from 0 (dense) to 1 (sparse)",
     "near_zero_share": "near-zero weights: share of weights with |w| below .01 times the rms of their layer",
     "dormant_0.025": "dormant units: share of units whose mean |activation| is at most .025 times the layer's mean",
-    "pruned_accuracy_1_global": "kept: test accuracy at the end, all tasks pooled, when only this share of the weights "
-    "is kept: the largest of all or of each layer (twice the share in the output layer), without further training",
+    "pruned_accuracy_1_global": "kept: test accuracy at the end, all tasks pooled, without further training, when only "
+    "this share of the weights is kept: the largest of all, or of each layer (twice the share in the output layer)",
     "pruning_area_global": "area: area under the curve of accuracy against sparsity (1 - share kept), from 0 to .99",
     "holding_sparsity_global": "99% holds to: the largest sparsity up to which at least 99% of the accuracy remains",
     "train_seconds": "seconds, ms per step: a trial's share of its cohort's training time, on this machine",
@@ -119,7 +120,7 @@ def named_measure(metric: Metric) -> Measure:
 
 
 def score_measure(measure: Measure, metric: Metric) -> Measure:
-    """Return the column of a continual metric with its title and metric for text; return any other column unchanged."""
+    """Return the column of a continual metric with the title and `metric` for text, and any other column unchanged."""
     return replace(measure, title=measure.title.replace("accuracy", "score"), own=metric) if metric.said else measure
 
 

@@ -70,7 +70,7 @@ def comparison_records(
 
 
 def with_trials(document: Report, results: Sequence[Results]) -> Report:
-    """Return a document with one more record for each metric of each trial, except controls.
+    """Return `document` with an additional record for each metric of each trial, except controls.
 
     In csv, these records replace all others.
     """
@@ -98,7 +98,7 @@ MANY_DORMANT: Final = "many_dormant"
 _SPREAD = ("n", "mean", "sd", "median", "q1", "q3", "min", "max")
 PAIR = ("pair_kind", "optimizer_b", "variant_b", "outside")
 """Columns for pairs of solutions: the kind (`pair`, or `null` for an arm and its controls), the other optimizer and
-variant, and the number of seeds on which a pair lies outside the range of the null values of its two sides."""
+variant, and the number of seeds on which the pair's value lies outside the range of the nulls of both its sides."""
 SPLIT = "split"
 """The data on which accuracies are measured: `test`, `validation` (tuning runs) or `training` (online metrics)."""
 _TRIAL_COLUMNS = ("trial", *KEYS, "seed", "stage", "status", "metric", "direction", "value", SPLIT)

@@ -85,7 +85,7 @@ def run_report(summary: Summary, figures: Sequence[doc.Illustration] = (), stati
 
 
 def _studied(summary: Summary, text: SpreadText, *, leads: bool) -> list[doc.Block]:
-    """Return the blocks of the studies that precede the results if `leads`, else of those that follow the results."""
+    """Return the blocks of all studies that precede the results if `leads`, else of all that follow the results."""
     blocks: list[doc.Block] = []
     for study in summary.studies:
         if study.leads == leads:

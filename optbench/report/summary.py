@@ -113,7 +113,7 @@ class Trouble:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """A run's provenance, how to repeat it, its trials by status, its judged claims and the results of studies."""
+    """A run's provenance, the command that repeats it, its trials by status, its claims and the results of studies."""
 
     run: str
     suite: str
@@ -335,7 +335,7 @@ def _command(words: Sequence[object]) -> str:
 
 
 def _too_few_seeds(results: Results, claims: Sequence[JudgedClaim]) -> str | None:
-    """Return the sentence on too few seeds, for the number of parts that each claim has in the results."""
+    """Return a sentence on the tests that have too few seeds for the judged claims' parts; None if all have enough."""
     found = suite_shortages(results.suite, results.trials, [corrected_for(c.claim, len(c.parts)) for c in claims])
     return shortage_text(found) if found else None
 

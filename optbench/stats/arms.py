@@ -138,7 +138,7 @@ class Arm:
         return f"its trials were trained with {len(counts)} versions of the code ({said}); means include all trials"
 
     def took(self, metric: str) -> bool:
-        """Return whether the metric was measured in any trial of the arm, even if its value is undefined."""
+        """Return whether the metric was measured in at least one trial of the arm, even if its value is undefined."""
         found = self.results.values.get(metric, {})
         return any(trial.id in found for trial in self.trials.values())
 

@@ -30,7 +30,7 @@ class Between(Arm):
     second: Arm | None
     """The other arm, or None if the first arm is paired with its controls.
 
-    Pairs with controls are the null: their two trials differ only in the order of the batches.
+    Pairs of a trial and its control form the null: the two trials differ only in the order of the batches.
     """
 
     @staticmethod
@@ -59,12 +59,12 @@ class Between(Arm):
         return (self.first, self.second) if self.second else (self.first,)
 
     def status(self, seed: int) -> str:
-        """Return the worse status of the two trials with this seed."""
+        """Return the worse of the statuses of the two trials with this seed."""
         found = (self.first.status(seed), self._status_of_partner(seed))
         return min(found, key=WORST_FIRST.index)
 
     def value(self, metric: str, seed: int, data: Data = "pooled") -> float:
-        """Return a metric of the two solutions with this seed; NaN if undefined or not measured."""
+        """Return the value of a metric of the two solutions with this seed; NaN if undefined or not measured."""
         found = self._found(metric, seed)
         return found.value if found else math.nan
 

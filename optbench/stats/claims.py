@@ -10,7 +10,7 @@ Some claims have further settings:
 - A claim with a condition (`where`) covers the variants that meet the condition; the other variants are listed.
 - A claim at matched accuracy (`matched`) covers the variants of the two sides that are nearest to each other.
 - A claim about pairs of solutions (`left: [adam, sgd]`) is about a metric of two solutions. Seed by seed, the value for
-  the left pair is compared with the value for another pair or for a null, or with a number.
+  the left pair is compared with the value for another pair or for a null (a trial and its control), or with a number.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class JudgedClaim:
 
     margin: the smallest relevant difference, as stated by the claim or, by default, by its metric.
     left_out: the variants of either side that do not meet the claim's condition and are therefore in no part.
-    unmatched: variants that are too far from all variants of the other side, each matched with the nearest of them.
+    unmatched: the matches that are in no part, because their variants are too far apart or share no seed with values.
     in_bits: whether the claim is about text, for which the accuracy matrix R holds negative bits per byte.
     """
 
@@ -172,7 +172,7 @@ def overall(verdicts: Sequence[ClaimVerdict]) -> ClaimVerdict:
 
 
 def _taking_part(claim: Claim, everyone: Sequence[Arm]) -> tuple[list[Arm], tuple[LeftOut, ...]]:
-    """Return the variants of either side, on the claim's models, that meet its condition, and those that do not."""
+    """Return the variants of either side, on the claim's models, that meet the condition, and those that do not."""
     named = [
         arm
         for arm in everyone
@@ -204,9 +204,9 @@ def _side(side: Arms, named: Mapping[tuple[str, str], Arm]) -> Arm:
 def _matched(
     claim: Claim, sides: Sequence[tuple[Arm, Arm | float]]
 ) -> tuple[list[tuple[Arm, Arm | float]], list[Match | None], tuple[Match, ...]]:
-    """Return the sides of each part, the match of each part, and the matches that are too distant to be parts.
+    """Return the sides of each part, the match of each part, and the matches that are too distant to become parts.
 
-    For a claim without matched accuracy, return all `sides`, None as the match of each, and no distant matches.
+    For a claim without matched accuracy, return all `sides`, None as the match of each part, and no distant matches.
     """
     if claim.matched is None:
         return list(sides), [None] * len(sides), ()

@@ -104,7 +104,7 @@ def _both(name: str, a: JudgedClaim | None, b: JudgedClaim | None) -> ClaimOfBot
 
 
 def _stated(claim: Claim) -> dict[str, object]:
-    """Return the settings of a claim, with pairs of solutions as text and without its wording, context and margin."""
+    """Return the settings that make two claims the same, except the margin, with pairs of solutions as text."""
     stated = claim.model_dump(exclude={"text", "source", "given", "beside", "margin"})
     pairs = {key: side_text(side) for key in ("left", "right") if isinstance(side := stated[key], list)}
     return stated | pairs

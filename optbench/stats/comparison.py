@@ -70,7 +70,7 @@ class MetricComparison:
 
     @property
     def has_values(self) -> bool:
-        """Whether either side has a value or diverged on any seed. With one task, for example, forgetting has none."""
+        """Whether either side has a value or diverged on any seed. With one task, e.g., forgetting has no value."""
         result = self.result
         return (result.median_a, result.median_b) != (None, None) or result.diverged_a + result.diverged_b > 0
 
@@ -129,7 +129,7 @@ def compare(a: Selection, b: Selection, *, experiments: Sequence[str] = (), forc
     experiments: the experiments to compare; all of them if empty.
 
     Raises:
-        UsageError: a run does not have the optimizer, variant or experiment.
+        UsageError: a run does not have the optimizer or variant, or A's suite does not have the experiment.
         ComparisonError: the runs cannot be compared and `force` is False, or they have nothing in common.
     """
     found = obstacles(a.results, b.results)
@@ -180,7 +180,7 @@ def ask(
 ) -> Question:
     """Return the question of whether `a` differs from `b`.
 
-    comparable: whether both sides have the same initial weights.
+    comparable: False if the initial weights of the two sides differ.
     """
     found = [side.undefined(metric.name, seeds) for side in (a, b) if isinstance(side, Arm)] if result.p is None else []
     undefined = "; ".join(sorted(set().union(*found)))
@@ -214,7 +214,7 @@ def obstacles(a: Results, b: Results) -> list[str]:
 
 
 def other_metrics(a: Results, b: Results) -> list[str]:
-    """Return the reason if two runs use different versions of the metrics, whatever their suites; otherwise empty."""
+    """Return the reason why two runs cannot be compared if their versions of the metrics differ; otherwise empty."""
     versions = [results.run.record.get("metrics_version", 1) for results in (a, b)]
     if versions[0] == versions[1]:
         return []
@@ -321,7 +321,7 @@ def _crossed(left: Sequence[Arm], right: Sequence[Arm]) -> list[tuple[Arm, Arm]]
     if len(left) > 1 and len(right) > 1:
         many = left[0]
         raise ComparisonError(
-            f"{many.optimizer} has {len(left)} variants and {right[0].optimizer} {len(right)}: "
+            f"{many.optimizer} ({len(left)} variants) and {right[0].optimizer} ({len(right)}) have different variants: "
             f"name one, as in RUN:{many.optimizer}/{many.variant}"
         )
     return [(x, y) for x in left for y in right]

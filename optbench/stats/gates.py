@@ -73,7 +73,8 @@ def judge_gates(gates: Sequence[Gate], pairs: Sequence[ArmComparison]) -> list[J
 def _judge(gate: Gate, pair: ArmComparison) -> tuple[GateResult, str]:
     """Return the result and, if it is inconclusive, the reason.
 
-    The gate fails if the entire 95% interval of A - B exceeds the threshold, and passes if no part of it does.
+    The gate fails if the entire 95% interval of A - B exceeds the threshold. It passes if no part of the interval does,
+    unless trials of A failed or are not finished, or trials of either side ended above the target training loss.
     """
     found = pair.metric(gate.metric)
     if found is None or found.result.n == 0:

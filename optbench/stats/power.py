@@ -84,7 +84,8 @@ def suite_shortages(suite: Suite, planned: Iterable[Trial], parts: Sequence[int]
 def comparison_shortages(families: Mapping[str, int], n: int) -> list[Shortage]:
     """Return the shortages of experiments, or pairs of arms, whose family of metrics is too large for n seeds.
 
-    families: the number of primary metrics, by name. Names with equal numbers are combined into one shortage.
+    families: the number of primary metrics, by the name of the experiment or pair. Names with equal numbers are
+    combined into one shortage.
     """
     short = {place: m for place, m in families.items() if n < seeds_needed(m)}
     return [
@@ -109,7 +110,7 @@ def claim_shortages(parts: Sequence[int], n: int) -> list[Shortage]:
 
 
 def shortage_text(shortages: Sequence[Shortage]) -> str:
-    """Return a sentence about shortages with the same number of seeds, with the numbers of seeds that are needed.
+    """Return a sentence with the number of seeds, which must be the same for all shortages, and the numbers needed.
 
     For example, `6 seeds are too few to show a difference: expected at least 7 for permuted-mnist (3 primary metrics:
     smallest p after Holm's correction 0.0938)`.
@@ -123,9 +124,9 @@ def shortage_text(shortages: Sequence[Shortage]) -> str:
 
 
 def _parts(claim: Claim, arms: Iterable[tuple[str, str, str, str]]) -> int:
-    """Count the tests of a claim: on every model, every variant of the left side against every variant of the right.
+    """Count the tests in a claim's family: on every model, each left variant is tested against each right variant.
 
-    At matched accuracy, each variant of the side with fewer variants has one partner.
+    At matched accuracy, each variant of the side with fewer variants is tested against one partner only.
     """
     by_model = grouped(
         (model, (optimizer, variant))
@@ -145,7 +146,7 @@ def _parts(claim: Claim, arms: Iterable[tuple[str, str, str, str]]) -> int:
 def corrected_for(claim: Claim, parts: int) -> int:
     """Return the size of a claim's family in Holm's correction: the number of parts.
 
-    A claim of equivalence needs no correction, because all parts must support it; its family has one member at most.
+    A claim of equivalence needs no correction, because all parts must support it; its family has at most one member.
     """
     return min(1, parts) if claim.expect == "equivalent" else parts
 

@@ -61,7 +61,7 @@ SplitName = Literal["test", "validation"]
 
 @dataclass(frozen=True)
 class TrialValue:
-    """The final value of one metric in one trial; NaN if undefined. Diverged trials have only values of cost."""
+    """The final value of one metric in one trial; NaN if undefined. Diverged trials only have values of costs."""
 
     trial: Trial
     status: str
@@ -300,7 +300,9 @@ def read_results(run: RunDirectory, suite: Suite | None = None) -> Results:
 def check_matrices(
     place: Path, accuracy: pa.Table, tasks: Mapping[str, int], protocols: Mapping[str, Protocol] = MappingProxyType({})
 ) -> None:
-    """Raise StoreError unless every matrix has one row for each entry that its protocol scores (null after divergence).
+    """Raise StoreError unless every matrix has exactly one row for each entry that its protocol scores.
+
+    After divergence, these rows hold null.
 
     place: the path quoted in the message.
     tasks: T of each trial. If it is missing or 0 (unknown), the largest task number in the trial's rows is used.

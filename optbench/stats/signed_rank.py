@@ -1,7 +1,8 @@
 """The exact Wilcoxon signed-rank test with the matching Hodges-Lehmann estimate and interval.
 
 Legend: `d` (n,) differences as floats, one per pair, never NaN; ±inf has the highest rank. W is the sum of the ranks of
-|d| over the positive d. All results are in the unit of d and invariant under permutation of pairs.
+|d| over the positive d. Estimates and intervals are in the unit of d. All results are invariant under permutation
+of pairs.
 
 Source: Hollander, Wolfe & Chicken 2014, Nonparametric Statistical Methods, §3.1-3.3; Pratt & Gibbons 1981 for
 conditioning on ties.
@@ -48,7 +49,7 @@ def round_differences(d: Array, magnitude: float = 0.0) -> Array:
 
     This makes ties exact: .05 - .02 and .03 differ in the last bit. ±inf is unchanged.
 
-    magnitude: if d was computed by subtraction, the largest operand, because the rounding error is relative to it.
+    magnitude: if d was computed by subtraction, the largest |operand|, because the rounding error is relative to it.
     """
     assert not np.isnan(d).any(), "a difference is NaN"
     largest = np.max(np.abs(d), where=np.isfinite(d), initial=magnitude)

@@ -46,7 +46,7 @@ class Question:
 
     margin: the smallest relevant difference, in the metric's unit, ≥ 0. If it is 0, the verdict is never `equivalent`.
     comparable: False if trials with the same seed do not form pairs, e.g. if their initial weights differ.
-    reason: why they do not form pairs.
+    reason: why the trials do not form pairs; used only if `comparable` is False.
     undefined: why values are undefined, if known.
     """
 

@@ -207,7 +207,7 @@ def test_five_seeds_are_never_enough_and_the_report_explains_why(tmp_path: Path)
     assert verdict(comparison.pairs[0], "forgetting") == Verdict.NOT_COMPARABLE
     shown = text_of(comparison)
     assert "smallest two-sided p for 5 pairs: 0.062" in shown
-    assert "better" not in shown.split("Verdicts are about")[0]
+    assert "better" not in shown.split("Verdicts describe")[0]
 
 
 def test_a_single_seed_gives_numbers_and_no_verdict(tmp_path: Path) -> None:

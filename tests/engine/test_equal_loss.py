@@ -144,7 +144,7 @@ def test_reports_and_comparisons_state_that_trials_above_the_target_are_left_out
     assert "slow lr=0.0003: 0 of 7; 7 above the target training loss: excluded from the means." in shown
     assert "slow lr=0.0003: 7 of its trials: ended above the target training loss (tasks 1-2)." in shown
     assert (
-        "claim 1, small, slow lr=0.0003: 7 of 7 trials above the target training loss: their seeds are left out"
+        "claim 1, small, slow lr=0.0003: 7 of 7 trials above the target training loss; their seeds are left out"
         in shown
     )
     records = json.loads(report(trained, "json", capsys))

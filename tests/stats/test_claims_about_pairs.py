@@ -171,7 +171,7 @@ def test_a_control_above_the_target_loss_takes_its_seed_out_of_the_null(path: Pa
     claims = {claim.name: claim for claim in judge_claims(results)}
     [part] = claims["near"].parts
     assert part.result.n == SEEDS - 1
-    said = "claim 1, net, sgd with itself: 1 of 6 pairs above the target training loss: their seeds are left out."
+    said = "claim 1, net, sgd with itself: 1 of 6 pairs above the target training loss; their seeds are left out."
     assert warnings_of({1: claims["near"]})[-1] == said
 
 

@@ -260,7 +260,7 @@ def _cell(cell: doc.Cell, width: int | None) -> str:
 
 
 def _label(kind: str, text: str, labels: set[str]) -> str:
-    """Return a label that is unique in the document."""
+    """Return a label that is unique in the document, and add it to `labels`."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     slug = f"{kind}:{re.sub('[^a-z0-9]+', '-', plain).strip('-')}"
     label, n = slug, 1
