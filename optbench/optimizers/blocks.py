@@ -38,7 +38,7 @@ class Part:
         return self.down * self.across
 
     def cut(self, x: Tensor) -> Tensor:
-        """Return the blocks of x (M, m, n) as (M·B, h, w); an x that is not split is returned itself."""
+        """Return the blocks of x (M, m, n) as (M·B, h, w); if the matrix is not split, x itself is returned."""
         if not self.name:
             return x
         found = self._grid(x).transpose(2, 3).reshape(-1, self.height, self.width)
@@ -105,7 +105,7 @@ def block_side(length: int, size: int | None, longest: int) -> int:
 
 
 def _spans(length: int, size: int | None, longest: int) -> Iterator[tuple[int, int, int]]:
-    """Yield, for each block length along a side, the start of the first block, the length and the number of blocks."""
+    """Yield, for each length of blocks along a side, the start of the first such block, the length and their number."""
     block = block_side(length, size, longest)
     count, rest = divmod(length, block) if block else (1, 0)
     yield 0, block, count

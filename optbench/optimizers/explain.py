@@ -1,4 +1,4 @@
-"""Turn an optimizer's exception into a useful message: where it was raised, and which declaration may be missing."""
+"""Say in an optimizer's error message where the error was raised and which declaration may be missing."""
 
 from __future__ import annotations
 

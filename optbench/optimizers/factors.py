@@ -196,7 +196,7 @@ def refresh(
     newton: float | None,
     precisions: Sequence[torch.dtype],
 ) -> Tensor:
-    """Compute new roots of L / c for these members; return which kept their previous root (see `update_inverse_roots`).
+    """Compute new roots of L / c for these members; return which members kept theirs (see `update_inverse_roots`).
 
     Args:
         epsilon, correction: ε and c, (M,).
@@ -280,7 +280,7 @@ def _stretched(
 ) -> tuple[float, Tensor]:
     """Return a lower bound on λ_max(R^(p/2) growth R^(p/2)) / unit², and its direction, (n,).
 
-    The bound is infinite if the root is that of a zero factor, which hides every direction.
+    The bound is infinite if the factor was zero when its root was computed, because that root hides every direction.
     """
 
     def through(x: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ PYTORCH_OPTIMIZER: tuple[OptimizerSpec, ...] = (
     _spec(
         name="scalable-shampoo",
         target="pytorch_optimizer:ScalableShampoo",
-        summary="Shampoo as used at scale: moving averages, blocks, momentum, and in each layer SGD's step length",
+        summary="Shampoo as used at scale: moving averages, blocks, momentum, and SGD's step length in each layer",
         reference="Anil et al. 2020, arXiv:2002.09018",
         state="2, and 2(m²+n²) per m×n matrix, in blocks",
         hyperparameters={

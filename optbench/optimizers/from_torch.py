@@ -52,7 +52,7 @@ TORCH: tuple[OptimizerSpec, ...] = (
     _stacked(
         name="adagrad",
         target="torch.optim:Adagrad",
-        summary="divides gradients by the root of the sum of their squares: diagonal Shampoo with a sum",
+        summary="divides gradients by the root of the sum of their squares: diagonal Shampoo with sums as statistics",
         reference="Duchi et al. 2011",
         state="1",
         hyperparameters={

@@ -1,4 +1,4 @@
-"""Annealed Gaussian noise on the gradients of any base optimizer."""
+"""Annealed Gaussian noise on the gradients, for any base optimizer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class GradientNoise(Wrapper):
     Args:
         params: parameters, or groups of them.
         base: the optimizer that takes the steps, e.g. `{"target": "adam", "lr": 1e-3}`.
-        generator: draws the noise on the CPU, whatever the device of the parameters.
+        generator: the CPU generator that draws the noise, whatever device the parameters are on.
         eta: variance at the first step. gamma: exponent of the decay; .55 in the paper.
         steps: number of steps with noise; None: all.
 
@@ -51,7 +51,7 @@ class GradientNoise(Wrapper):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Take one step with the base, using noisy gradients; return the loss of `closure`, if given."""
+        """Take one step of the base with noisy gradients; return the loss of `closure`, or None without a closure."""
         loss = evaluated(closure)
         clean = []
         for group in self.param_groups if self.steps is None or self.taken < self.steps else ():

@@ -109,7 +109,7 @@ class HessianFree(torch.optim.Optimizer):
         return before
 
     def _take(self, closure: Callable[[], Any], direction: list[Tensor], lr: float, before: float) -> float:
-        """Move along `direction`, halving the step while the loss exceeds `before`; return the loss at full length lr.
+        """Move along `direction`, halving the step while the loss exceeds `before`; return the loss after a full step.
 
         If the loss never falls to `before`, the weights are restored.
         """

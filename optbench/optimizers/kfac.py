@@ -76,12 +76,13 @@ class Kfac(torch.optim.Optimizer):
 
     Args:
         model: the network; forward hooks on it and its layers record inputs and draw labels.
-        lr: learning rate. momentum: applied to the preconditioned gradient. weight_decay: decoupled.
+        lr: learning rate. momentum: coefficient of the momentum of preconditioned gradients.
+        weight_decay: coefficient of decoupled weight decay.
         damping: λ > 0.
         decay: upper bound on the decay of the factors' running averages; the k-th update uses min(1 - 1/k, decay).
         factor_frequency: steps between updates of the factors. inverse_frequency: steps between inversions.
         kl_clip: bound on the change in the prediction per step; None: unbounded.
-        generator: draws the labels, on the CPU; None: the global generator.
+        generator: the CPU generator that draws the labels; None: the global generator.
 
     Example:
         >>> model = nn.Linear(4, 3)
@@ -180,7 +181,7 @@ class Kfac(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step with the current gradients; return the loss of `closure`, if given."""
+        """Take one step with the current gradients; return the loss of `closure`, or None without a closure."""
         loss = evaluated(closure)
         signals, self.signals = self.signals, {}
         moves: list[Move] = []
@@ -229,7 +230,7 @@ class Kfac(torch.optim.Optimizer):
         return state, 4 * rows * sum(map(sum, sides)) + 4 * 8 * longest**2
 
     def _trusted(self, moves: list[Move]) -> Tensor | float:
-        """Return ν, by which all directions are scaled."""
+        """Return the factor ν by which all directions are scaled."""
         clip = self.param_groups[0]["kl_clip"]
         if clip is None or not moves:
             return 1.0

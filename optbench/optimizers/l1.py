@@ -24,7 +24,7 @@ class L1(Wrapper):
         params: parameters, or groups of them.
         base: the optimizer that takes the steps, e.g. `{"target": "sgd", "lr": 0.1}`. In the formula, lr
             is the current learning rate of the base.
-        strength: λ.
+        strength: λ, the strength of the penalty.
 
     Reference: arXiv:math/0307152.
 
@@ -46,7 +46,7 @@ class L1(Wrapper):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Take one step; return the loss of `closure`, if given."""
+        """Take one step; return the loss of `closure`, or None without a closure."""
         loss = evaluated(closure)
         self.base.step()
         rates = {p: group["lr"] for group in self.base.param_groups for p in group["params"]}

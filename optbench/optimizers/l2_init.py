@@ -20,7 +20,7 @@ class L2Init(Wrapper):
     adaptive base rescales it like the rest of the gradient.
 
     In optbench's engine, the term is added to the gradients (`engine.anchors`), and the base steps in its own lane,
-    whatever it needs. In a plain training loop, this class does the same for bases that need only gradients.
+    whatever its needs. In a plain training loop, this class does the same for bases that need only gradients.
 
     Args:
         params: parameters, or groups of them, at their initial values w₀.
@@ -47,7 +47,10 @@ class L2Init(Wrapper):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Take one step with the base; return the loss of `closure`, if given, without the added term."""
+        """Take one step with the base; return the loss of `closure`, or None without a closure.
+
+        The returned loss does not include the added term.
+        """
         loss = evaluated(closure)
         clean = []
         for group, start in zip(self.param_groups, self.start, strict=True):

@@ -59,7 +59,8 @@ def check_arguments(target: str, hyperparameters: Mapping[str, Any]) -> None:
     """Check a plug-in's hyper-parameters against the signature of its class or function.
 
     Raises:
-        OptimizerError: the plug-in cannot be loaded, does not accept one of the names, or requires one that is missing.
+        OptimizerError: the plug-in cannot be loaded, does not accept one of the hyper-parameters, or
+            requires one that is missing.
     """
     factory = load_factory(target)
     if not is_plugin(target):

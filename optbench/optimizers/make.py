@@ -191,8 +191,8 @@ def resolve_shared(
     All settings must contain the same declarations. If the optimizer must be tried, settings with which it raises are
     skipped.
 
-    believed: False for an optimizer that is declared elementwise but was found not to be; each trial then has its own
-    instance.
+    believed: whether to believe the declaration `elementwise`. It is False for an optimizer that was found not to be
+    elementwise; each trial then has its own instance.
 
     Raises:
         OptimizerError: the optimizer cannot be loaded, or a declaration is wrong.
@@ -220,7 +220,7 @@ def _tried(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> bool:
 
 
 def is_elementwise(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> bool:
-    """Return whether steps on stacked rows equal steps on each row alone, bit for bit, and all state is in `state`.
+    """Return whether steps on stacked rows equal steps on each row alone, bit for bit, with all state in `state`.
 
     Each row is tried as a vector and as a matrix. Updates that depend on other weights only after more steps, or only
     in larger tensors, are detected during training (`lanes.verification`).
@@ -311,7 +311,7 @@ class Row(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Update all parameters, which must have gradients; return the loss of `closure`, if given."""
+        """Update all parameters, which must have gradients; return the loss of `closure`, or None without a closure."""
         loss = evaluated(closure)
         for p, place in zip(self._parameters, self._places, strict=True):
             assert p.grad is not None
@@ -347,7 +347,7 @@ class Together(torch.optim.Optimizer):
         self.parts = list(parts)
 
     def step(self, closure: Any = None) -> Any:
-        """Evaluate `closure` once, if given, then take one step with every part; return the closure's loss."""
+        """Evaluate `closure` once, then take one step with every part; return its loss, or None without a closure."""
         loss = evaluated(closure)
         for part in self.parts:
             part.step()

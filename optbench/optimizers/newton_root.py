@@ -13,10 +13,10 @@ from torch import Tensor
 SQUARINGS = 8
 """Number of squarings in `largest_eigenvalue`, whose result is at most n^(1/256) times λ_max.
 
-With n = 784 equal eigenvalues, it is 2.6% too large.
+With n = 784 equal eigenvalues, the result is 2.6% too large.
 """
 CONVERGED = 1e-3
-"""A root X is accepted if all entries of X^p A − I are smaller in magnitude; in float64, they are far smaller."""
+"""A root X is accepted if all entries of X^p A − I are below this in magnitude; in float64, they are far smaller."""
 MOST = 200
 
 

@@ -55,7 +55,7 @@ class PowerSgd(torch.optim.Optimizer):
         self._count = first.shape[0] if stacked else 1
 
     def step(self, closure: Any = None) -> Any:
-        """Take one step; return the loss of `closure`, if given."""
+        """Take one step; return the loss of `closure`, or None without a closure."""
         loss = evaluated(closure)
         self.work()
         return loss

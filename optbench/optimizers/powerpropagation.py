@@ -57,7 +57,7 @@ class Powerpropagation(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Take one step on φ with the base; return the loss of `closure`, if given."""
+        """Take one step on φ with the base; return the loss of `closure`, or None without a closure."""
         loss = evaluated(closure)
         for p in self._weights:
             state = self.state[p]

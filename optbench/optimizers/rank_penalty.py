@@ -26,15 +26,16 @@ class RankPenalty(Wrapper):
     with respect to h and backpropagated to all earlier weights; the gradient of the last layer itself does not change.
     Positive λ lowers the rank. H does not depend on the scale of the features or on the divisor of C.
 
-    With `rotated`, the control, A is replaced by Q (A - tr A / d) Qᵀ, where Q is drawn uniformly from the orthogonal
+    With `rotated` (the control), A is replaced by Q (A - tr A / d) Qᵀ, where Q is drawn uniformly from the orthogonal
     matrices at every step. The eigenvalues of this matrix are those of A minus their mean, but its directions carry no
     information. The mean is removed because small eigenvalues of C make it large. ∂H/∂h does not change the scale of
-    the features, as tr AC = 0. With the mean, however, Q A Qᵀ would shrink or grow the features until their rank
-    changed more than under ∂H/∂h itself.
+    the features, because tr AC = 0. Q A Qᵀ without this correction, however, would shrink or grow the features until
+    their rank changed more than under ∂H/∂h itself.
 
     In optbench's engine, the penalty is part of the gradients (`engine.penalties`), and the base steps in its own lane,
-    whatever it needs. This class does the same in a plain training loop, with one exception: if a forward pass calls
-    the last layer several times, the class penalises the features of every call, and the engine only those of the last.
+    whatever its needs. This class does the same in a plain training loop, with one exception: if a forward pass calls
+    the last layer several times, the class penalises the features of every call, and the engine only those of the last
+    call.
 
     Args:
         model: the network. The features are the inputs of its last `nn.Linear` in module order, on which hooks are
@@ -42,7 +43,7 @@ class RankPenalty(Wrapper):
         base: the optimizer that takes the steps, e.g. `{"target": "sgd", "lr": 0.1}`.
         strength: λ, of either sign; 0 leaves the base unchanged.
         rotated: whether to rotate A.
-        generator: draws Q, on the CPU; None: the global generator.
+        generator: the CPU generator that draws Q; None: the global generator.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -132,7 +133,8 @@ def entropy(features: Tensor, frame: Tensor | None = None) -> tuple[Tensor, Tens
 def random_frame(features: Tensor, generator: torch.Generator) -> Tensor:
     """Return orthonormal columns (d, r) in uniformly random directions, on the device of the features (N, d).
 
-    These are the relevant columns of Q V, which is uniformly distributed because Q is. The signs of the columns cancel.
+    These are the relevant columns of Q V, which is uniformly distributed because Q is. The signs of the columns do not
+    matter, because they cancel in Q A Qᵀ.
     """
     rows, width = features.shape
     dtype = widest(features.device)

@@ -97,9 +97,9 @@ def check_settings(target: str, hyperparameters: Mapping[str, Any]) -> None:
 
 
 def stepping(target: str, hyperparameters: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """Return the target and hyper-parameters of the optimizer that takes the steps, inside any wrappers.
+    """Return the target and hyper-parameters of the optimizer inside all wrappers with the lane `its base's`.
 
-    hyperparameters: all of them, as returned by `complete`.
+    hyperparameters: the complete hyper-parameters, as returned by `complete`.
     """
     while find(target).lane == "its base's":
         target, hyperparameters = base_settings(target, hyperparameters["base"])
@@ -118,7 +118,7 @@ def around(target: str, hyperparameters: Mapping[str, Any]) -> dict[str, Mapping
 
 
 def defaults_inside(target: str, hyperparameters: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return the defaults of inner optimizers that are not given, by path, e.g. `base` or `base.base`."""
+    """Return the default of every inner optimizer that is not given, by path, e.g. `base` or `base.base`."""
     found: dict[str, Mapping[str, Any]] = {}
     for name, hyper in find(target).hyperparameters.items():
         if hyper.kind != "optimizer":
@@ -146,10 +146,10 @@ def without_schedule(target: str, hyperparameters: Mapping[str, Any]) -> str | N
 
 
 def check_names(target: str, hyperparameters: Mapping[str, Any]) -> None:
-    """Check that an optimizer and all nested ones are known, without checking hyper-parameters.
+    """Check that an optimizer and all optimizers nested in it are known, without checking hyper-parameters.
 
     Raises:
-        OptimizerError: one of them is unknown.
+        OptimizerError: an optimizer is unknown.
     """
     for name, hyper in find(target).hyperparameters.items():
         if hyper.kind == "optimizer" and name in hyperparameters:
@@ -170,7 +170,7 @@ def _check_declaration(name: str, value: Any) -> None:
 
 
 def complete(target: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the hyper-parameters with the registry's defaults, in the registry's order.
+    """Return the hyper-parameters completed with the registry's defaults, in the registry's order.
 
     Hyper-parameters added in later versions are omitted unless given, so that the suites of stored runs do not change.
     """

@@ -25,9 +25,9 @@ class ShrinkAndPerturb(Wrapper):
     state: schedule-free, for example, would return to the stored weights.
 
     In optbench's engine, the model's initialisation draws u from a random stream given by the trial seed and the task,
-    so that u is the same for every optimizer (`engine.controls`). The base steps in its own lane, whatever it needs. In
-    a plain training loop, this class does the same for bases that need only gradients, except that it draws u by
-    calling `reset_parameters()` of each module.
+    so that u is the same for every optimizer (`engine.controls`). The base steps in its own lane, whatever its needs.
+    In a plain training loop, this class does the same for bases that need only gradients, except that it draws u by
+    calling `reset_parameters()` on each module.
 
     Args:
         model: the network, whose modules with parameters have `reset_parameters()`, as PyTorch's layers do.
@@ -110,8 +110,8 @@ class FreshNetwork(ShrinkAndPerturb):
     """Trains a new network on each task: the control for learning without earlier tasks.
 
     At the start of each task except the first, the weights and the optimizer's state are replaced with those of a new
-    network. In optbench's engine, buffers are replaced, too, and the base is reconstructed whatever it needs. The class
-    is used like `ShrinkAndPerturb`.
+    network. In optbench's engine, buffers are replaced, too, and the base is reconstructed, whatever its needs. The
+    class is used like `ShrinkAndPerturb`.
 
     Args:
         model, base, generator: as in `ShrinkAndPerturb`.

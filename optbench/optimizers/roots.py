@@ -29,7 +29,7 @@ def one_by_one(x: Tensor) -> bool:
 
 
 def own_memory(x: Tensor) -> Tensor:
-    """Return `x` itself if it is contiguous and aligned, otherwise a copy that is.
+    """Return `x` itself if it is contiguous and aligned, otherwise a contiguous and aligned copy.
 
     A slice of a stack can start at any address, whereas a separate tensor starts at an aligned one. Products use
     tensors from this function, so that BLAS receives the same layout for a member alone and in a stack.
@@ -144,7 +144,7 @@ def _update_each(
 ) -> Tensor:
     """Compute `update_inverse_roots` one member at a time; epsilon and scale have shape (M,).
 
-    Decompositions run on the CPU, whatever the device of the tensors.
+    Decompositions run on the CPU, whatever device the tensors are on.
     """
     kept = torch.zeros(len(roots), dtype=torch.bool)
     numbers = list(zip(epsilon.tolist(), scale.tolist(), strict=True))
@@ -212,7 +212,7 @@ def _update_by_newton(
 
 
 def _take(new: Tensor, good: Tensor, roots: Tensor) -> Tensor:
-    """Replace the roots of `good` members by `new` where finite; return which members kept the previous root, (M,)."""
+    """Replace the roots of `good` members with `new` if finite; return which members kept their previous root, (M,)."""
     good = good & new.flatten(1).isfinite().all(1)
     roots.copy_(torch.where(good.view(-1, *[1] * (new.ndim - 1)), new, roots))
     return ~good

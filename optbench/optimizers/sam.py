@@ -59,13 +59,13 @@ class Sam(Wrapper):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step, using the current gradients at w and the gradients at w + e, which `closure` computes.
+        """Take one step, using the current gradients at w to find e, and `closure` to compute the gradients at w + e.
 
         Returns:
             the loss at w + e; None for steps without SAM.
 
         Raises:
-            TypeError: a step with SAM has no closure.
+            TypeError: no closure is given for a step with SAM.
         """
         if self.steps is not None:
             if self.taken >= self.steps:

@@ -46,7 +46,7 @@ class Sgdw(torch.optim.SGD):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Take one step; return the loss of `closure`, if given."""
+        """Take one step; return the loss of `closure`, or None without a closure."""
         loss = evaluated(closure)
         decays = [group["weight_decay"] for group in self.param_groups]
         for group, decay in zip(self.param_groups, decays, strict=True):

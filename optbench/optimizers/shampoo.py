@@ -61,7 +61,7 @@ class Shampoo(Optimizer):
     - `precondition_frequency="auto"` refreshes a root when its factor, rescaled by the root, has grown or decayed by
       a factor of more than 1 + `refresh_share` in some direction (see `factors.outgrown`). Roots are also refreshed at
       the first step of a task, and after at most 500 steps. As far as a power iteration can tell, no step is therefore
-      more than about (1 + `refresh_share`)^(1/2) times too long, whatever the gradients are. Sides up to 128, or up to
+      more than about (1 + `refresh_share`)^(1/2) times too long, whatever the gradients. Sides up to 128, or up to
       the longest output of a layer, are checked at every step. A longer side n is checked every n / 128 steps, and
       0, 1, 2, 4, ... steps into a task. Members are refreshed independently of each other. With ε = 0, every check
       leads to a refresh. All this applies to CPUs. An accelerator would have to synchronise for these checks, so it
@@ -113,9 +113,9 @@ class Shampoo(Optimizer):
         weight_decay: λ ≥ 0, (M,), decoupled.
         precondition_frequency: k ≥ 1, steps between two refreshes of a root, or `"auto"`.
         refresh_share: ≥ 0, for `"auto"`: the relative change of a factor that triggers a refresh; 1 for a doubling.
-        small_side: roots of sides up to this length are refreshed at every step; 0: none. None: none with `"auto"`,
-            otherwise those of sides up to 128 or, if longer, up to the longest layer output (the rows of a matrix, the
-            length of a vector) that does not exceed `max_side`.
+        small_side: the length up to which roots of sides are refreshed at every step. The default is 0 with `"auto"` on
+            a CPU. Otherwise, it is 128 or, if longer, the longest layer output (the rows of a matrix, the length of a
+            vector) that does not exceed `max_side`.
         max_side: longer sides keep only the diagonal of their factor, because n² numbers would not fit into memory.
         block_size: ≥ 1, the maximum side of a block; None: parameters are not split.
         structure: `"kronecker"` or `"diagonal-factor"`.
@@ -306,7 +306,9 @@ class Shampoo(Optimizer):
         self._set_refreshed_sides()
 
     def step(self, closure: Any = None) -> Any:
-        """Update every parameter that has a gradient; `closure`, if given, computes the loss and gradients first.
+        """Update every parameter that has a gradient; return the loss of `closure`, or None without a closure.
+
+        `closure` recomputes the loss and gradients before the update.
 
         Raises:
             RuntimeError: a gradient is sparse.
@@ -328,10 +330,10 @@ class Shampoo(Optimizer):
                 self._update(parameter, group)
 
     def upcoming(self) -> tuple[object, ...] | None:
-        """Return the roots that the next step refreshes; steps for which this result is equal do the same work.
+        """Return the roots that the next step refreshes. Steps that refresh the same roots do the same work.
 
-        Return None for a first step, or if the device must be synchronised, either to check which roots are due or
-        because `eigh` computes a root.
+        The result is None for a first step, or if the device must be synchronised, either to check which roots are due
+        or because `eigh` computes a root.
         """
         found: list[object] = []
         for group in self.param_groups:

@@ -51,7 +51,7 @@ The following values are passed to constructor arguments with the same name:
 If the first argument is one of these or the model by another name (see `needs.first_given`), it replaces the
 parameters.
 
-`examples`, the number of training examples in the task at construction, is only available as a value.
+`examples`, the number of training examples in the task at construction, can only be passed as `{given: examples}`.
 """
 NEEDS: tuple[Need, ...] = tuple(need for need in get_args(Need) if need not in ("examples", "around_forward"))
 """Needs that can be listed under `needs` in a suite."""
@@ -81,7 +81,7 @@ class Hyper:
     """True if null is valid."""
     added: bool = False
     """True if runs of earlier versions lack the hyper-parameter. It is then omitted from suites unless given, so that
-    their hashes do not change."""
+    the hashes of suites do not change."""
 
     def problem(self, value: Any) -> str | None:
         """Return the problem with `value`, e.g. "expected a number above 0, got 'fast'"; None if it is valid."""
@@ -145,7 +145,7 @@ class OptimizerSpec:
     """True if, after the first steps, every step on an accelerator does the same work on the same tensors, without
     counters or decisions in Python, so that it can be recorded and replayed."""
     conflict: Callable[[Mapping[str, Any]], str | None] | None = None
-    """Returns the problem with a combination of individually valid values, if any."""
+    """A function that returns the problem with a combination of individually valid values, or None."""
     source: Origin = "optbench"
     """The origin of the optimizer; `pytorch-optimizer` is installed by the extra `optimizers`."""
     needs: frozenset[Need] = frozenset()
@@ -158,9 +158,9 @@ class OptimizerSpec:
     `fallback` with separate settings."""
     fallback: str = "adamw"
     interval: str = ""
-    """The hyper-parameter that sets the number of steps between refreshes of roots, inverses or bases; empty: none."""
+    """The hyper-parameter for the number of steps between refreshes of roots, inverses or bases; empty if there is none."""
     at_the_ends: Mapping[str, Any] = field(default_factory=dict)
     """Settings that differ for a network's ends (`optimizers.ends`), which form a separate parameter group."""
     step_cost: float = 1.0
-    """Approximate duration of one step, in SGD steps, on MNIST with 100 hidden units on a CPU (benchmarks/RESULTS.md);
+    """Approximate duration of a step relative to SGD, on MNIST with 100 hidden units on a CPU (benchmarks/RESULTS.md);
     for a wrapper, excluding the step of its base. Used only for scheduling and for estimating the remaining time."""

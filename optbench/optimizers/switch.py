@@ -22,8 +22,8 @@ class Switch(torch.optim.Optimizer):
         first, then: the two optimizers, e.g. `{"target": "adam", "lr": 1e-3}`.
         at: number of steps taken by `first`; with 0, `then` takes all steps.
         state: with `reset`, `then` starts without state. With `keep`, `then` continues from the state of `first` if
-            both are the same optimizer with the same inner optimizers. Its settings are those given for `then` and the
-            defaults of its class.
+            both are the same optimizer with the same inner optimizers. The settings become those given for `then`, and
+            the class's defaults for all others.
 
     Steps are counted over all tasks.
 
@@ -67,7 +67,7 @@ class Switch(torch.optim.Optimizer):
         return self.first if self.taken < self.at else self.then
 
     def step(self, closure: Any = None) -> Any:
-        """Take one step of the active optimizer; return the loss of `closure`, if given."""
+        """Take one step of the active optimizer; return the loss of `closure`, or None without a closure."""
         loss = evaluated(closure)
         self._hand_over()
         self._active.step()

@@ -1,9 +1,9 @@
-"""Sums of products X Xᵀ at about half the cost of general products; they dominate Shampoo's step on a CPU.
+"""Sums of products X Xᵀ, which dominate Shampoo's step on a CPU, at about half the cost of general products.
 
 A symmetric matrix is stored as its *lower panels*: groups of `PANEL` rows, each group up to the column of its last
 diagonal element. Elements further to the right are not written. A matrix with a single panel is stored completely.
-PyTorch has no symmetric rank-k update, but products of panels are as fast as one (benchmarks/RESULTS.md). They work in
-every dtype and with PyTorch's number of threads.
+PyTorch has no symmetric rank-k update, but products of panels are as fast as one (benchmarks/RESULTS.md). Products of
+panels work in every dtype and with PyTorch's number of threads.
 """
 
 from __future__ import annotations

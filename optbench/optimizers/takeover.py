@@ -76,7 +76,7 @@ def take_settings(
 def _walk(value: Any, path: Path, seen: set[int]) -> Iterator[tuple[Path, Any]]:
     """Yield a value and everything inside it, each with its path.
 
-    Plain values and tensors are yielded with every path that leads to them, anything else only with the first.
+    Plain values and tensors are yielded with every path that leads to them, other objects only with the first path.
     """
     if _is_plain(value) or isinstance(value, Tensor):
         yield path, value

@@ -33,7 +33,7 @@ class Wrapper(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Take one step with the base; return the loss of `closure`, if given."""
+        """Take one step with the base; return the loss of `closure`, or None without a closure."""
         loss = evaluated(closure)
         self.base.step()
         return loss
