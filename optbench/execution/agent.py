@@ -55,12 +55,12 @@ class Agent:
         self._outbox: list[Message | Hello | Arrived] = [Hello(socket.gethostname(), versions())]
 
     def fetch(self, content: Any) -> bytes:
-        """Return the bytes of a parcel with this `content`. Agents of backends that store the bytes override this."""
+        """Return the bytes of the parcel with this content. Overridden for backends that store the bytes elsewhere."""
         assert isinstance(content, bytes)
         return content
 
     def give(self, unit: Parcel, job: Parcel, data: Mapping[str, Parcel]) -> None:
-        """Submit a unit to the worker process. data: the datasets of the unit's experiment, by their settings."""
+        """Submit a unit to the worker process. data: parcels with the experiment's datasets, by `Data.key`."""
         try:
             self._give(unit, job, data)
         except Exception as error:  # the main process would wait forever for a unit that no worker trains

@@ -80,7 +80,7 @@ class Backend(Protocol):
         """Prepare the data that workers need for a job, before the job's first unit is submitted."""
 
     def start(self, place: int) -> Worker:
-        """Start a worker. place: its position among the concurrent workers, from 0 to `jobs` - 1, currently free."""
+        """Start a worker. place: a number from 0 to `jobs` - 1 that no current worker has."""
 
     def wait(self, workers: Sequence[Worker]) -> Sequence[Worker]:
         """Wait for messages from `workers`. Return the workers that have sent any; after a timeout, return none."""

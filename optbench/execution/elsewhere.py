@@ -36,7 +36,7 @@ def made_with() -> dict[str, str]:
 
 
 def differences(expected: Mapping[str, str]) -> list[str]:
-    """Return notes for trials trained by this process: one for each entry of `made_with` that is not as expected."""
+    """Return notes for trials trained by this process, one per entry of `made_with` that differs from `expected`."""
     return [
         f"trained with {name} {now}; the main process has {expected[name]}"
         for name, now in made_with().items()

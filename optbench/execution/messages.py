@@ -115,7 +115,7 @@ Unit: TypeAlias = Train | Compare
 
 @dataclass(frozen=True)
 class Finished:
-    """A cohort was trained: the rows of every trial, and the final weights of trials that have them."""
+    """The result of training a cohort: the rows of every trial, and the final weights of trials that have them."""
 
     cohort: Cohort
     rows: tuple[tuple[Trial, Row], ...]
@@ -124,7 +124,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Compared:
-    """The solutions of one seed were compared: the rows of every pair."""
+    """The result of comparing the solutions of one seed: the rows of every pair."""
 
     comparison: PairedSolutions
     rows: tuple[PairRow, ...]
@@ -132,7 +132,10 @@ class Compared:
 
 @dataclass(frozen=True)
 class Divide:
-    """A cohort must be divided, because it is too large for memory or a user's code raised an exception."""
+    """A cohort must be divided.
+
+    too_large: True if it does not fit into memory; False if a user's code raised an exception.
+    """
 
     unit: Train
     too_large: bool = True

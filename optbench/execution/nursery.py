@@ -201,7 +201,7 @@ _EARLY: ContextVar[list[Nursery] | None] = ContextVar("early", default=None)
 
 @contextlib.contextmanager
 def early(device: str, *, wanted: bool = True) -> Iterator[None]:
-    """Start a nursery, if workers can be forked, which the next call of `nursery` in the block returns.
+    """If workers can be forked, start a nursery, to be returned by the next call of `nursery` in the block.
 
     The nursery is closed at the end of the block if it was not used.
 

@@ -46,7 +46,7 @@ TRIES_ELSEWHERE = 2
 """Maximum number of times a unit is retried, undivided, after its worker was lost for an unrelated reason. Losses
 before the unit's latest saved state do not count."""
 LOST_AT_START = 3
-"""Maximum number of workers per place that can be lost in a row before any worker is ready."""
+"""Maximum number of workers that can be lost in a row before any worker is ready, as a multiple of `Backend.jobs`."""
 
 
 @dataclass
@@ -64,7 +64,7 @@ class _Slot:
     rested: bool = False
 
     def serves(self, unit: Unit) -> bool:
-        """Return whether the worker's process has run no user's code, or exactly the code that the unit runs."""
+        """Return whether the worker's process can run a unit: it has run no user's code, or exactly the unit's code."""
         return not self.user_code or self.user_code == unit.user_code
 
     def next_of(self, waiting: Sequence[Unit]) -> int | None:
@@ -113,7 +113,7 @@ class Pool:
         held: a function that returns a context in which interrupts are delayed. The context is entered before an event
             is read from a worker and left after the caller has processed the event, so that no event is lost.
         take: a function that removes a unit, given its index, from the list of waiting units and returns it. The units
-            are started from the end of the list. The function may divide their trainings differently.
+            are started from the end of the list. The function may also move trainings from one waiting unit to another.
 
         Units that are too large for memory, or in which a user's code raises an exception, are halved. If a worker's
         process dies (is killed, or exhausts memory), its unit is retried in smaller pieces. A member fails if the

@@ -6,7 +6,7 @@ C-36, 1987), within these bounds:
 
 - Short trainings are combined into at most about a minute of work.
 - Longer trainings are combined only up to `MOST_ON_CPU`, because larger pieces would not be faster.
-- A piece is not cut to less than about a minute of work, or less than `MOST_ON_CPU` trainings if these take less time.
+- A piece is not cut to less than about a minute of work or, if this is fewer trainings, to less than `MOST_ON_CPU`.
 
 Large pieces come first and small ones last, so that workers finish at about the same time. Results do not depend on the
 sizes of pieces.

@@ -116,7 +116,7 @@ class _Desk:
 
         self.job = job
         self.data: dict[str, bytes] = {}
-        """The pickled datasets that the main process has sent, by their settings."""
+        """The pickled datasets that the main process has sent, by `Data.key`."""
         self._device = device
         self._workspaces: dict[str, Workspace] = {}  # by experiment
         self._load_once = keeping_last(self._load)

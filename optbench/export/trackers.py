@@ -26,8 +26,8 @@ class Tracker:
 
     title: the tracker's display name.
     module: the module that writes the tracker's files.
-    needs: the name of a module that `module` imports, and of an attribute of the imported module. The extra of optbench
-        that installs the imported module has the tracker's name.
+    needs: the name of a module that must be installed, and the name of an attribute that this module must have. The
+        extra of optbench that installs this module has the tracker's name.
     """
 
     title: str

@@ -70,7 +70,7 @@ class Online:
         return "the trial with fresh networks diverged or failed"
 
     def _fresh(self, trial: str) -> str | None:
-        """Return the trial's counterpart with fresh networks if this is `ok` and has equally many tasks, else None."""
+        """Return the trial's counterpart with fresh networks; None if it is not `ok` or has another number of tasks."""
         one = self.fresh.get(trial, "")
         well = one in self.good and one in self.sequences and len(self.sequences[one]) == len(self.sequences[trial])
         return one if well else None

@@ -59,7 +59,7 @@ SCHEMA: pa.Schema = versioned_schema(arrow_fields(PairRow))
 
 
 def pairs_table(rows: Sequence[PairRow]) -> pa.Table:
-    """Return the rows as a table, in order."""
+    """Return the rows as a table, in the given order."""
     columns = {field.name: [getattr(row, field.name) for row in rows] for field in dataclasses.fields(PairRow)}
     return pa.table(columns, schema=SCHEMA)
 

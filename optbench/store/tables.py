@@ -58,7 +58,7 @@ class TrialRow:
     checkpoint: str | None
     """Path of the final weights, relative to the run directory."""
     fallbacks: int
-    """Number of matrix factorisations that failed and were retried or replaced by the last good root."""
+    """Number of matrix roots that the optimizer could not compute and for which it kept the previous root."""
     note: str | None
     """Remarks, for example on tasks that were not learnt, fallbacks or a resumption."""
     source_hash: str | None = None
@@ -194,9 +194,9 @@ class CurveRow:
     eval_loss: float | None
     """Mean cross-entropy in eval mode, in nats."""
     eval_accuracy: float | None
-    """Accuracy on the same examples."""
+    """Accuracy in eval mode, on the same examples as `eval_loss`."""
     eval_bits_per_byte: float | None = None
-    """For text, bits per byte on the same examples."""
+    """For text, bits per byte in eval mode, on the same examples as `eval_loss`."""
     lr: float | None = None
     """Learning rate of the first parameter group times the factor of `protocol.schedule` in the preceding step; null if
     no group has an `lr`."""
@@ -227,12 +227,12 @@ class OnlineRow:
     steps: int
     """Optimizer steps taken in this task."""
     online_accuracy: float | None
-    """Mean over these steps of the accuracy on each batch before its update."""
+    """Mean accuracy on a batch before its update, over the steps of this task."""
     online_loss: float | None
-    """Mean over these steps of the cross-entropy on each batch before its update, in nats."""
+    """Mean cross-entropy on a batch before its update, over the steps of this task, in nats."""
     dead: float | None
-    """Fraction of features that are zero on every input. This field and those that follow are fields of
-    `engine.before_task.BeforeTask`, measured on at most 2,000 of the task's inputs."""
+    """Fraction of features that are zero on every input. This field and the following ones are taken from
+    `engine.before_task.BeforeTask`, which is measured on at most 2,000 of the task's inputs."""
     dormant: float | None
     """Fraction of units whose activity is at most .025 times the mean activity."""
     effective_rank: float | None
@@ -240,7 +240,7 @@ class OnlineRow:
     weight_magnitude: float | None
     """Mean |w| over all weights, excluding biases and gains."""
     gradient_norm: float | None
-    """Norm of the gradient of the training loss on these inputs."""
+    """Norm of the gradient of the training loss on the inputs used for the measurements."""
     examples: int
     """Number of inputs used for the measurements."""
     width: int
@@ -264,9 +264,9 @@ class EarlierRow:
     loss: float | None
     """Mean cross-entropy on the validation data of `earlier_task`, in nats."""
     accuracy: float | None
-    """Accuracy on the same data."""
+    """Accuracy on the validation data of `earlier_task`."""
     bits_per_byte: float | None
-    """For text, bits per byte on the same data."""
+    """For text, bits per byte on the validation data of `earlier_task`."""
 
 
 @dataclass(frozen=True)
@@ -310,7 +310,7 @@ class ClassRow:
     examples: int
     """Number of test examples of this class."""
     accuracy: float | None
-    """Fraction of these examples that are classified correctly."""
+    """Fraction of the class's test examples that are classified correctly."""
 
 
 _Measured = AccuracyRow | MetricRow | SpectrumRow | SimilarityRow | PruningRow | ClassRow
@@ -365,7 +365,7 @@ def arrow_fields(row_type: type[Any]) -> list[pa.Field]:
 
 
 def arrow_table(row_type: type[Row], rows: Sequence[tuple[Trial, Row]]) -> pa.Table:
-    """Return the rows as a table with their trials' key columns, in order."""
+    """Return the rows as a table, in the given order, with the key columns of their trials."""
     names = [field.name for field in dataclasses.fields(row_type)]
     columns: dict[str, list[Any]] = {key: [] for key in (*KEY_COLUMNS, *names)}
     for trial, row in rows:
