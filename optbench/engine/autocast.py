@@ -25,6 +25,6 @@ def logits_in(precision: Precision, device: torch.device, forward: Callable[[], 
 
 
 def in_full(tensor: Tensor) -> tuple[Tensor, AbstractContextManager[object]]:
-    """Return a tensor in float32 or wider, and a context that disables autocast, for use within a forward pass."""
+    """Return `tensor` in float32 or wider, and a context manager that disables autocast in a forward pass."""
     full = tensor.float() if tensor.dtype is torch.bfloat16 else tensor
     return full, without_casts(tensor.device)

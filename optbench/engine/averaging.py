@@ -29,7 +29,7 @@ class Averaging:
 
     @staticmethod
     def of(settings: WeightAveraging | None, layout: Layout, members: Sequence[Member]) -> Averaging | None:
-        """Collect the averages of members; return None if the protocol does not average weights."""
+        """Collect the members' averages; return None if the protocol does not average weights."""
         if settings is None:
             return None
         return Averaging(settings.decay, [None if m.raw is None else layout.weights(m.row) for m in members])

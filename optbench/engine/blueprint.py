@@ -82,7 +82,7 @@ class Blueprint:
 
     @functools.cached_property
     def ends(self) -> frozenset[str]:
-        """Names of the weights of the embeddings and the output layer; empty for a network without embeddings."""
+        """Names of the embedding weights and the output weight; empty for a network without embeddings."""
         return ends(self.network, self.output)
 
     def start(self, suite_seed: int, trial_seed: int, task: int = 0) -> dict[str, Tensor]:

@@ -71,7 +71,7 @@ class ScoreWithFeatures(Score):
     targets: Tensor
     """The target for each row of `features`: (N,), (N T,) or (K,)."""
     logits: Tensor | None = None
-    """The logits for each row of `features`, if requested: (N, C), (N T, C) or (K, C)."""
+    """The logits for each row of `features`: (N, C), (N T, C) or (K, C); None unless requested."""
     elsewhere: Mapping[Tap, Spectrum] = dataclasses.field(default_factory=dict)
     """The spectrum at each requested tap."""
 
@@ -229,7 +229,7 @@ class Evaluator:
 
     @torch.no_grad()
     def score(self, rows: Sequence[Tensor], examples: Sequence[Examples]) -> list[Score]:
-        """Score each network, with weights `rows[i]` (P,), on `examples[i]`; return all results in one transfer."""
+        """Score each network, with weights `rows[i]` (P,), on `examples[i]`. All results are read back together."""
         if not rows:
             return []
         totals = self._zeros(len(rows), rows[0].device)
@@ -255,7 +255,7 @@ class Evaluator:
         ]
 
     def try_score(self, rows: Sequence[Tensor], examples: Sequence[Examples]) -> list[Score | Exception]:
-        """Score networks like `score`; if a user's model raises an exception, return this instead of the score."""
+        """Score networks like `score`; where a user's model raises an exception, return the exception instead."""
         try:
             return list(self.score(rows, examples))
         except Exception as error:

@@ -110,7 +110,8 @@ class Interim:
             raise CannotResume(self.refused)
         state = loaded(self.state, member.row.device)
         if state["weights"].shape != member.row.shape:
-            raise CannotResume("it has the weights of another network")
+            there, here = tuple(state["weights"].shape), tuple(member.row.shape)
+            raise CannotResume(f"expected weights and buffers of shape {here}, got {there}")
         for name, value in self.counters.items():
             setattr(member, name, tuple(value) if isinstance(value, list) else value)
         member.row = state["weights"].to(member.row.device)

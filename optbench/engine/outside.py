@@ -1,4 +1,4 @@
-"""Detect state that a user's optimizers keep outside of instances: on classes, or in the modules of their files.
+"""Detect state that a user's optimizers keep outside of instances, i.e. on classes or in modules.
 
 All trials in a process share this state. Sharing cannot be prevented, only detected.
 """

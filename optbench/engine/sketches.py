@@ -1,4 +1,4 @@
-"""Sketch weights during training, for pairs of optimizers whose distance a suite records (`twins`)."""
+"""Record sketches of weights during training, for pairs of optimizers whose distance a suite requests (`twins`)."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Layout:
-    """The layout of a network in a row: P floats of parameters, then Q of buffers, with zero padding.
+    """The layout of a network in a row: P floats for parameters, then Q floats for buffers, both with zero padding.
 
     Buffers of any dtype are stored bitwise. Methods for parameters accept rows with or without buffers.
     """

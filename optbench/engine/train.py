@@ -2,7 +2,7 @@
 
 A *stack* (`lockstep`) holds the members in training. All of them are updated until one is due for evaluation. Members
 that then stop (early, at the last step, or because they diverged) keep their weights and optimizer state and leave the
-stack. The others continue in a smaller stack: immediately on a CPU, and once half of them have stopped on an
+stack. The others continue in a smaller stack: immediately on a CPU, and once half of the stack has stopped on an
 accelerator. When all members have stopped, the next task begins with those that have not diverged or failed.
 
 Legend: P padded parameter count, Q padded size of the buffers in floats.
@@ -70,7 +70,7 @@ def train(
 
     keep: see `Keep`. begun: saved states from which trials continue, by trial id; all from the same task, or empty.
 
-    Trials that differ only in names are trained once. Each gets all results as if it had been trained alone; the
+    Trials that differ only in names are trained once. Each trial has all results as if it had been trained alone; the
     seconds in the results are not divided among the trials.
 
     Raises:
@@ -105,7 +105,7 @@ class CohortTraining:
         self.protocol = workspace.experiment.protocol
         self.notify = notify
         if len(aparts := {interim.apart for interim in begun.values()}) > 1:
-            raise CannotResume("some trials of the cohort were trained in another lane")
+            raise CannotResume("expected all trials of the cohort from the same lane, got trials from different lanes")
         self.apart = aparts.pop() if aparts else apart
         settings = [equal[0].settings for equal in cohort.trainings]
         self.spec = resolve_shared(cohort.trials[0].spec, settings, believed=self.apart is None)

@@ -61,7 +61,7 @@ class Watch:
         self._seconds += time.perf_counter() - started
 
     def read(self) -> tuple[float, dict[int, list[UpdateRow]]]:
-        """Return the seconds spent since the last call, and the results by member."""
+        """Return the seconds spent on measuring since the last call, and the results by member."""
         found = self._seconds, self._rows
         self._seconds, self._rows = 0.0, {}
         return found

@@ -23,9 +23,9 @@ class Bound:
     """Inputs and outputs bound once for many steps, so that a step creates no views."""
 
     weights: Tensor
-    """(M, P)"""
+    """The members' weights (M, P)."""
     grads: Tensor
-    """(M, P), written by each step."""
+    """The members' gradients (M, P), written by each step."""
     streams: Sequence[BatchStream]
     """The source of each member's batches. Members with the same stream (members of one seed) share batches."""
     passes: Sequence[Passes] = ()
@@ -47,7 +47,7 @@ class Gradients(Protocol):
         ...
 
     def __call__(self, step: int, losses: Tensor) -> Mapping[int, Exception] | None:
-        """Write the mean cross-entropy on batch `step` to `losses` (M,), and its gradients to `Bound.grads`.
+        """Write members' mean cross-entropies on batch `step` to `losses` (M,), and the gradients to `Bound.grads`.
 
         Penalties are added to gradients but not to losses, so that losses are comparable between trials.
 

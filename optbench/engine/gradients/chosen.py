@@ -113,7 +113,7 @@ class ChosenGradients:
 
 
 class _Together:
-    """`Vmap` on batches taken as in `LoopGradients`."""
+    """Applies `Vmap` to batches that are taken as in `LoopGradients`."""
 
     def __init__(self, network: nn.Module, layout: Layout, buffer: BatchBuffer, bound: Bound) -> None:
         self._vmap = Vmap(network, layout, bound)

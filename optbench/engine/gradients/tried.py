@@ -1,4 +1,4 @@
-"""Test whether `torch.func` can train a model's members together, by training two together and separately."""
+"""Test whether `torch.func` can train a model's members together, by training two members together and separately."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from optbench.tasks import Examples
 STEPS = 3
 RATE = 0.01
 TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}
-"""Maximum difference between two gradients, relative to the gradient of the member trained alone (Euclidean norms over
-all parameters)."""
+"""Maximum difference between a member's gradients computed both ways, relative to the gradient computed for the member
+alone (Euclidean norms over all parameters)."""
 FEW = 16
 """Number of training examples in each batch when bits are compared."""
 

@@ -21,7 +21,7 @@ class BatchedLane(Lane):
     """One instance of a built-in optimizer with a member axis (`stacked=True`).
 
     In addition to `step`, the optimizer has the methods `begin_task` and `fallbacks`, and its step is also available in
-    two parts: `work`, which runs on the device, and `advance`, which updates counters in Python. Its method `upcoming`
+    two parts: `work`, which runs on the device, and `advance`, which updates counters in Python. The method `upcoming`
     returns a name for the next call of `work`, or None if this call must not be recorded. Calls of `work` with equal
     names perform the same operations on the same tensors.
     """

@@ -170,7 +170,7 @@ class PerMemberLane(Lane):
         given = not (instance.call.loss or needs & {"loss", "create_graph", "model", "around_forward"})
 
         def closure(*_: object, backward: bool = True, **__: object) -> Tensor:
-            """Evaluate the loss; other arguments that optimizers pass to a closure are ignored."""
+            """Evaluate the loss; arguments other than `backward` are ignored."""
             plain = unfused() if "create_graph" in needs else contextlib.nullcontext()
             with instance.around_forward(), self._code.closure(), torch.enable_grad(), plain:
                 loss = evaluate(i, instance.network, given)
@@ -314,7 +314,7 @@ class Instance:
         return {"state": self.optimizer.state_dict(), "weights": weights}
 
     def differs(self, noise: torch.Generator, other: Instance, its_noise: torch.Generator) -> str | None:
-        """Return the name of an attribute whose data differ from those of another instance; None if all are equal.
+        """Return the name of an attribute whose data differ between this instance and `other`; None if all are equal.
 
         Weights and generators are not compared. Exceptions that `contents.digest` raises propagate.
 
@@ -336,7 +336,7 @@ class Instance:
         return [(parameter.requires_grad, vars(parameter)) for parameter in self.parameters]
 
     def around_forward(self) -> AbstractContextManager[Any]:
-        """Return the context for a forward and backward pass in training."""
+        """Return the context manager for a forward and backward pass in training."""
         if "around_forward" not in self.needs:
             return contextlib.nullcontext()
         around: AbstractContextManager[Any] = self.optimizer.around_forward()  # type: ignore[attr-defined]
