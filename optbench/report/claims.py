@@ -140,7 +140,7 @@ def _of_parts(
     """Yield each distinct remark once, with the numbers of the claims that it concerns.
 
     say: returns the remark on an arm, or a falsy value if there is none.
-    about: returns the arms of a part that are considered.
+    about: returns the arms of a part that are passed to `say`.
     """
     found: dict[str, list[int]] = {}
     for number, claim in numbered.items():

@@ -31,7 +31,7 @@ from optbench.stats.claims_against import ClaimOfBoth
 from optbench.suite.sides import side_text
 
 MANY = 12
-"""Maximum number of differing settings of two suites that are listed without folding."""
+"""If two suites differ in more settings than this, the list of differences is folded."""
 _OF_PART = ("difference", "low", "high", "holm_p", "n", "left_median", "right_median")
 COLUMNS = (
     *("claim", "experiment", "metric", "left", "right", "expect", "compared", "changes", "verdict_a", "verdict_b"),

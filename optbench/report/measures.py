@@ -120,7 +120,7 @@ def named_measure(metric: Metric) -> Measure:
 
 
 def score_measure(measure: Measure, metric: Metric) -> Measure:
-    """Return the column of a continual metric with the title and `metric` for text, and any other column unchanged."""
+    """Return a continual metric's column with the title and `metric` for text, or any other column unchanged."""
     return replace(measure, title=measure.title.replace("accuracy", "score"), own=metric) if metric.said else measure
 
 

@@ -102,7 +102,7 @@ def marked(text: str, not_learnt: object) -> str:
 def dormant_line(named: Sequence[str]) -> str:
     """Return the remark on networks with many dormant units.
 
-    named: a text for each variant, with its numbers.
+    named: for each variant, a text with the affected trials and their dormant fractions.
     """
     listed = "; ".join(named)
     return f"{MANY_DORMANT} More than {100 * MANY:g}% of units dormant: {listed}. Inactive units lower a rank."

@@ -98,7 +98,7 @@ MANY_DORMANT: Final = "many_dormant"
 _SPREAD = ("n", "mean", "sd", "median", "q1", "q3", "min", "max")
 PAIR = ("pair_kind", "optimizer_b", "variant_b", "outside")
 """Columns for pairs of solutions: the kind (`pair`, or `null` for an arm and its controls), the other optimizer and
-variant, and the number of seeds on which the pair's value lies outside the range of the nulls of both its sides."""
+variant, and the number of seeds on which the pair's value lies outside the range of its two sides' null values."""
 SPLIT = "split"
 """The data on which accuracies are measured: `test`, `validation` (tuning runs) or `training` (online metrics)."""
 _TRIAL_COLUMNS = ("trial", *KEYS, "seed", "stage", "status", "metric", "direction", "value", SPLIT)
@@ -181,7 +181,7 @@ def _dormant(arm: Arm) -> dict[str, int]:
 
 
 def spread_record(spread: Spread | None) -> Record:
-    """Return the spread of a result by column."""
+    """Return the statistics of a spread by column; for None, `n` is 0 and all others are None."""
     if spread is None:
         return {**dict.fromkeys(_SPREAD), "n": 0}
     values = (spread.n, spread.mean, spread.sd, spread.median, *spread.quartiles, *spread.extremes)

@@ -46,7 +46,7 @@ class SummaryRow:
     fallbacks: int
     """Number of matrix factorisations that failed and were replaced, over all trials."""
     notes: Mapping[str, int]
-    """The number of trials by note, except notes on replaced factorisations and on tasks not learnt."""
+    """The number of trials with each note, without notes on replaced factorisations and on tasks not learnt."""
     bounds: Mapping[tuple[str, str], int]
     """The number of trials that are ok and whose value is only a lower bound, by metric and remark."""
 
@@ -78,7 +78,7 @@ class Section:
     undefined: Mapping[str, tuple[Measure, ...]]
     """The measures that are undefined in every trial that is ok, by reason."""
     metrics: Mapping[str, Metric]
-    """Every measured metric."""
+    """Every measured metric, by name."""
     rows: tuple[SummaryRow, ...]
 
     @property

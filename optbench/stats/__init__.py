@@ -1,1 +1,1 @@
-"""Paired statistics over seeds: an exact test and its interval, corrected for multiple testing of declared metrics."""
+"""Paired statistics over seeds: an exact test with its interval, and a correction for testing several metrics."""

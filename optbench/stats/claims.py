@@ -1,7 +1,7 @@
 """Claims: expectations that a suite states and that the results of a run support or contradict.
 
-A claim has one part for every model it names and every variant of a swept optimizer. Each part is judged by the
-paired test of `verdict`, with Holm's correction over the parts; the claim is supported if all parts are.
+A claim has one part for each of its models and each combination of a left and a right variant. Each part is judged by
+the paired test of `verdict`, with Holm's correction over the parts; the claim is supported if all parts are.
 Tasks that trials of either side failed to learn are reported next to the verdict and do not change it.
 
 Some claims have further settings:

@@ -70,7 +70,10 @@ class MetricComparison:
 
     @property
     def has_values(self) -> bool:
-        """Whether either side has a value or diverged on any seed. With one task, e.g., forgetting has no value."""
+        """Whether either side has a value or diverged on any seed.
+
+        For example, forgetting has no value if there is only one task.
+        """
         result = self.result
         return (result.median_a, result.median_b) != (None, None) or result.diverged_a + result.diverged_b > 0
 

@@ -102,7 +102,7 @@ class Shortcoming:
 
 
 def without_learning(note: str) -> str:
-    """Return a trial's note without its parts about tasks not learnt, which this module derives."""
+    """Return a trial's note without parts about tasks not learnt, since this module determines these tasks itself."""
     return "; ".join(part for part in note.split("; ") if not part.startswith((GUESSED, EXPLODED)))
 
 

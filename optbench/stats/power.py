@@ -68,8 +68,9 @@ def suite_shortages(suite: Suite, planned: Iterable[Trial], parts: Sequence[int]
     A tuning suite has no tests.
 
     planned: the suite's trials.
-    parts: the number of parts of each claim. If None, the parts are counted for the planned trials, including all
-    variants of a claim with a condition, since it is unknown before training which of them meet the condition.
+    parts: the size of each claim's family, as returned by `corrected_for`. If None, families are determined from the
+    planned trials and include all variants of a claim with a condition, since it is unknown before training which of
+    them meet the condition.
     """
     if suite.stage == "tune":
         return []
@@ -95,9 +96,9 @@ def comparison_shortages(families: Mapping[str, int], n: int) -> list[Shortage]:
 
 
 def claim_shortages(parts: Sequence[int], n: int) -> list[Shortage]:
-    """Return one shortage for all claims with too many parts for n seeds; empty if there are none.
+    """Return one shortage for all claims whose family is too large for n seeds; empty if there are no such claims.
 
-    parts: the number of parts of each claim.
+    parts: the size of each claim's family, as returned by `corrected_for`.
     """
     short = [m for m in parts if m and n < seeds_needed(m)]
     if not short:

@@ -2,7 +2,8 @@
 
 Readings are descriptive. Readings of the same networks are correlated, so their p-values are not corrected, and no
 verdict is based on the number of readings that agree. A reading is `higher` or `lower` if the uncorrected signed-rank
-test of `verdict` shows a difference (p ≤ .05, and the 95% interval excludes 0) of any size; otherwise it is `open`.
+test of `verdict` shows a difference (p ≤ .05, and the 95% interval excludes 0) of any size, `undefined` if no verdict
+is possible, and otherwise `open`.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class Question:
     margin: the smallest relevant difference, in the metric's unit, ≥ 0. If it is 0, the verdict is never `equivalent`.
     comparable: False if trials with the same seed do not form pairs, e.g. if their initial weights differ.
     reason: why the trials do not form pairs; used only if `comparable` is False.
-    undefined: why values are undefined, if known.
+    undefined: why values are undefined; empty if none is or the reason is unknown.
     """
 
     result: PairedResult

@@ -25,7 +25,7 @@ RINGS = (CLEAR + 1, CLEAR + 12, CLEAR + 26)
 DIRECTIONS = ((0.0, 1.0), (0.0, -1.0), (1.0, 0.0), (-1.0, 0.0), (0.8, 0.9), (-0.8, 0.9), (0.8, -0.9), (-0.8, -0.9))
 
 INDENT = 10.0
-"""Gap between the axes and the names of lines, which leader lines cross."""
+"""Gap between the axes and the names of lines; leader lines cross this gap."""
 MARGINS = 30.0
 """Total height of a panel's margins above and below its axes."""
 

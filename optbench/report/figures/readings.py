@@ -123,7 +123,7 @@ def readings(results: Sequence[Results]) -> list[Figure]:
 
 
 def drawn(part: ClaimPart) -> list[Point]:
-    """Return the readings with a bounded interval, sorted by effect."""
+    """Return the readings that have an effect with a bounded interval, sorted by effect."""
     found = ((reading, reading.relative) for reading in part.readings)
     points = [Point(reading, *relative) for reading, relative in found if relative is not None]
     return sorted(points, key=lambda point: point.effect)

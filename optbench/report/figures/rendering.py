@@ -35,8 +35,8 @@ def to_svg(figure: Figure) -> tuple[str, ...]:
     """Render one SVG element per panel, for an HTML page.
 
     An element has unique ids, no background, and no style sheets, scripts or external references. Its font and the
-    colour of its text and axes (`currentColor`) come from the page. The page can set the series colours as `--c0` to
-    `--c7`.
+    colour of its text and axes (`currentColor`) come from the page. The page can set the series colours in the CSS
+    variables `--c0` to `--c7`.
     """
     with styled({"svg.fonttype": "none"}):
         return tuple(_panel_svg(figure, number, panel) for number, panel in enumerate(figure.panels))

@@ -62,7 +62,7 @@ class Group:
 
     @functools.cached_property
     def shown(self) -> tuple[Series, ...]:
-        """Every optimizer and, for a sweep, a few variants spread over it."""
+        """The series to draw: every optimizer without a sweep, and a few evenly spaced variants of each sweep."""
         chosen = self._variants
         return _turns([series for series in self.series if series.arm.variant in chosen[_sweep_of(series)]])
 

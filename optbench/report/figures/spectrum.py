@@ -31,7 +31,7 @@ Spectra = Mapping[str, NDArray[np.float64]]
 
 
 def spectrum(results: Sequence[Results]) -> list[Figure]:
-    """Return one figure per experiment, with one panel per model (or more for many optimizers)."""
+    """Return one figure per experiment, with one panel per model, or several if there are many optimizers."""
     read = {result.run.path: spectra(result) for result in results}
     figures = []
     for experiment, found in by_experiment(groups(results)).items():
@@ -43,7 +43,7 @@ def spectrum(results: Sequence[Results]) -> list[Figure]:
 
 
 def spectra(results: Results) -> Spectra:
-    """Read the spectrum of each trial that has one, after the last task and with all tasks pooled."""
+    """Read each trial's spectrum after the last task, with all tasks pooled; omit trials without one."""
     table = results.run.table("spectra", "trial", "after_task", "task", "layer", "index", "eigenvalue")
     table = table.filter(pc.is_null(table["task"]))
     columns = (numbers(table[name]) for name in ("index", "eigenvalue"))

@@ -1,8 +1,8 @@
 """The style of all figures: colours, markers, text sizes and shared drawing functions.
 
 The series colours are those of Okabe & Ito 2008, which are designed for colour-blind readers. The lightest ones are
-darkened, so that the contrast is at least 3:1 both on white and on #15181c, and one set works on light and dark pages.
-Every optimizer also has its own marker.
+darkened so that every colour has a contrast of at least 3:1 on both white and #15181c; one set therefore works on light
+and dark pages. Every optimizer also has its own marker.
 """
 
 from __future__ import annotations

@@ -15,11 +15,11 @@ from optbench.report.layout import code_lines, one_line, title_lines
 ROLES: frozenset[doc.Role] = frozenset({"closing", "outline", "minor", "chart", "details"})
 
 ACTIVE = re.compile(r"[\\`*~$|]|\](?=\()|<(?=[A-Za-z/!?])|(?<![^\W_])_|_(?![^\W_])")
-"""Markup anywhere in a line, except for harmless cases: an underscore within a word, `<` before a blank or a digit, and
-brackets without a target in parentheses (a document defines no reference links)."""
+"""Pattern for markup anywhere in a line. Harmless cases do not match: an underscore within a word, `<` before a blank
+or a digit, and brackets without a target in parentheses (a document defines no reference links)."""
 ENTITY = re.compile(r"&(?=#?\w+;)")
 LINE_START = re.compile(r"(?:[#>=\[]|[-+](?![\d.])|\d{1,9}(?=[.)](?:\s|$)))")
-"""Markup at the start of a line that begins a heading, quotation, rule or list; only the number for a numbered list."""
+"""Pattern for markup at the start of a line: a heading, quotation, rule, list, or the number of a numbered list."""
 
 
 def render(document: doc.Report) -> str:

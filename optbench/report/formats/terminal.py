@@ -38,7 +38,7 @@ def render(document: doc.Report) -> str:
 
 
 def show(document: doc.Report, console: Console) -> None:
-    """Print `document` at the width of `console`, without folds and illustrations."""
+    """Print `document` at the width of `console`, with only the short text of each fold and without illustrations."""
     console.print(Text(one_line(document.title), style="bold"))
     before: doc.Shown | None = None
     for block in _printed(document.blocks):
