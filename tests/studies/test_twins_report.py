@@ -306,6 +306,30 @@ def test_the_table_agrees_with_hand_computed_values(tmp_path: Path) -> None:
     assert "sketches of 2 numbers, with an error of about 50%" in legend.items[-1]
 
 
+@pytest.mark.parametrize(
+    ("kept", "reason"),
+    [
+        ({}, "no seed on which both trials are ok has sketches of both"),
+        (
+            {"b": slice(1, None)},
+            "no seed on which both trials are ok has sketches of both at the start and at a common evaluation after it",
+        ),
+        (
+            {"b": slice(1)},
+            "no seed on which both trials are ok has sketches of both at the start and at a common evaluation after it",
+        ),
+    ],
+    ids=["no sketches", "none of the start", "only the start"],
+)
+def test_missing_sketches_are_given_as_the_reason(tmp_path: Path, kept: dict[str, slice], reason: str) -> None:
+    def rows(trial: Trial) -> Sequence[Row]:
+        found = PATHS[trial.optimizer][{"a": slice(None), **kept}.get(trial.optimizer, slice(0))]
+        return [*rows_of("ok", [[0.1, 0.1]] * 3), *(SketchRow(*place, sketch) for place, sketch in found)]
+
+    (pair,) = twins(results_of(write_run(tmp_path, MADE.replace("[[a, b], [a, c]]", "[[a, b]]"), rows)))
+    assert (pair.distances, pair.size, pair.reason) == ({}, 0, reason)
+
+
 def twins_table(path: Path) -> Table:
     document = run_report(summarise([results_of(path)]))
     return next(block for block in document.blocks if isinstance(block, Table) and "twins" in block.caption)

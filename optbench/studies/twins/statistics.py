@@ -45,8 +45,9 @@ class Twins:
     """Two optimizers listed as twins in a suite, on one experiment and model.
 
     a, b: names of the optimizers. sides: the optimizers' arms; None unless each optimizer has exactly one.
-    distances: by seed, for every seed on which both trials are ok and have a common place after the start.
-    size: K; 0 if there are no distances. reason: why there are no distances, else empty.
+    distances: by seed, for every seed on which both trials are ok and have sketches at the start and at a common place
+        after it.
+    size: K; 0 if there are no distances. reason: why there are no distances; empty if there are some.
     """
 
     results: Results
@@ -166,13 +167,14 @@ def _twins(
     if swept:
         return Twins(results, *place, a, b, None, {}, 0, f"{' and '.join(swept)}; twins need one each")
     one, other = sides[a][0], sides[b][0]
-    found, size = {}, 0
-    for seed in one.trials:
-        well = all(arm.status(seed) == "ok" for arm in (one, other))
-        both = [recorded[arm.trials[seed].id] for arm in (one, other) if well and arm.trials[seed].id in recorded]
-        if len(both) == 2 and (shared := distances(*both)):
-            found[seed], size = shared, both[0].values.shape[1]
+    ok = [seed for seed in one.trials if one.status(seed) == other.status(seed) == "ok"]
+    trials = {seed: (one.trials[seed].id, other.trials[seed].id) for seed in ok}
+    both = {seed: (recorded[x], recorded[y]) for seed, (x, y) in trials.items() if x in recorded and y in recorded}
+    found = {seed: shared for seed, pair in both.items() if (shared := distances(*pair))}
+    size = max((both[seed][0].values.shape[1] for seed in found), default=0)
     reason = "" if found else "no seed on which both trials are ok"
+    if ok and not found:
+        reason += " has sketches of both" + (" at the start and at a common evaluation after it" if both else "")
     return Twins(results, *place, a, b, (one, other), found, size, reason)
 
 
