@@ -17,7 +17,7 @@ from optbench.suite.variants import with_values
 class Contender:
     """A named optimizer with its settings.
 
-    twin: name of the optimizer with which this one is compared at equal α (see `sparse`), if any.
+    twin: name of the optimizer with which this one is compared at equal α (see `sparse`); None if there is none.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Contender:
 def sparse(alpha: float, lr: float = 0.1) -> tuple[Contender, Contender]:
     """Return Powerpropagation and its twin: SGD preconditioned by diag(|θ|^β), which has the same gradient flow.
 
-    See `PowerSgd` for how the settings of the two correspond.
+    `PowerSgd` documents how the settings of the two optimizers correspond.
     """
     twin = {"lr": alpha**2 * lr, "beta": 2 - 2 / alpha, "bias_scale": alpha**-2}
     names = f"powerpropagation-{alpha:g}", f"power-sgd-{alpha:g}"
@@ -69,11 +69,13 @@ CONTENDERS: Mapping[str, Contender] = {
 def chosen(words: Sequence[str], settings: Sequence[str] = ()) -> list[Contender]:
     """Return the optimizers named on the command line; if none is named, return all default optimizers.
 
-    words: the names, each of the form `adamw`, `./mine.py:Mine` or `NAME=TARGET`.
-    settings: `NAME.key=value`, where NAME is one of the optimizers, or `key=value` if there is only one.
+    words: the optimizers, each of the form `adamw`, `./mine.py:Mine` or `NAME=TARGET`.
+    settings: hyper-parameters, each of the form `NAME.key=value`, where NAME is the name of one of the optimizers, or
+        `key=value` if there is only one optimizer.
 
     Raises:
-        UsageError: an optimizer is unknown or named twice, or a setting is invalid or belongs to none of them.
+        UsageError: an optimizer is unknown or named twice, or a setting is malformed or does not name one of the
+            optimizers.
         OptimizerError: an optimizer rejects its settings.
     """
     found = [_named(word) for word in words] if words else list(CONTENDERS.values())
@@ -94,7 +96,7 @@ def _named(word: str) -> Contender:
         name = target.rpartition(":")[2] if is_plugin(target) else target
     if not is_name(name):
         raise UsageError(
-            f"cost: '{name}' in {word}: expected a name of letters, digits and ._+-; use NAME=TARGET to choose one"
+            f"cost: '{name}' in {word}: expected a name of letters, digits and ._+-; use NAME=TARGET to choose a name"
         )
     if target in CONTENDERS:
         return replace(CONTENDERS[target], name=name, twin=CONTENDERS[target].twin if name == target else None)

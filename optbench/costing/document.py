@@ -36,17 +36,17 @@ CSV_COLUMNS = (
     *("ordinary_seconds", "ordinary_low", "ordinary_high", "refresh_seconds", "refresh_every", "roots_renewed"),
 )
 _LEGEND = (
-    "step: time of the optimizer alone, with refreshes weighted by their actual frequency; ordinary: median [lowest, "
-    "highest] of the steps without a refresh; refresh: mean of the steps with one; every: number of steps between "
-    "refreshes (while measuring, every other step has one).",
+    "step: mean time of the optimizer alone, with refreshes weighted by their frequency in normal training; ordinary: "
+    "median [lowest, highest] time of a step without a refresh; refresh: mean time of a step with a refresh; every: "
+    "number of steps between refreshes in normal training (while measuring, every other step has a refresh).",
     "by need: roots are renewed when they are stale, most often at the beginning of training; the percentage is the "
     "mean share of roots renewed per step, measured from the step in parentheses.",
-    "tokens: the number of tokens whose gradient takes as long as the optimizer's step. Divided by the number of "
-    "tokens in your batch, it is the time of the step relative to that of the gradient.",
+    "tokens: the number of tokens whose gradient takes as long as the optimizer's step. Divide it by the number "
+    "of tokens in your batch to get the ratio of the step's time to the gradient's.",
     "statistics, roots, update: parts of the step, reported for optbench's own optimizers and for others that mark "
     "these parts with torch.profiler.record_function.",
-    "peak: peak memory of a separate process, including weights, gradients, activations and libraries; needed: the "
-    "estimate made before anything was allocated.",
+    "peak: peak memory of the measuring process, including weights, gradients, activations and libraries; needed: "
+    "estimate of the peak, made before anything was allocated.",
 )
 
 
@@ -222,7 +222,7 @@ def _holdings(name: str, rows: Sequence[Row]) -> Table:
             texts.append(f"{h.bytes / h.weights:.1f}" + (f"; {sides}" if sides else ""))
         lines.append((Cell(row.optimizer), *map(Cell, texts)))
     heads = (Column("optimizer", numeric=False), *(Column(kind, numeric=False) for kind in kinds))
-    return Table(f"{name}: bytes of state per weight, and the state's largest square factors", heads, tuple(lines))
+    return Table(f"{name}: bytes of state per weight, and the sizes of the largest square factors", heads, tuple(lines))
 
 
 def _twins(name: str, pairs: Sequence[tuple[Row, Row]]) -> Table:

@@ -30,7 +30,7 @@ Make = Callable[[nn.Module], torch.optim.Optimizer]
 
 @dataclass(frozen=True)
 class Estimate:
-    """Estimated bytes.
+    """The estimated memory, in bytes.
 
     state: the optimizer's state; None if unknown.
     total: peak memory, not counting what the process uses before the measurement.
@@ -70,13 +70,13 @@ class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def estimate(size: Size, make: Make, *, users: bool, planned: bool) -> Estimate:
-    """Estimate the memory of two steps of an optimizer on the network of the given size.
+    """Estimate the memory that two steps of an optimizer need on the network of the given size.
 
     Args:
         make: function that constructs the optimizer for a network.
         users: True for a user's optimizer; see `state_bytes`.
-        planned: whether to use the estimate that the optimizer's method `planned` returns, if there is such a method.
-            Optimizers whose work depends on the data have one.
+        planned: whether to use the estimate returned by the optimizer's method `planned`, if the optimizer has one.
+            Optimizers whose work depends on the data have this method.
     """
     with Footprint() as footprint:
         model = networks.network(size, "meta")

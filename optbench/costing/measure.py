@@ -77,7 +77,10 @@ class Training:
 
 
 def make(spec: OptimizerSpec, settings: Mapping[str, Any], model: nn.Module, steps: int) -> torch.optim.Optimizer:
-    """Construct an optimizer for all parameters of a network, with substitutes for the values that a trial passes."""
+    """Construct an optimizer for all parameters of a network.
+
+    Substitutes are passed for the values that only a trial can provide, such as the total number of steps.
+    """
     given = {"generator": torch.Generator(), "model": model, "total_steps": steps, "examples": steps}
     return maker(spec, settings, given)(list(model.parameters()))
 
@@ -167,7 +170,8 @@ def _steps(
 
     Also return the mean share of roots renewed by need per step; None if unknown.
 
-    paired: whether every other step has a refresh; if time is up after an odd number of steps, one more is then taken.
+    paired: whether every other step has a refresh. If so, one more step is taken if time is up after an odd number of
+        steps.
     """
     found: list[dict[str, float]] = []
     shares: list[float] = []
@@ -247,7 +251,7 @@ def _mean(values: Sequence[float], places: Sequence[int]) -> float:
 def _holdings(training: Training) -> Iterator[Holding]:
     """Yield the state of each kind of parameter: embeddings and heads, matrices, and vectors.
 
-    State that the optimizer does not store by parameter is not counted.
+    State that the optimizer does not store in `state[parameter]` is not counted.
     """
     named = dict(training.network.named_parameters())
     kinds = networks.kinds(training.network)

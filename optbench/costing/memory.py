@@ -21,7 +21,7 @@ CGROUPS = (
 def available() -> int:
     """Return the number of bytes that can be allocated now.
 
-    This is the system's free memory, or the rest of this container's limit if that is less.
+    This is the system's available memory or the unused part of this container's memory limit, whichever is less.
     """
     found = [_free_of_system()]
     for limit, used, folder in CGROUPS:

@@ -42,7 +42,7 @@ class Batch:
 
 
 def attended(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Compute multi-head attention without a mask for queries, keys and values of shape (B, T, D)."""
+    """Compute unmasked multi-head attention for queries, keys and values of shape (B, T, D)."""
     q, k, v = (x.view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q, k, v))
     return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
@@ -172,10 +172,10 @@ def batch(size: Size, step: int, device: torch.device | str = "cpu") -> Batch:
 
 @functools.cache
 def tokens(vocabulary: int) -> Tensor:
-    """Return the shipped text domain of word definitions, which has a large vocabulary, as int64 token ids.
+    """Return the shipped text domain of word definitions as int64 token ids.
 
-    With a vocabulary of up to 256, tokens are bytes. Otherwise, they are words and punctuation marks, and the more
-    frequent a token, the lower its id.
+    With a vocabulary of up to 256, tokens are bytes. With a larger vocabulary, tokens are words and punctuation marks,
+    and the more frequent a token, the lower its id.
     """
     text = embedded_texts()["glosses"]
     if vocabulary <= 256:

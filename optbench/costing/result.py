@@ -77,12 +77,13 @@ class Holding(_Record):
 class Row(_Record):
     """The measurement of one optimizer at one size.
 
-    note: the reason if the measurement failed, else a caveat or empty.
+    note: the reason if the measurement failed; otherwise a caveat, or empty.
     idle: memory of the process before the measurement, in bytes.
-    needed, peak: estimated and measured peak memory, in bytes; on a GPU, of the device.
+    needed, peak: estimated and measured peak memory, in bytes: the device's memory if measured on a GPU, otherwise that
+        of the process.
     state, planned_state: measured and estimated size of the optimizer's state, in bytes.
     split: whether the optimizer marks the parts of its step, so that their times are known.
-    first: time that the optimizer takes for the first step, which creates the state, in seconds.
+    first: the optimizer's time for the first step, which includes creating the state, in seconds.
     """
 
     optimizer: str

@@ -1,7 +1,7 @@
 """`python -m optbench.costing.worker`: read a job as JSON from standard input, and write its rows to standard output.
 
-Each job has a separate process, so that the peak memory is that of a single optimizer, and a user's code cannot affect
-the measurements of other optimizers.
+Each job runs in a separate process, so that the peak memory is that of a single optimizer, and a user's code cannot
+affect the measurements of other optimizers.
 """
 
 from __future__ import annotations

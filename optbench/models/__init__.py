@@ -1,4 +1,4 @@
-"""Models: plain modules for a single network, which the engine stacks to train several members together."""
+"""Models: plain modules, each for a single network. To train several members together, the engine stacks networks."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class ResNet(Network):
 
         norm: the normalisation. With `batch`, members are trained one by one. `group` normalises over the pixels of an
             image and groups of its channels (Wu & He 2018), `layer` over the pixels and all channels.
-        groups: number of groups of `group`; null for 8, or the next smaller divisor of `width`.
+        groups: number of channel groups for `group`; null for the largest divisor of `width` that is at most 8.
 
         Raises:
             ValueError: the inputs are not images or are too small, `depth` is not 6n + 2, or `groups` does not divide

@@ -1,7 +1,7 @@
 """Analyses that particular suites add to reports. To add a study, add a folder here and an entry in `STUDIES`.
 
-A folder contains the study's statistics, tables, figures and records. The folder `tuning` also contains the search,
-which trains. Report code does not refer to studies by name.
+A folder contains the study's statistics, tables, figures and records. The folder `tuning` also contains the
+search, which trains networks. Report code does not refer to studies by name.
 """
 
 from __future__ import annotations

@@ -196,7 +196,7 @@ def test_an_optimizer_without_a_learning_rate_is_trained_untuned(
         (["adam", "--name", "panel"], "this run already exists"),
         (["panel:sdg"], "panel: unknown optimizer 'sdg'; did you mean 'sgd'?"),
         (["panle:sgd"], "panle:sgd: unknown run or module 'panle'; did you mean 'panel:sgd'?"),
-        (["panel"], "expected RUN:OPTIMIZER, because the run has several: sgd, adamw"),
+        (["panel"], "expected RUN:OPTIMIZER, because the run has several optimizers: sgd, adamw"),
         (
             ["panel:sgd", "--seeds", "3"],
             "panel:sgd: a finished run is drawn as it is; it cannot be combined with --seeds",

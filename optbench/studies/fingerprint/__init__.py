@@ -1,4 +1,4 @@
-"""Fingerprints: what kind of solution an optimizer finds, on one page, compared with a panel of known optimizers.
+"""Fingerprints: the kind of solution that an optimizer finds, on one page, compared with a panel of known optimizers.
 
     target or run -> entry (a value per strip and seed) -> standing in the panel -> words, pages, figure, JSON
 

@@ -25,8 +25,8 @@ from optbench.suite.dump import content
 Array: TypeAlias = NDArray[np.float64]
 
 WITHIN_LEARNING = {"permuted": "learning_accuracy", "pairs": "learning_accuracy", "plasticity": "late_online_accuracy"}
-"""The metric that shows whether an experiment was learnt at all. On plasticity, its value is divided by
-`plasticity_kept`."""
+"""The metric that shows whether an experiment was learnt at all, by experiment. On plasticity, the metric's value is
+divided by that of `plasticity_kept`."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def read_entry(results: Results, optimizer: str | None = None, tuning: Results |
     """Read an optimizer's entry from a run of the suite.
 
     optimizer: the optimizer's name; can be None if the run has only one optimizer.
-    tuning: the run that chose the optimizer's learning rates, if any.
+    tuning: the run that chose the optimizer's learning rates; None if there is none.
 
     Raises:
         UsageError: the run has no such optimizer, or has several and none is named.
@@ -84,7 +84,9 @@ def read_entry(results: Results, optimizer: str | None = None, tuning: Results |
     names = list(dict.fromkeys(trial.optimizer for trial in results.trials))
     if optimizer is None:
         if len(names) != 1:
-            raise UsageError(f"{run}: expected RUN:OPTIMIZER, because the run has several: {', '.join(names)}")
+            raise UsageError(
+                f"{run}: expected RUN:OPTIMIZER, because the run has several optimizers: {', '.join(names)}"
+            )
         (optimizer,) = names
     elif optimizer not in names:
         raise UsageError(f"{run}: {unknown('optimizer', optimizer, names)}")
@@ -145,7 +147,7 @@ def _width(tuning: Results | None, optimizer: str) -> Width | None:
 def experiments_of(suite: Suite) -> dict[str, Any]:
     """Return the settings, other than optimizers and metrics, that determine the meaning of a run's values.
 
-    As in the suite's hash, settings that a later version adds are left out as long as they have their default values.
+    As in the suite's hash, settings that were added in later versions are omitted if they have their default values.
     """
     plain = content(suite)
     kept = {

@@ -164,9 +164,9 @@ def _neighbours(found: Fingerprint) -> Iterator[str]:
         yield f'<tr><th scope="row">{escape(one.name)}</th>{numbers}</tr>'
     yield "</tbody></table></div>"
     yield (
-        '<p class="quiet">Distance: root mean square over strips, in standard deviations of the panel; a strip is '
-        "weighted by how well it distinguishes optimizers, relative to the variation between seeds. Nearest in: share "
-        "of the resamples of the seeds in which no other optimizer is nearer.</p>"
+        '<p class="quiet">Distance: root mean square difference over strips, in standard deviations of the panel; a '
+        "strip is weighted by how well it distinguishes optimizers, relative to the variation between seeds. Nearest "
+        "in: share of the resamples of the seeds in which no other optimizer is nearer.</p>"
     )
 
 

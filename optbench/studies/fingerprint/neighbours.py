@@ -8,8 +8,8 @@ The distance between two optimizers is the weighted root mean square of their di
 have values. The weight of a strip is the information that it carries about an optimizer's identity, ½ ln(1 + v/w),
 where v is the variance between optimizers and w the variance between the seeds of one optimizer (the capacity of a
 Gaussian channel, Shannon 1948). With equal weights, strips on which optimizers differ by less than seeds do would only
-add noise. In units of the variation between seeds, a strip that distinguishes optimizers exactly would dominate all
-others.
+add noise. If differences were measured in units of the variation between seeds instead, a strip that distinguishes
+optimizers exactly would dominate all others.
 
 Legend: `P` optimizers in the panel, `S` strips, `n` seeds, `B` bootstrap samples of the seeds.
 """
@@ -33,7 +33,7 @@ FEWEST = len(STRIPS) // 2
 class Neighbour:
     """An optimizer in the panel, and its distance from the optimizer in question.
 
-    distance: weighted root mean square over strips, in standard deviations of the panel.
+    distance: weighted root mean square difference over strips, in standard deviations of the panel.
     interval: 95% interval of the distance over seeds; None with fewer than six seeds, because their resamples are too
         similar.
     nearest: share of the bootstrap samples in which no other optimizer is nearer.
@@ -48,11 +48,12 @@ class Neighbour:
 
 
 def neighbours(own: Array, panel: Array, names: list[str], apart: str | None = None) -> list[Neighbour]:
-    """Return the optimizers in the panel, nearest first, without those that have too few strips in common with `own`.
+    """Return the optimizers in the panel, nearest first, omitting those that have too few strips in common with `own`.
 
-    own: values of the optimizer in question, (S, n). panel: values of the panel on the same seeds, (P, S, n). Values
-        are NaN where undefined.
-    names: the panel's optimizers, (P,). apart: an optimizer to omit, namely the one in question if the panel has it.
+    own: values of the optimizer in question, (S, n); NaN where undefined.
+    panel: values of the panel on the same seeds, (P, S, n); NaN where undefined.
+    names: names of the panel's optimizers, (P,).
+    apart: name of another optimizer to omit: the optimizer in question, if it is in the panel.
     """
     every = np.concatenate([own[None], panel])  # (1 + P, S, n)
     means = _means(every - _seed_effect(panel))  # (1 + P, S)
@@ -156,7 +157,10 @@ def _variance(values: Array) -> Array:
 
 
 def _distances(means: Array, scale: Array, weights: Array) -> tuple[Array, Array]:
-    """Return the first optimizer's distances from the others, (1 + P, S, B) -> (P, B), and numbers of strips, (P,)."""
+    """Return the first optimizer's distances from the others, (P, B), and the numbers of strips that they use, (P,).
+
+    means: means over seeds, (1 + P, S, B). scale, weights: standard deviation and weight of each strip, (S,).
+    """
     gaps = (means[1:] - means[:1]) / scale[None, :, None]
     known = np.isfinite(gaps)
     counts = known.sum(axis=1)

@@ -40,7 +40,7 @@ class Panel:
     """The entries, all on the same seeds, and their provenance.
 
     experiments: the settings that determine the meaning of the values, as returned by `experiments_of`.
-    made: the versions and the machine with which the panel was made.
+    made: the software versions and the machine with which the panel was made.
     """
 
     entries: tuple[Entry, ...]
@@ -143,10 +143,10 @@ def _about(entry: Entry) -> dict[str, Any]:
 
 
 def of_runs(found: Sequence[tuple[Results, Results | None]], made: Mapping[str, Any]) -> Panel:
-    """Build a panel.
+    """Build a panel from runs.
 
-    found: for each optimizer, its run and the run that tuned it, if any.
-    made: the versions and the machine with which the panel is made.
+    found: a pair for each optimizer: its run, and the run that chose its learning rates (None if there is none).
+    made: the software versions and the machine with which the panel is made.
 
     Raises:
         ComparisonError: two runs cannot be compared.
@@ -193,7 +193,7 @@ def check_seeds(panel: Panel, seeds: Sequence[int], place: str) -> None:
 
 
 def remarks(panel: Panel, results: Results) -> list[str]:
-    """Return caveats, in sentences, if the run is incomplete or its torch version or device is not the panel's."""
+    """Return a sentence for each caveat: another torch version or device than the panel's, or an incomplete run."""
     mine = latest_provenance(results.run.record)
     found = [
         f"The run used {what} {mine.get(key)}, the panel {panel.made.get(key)}."

@@ -26,19 +26,19 @@ from optbench.studies.fingerprint.strips import EXPERIMENTS, STRIPS, Strip
 CHANCE = 0.1
 """The accuracy of guessing one of ten digits."""
 LEAST_LEARNT = 0.5
-"""Minimum accuracy above chance for an experiment to count as learnt, as a share of what the panel's median optimizer
-reaches."""
+"""Minimum accuracy above chance for an experiment to count as learnt, as a share of the panel's median accuracy above
+chance."""
 PART_OF_SPREAD = 0.1
 """The margin for a metric that defines none, as a share of the panel's interquartile range."""
 SAME = frozenset({Verdict.EQUIVALENT, Verdict.BELOW_MARGIN})
-"""Verdicts which state that no difference exceeds the margin."""
+"""Verdicts that state that no difference exceeds the margin."""
 UNTRAINED = frozenset({"failed", "missing"})
 """States of trials about which nothing is known, not even the initial weights."""
 
 
 @dataclass(frozen=True)
 class Tick:
-    """One optimizer of the panel on a strip. centre: as for `Standing`."""
+    """One optimizer of the panel on a strip. centre: the centre of its values, as defined in `Standing`."""
 
     name: str
     centre: float
@@ -46,7 +46,10 @@ class Tick:
 
 @dataclass(frozen=True)
 class Judged:
-    """The comparison with another optimizer on a strip. identical: whether values agree bit for bit on every seed."""
+    """The comparison with another optimizer on a strip.
+
+    identical: whether the values of both optimizers agree bit for bit on every seed.
+    """
 
     strip: Strip
     other: str
@@ -96,7 +99,7 @@ class Fingerprint:
     panel: Panel
     standings: tuple[Standing, ...]
     judged: Mapping[str, tuple[Judged, ...]]
-    """Comparisons with each optimizer of the panel on all 16 strips, in order; empty without enough seeds."""
+    """The comparisons on all strips, by the name of the panel's optimizer; empty if there are too few seeds."""
     neighbours: tuple[Neighbour, ...]
     not_learnt: Mapping[str, str]
     """The experiments that were not learnt, each with a description of what happened instead."""
@@ -117,16 +120,16 @@ class Fingerprint:
 
     @property
     def references(self) -> tuple[tuple[Judged, ...], ...]:
-        """The comparisons with each of the references, AdamW and SGD, on all strips; empty without enough seeds."""
+        """The comparisons with each reference (AdamW and SGD) on all strips; empty if there are too few seeds."""
         return tuple(self.judged[name] for name in REFERENCES if name in self.judged)
 
     @property
     def seeds_for_verdicts(self) -> int:
-        """The smallest number of seeds that can show a difference over all strips."""
+        """The smallest number of seeds that can show a difference after correction over all strips."""
         return seeds_needed(len(STRIPS))
 
     def same_strips(self, other: str) -> int:
-        """Return the number of strips whose verdict against this optimizer of the panel is in `SAME`."""
+        """Return the number of strips on which the verdict against `other`, an optimizer of the panel, is in `SAME`."""
         return sum(one.same for one in self.judged[other])
 
 
@@ -134,7 +137,7 @@ def fingerprint(entry: Entry, panel: Panel, remarks: Sequence[str] = (), *, apar
     """Compare an entry with the panel, on the entry's seeds.
 
     remarks: caveats to show before those that this function adds.
-    apart: the name of an optimizer to omit from the neighbours, namely the entry's own if it is in the panel.
+    apart: name of an optimizer to omit from the neighbours: the entry's own, if the panel includes it.
 
     Raises:
         UsageError: the entry has a seed that the panel does not have.
@@ -177,7 +180,7 @@ def _thresholds(panel: Panel) -> dict[str, float]:
 
 
 def _threshold(panel: Panel, experiment: str) -> float:
-    """Return the minimum accuracy for an experiment to count as learnt; NaN if a target loss decides instead."""
+    """Return the minimum accuracy for an experiment to count as learnt; NaN if a target loss decides this instead."""
     means = [float(np.nanmean(v)) for e in panel.entries if np.isfinite(v := e.trials[experiment].learnt).any()]
     return CHANCE + LEAST_LEARNT * (float(np.median(means)) - CHANCE) if means else math.nan
 
@@ -185,11 +188,11 @@ def _threshold(panel: Panel, experiment: str) -> float:
 def _learnt(entry: Entry, thresholds: Mapping[str, float]) -> tuple[Entry, dict[str, str], dict[str, str]]:
     """Remove an entry's values on experiments that were not learnt.
 
-    An experiment that at least half of the seeds did not learn loses all its values. If fewer seeds did not learn it,
-    only these seeds lose their values.
+    If at least half of the seeds did not learn an experiment, all its values are removed; otherwise, only the values of
+    the seeds that did not learn it.
 
-    Return the entry; what happened on experiments without any values, by experiment; and what happened on experiments
-    on which only some seeds lost their values, by experiment.
+    Return the entry and two mappings from experiments to what happened on them (see `_what_happened`): the first for
+    experiments that lost all their values, the second for experiments that lost only some.
     """
     values = entry.values.copy()
     why: dict[str, str] = {}
@@ -235,7 +238,10 @@ def _what_happened(states: Sequence[str], low: int, learnt: Array, needed: float
 
 
 def _starts_alike(one: Trials, other: Trials) -> bool:
-    """Return whether both start from the same weights on every seed, except where a trial failed or is missing."""
+    """Return whether the trials of two optimizers start from the same weights on every seed.
+
+    Seeds on which either trial failed or is missing are ignored.
+    """
     pairs = zip(one.states, other.states, one.starts, other.starts, strict=True)
     return all(a == b for state, state_b, a, b in pairs if not UNTRAINED & {state, state_b})
 
