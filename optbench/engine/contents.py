@@ -55,7 +55,7 @@ def digest(value: Any, known: Sequence[object] = ()) -> bytes:
     The digest also depends on which tensors share memory. Exceptions raised by objects that cannot be inspected, such
     as a lock or an open file, propagate.
 
-    known: objects represented by their index instead of their content.
+    known: objects that are represented by their index in this sequence instead of their content.
     """
     reader = _Reader(known)
     with warnings.catch_warnings():

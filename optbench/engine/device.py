@@ -17,7 +17,7 @@ def cores() -> int:
 
 
 def resolve(text: str) -> torch.device:
-    """Resolve `auto`, `cpu`, `cuda`, `cuda:N` or `mps` to a device; `auto` selects CUDA, MPS or CPU, in this order.
+    """Resolve `auto`, `cpu`, `cuda`, `cuda:N` or `mps` to a device; `auto` prefers CUDA to MPS and MPS to the CPU.
 
     Raises:
         DeviceError: the kind of device is unknown, or not available on this machine or in this build of PyTorch.

@@ -17,7 +17,7 @@ class Hits:
     """The predictions and targets for each member's latest batch."""
 
     def __init__(self, streams: Sequence[BatchStream]) -> None:
-        """streams: one per member, all with the same batch size."""
+        """streams: each member's batches, all of the same size."""
         targets = streams[0].examples.targets
         shape = (len(streams), streams[0].batch_size, *targets.shape[1:])
         self._guesses, self._targets = targets.new_empty(shape), targets.new_empty(shape)

@@ -27,7 +27,7 @@ from optbench.precision import exact, exact_device
 from optbench.tasks import Examples
 
 EXAMPLES = 1000
-"""Number of training examples on which the loss is computed: the first examples of a task, for all trials.
+"""Number of training examples on which the loss is computed. In every trial, these are a task's first examples.
 
 With these examples, a Hessian-vector product takes 15 ms for mlp-100 on one core. The trace and an eigenvalue take
 about fifty products, or one second. With all 55,000 examples of MNIST, they would take longer than training.

@@ -26,7 +26,7 @@ def draw_seed(generator: torch.Generator) -> int:
 
 
 def seed_all(seed: int, device: torch.device) -> None:
-    """Seed PyTorch's, NumPy's and Python's global generators, including those of a CUDA `device`."""
+    """Seed the global generators of PyTorch (including that of a CUDA `device`), NumPy and Python."""
     seed_generators(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)

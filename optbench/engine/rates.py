@@ -52,7 +52,7 @@ class RateCurve:
 
     schedule: RateSchedule
     steps: int
-    """N, the number of steps in the schedule's span (the task or all tasks) without early stopping."""
+    """N, the number of steps in the schedule's span (the task or all tasks) if no task stops early."""
     before: int = 0
     """Number of steps taken in earlier tasks if the schedule spans all tasks; otherwise 0."""
 

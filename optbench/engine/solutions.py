@@ -33,9 +33,9 @@ TRAIN_EXAMPLES = 1000
 core in float64, each of the nine points between the ends takes 3 ms per task for LeNet-300-100 and 0.6 ms for mlp-100.
 """
 TEST_EXAMPLES = 1000
-"""Maximum number of test examples per task for the accuracy on a line, enough to resolve 0.001. The examples are evenly
-spaced, because the first half of MNIST's test data is easier. On one core, a point takes 8 ms per task for
-LeNet-300-100, and 3 ms for mlp-100."""
+"""Maximum number of test examples per task for the accuracy on a line, enough to resolve differences of 0.001. The
+examples are evenly spaced, because the first half of MNIST's test data is easier. On one core, a point takes 8 ms per
+task for LeNet-300-100 and 3 ms for mlp-100."""
 BUDGET = 256 * 2**20
 """Maximum number of bytes for solutions in memory, except that two solutions are always kept. Evicted solutions are
 evaluated again from their weights."""

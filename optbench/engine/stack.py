@@ -28,7 +28,8 @@ fill a vector. With alignment and padding, every member is processed by the same
 class Slot:
     """The location of one parameter or buffer in a member's row.
 
-    offset: the start in the row, in floats for any dtype. persistent: True if the tensor is saved in checkpoints.
+    offset: the position of the tensor's start in the row, in floats for any dtype.
+    persistent: True if the tensor is saved in checkpoints.
     """
 
     name: str

@@ -11,7 +11,7 @@ from optbench.tasks import TaskSequence
 
 
 class Steps:
-    """Counts the steps in tasks without early stopping; counts are cached, because counting generates a task."""
+    """Counts the steps in tasks that do not stop early; counts are cached, because counting generates a task."""
 
     def __init__(self, protocol: Protocol, sequences: Mapping[int, TaskSequence], tasks: int) -> None:
         """sequences: the task sequence of each trial seed. tasks: T."""

@@ -40,7 +40,7 @@ class Transfer:
 
     @staticmethod
     def of(dataset: Dataset, suite_seed: int, device: torch.device) -> Transfer:
-        """Draw the parts at random for a suite, the same for every trial.
+        """Draw the parts at random; they are the same for every trial of a suite.
 
         Up to 2/7 of the training data are held out as validation data, to choose the probe's penalty.
         """

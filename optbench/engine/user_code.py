@@ -55,7 +55,7 @@ class UserCode:
     """
 
     def __init__(self, spec: OptimizerSpec, hyperparameters: Mapping[str, Any], device: torch.device) -> None:
-        """Record the current settings, which are restored after each step."""
+        """Record the process's current settings, which are restored after each step."""
         self._device = device
         self._random = "random" in spec.needs
         self._settings = Snapshot(NUMERIC) if user_targets(spec.name, hyperparameters) else None

@@ -150,7 +150,7 @@ class Cohort:
 
 
 def trainings(all_trials: Iterable[Trial]) -> tuple[tuple[Trial, ...], ...]:
-    """Group trials that differ only in the names of optimizer, variant and stage, in order of first appearance.
+    """Group trials that differ only in the names of their optimizer, variant and stage, in order of first appearance.
 
     Each group is trained once; its trials share the results.
     """

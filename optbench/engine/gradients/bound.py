@@ -33,7 +33,7 @@ class Bound:
     penalties: Penalties | None = None
     """Penalties whose gradients are added to the members' gradients; None for no penalties."""
     precision: Precision = "float32"
-    """Precision of forward passes, as in the protocol."""
+    """Precision of forward passes, from `protocol.precision`."""
     hits: Hits | None = None
     """Records members' predictions on their batches; None to record none."""
 

@@ -30,7 +30,7 @@ MEMORY = 2**28
 """`torch.func` is tried only if all members together keep at most this many bytes for the backward pass. With more, the
 call overhead that it saves is negligible."""
 CHECKED = 100
-"""Number of steps between later comparisons of the two ways."""
+"""Number of steps between comparisons of the two ways after `torch.func` was chosen."""
 
 
 class OtherBitsError(Exception):

@@ -35,7 +35,7 @@ class Ways:
         together: bool,
         precision: Precision = "float32",
     ) -> None:
-        """examples: training examples.
+        """examples: training examples for the tests.
         together: True to use one call for all members if possible, as on accelerators.
         precision: the precision of forward passes; explicit backpropagation is used only for float32.
         """

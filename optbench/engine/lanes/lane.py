@@ -35,7 +35,7 @@ class LaneMember:
     generator: torch.Generator
     """The trial's generator."""
     total_steps: int
-    """Total number of steps of the optimizer after its construction, without early stopping."""
+    """Number of steps that the optimizer takes after its construction if no task stops early."""
     examples: int = 0
     """Number of training examples of the task for which the optimizer is constructed."""
     draws: Callable[[str], int] = _unseeded

@@ -19,13 +19,13 @@ from optbench.errors import spoken
 from optbench.optimizers.spec import OptimizerSpec
 
 TOLERANCE = 1e-3
-"""Maximum distance between the member's weights and the second instance's, relative to the latter's distance from the
-start. It is not 0, because kernels may round the last elements of a tensor differently."""
+"""Maximum distance between the weights of the member and of the second instance, relative to the distance of the second
+instance's weights from the start. It is not 0, because kernels may round the last elements of a tensor differently."""
 
 NOT_ELEMENTWISE = "declared elementwise, but trained with one instance per trial"
 """Start of the note on trials that were trained separately because the declaration was wrong."""
 RENEWED_EVERY = 37
-"""Number of steps between rebuilds of the first instance. Rebuilding checks that all of its state is in `state`."""
+"""Number of steps between rebuilds of the first instance, which check that all of its state is in `state`."""
 
 
 class NotElementwise(Exception):
@@ -33,10 +33,11 @@ class NotElementwise(Exception):
 
 
 class Verification:
-    """Two instances that repeat a member's steps, to be compared with the member.
+    """Two instances that repeat a member's steps, for comparison with the member.
 
-    The first instance steps the member's row alone. It must agree bit for bit; otherwise, trials would depend on the
-    other trials in their cohort. The second steps a network's parameters and must agree up to rounding.
+    The first instance steps the member's row alone. It must agree with the member bit for bit; otherwise, trials would
+    depend on the other trials in their cohort. The second instance steps a network's parameters. It must agree with the
+    member up to rounding.
     """
 
     def __init__(
