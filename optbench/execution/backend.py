@@ -83,7 +83,7 @@ class Backend(Protocol):
         """Start a worker. place: a number from 0 to `jobs` - 1 that no current worker has."""
 
     def wait(self, workers: Sequence[Worker]) -> Sequence[Worker]:
-        """Wait for messages from `workers`. Return the workers that have sent any; after a timeout, return none."""
+        """Wait for messages from `workers`, and return the workers that have sent any; none after a timeout."""
 
     def discard(self, worker: Worker) -> None:
         """Remove a worker that was lost or refused."""

@@ -1,4 +1,4 @@
-"""Choose the directory of a new run, and check whether an existing run can be resumed here."""
+"""Choose the directory of a new run, and check whether an existing run can be resumed on this machine."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def check_provenance(resume: Path, record: Mapping[str, Any]) -> None:
 
 
 def latest_provenance(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the provenance of the latest part of a run. record: the run's `run.json`, already checked."""
+    """Return the provenance of a run's last resumption, or of its start. record: the run's `run.json`, checked."""
     return (record.get("resumed") or [record])[-1].get("provenance") or {}
 
 
 def differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
     """Return the name and both values of the first difference that could change results; None if there is none.
 
-    before, now: the provenance of two runs or parts of a run.
+    before, now: the provenance of two runs, or of one run before and after it is resumed.
     """
     for name, then, is_now in (
         ("torch", before.get("torch"), now.get("torch")),

@@ -75,7 +75,7 @@ def unlike(job: Job) -> str | None:
         except TargetError as error:
             return str(error)
         if found is None or found.hash != expected:
-            return f"{target}: expected source {expected}, got {'none' if found is None else found.hash}"
+            return f"{target}: expected source hash {expected}, got {'none' if found is None else found.hash}"
     return None
 
 

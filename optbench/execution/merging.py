@@ -35,8 +35,8 @@ def merge(
 ) -> Merged:
     """Merge several runs into a new one in its own directory; the original runs are not changed.
 
-    The tables, checkpoints and suite are those of a run with all seeds, except for times. If the runs differ in
-    settings that do not affect results (claims, primary metrics), the first run's settings are used.
+    Except for times, the tables, checkpoints and suite are the same as in a single run with all seeds. If the runs
+    differ in settings that do not affect results (claims, primary metrics), the first run's settings are used.
 
     runs: the directories of the runs.
     name: the id of the new run, by default the suite's name and the time.

@@ -244,7 +244,10 @@ def spawn(target: Any, *arguments: object) -> Any:
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Within the `with` block, block Ctrl-C in this thread and in processes that it starts, if the system permits."""
+    """Delay Ctrl-C in this thread until the end of the block, and block it in processes that the thread starts.
+
+    Does nothing on Windows.
+    """
     if sys.platform == "win32":
         yield
         return

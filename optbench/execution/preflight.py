@@ -160,10 +160,10 @@ def check_optimizers(trials: Iterable[Trial]) -> None:
 def check_penalties(suite: Suite, trials: Iterable[Trial]) -> None:
     """Check that `rank-penalty`, even with strength 0, is not used on a built-in network without hidden layers.
 
-    The data are not needed.
+    Such a network's features are its inputs. This check does not load the data.
 
     Raises:
-        UsageError: a network has no hidden layer, so its features are the inputs.
+        UsageError: `rank-penalty` is used on such a network.
     """
     for trial in trials:
         model = suite.experiments[trial.experiment].models[trial.model]

@@ -68,8 +68,8 @@ class Pace:
 class Sizes:
     """A selector of trainings for each piece that is given to a worker.
 
-    Legend: a *whole* is the rest of one cohort of the plan. Its trainings differ in seed and settings, and are expected
-    to take the same time.
+    Legend: a *whole* consists of the remaining trainings of one cohort of the plan. They differ in seed and settings,
+    and are expected to take the same time.
     """
 
     def __init__(self, plan: Plan, units: Sequence[Train], jobs: int, pace: Pace) -> None:
@@ -151,6 +151,6 @@ class Sizes:
 
 
 def _kinds(trial: Trial) -> tuple[tuple[str, ...], ...]:
-    """Return keys for averaging times over trials: of the same model and optimizer, of the same model, and of all."""
+    """Return the groups in which a trial is timed, as keys: same model and optimizer, same model, all trials."""
     model = (trial.experiment, trial.model)
     return (*model, trial.target), model, ()

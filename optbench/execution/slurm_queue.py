@@ -42,7 +42,7 @@ ANSWER = 60.0
 TOLD = 3.0
 """Seconds to wait for `scancel`, which continues in the background if it takes longer."""
 BEGINNINGS = re.compile(r"^(s\w+: )?((error|fatal): )?(Batch job submission failed: )?")
-"""Start of a line on standard error: the command's name and the kind of error, which precede the reason."""
+"""Pattern of the text that precedes the reason in an error message: the command's name and the kind of error."""
 OF_SLURM = ("srun:", "slurmstepd:")
 """Beginnings of the lines that SLURM adds to a job's log after the output of the program."""
 
@@ -89,7 +89,7 @@ class Queue(Protocol):
 
 
 class SlurmQueue:
-    """SLURM's queue, queried and changed by its commands."""
+    """SLURM's queue, accessed with `squeue` and `scancel`."""
 
     def states(self, jobs: Sequence[Any]) -> dict[str, State]:
         """See `Queue`. Jobs that SLURM has forgotten, some minutes after their end, are reported as `COMPLETED`."""

@@ -48,7 +48,7 @@ def read_series(run: RunDirectory) -> tuple[Series, ...]:
 
 
 def _curves(run: RunDirectory) -> Series:
-    """Return the series `curves/<column>` over the steps of the trial, including the task and the step in the task."""
+    """Return the series `curves/<column>` over a trial's steps. The columns include the task and the step within it."""
     rows = _Rows(run.table(CurveRow.table), ("task", "step"), ("task", "step", *_measured(CurveRow)))
     task, step = rows.order
 

@@ -24,7 +24,7 @@ from optbench.file_names import file_name
 LONGEST = 128
 """Maximum length of a name in W&B, in characters."""
 ERROR_REPORTS = "WANDB_ERROR_REPORTING"
-"""An environment variable; unless it is set to false, W&B connects to its error tracker even when offline."""
+"""Name of an environment variable. Unless its value is `false`, W&B connects to its error tracker even when offline."""
 _SETTINGS = {
     "mode": "offline",
     "silent": True,

@@ -120,7 +120,8 @@ def read_interim(part: Path) -> list[Kept]:
 def find_begun(folder: Path) -> dict[str, Begun]:
     """Return the latest state from which each trial can be resumed, by trial id.
 
-    Invalid parts are ignored, as are trials that failed, which start over, and trials whose state could not be saved.
+    Invalid parts are ignored. Trials that failed are left out, because they start over, and so are trials whose state
+    could not be saved.
     """
     found: dict[str, Begun] = {}
     for part in find_parts(folder):

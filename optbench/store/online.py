@@ -1,4 +1,4 @@
-"""Plasticity metrics, derived from the table `online` on reading: one number per trial and metric.
+"""Plasticity metrics, derived from the table `online` when it is read: one number per trial and metric.
 
 Legend: `T` is the number of tasks; a sequence (T,) contains the online accuracy on each task.
 """

@@ -85,7 +85,7 @@ def pair_values(table: pa.Table) -> dict[str, dict[frozenset[str], PairValue]]:
 
 
 def settled_pairs(table: pa.Table) -> set[tuple[str, str]]:
-    """Return the pairs of trial ids that do not have to be compared again."""
+    """Return the pairs of trial ids that need no further comparison."""
     rows = zip(*(table[name].to_pylist() for name in ("trial_a", "trial_b", "note")), strict=True)
     found: dict[tuple[str, str], bool] = {}
     for a, b, note in rows:

@@ -41,7 +41,7 @@ class SummaryRow:
     """One derived metric of one trial."""
 
     metric: str
-    """A metric derived from accuracies: of the kind `continual` or `online`."""
+    """Name of a metric of the kind `continual` or `online`, both of which are derived from accuracies."""
     value: float | None
     """Value of the metric; null if undefined, with the reason in the note."""
     note: str | None
@@ -69,7 +69,7 @@ def trial_values(
 
 
 def accuracy_column(stages: Iterable[str]) -> str:
-    """Return the accuracy column to use, on validation data if `stages` contains `tune`, otherwise on test data.
+    """Return the name of the accuracy column to use: on validation data if `stages` contains `tune`, else on test data.
 
     Settings must never be chosen with test data.
     """

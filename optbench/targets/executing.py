@@ -24,7 +24,7 @@ PACKAGE = "optbench_plugin_"
 
 @contextlib.contextmanager
 def importing(what: str, target: str) -> Iterator[None]:
-    """Convert any exception that user code raises in the block, and redirect the code's output to standard error.
+    """Convert exceptions raised by user code in the block to TargetErrors, and redirect its output to standard error.
 
     Raises:
         TargetError: the code raised an exception, or tried to end the program.

@@ -29,9 +29,9 @@ _STARTING = threading.Lock()
 def starting_processes() -> Iterator[None]:
     """Prevent processes started by this thread in the block from importing the user's modules.
 
-    Spawned processes would otherwise execute the main module again, which would require a `__main__` guard in scripts.
-    In an editable installation, where optbench comes last in `sys.path`, a file named `optbench.py` in the working
-    directory would take precedence.
+    Spawned processes would otherwise execute the main module again, so that scripts would need a `__main__` guard. In
+    an editable installation, where optbench comes last in `sys.path`, they would also import a file named `optbench.py`
+    in the working directory instead of the package.
     """
     prepare, thread = spawn.get_preparation_data, threading.get_ident()
 
