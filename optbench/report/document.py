@@ -22,7 +22,8 @@ numbers: numbers that a chart or a figure also shows.
 details: the statistics of every metric.
 """
 Tone = Literal["plain", "quiet", "warning", "good", "bad"]
-"""`quiet`: a footnote; `warning`: an important remark; `good`, `bad`: a verdict for or against."""
+"""`plain`: ordinary text; `quiet`: a footnote; `warning`: an important remark; `good`, `bad`: a favourable or an
+unfavourable verdict."""
 
 
 @dataclass(frozen=True)

@@ -92,19 +92,19 @@ def _trials(results: Results) -> Iterable[Record]:
 KEYS = ("run", "experiment", "model", "optimizer", "variant")
 COUNTS = ("planned", "ok", "diverged", "failed", "missing")
 ABOVE_TARGET: Final = "above_target"
-"""Number of trials that ended above the target training loss on some task."""
+"""The column with the number of trials that ended above the target training loss on some task."""
 MANY_DORMANT: Final = "many_dormant"
-"""Number of trials in which more than 5% of the units are dormant."""
+"""The column with the number of trials in which more than 5% of the units are dormant."""
 _SPREAD = ("n", "mean", "sd", "median", "q1", "q3", "min", "max")
 PAIR = ("pair_kind", "optimizer_b", "variant_b", "outside")
 """Columns for pairs of solutions: the kind (`pair`, or `null` for an arm and its controls), the other optimizer and
 variant, and the number of seeds on which the pair's value lies outside the range of its two sides' null values."""
 SPLIT = "split"
-"""The data on which accuracies are measured: `test`, `validation` (tuning runs) or `training` (online metrics)."""
+"""The column that names the data of accuracies: `test`, `validation` (tuning runs) or `training` (online metrics)."""
 _TRIAL_COLUMNS = ("trial", *KEYS, "seed", "stage", "status", "metric", "direction", "value", SPLIT)
 _LEARNING = ("guessed", "exploded")
-"""Number of `ok` trials that were no better than guessing on a task right after training on it, and number of `ok`
-trials in which the training loss exceeded ten times its initial value."""
+"""Columns with the number of `ok` trials that were no better than guessing on a task right after training on it, and
+with the number of `ok` trials in which the training loss exceeded ten times its initial value."""
 _SIDES = tuple(f"{key}_{side}" for side in "ab" for key in ("run", "optimizer", "variant"))
 _PAIRED = (
     *("pairs", "n", "diverged_a", "diverged_b", "undefined", "median_a", "median_b", "difference", "low", "high"),

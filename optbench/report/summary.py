@@ -40,7 +40,7 @@ class SummaryRow:
 
     arm: Arm
     values: Mapping[str, Spread | None]
-    """Spread of every measured metric over the trials that are ok; None if undefined."""
+    """The spread of every measured metric over the trials that are ok, by name; None if undefined."""
     matrix: Matrix | None
     """The mean accuracy matrix (T+1, T) of the trials that are ok."""
     fallbacks: int
@@ -145,7 +145,7 @@ class RunSummary:
     studied: Mapping[str, Sequence[Any]]
     """The results of each study, by name."""
     provenance: tuple[str, ...]
-    """Sentences of studies on how the settings of the run were chosen."""
+    """Sentences from the studies on how the settings of the run were chosen."""
 
     @property
     def ended(self) -> int:

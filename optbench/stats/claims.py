@@ -50,7 +50,7 @@ class ClaimVerdict(StrEnum):
 class ClaimPart:
     """One part of a claim: the claim on one model, for one variant of each side.
 
-    beside: the medians of the left and right sides, by metric.
+    beside: the medians of the left and right sides for each metric in the claim's `beside`, by name.
     readings: the result of each reading; empty if the claim has none.
     match: the two variants and their distance, for a claim at matched accuracy; else None.
     """
@@ -78,7 +78,7 @@ class ClaimPart:
 
     @property
     def not_learnt(self) -> bool:
-        """Whether trials of either side failed to learn a task; a network that learnt nothing forgets nothing."""
+        """Whether trials of either side failed to learn a task. A network that learnt nothing has nothing to forget."""
         return any(arm.shortcoming is not None for arm in self.arms)
 
 

@@ -127,7 +127,7 @@ class Comparison:
 
 
 def compare(a: Selection, b: Selection, *, experiments: Sequence[str] = (), force: bool = False) -> Comparison:
-    """Compare two selections: the two named optimizers or, unless both are named, every optimizer in both selections.
+    """Compare two selections: the two named optimizers or, unless both are named, every optimizer that both contain.
 
     experiments: the experiments to compare; all of them if empty.
 
@@ -217,7 +217,7 @@ def obstacles(a: Results, b: Results) -> list[str]:
 
 
 def other_metrics(a: Results, b: Results) -> list[str]:
-    """Return the reason why two runs cannot be compared if their versions of the metrics differ; otherwise empty."""
+    """Return a reason not to compare two runs if their versions of the metrics differ; otherwise an empty list."""
     versions = [results.run.record.get("metrics_version", 1) for results in (a, b)]
     if versions[0] == versions[1]:
         return []

@@ -53,7 +53,7 @@ class Label:
 
     @property
     def box(self) -> Box:
-        """The bounding box, if x and y are in points."""
+        """The bounding box, assuming that x and y are in points."""
         end = self.start + width(self.text, self.size)
         below, above = (MIDDLE + DESCENT) * self.size, (ASCENT - MIDDLE) * self.size
         if self.upright:
