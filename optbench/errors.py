@@ -76,7 +76,7 @@ class KindError(OptbenchError):
 
 
 class StoreError(OptbenchError):
-    """A run directory that cannot be written, or that is not a readable run."""
+    """A run that does not exist or cannot be read, or a file or stream that cannot be written."""
 
 
 class ComparisonError(OptbenchError):
@@ -86,7 +86,7 @@ class ComparisonError(OptbenchError):
 
 
 class NothingMeasuredError(OptbenchError):
-    """No trial produced a result."""
+    """No trial, or no optimizer in `optbench cost`, produced a result."""
 
     exit_code = 4
 

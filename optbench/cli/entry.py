@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _misuse(error: Any) -> str:
-    """Describe a usage error that Typer has found, in the form of the messages of optbench."""
+    """Describe a usage error found by Typer, in the style of optbench's messages."""
     context = error.ctx
     command = context.command_path if context else "optbench"
     message = error.format_message().rstrip(".")

@@ -166,6 +166,6 @@ PerTrial = Annotated[
     typer.Option(
         "--per-trial",
         help="With json or csv: write one record per trial and metric, without controls; in csv, these replace "
-        "the records over seeds.",
+        "the statistics over seeds.",
     ),
 ]

@@ -55,7 +55,8 @@ def imbalanced(*, of: DatasetSettings, ratio: Annotated[float, Field(ge=1)] = 10
     base = _labelled("imbalanced", of)
     counts = torch.bincount(base.train.targets, minlength=base.classes)
     if (smallest := int(counts.min())) == 0:
-        raise DataError("imbalanced: of: expected training examples of every class")
+        absent = int(counts.argmin())
+        raise DataError(f"imbalanced: of: expected training examples of every class, got none of class {absent}")
     stream, kept = generator(seed, None, "imbalanced"), []
     for label in range(base.classes):
         size = max(1, round(smallest * ratio ** (-label / max(1, base.classes - 1))))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from optbench.data.catalog import FACTS, TEXT_DOMAINS, TEXT_FILES
-from optbench.data.text import ASCII, VOCABULARY
+from optbench.data.text import VOCABULARY
 from optbench.errors import KindError
 from optbench.kinds import AS_WRITTEN, DATASETS, Kind
 
@@ -56,7 +56,7 @@ class DatasetSettings(Kind):
         if settings["tokens"] == "bpe":
             return {**settings, "vocabulary": settings["vocabulary"] or VOCABULARY}
         if settings["vocabulary"] is not None:
-            raise KindError(f"vocabulary: expected tokens: bpe, got tokens: bytes, whose vocabulary is always {ASCII}")
+            raise KindError("vocabulary: expected tokens: bpe, got tokens: bytes, whose vocabulary is fixed")
         return {name: value for name, value in settings.items() if name != "vocabulary"}
 
     @classmethod

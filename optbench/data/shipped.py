@@ -49,7 +49,7 @@ def data_folder(data_dir: Path | None = None) -> Path:
     """Return the dataset folder: `data_dir`, else $OPTBENCH_DATA, else ~/.cache/optbench/data.
 
     Raises:
-        UsageError: a path begins with a home directory that does not exist.
+        UsageError: a given path is empty or not UTF-8, or begins with a home directory that does not exist.
         DataError: the user has no home directory, and no other folder is given.
     """
     if data_dir is not None:

@@ -132,8 +132,8 @@ class Tuning(Settings):
     sampler: Sampler = "grid"
     """How the settings were drawn from the search space."""
     space: dict[Text, PlainValue] | None = None
-    """The search space: for each hyper-parameter a list of values, or `{log: [low, high], points: n}`; null: not
-    stated."""
+    """The search space: for each hyper-parameter a list of values, `{log: [low, high], points: n}`, or
+    `{of: optimizer.key, times: x}`; null: not stated."""
     chosen: dict[Text, PlainValue] | None = None
     """The chosen values; null: not stated."""
     edge: list[Text] = Field(default=[])
@@ -192,7 +192,7 @@ class Pairs(Settings):
     against: Annotated[list[Name], Field(min_length=1), once("optimizer")] | None = None
     """The optimizers whose solutions are compared with every solution; null: every optimizer of the experiment."""
     controls: Annotated[list[Name], once("optimizer")] | None = None
-    """The optimizers that are also trained with another data order; null: those of `against`; []: none."""
+    """The optimizers that are also trained with another data order; null: the same as in `against`; []: none."""
     metrics: Annotated[list[Name], Field(min_length=1), once("metric")] | None = None
     """Metrics of the kind `pair` (`optbench list metrics`) to measure; null: all of them."""
 
@@ -279,7 +279,7 @@ class ExperimentSettings(Settings):
         return value
 
     def user_targets(self, model: str) -> tuple[str, ...]:
-        """Return the user-defined targets that are used to train and measure a model, except those of optimizers."""
+        """Return the user-defined targets that are used to train and measure a model, except for optimizers."""
         other = () if self.transfer is None else self.transfer.chain
         kinds = (*self.dataset.chain, *other, self.tasks, self.models[model])
         return tuple(kind.kind for kind in (*kinds, *self.own_metrics.values()) if kind.is_users)

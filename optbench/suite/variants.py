@@ -34,7 +34,7 @@ class Variant:
     """One setting of an optimizer's hyper-parameters."""
 
     name: str
-    """`default` if nothing is swept, else the swept keys: `lr=0.001,momentum=0.9`, `rho=0.05,base.lr=0.1`."""
+    """`default` if nothing is swept, else the swept keys and their values, e.g. `lr=0.001,base.momentum=0.9`."""
     hyperparameters: dict[str, Any]
 
 

@@ -73,7 +73,7 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """The three disjoint parts of a dataset: `validation` is held out of the training half, `test` is the test half.
+    """The three disjoint parts of a dataset: `validation` is held out of the training half; `test` is the test half.
 
     Attributes:
         classes: the number of classes.

@@ -69,7 +69,7 @@ def written(folder: Path, dataset: str, tasks: str, model: str = OWN, protocol: 
         (
             ("{kind: text-domains, vocabulary: 300}", "{kind: domains}"),
             "7:21",
-            "dataset.kind: vocabulary: expected tokens: bpe, got tokens: bytes, whose vocabulary is always 128",
+            "dataset.kind: vocabulary: expected tokens: bpe, got tokens: bytes, whose vocabulary is fixed",
         ),
         (
             ("{kind: text-domain}", "{kind: domains}"),
