@@ -55,7 +55,7 @@ class Machinery:
 
     @property
     def keeps_who_stopped(self) -> bool:
-        """True if stopped members can stay in the stack, because one call processes all members."""
+        """True if stopped members stay in the stack for a time, because one call processes all members anyway."""
         return self.execution.together and self.spec.lane != "per-member"
 
 

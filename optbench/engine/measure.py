@@ -112,14 +112,14 @@ def measure(
     transfer: the experiment's other dataset, for metrics of transfer.
 
     - Metrics of representations, and users' metrics of logits or of the model, are measured on the test data of the
-      task just learnt. After the last task, they are measured on the test data of every scored task, and on these data
-      pooled (`task` is null). Metrics of the model are averaged over tasks instead.
+      task just learnt. After the last task, they are measured on the test data of every scored task, and on the pooled
+      test data of these tasks (`task` is null). Metrics of the model are averaged over tasks instead.
     - Class similarity is measured on the pooled data. Text has no metrics by class.
     - Long sequences are measured at a sample of positions (see `positions`).
     - If not all tasks are scored, spectra and similarity are measured only after the last task. Over hundreds of tasks,
       they would account for most of a run's size.
     - Pruning curves are measured after the last task if `metrics` includes a pruning metric.
-    - A member that is no longer running (diverged or failed) gets null accuracies.
+    - For a member that is no longer running (diverged or failed), accuracies are null.
     """
     count, layout = sequence.family.count, evaluator.blueprint.layout
     if not member.running:

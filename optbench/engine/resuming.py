@@ -67,7 +67,7 @@ def obstacle(
     member: a member before its first step.
     row: the row of the member's initial weights and buffers.
     stream: the member's batches.
-    passes: returns the member's forward passes, starting from the buffers of a row.
+    passes: returns the member's forward passes, starting from the buffers of a row; None for a plain network.
     """
     noise = member.generator
 
