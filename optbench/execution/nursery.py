@@ -260,7 +260,7 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def heedless() -> None:
-    """Ignore Ctrl-C, which the parent handles for the entire process group, and undo the blocking by `spawn`."""
+    """Ignore Ctrl-C, which the parent handles for the entire process group, and undo the blocking of it in `spawn`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])

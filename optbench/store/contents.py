@@ -71,7 +71,7 @@ _BOUNDS: Mapping[str, Bounds] = {
 """Bounds by column, for all tables. The bounds of any other column are `WHOLE` for whole numbers and `NUMBER` for
 floating-point numbers."""
 _SET = ("keep",)
-"""Columns of numbers that are settings, which must be finite and are checked without a tolerance for rounding."""
+"""Numeric columns that contain settings. Settings must be finite and are checked without a tolerance for rounding."""
 
 
 def _is_checkpoint(text: str) -> bool:
