@@ -98,8 +98,10 @@ def _pruned(scope: str, how: str) -> tuple[Metric, ...]:
     read = partial(Metric, source="Schwarz et al. 2021", direction="higher", kind="pruning", subject="pruning")
     read = partial(read, cost="expensive", default=False, scope=scope)
     accuracy = partial(read, called="pruned_accuracy")
-    area = "∫ accuracy d(sparsity), sparsity 0 to .99"
-    holding = "largest sparsity up to which accuracy is ≥ .99 of dense"
+    area, holding = (
+        "∫ accuracy d(sparsity), sparsity 0 to .99",
+        "largest sparsity up to which accuracy is ≥ .99 of dense",
+    )
     return (
         *(
             accuracy(
@@ -203,7 +205,7 @@ _TABLE = (
     _spoilt(
         "corruption_accuracy",
         "mean accuracy over noise of .1, .2, .4 of the pixel range, shifts by 1, 2, 3 pixels, contrast × .5, .25 and a "
-        "blur of 1 pixel; or with a single corruption",
+        "blur of 1 pixel; or accuracy under a single corruption",
         "after Hendrycks & Dietterich 2019",
         note="corruption_note",
     ),

@@ -82,7 +82,7 @@ def earlier_tasks_accuracy(accuracy: ArrayLike) -> Array:
 
 
 def backward_transfer(accuracy: ArrayLike) -> Array:
-    """Return the mean change since learning a task: mean_{j<T} (R[T, j] - R[j, j]) (Lopez-Paz & Ranzato 2017).
+    """Return the mean accuracy change since learning a task: mean_{j<T} (R[T, j] - R[j, j]) (Lopez-Paz & Ranzato 2017).
 
     Example:
         >>> rows = [[0.1, 0.1], [0.9, 0.2], [0.7, 0.8]]
@@ -94,9 +94,10 @@ def backward_transfer(accuracy: ArrayLike) -> Array:
 
 
 def forward_transfer(accuracy: ArrayLike) -> Array:
-    """Return the mean gain before training on a task: mean_{j≥2} (R[j-1, j] - R[0, j]) (Lopez-Paz & Ranzato 2017).
+    """Return the mean accuracy gain before training on a task: mean_{j≥2} (R[j-1, j] - R[0, j]).
 
-    The mean runs over the T - 1 tasks that have a predecessor (the authors' published code divides by T).
+    Lopez-Paz & Ranzato 2017. The mean runs over the T - 1 tasks that have a predecessor; the authors' published code
+    divides by T.
     """
     matrix = _matrix(accuracy)
     just_before = np.diagonal(matrix, axis1=-2, axis2=-1)[..., 1:]

@@ -63,7 +63,7 @@ class Metric:
     kind: the metric's input.
 
         - `continual`: the accuracy matrix
-        - `online`: the online accuracy of each task: the mean accuracy on its batches, each before the update
+        - `online`: each task's online accuracy, which is the mean accuracy on its batches, each before the update
         - `features`: the features (N, d)
         - `similarity`: the features with labels
         - `logits`: the logits (N, C) with targets

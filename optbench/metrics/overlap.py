@@ -21,7 +21,7 @@ from optbench.metrics import similarity
 from optbench.metrics.landscape import NotedValue
 
 DIRECTIONS = 16
-"""The dimension k of the subspaces: a quarter of a width of 64."""
+"""The dimension k of the subspaces, chosen as a quarter of a width of 64."""
 
 
 @dataclass(frozen=True)

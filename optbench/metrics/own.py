@@ -51,7 +51,7 @@ def metric(
             function has a second parameter without a default. The function's other parameters are settings.
 
             - `features`: the input of the last linear layer on test data (N, d)
-            - `logits`: (N, C)
+            - `logits`: the logits on test data (N, C)
             - `weights`: a mapping from layer names to weight tensors with two or more axes. The function is called once
               for each layer, and once for all layers together, which gives the trial's value.
             - `accuracy`: the accuracy matrix (T+1, T) as a NumPy array, row 0 before training

@@ -84,7 +84,8 @@ def plasticity_slope(accuracy: ArrayLike) -> Array:
 def against_fresh(accuracy: ArrayLike, fresh: ArrayLike) -> Array:
     """Return the mean of the last w tasks minus that of fresh networks on the same tasks; higher is better.
 
-    fresh: (..., T), broadcastable. The result is negative if earlier learning hinders, and positive if it helps.
+    fresh: (..., T), the online accuracy of fresh networks, broadcast against `accuracy`. The result is negative if
+    earlier learning hinders, and positive if it helps.
 
     Raises:
         ValueError: `accuracy` and `fresh` differ in T or do not broadcast.

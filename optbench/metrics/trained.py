@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Model(Reading):
-    """The trained network in eval mode, with its test inputs and the targets of one task."""
+    """The trained network in eval mode, with the test inputs and targets of one task."""
 
     kinds = frozenset({"model"})
 

@@ -54,7 +54,9 @@ def note(points: Sequence[Geometry], *, of: str) -> str | None:
     if not defined:
         return "undefined for every measured update"
     return (
-        None if defined == POINTS else f"mean of {defined} updates, not {POINTS}: training was short or stopped early"
+        None
+        if defined == POINTS
+        else f"mean of {defined} updates, not {POINTS}: training was short or stopped early, or an update is undefined"
     )
 
 

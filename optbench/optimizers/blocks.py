@@ -105,7 +105,7 @@ def block_side(length: int, size: int | None, longest: int) -> int:
 
 
 def _spans(length: int, size: int | None, longest: int) -> Iterator[tuple[int, int, int]]:
-    """Yield, for each length of blocks along a side, the start of the first such block, the length and their number."""
+    """Yield, for each length of blocks along a side, the first block's start, the length, and the number of blocks."""
     block = block_side(length, size, longest)
     count, rest = divmod(length, block) if block else (1, 0)
     yield 0, block, count

@@ -83,9 +83,9 @@ def begin(
         side: prefix of the tensors' names.
         rows: the first X, (M, n, k), which determines shape, device and dtype.
         start: (M,), the initial multiple of the identity.
-        diagonal: keep only the diagonal.
+        diagonal: whether to keep only the diagonal.
         single: for each member, whether its growth can be in float32.
-        by_need: also write the tensors that `outgrown` needs; on a CPU only.
+        by_need: whether to also write the tensors that `outgrown` needs; on a CPU only.
     """
     members, size, device, dtype = len(rows), rows.shape[1], rows.device, widest(rows.device)
     shape = (members, size) if diagonal else (members, size, size)

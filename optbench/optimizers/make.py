@@ -347,7 +347,7 @@ class Together(torch.optim.Optimizer):
         self.parts = list(parts)
 
     def step(self, closure: Any = None) -> Any:
-        """Evaluate `closure` once, then take one step with every part; return its loss, or None without a closure."""
+        """Evaluate `closure` once and take one step with every part; return the closure's loss, or None without one."""
         loss = evaluated(closure)
         for part in self.parts:
             part.step()

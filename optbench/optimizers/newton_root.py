@@ -25,15 +25,16 @@ def newton_inverse_root(matrices: Tensor, order: int, epsilon: Tensor, iteration
 
     The iteration of Guo & Higham 2006 and Iannazzo 2006 is
 
-        X ← X T,   R ← T^p R,   T = ((p + 1) I − R) / p,   from R = z A, X = z^(1/p) I
+        X ← X T,   R ← T^p R,   T = ((p + 1) I − R) / p,   starting from R = z A, X = z^(1/p) I
 
-    R converges to the identity and X to the root. No control flow depends on data, so there is no synchronisation.
+    with a z > 0 for which R converges to the identity and X to the root. No control flow depends on data, so there is
+    no synchronisation.
 
     Args:
         matrices: A, shape (M, n, n), symmetric positive semidefinite; in float64 if ε is small.
         order: p, at least 1.
-        epsilon: ε > 0, shape (M,): added to every eigenvalue, relative to the largest, which is overestimated by up to
-            a few percent (see `SQUARINGS`).
+        epsilon: ε > 0, shape (M,): the fraction of the largest eigenvalue that is added to every eigenvalue. The
+            largest is overestimated by up to a few percent (see `SQUARINGS`).
         iterations: the number of iterations; see `iterations_for`.
 
     Returns:

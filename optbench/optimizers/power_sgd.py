@@ -78,7 +78,7 @@ class PowerSgd(torch.optim.Optimizer):
         return "step"
 
     def advance(self) -> None:
-        """Do nothing: there is no clock."""
+        """Do nothing: there is no refresh clock."""
 
     def begin_task(self) -> None:
         """Do nothing: there is no state that depends on the task."""

@@ -32,6 +32,6 @@ class Region:
 
 
 STATISTICS = Region("statistics")
-"""Accumulating products of gradients or, in K-FAC, of layer signals."""
+"""The accumulation of products of gradients or, in K-FAC, of layer signals."""
 ROOTS = Region("roots")
-"""Computing roots, inverses or bases of the statistics, and checking whether the computation is due."""
+"""The computation of roots, inverses or bases of the statistics, and the check of whether it is due."""

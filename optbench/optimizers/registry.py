@@ -54,8 +54,8 @@ def user_targets(target: str, hyperparameters: Mapping[str, Any]) -> frozenset[s
 def check_settings(target: str, hyperparameters: Mapping[str, Any]) -> None:
     """Check the names and values of an optimizer's hyper-parameters.
 
-    For a plug-in, only declarations, values of the form `{given: ...}` and non-finite numbers are checked; the rest is
-    checked after the plug-in is loaded (`load.check_arguments`).
+    For a plug-in, only declarations, values of the form `{given: ...}` and the finiteness of numbers are checked. All
+    other checks follow after the plug-in is loaded (`load.check_arguments`).
 
     Raises:
         OptimizerError: the optimizer or a hyper-parameter is unknown, a value is invalid, or a wrapper does not support

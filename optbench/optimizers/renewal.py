@@ -30,7 +30,7 @@ class ShrinkAndPerturb(Wrapper):
     calling `reset_parameters()` on each module.
 
     Args:
-        model: the network, whose modules with parameters have `reset_parameters()`, as PyTorch's layers do.
+        model: the network; each module with parameters must have `reset_parameters()`, as PyTorch's layers do.
         base: the optimizer that takes the steps, e.g. `{"target": "sgd", "lr": 0.1}`.
         shrink: α, from 0 to 1. perturb: β.
         generator: seeds the draws of u; None: the global generator.

@@ -23,7 +23,7 @@ class Sam(Wrapper):
         params: parameters, or groups of them.
         base: the optimizer that takes the steps, e.g. `{"target": "adamw", "lr": 1e-3}`; the target is a name or
             `module:Class`.
-        rho: the radius, in units of the weights.
+        rho: ρ, the radius of the perturbation, in units of the weights.
         adaptive: whether the radius is relative to each weight.
         steps: number of steps with SAM, counted over all tasks; later steps are those of the base alone. None: all.
 

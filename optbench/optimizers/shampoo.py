@@ -116,7 +116,8 @@ class Shampoo(Optimizer):
         small_side: the length up to which roots of sides are refreshed at every step. The default is 0 with `"auto"` on
             a CPU. Otherwise, it is 128 or, if longer, the longest layer output (the rows of a matrix, the length of a
             vector) that does not exceed `max_side`.
-        max_side: longer sides keep only the diagonal of their factor, because n² numbers would not fit into memory.
+        max_side: the longest side with a full factor. Longer sides keep only the diagonal, because n² numbers would not
+            fit into memory.
         block_size: ≥ 1, the maximum side of a block; None: parameters are not split.
         structure: `"kronecker"` or `"diagonal-factor"`.
         momentum_form: `"heavy-ball"` or `"average"`.

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from optbench.errors import hint
 
 Lane = Literal["elementwise", "batched", "per-member", "its base's"]
-"""`its base's`: for a wrapper that adds to the loss or acts between tasks, while its base takes the steps."""
+"""`its base's` is the lane of a wrapper that adds to the loss or acts between tasks, while its base takes the steps."""
 Origin = Literal["torch", "pytorch-optimizer", "optbench", "yours"]
 Need = Literal[
     "closure",
@@ -158,7 +158,7 @@ class OptimizerSpec:
     `fallback` with separate settings."""
     fallback: str = "adamw"
     interval: str = ""
-    """The hyper-parameter for the number of steps between refreshes of roots, inverses or bases; empty if there is none."""
+    """The hyper-parameter for the steps between refreshes of roots, inverses or bases; empty if there is none."""
     at_the_ends: Mapping[str, Any] = field(default_factory=dict)
     """Settings that differ for a network's ends (`optimizers.ends`), which form a separate parameter group."""
     step_cost: float = 1.0
