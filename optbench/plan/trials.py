@@ -89,7 +89,7 @@ class Trial:
 
     @property
     def is_control(self) -> bool:
-        """True for a control, which shows the effect of a different data order and is not counted as a seed."""
+        """True for a control, which shows the effect of a different data order. An arm's seeds exclude its controls."""
         return self.stage == CONTROL
 
 
