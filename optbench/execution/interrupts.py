@@ -24,9 +24,9 @@ class Interrupts:
     """
 
     def __init__(self, further: Callable[[], object]) -> None:
-        """further: called on later interrupts, except echoes.
+        """further: a function that is called on later interrupts, except echoes.
 
-        It must not raise an exception, because the first interrupt is still pending.
+        The function must not raise an exception, because the first interrupt is still pending.
         """
         self._further = further
         self._requested = self._held = False

@@ -151,6 +151,6 @@ class Sizes:
 
 
 def _kinds(trial: Trial) -> tuple[tuple[str, ...], ...]:
-    """Return the groups in which a trial is timed, as keys: same model and optimizer, same model, all trials."""
+    """Return the keys under which a trial's time is recorded: for model and optimizer, model, and all trials."""
     model = (trial.experiment, trial.model)
     return (*model, trial.target), model, ()

@@ -154,7 +154,7 @@ class SimilarityRow:
     class_b: int
     """The second class."""
     cosine: float | None
-    """Cosine between the mean features of the two classes, which are not centred."""
+    """Cosine between the mean features of the two classes. The features are not centred."""
 
 
 @dataclass(frozen=True)
