@@ -107,7 +107,7 @@ def accuracy_barrier(accuracies: Tensor) -> Tensor:
 
 def barrier_note(values: Tensor) -> str | None:
     """Return why a barrier over the values (K,) on one line is NaN; None if the barrier is defined."""
-    assert values.ndim == 1, "a note is about one line"
+    assert values.ndim == 1, "expected the values on one line"
     missing = int((~values.isfinite()).sum())
     return f"not finite at {missing} of {count(len(values), 'point')}" if missing else None
 
@@ -127,7 +127,7 @@ def relative_distance_from_init(weights: Tensor, start: Tensor) -> Tensor:
 
 def displacement_note(weights: Tensor, start: Tensor) -> str | None:
     """Return why some distance from the initial weights (P,) is NaN, else None."""
-    assert weights.ndim == start.ndim == 1, "a note is about one network"
+    assert weights.ndim == start.ndim == 1, "expected the weights of one network"
     if weights.numel() == 0:
         return "no weights"
     if not weights.isfinite().all():

@@ -75,7 +75,7 @@ def majority_share(counts: ArrayLike) -> float:
 ABOVE_TARGET = "ended above the target training loss"
 """Text in the note of a trial with tasks that ended with a loss above `early_stopping.target`."""
 GUESSED = "no better than guessing right after training"
-EXPLODED = f"training loss above {EXPLOSION} times its start"
+EXPLODED = f"training loss above {EXPLOSION} times its initial value"
 
 
 @dataclass(frozen=True)

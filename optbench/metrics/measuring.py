@@ -95,7 +95,7 @@ class Reading:
         """Compute a metric from this reading."""
         arguments = [getattr(self, name) for name in metric.reads]
         if metric.is_users:
-            assert ask is not None, "users' metrics are called by the engine"
+            assert ask is not None, "expected `ask`, which calls users' metrics"
             return measurement(metric, layer, *ask(metric, arguments))
         key = (metric.subject, metric.computed_by, *metric.arguments.items())
         found = self._once(key, lambda: metric.function()(*arguments))

@@ -25,8 +25,8 @@ from torch import Tensor
 # Relative error by which cumulative sums of rounded singular values miss an exact tie with the threshold.
 _TIE = 1e-12
 _BLOCK = 1000
-"""Number of examples per decomposed block. For 10,000 × 100 features, blocks reduce the time to three fifths, and the
-memory to that of a single block."""
+"""Minimum number of examples per decomposed block. For 10,000 × 100 features, blocks reduce the time to three fifths,
+and the memory to that of a single block."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +101,7 @@ class Spectrum:
 
 
 def spectrum(features: Tensor) -> Spectrum:
-    """Compute the spectrum of features (..., N, d) by one QR decomposition.
+    """Compute the spectrum of features (..., N, d) by QR decomposition.
 
     Raises:
         ValueError: features have fewer than two axes.
@@ -287,7 +287,7 @@ def note(features: Tensor | Spectrum, *, centred: bool, correlation: bool = Fals
     """
     known = _spectrum(features)
     examples, width = known.examples, known.width
-    assert known.finite.ndim == 0, "a note is about one matrix"
+    assert known.finite.ndim == 0, "expected one matrix without leading axes"
     if examples == 0 or width == 0:
         return f"no features: N = {examples}, d = {width}"
     if not known.finite:
@@ -341,7 +341,7 @@ def weight_stable_rank(weights: Tensor | SingularValues) -> Tensor:
 def weight_note(weights: Tensor | SingularValues) -> str | None:
     """Return why a rank of one weight matrix (m, n) is NaN or 0, else None."""
     sigma = _singular_values(weights).sigma
-    assert sigma.ndim == 1, "a note is about one matrix"
+    assert sigma.ndim == 1, "expected one matrix without leading axes"
     if not len(sigma):
         return "no weights"
     if sigma[0].isnan():

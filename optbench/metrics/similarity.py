@@ -205,7 +205,7 @@ def prediction_disagreement(a: Tensor, b: Tensor) -> Tensor:
 def note(features: Tensor | ClassSums, labels: Tensor | None = None) -> str | None:
     """Return why metrics of classes are NaN for one N×d matrix, or how much of it is left out, else None."""
     known = _class_sums(features, labels, None)
-    assert known.counts.ndim == 1, "a note is about one matrix"
+    assert known.counts.ndim == 1, "expected one matrix without leading axes"
     if not known.scale.isfinite().all():
         return "the features are not finite"
     present = int((known.counts > 0).sum())

@@ -159,7 +159,7 @@ def dead_share(features: Tensor | Activity) -> Tensor:
 
 def note(weights: Tensor) -> str | None:
     """Return why some metric of one weight vector (n,) is NaN, else None."""
-    assert weights.ndim == 1, "a note is about one vector"
+    assert weights.ndim == 1, "expected one vector without leading axes"
     if weights.numel() == 0:
         return "no weights"
     if not weights.isfinite().all():
@@ -176,7 +176,7 @@ def note(weights: Tensor) -> str | None:
 def activation_note(features: Tensor | Activity) -> str | None:
     """Return why some metric of one N×d matrix of activations is NaN, else None."""
     known = _activity(features)
-    assert known.means.ndim == 1, "a note is about one matrix"
+    assert known.means.ndim == 1, "expected one matrix without leading axes"
     width = len(known.means)
     if known.examples == 0 or width == 0:
         return f"no features: N = {known.examples}, d = {width}"

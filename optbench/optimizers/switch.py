@@ -87,7 +87,7 @@ class Switch(torch.optim.Optimizer):
         return rate_groups(self._active, stepping=stepping)
 
     def _hand_over(self) -> None:
-        """Continue with `then` from the state of `first`, if the switch is due and the state is to be kept.
+        """Continue with `then` from the state of `first`, if the switch is due and `state` is `keep`.
 
         The settings of `then` are copied to the instance of `first`. Copying the state of `first` to `then` would not
         suffice: `state_dict()` may omit part of an optimizer's state, and `load_state_dict()` casts the state to the
@@ -100,7 +100,7 @@ class Switch(torch.optim.Optimizer):
             self.state = getattr(self._active, "state", self.state)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states of both optimizers, the step count, and whether the state is yet to be handed over."""
+        """Return the states of both optimizers, the step count, and whether the state has yet to be handed over."""
         clock = {"taken": self.taken, "pending": self._pending}
         return {"first": self.first.state_dict(), "then": self.then.state_dict(), **clock}
 

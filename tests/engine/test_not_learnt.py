@@ -96,7 +96,7 @@ def test_ranges_of_tasks_are_printed_in_words() -> None:
     assert [task_list(tasks) for tasks in ((2,), (1, 3, 4, 5), (1, 2))] == ["task 2", "tasks 1, 3-5", "tasks 1-2"]
     assert NotLearnt((1,), (2, 3)).notes == [
         "no better than guessing right after training (task 1)",
-        "training loss above 10 times its start (tasks 2-3)",
+        "training loss above 10 times its initial value (tasks 2-3)",
     ]
     assert not NotLearnt()
 
@@ -130,7 +130,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, _train_here: None) -> Path
 
 
 GUESSED = "no better than guessing right after training (tasks 1-2)"
-EXPLODED = "training loss above 10 times its start (task 1)"
+EXPLODED = "training loss above 10 times its initial value (task 1)"
 
 
 def test_a_network_that_learnt_nothing_has_status_ok_and_a_note(trained: Path) -> None:
@@ -258,7 +258,8 @@ def test_claims_supported_by_networks_that_learnt_nothing_are_marked(
     assert f"supported (2 of 2) {mark}" in shown
     assert (
         f"{mark} claim 1, small, adam lr=0.1: 8 of 8 trials: {GUESSED}; "
-        "8 of 8 trials: training loss above 10 times its start (task 2). What was not learnt cannot be forgotten."
+        "8 of 8 trials: training loss above 10 times its initial value (task 2). "
+        "What was not learnt cannot be forgotten."
     ) in shown
     assert shown.count("claim 1, small, adam lr=0.001") == 0
     assert "claim 2, small" not in shown
