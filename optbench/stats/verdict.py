@@ -64,8 +64,8 @@ class Judgement:
 
     holm_p: p corrected over the family; None if there is no valid p.
     reason: why there is no stronger verdict; empty if the verdict needs no explanation.
-    detectable: for the verdict `no evidence`, the smallest effect that these pairs could have shown to be significant at
-    Holm's first step, in the metric's unit; None if they could not have shown any.
+    detectable: for the verdict `no evidence`, the smallest effect that these pairs could have shown to be significant
+    at Holm's first step, in the metric's unit; None if they could not have shown any.
     seeds_needed: the smallest number of pairs that can show a difference in this family; None if more pairs are not
     needed or would not help.
     """
