@@ -266,7 +266,7 @@ BROKEN: dict[str, tuple[str, str, str]] = {
     "another shape": (
         " @ turn + 0.01 * torch.randn(len(plain.targets), 2)",
         "[:, :1]",
-        "expected examples like those of the dataset",
+        "expected examples in the dataset's form",
     ),
     "too few": (
         "        plain = self.data[part]",

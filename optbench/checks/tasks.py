@@ -81,7 +81,7 @@ def _examples(subject: _Subject) -> Found:
     sizes = [[len(examples) for (*_, part), examples in found.items() if part == wanted] for wanted in PARTS]
     ranges = [f"{min(s)}" if min(s) == max(s) else f"{min(s)} to {max(s)}" for s in sizes]
     counts = ", ".join(f"{numbers} {part}" for numbers, part in zip(ranges, PARTS, strict=True))
-    return "passed", f"every task has {counts} examples like those of the dataset"
+    return "passed", f"every task has {counts} examples, in the dataset's form"
 
 
 def _reproducible(subject: _Subject) -> Found:

@@ -32,7 +32,7 @@ from optbench.suite.schema import Sampler
 
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 SOURCE = "source.yaml"
-"""File name of the suite's copy in the run directory, which a resumed tuning run reads."""
+"""File name of the suite's copy in the run directory; a resumed tuning run reads this copy."""
 TUNED = "tuned.yaml"
 
 

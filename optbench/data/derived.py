@@ -47,7 +47,7 @@ def classes(*, of: DatasetSettings, keep: Annotated[tuple[Label, ...], Field(min
 
 
 def imbalanced(*, of: DatasetSettings, ratio: Annotated[float, Field(ge=1)] = 100.0, seed: Seed = 0) -> Dataset:
-    """Another dataset with a decreasing number of training examples per class, `ratio` : 1 from first to last
+    """Another dataset with a decreasing number of training examples per class (first to last: `ratio` : 1)
 
     Class c of C keeps n · ratio^(-c / (C-1)) training examples, drawn at random, where n is the size of the smallest
     class. The sizes form a geometric sequence (Cui et al. 2019, arXiv:1901.05555). The test half is unchanged.
@@ -93,9 +93,9 @@ def spurious_patch(
 
     Each class has a position at the upper or lower edge (or in a grid, if there are too many classes for two edges).
     With probability `probability`, the patch of a training image is at the position of the image's own class, otherwise
-    at that of another class. In the test half it is at the position of another class (`moved`), or of a class drawn
-    independently of the label (`independent`). `Split.cues` holds the class indicated by the patch, for the metric
-    `cue_following`.
+    at the position of another class. In the test half, it is at the position of another class (`moved`), or of a class
+    drawn independently of the label (`independent`). `Split.cues` holds the class indicated by the patch, for the
+    metric `cue_following`.
     """
     base, stream = _labelled("spurious-patch", of), generator(seed, None, "spurious-patch")
     _check_images("spurious-patch", base)

@@ -25,7 +25,7 @@ def load(
     To avoid downloading a dataset several times, load it in one process before others use it.
 
     Args:
-        kind: a registered name, or the dataset of a suite.
+        kind: a registered name, or the dataset settings of a suite.
         data_dir: the folder of the published files, by default `data_folder()`; embedded datasets do not need it.
         download: whether to fetch missing files into that folder; if False, the network is never accessed.
         notify: called with a line of text before files are downloaded or unpacked.

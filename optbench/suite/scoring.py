@@ -50,7 +50,7 @@ def scored_tasks(score: Rule | None, tasks: int, after_task: int) -> tuple[int, 
 
     `current`: the task just learnt and the next one, whose loss before its first step shows whether training diverged.
     `{every: k}`: also the tasks k, 2k, ..., learnt or not, if `after_task` is a multiple of k, such as 0; `{every: 1}`
-    is `all`.
+    is equivalent to `all`.
     """
     rule = resolved(score, tasks)
     if rule == "all":

@@ -117,14 +117,14 @@ def split_dataset(dataset: Dataset, protocol: Protocol, suite_seed: int, device:
     """Split a dataset according to the protocol and move the parts to the device.
 
     The random choice depends only on the suite seed, so that all trials of a suite use the same parts.
-    A smaller `train_examples` or `test_examples` selects a subset of what a larger one selects, and neither affects
-    the validation examples. Within a part the examples keep their published order.
+    A smaller `train_examples` or `test_examples` selects a subset of the examples that a larger value selects, and
+    neither setting affects the validation examples. Within a part, the examples keep their published order.
 
     The parts of a text dataset are consecutive windows of each domain's sections. Held-out parts contain at most the
     first `validation_examples` and `test_examples` windows of each domain.
 
     Raises:
-        UsageError: the protocol requests more examples than exist, or leaves none for training.
+        UsageError: as in `check_dataset`.
     """
     check_dataset(protocol, dataset)
     if dataset.texts is not None:

@@ -14,6 +14,7 @@ A kind is a class `(data: Parts, seed: int, **settings)` with
     mirrored(trial_seed, task): the training inputs made from mirror images, for `protocol.augment`, or None if
         mirroring the result of examples() gives the same inputs. By default, None.
     train_sizes(trial_seeds): yields (trial seed, task, number of training examples), once for each distinct number.
+        By default, only for the first seed and task.
 
     Random draws use streams of `seed` (the suite's), the trial seed and a purpose, as in `optbench.streams`.
 """
@@ -196,7 +197,7 @@ def _checked(found: Any, parts: Parts, where: str) -> Examples:
     if (fault := fault_of(split, parts.classes, parts.spec.vocabulary)) is not None:
         raise KindError(f"{where}{fault}")
     if (form := form_of(split)) != (expected := form_of(plain)):
-        raise KindError(f"{where}: expected examples like those of the dataset, {expected}, got {form}")
+        raise KindError(f"{where}: expected examples in the dataset's form, {expected}, got {form}")
     device = plain.inputs.device
     cues = None if split.cues is None else split.cues.to(device)
     return Examples(split.inputs.to(device).contiguous(), split.targets.to(device).contiguous(), cues=cues)
