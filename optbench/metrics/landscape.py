@@ -57,7 +57,7 @@ class TopEigenvalue:
 
 @dataclass(frozen=True)
 class Trace:
-    """The estimated trace of a Hessian: the mean over the probes and its standard error; `note` says why it is NaN."""
+    """The estimated trace of a Hessian, with its standard error; `note` gives the reason if the trace is NaN."""
 
     value: float
     error: float

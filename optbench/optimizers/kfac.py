@@ -31,7 +31,7 @@ class LayerSignals:
     predictions: int
 
     def average_into(self, a: Tensor, g: Tensor, kept: float) -> None:
-        """Update A ← kept A + (1 − kept) Σ x xᵀ / N, and G likewise with Σ g gᵀ / R; sums are over all rows.
+        """Update A ← kept A + (1 − kept) Σ x xᵀ / N and G ← kept G + (1 − kept) Σ g gᵀ / R, summing over all rows.
 
         a: A, (a, a). g: G, (o, o). Both are lower panels on a CPU.
         """

@@ -45,7 +45,7 @@ class Shampoo(Optimizer):
         L ← β₂ L + w G Gᵀ,   R ← β₂ R + w Gᵀ G,   both starting at ε₀ I
         M ← β₁ M + G   (heavy ball)   or   β₁ M + (1 − β₁) G, divided by 1 − β₁ᵗ   (average)
         U = L̂^(−1/4) M R̂^(−1/4),   with L̂ = L / (1 − β₂ᵗ) if β₂ < 1, else L; R̂ likewise
-        U ← U ‖A‖ / ‖U‖   if grafted, with A Adam's step and norms over the complete parameter
+        U ← U ‖A‖ / ‖U‖   if grafted, where A is Adam's step and norms are over the complete parameter
         W ← (1 − η λ) W − η U
 
     - Parameters with one dimension use the full-matrix form L̂^(−1/2) M; a scalar counts as a vector with one element.
@@ -70,7 +70,7 @@ class Shampoo(Optimizer):
       the next one, it is scaled by up to ε^(−1/4) more than the strongest direction for each stale side of a matrix,
       and by up to ε^(−1/2) more in a vector, whose only root has the exponent −1/2. Network inputs change little from
       step to step, unlike hidden layers. By default, therefore, only roots of matrix sides longer than every layer's
-      output become stale. A warning is issued for a `small_side` with which other roots become stale. Call
+      output become stale. A warning is issued if `small_side` lets other roots become stale. Call
       `begin_task()` before the first step on new data.
     - A root that cannot be computed, because its factor is not finite or `eigh` does not converge, keeps its previous
       value (initially zero). These cases are counted (see `fallbacks`).
