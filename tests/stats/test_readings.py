@@ -106,7 +106,7 @@ def test_readings_without_enough_values_are_undefined_with_a_reason(tmp_path: Pa
     [undefined] = [reading for reading in part.readings if reading.says is Says.UNDEFINED]
     assert undefined.cell.name == "stable_rank"
     assert undefined.result.undefined == 3
-    assert undefined.reason.startswith("5 pairs of 8 can be used")
+    assert undefined.reason.startswith("5 of 8 pairs can be used")
     assert undefined.relative is None
     assert all(not reading.reason for reading in part.readings if reading is not undefined)
 
