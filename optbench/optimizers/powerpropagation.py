@@ -46,7 +46,7 @@ class Powerpropagation(torch.optim.Optimizer):
         super().__init__(params, {"alpha": alpha})
         self._alpha = alpha
         self._rooted: float | None = None
-        """The α with which the stored φ were last used; None before the first step."""
+        """The α for which the stored φ were computed; None before the first step."""
         parameters = [p for group in self.param_groups for p in group["params"]]
         self._weights = [p for p in parameters if p.ndim >= 2]
         roots = {p: torch.nn.Parameter(torch.empty_like(p)) for p in self._weights}
@@ -90,7 +90,7 @@ class Powerpropagation(torch.optim.Optimizer):
         return power(root.abs(), float(self._alpha - 1))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the base's state, the stored values of every weight, and the α with which they were last used."""
+        """Return the base's state, the stored values of every weight, and the α for which they were computed."""
         own = [{name: value.detach() for name, value in self.state[p].items()} for p in self._weights]
         return {"base": self.base.state_dict(), "weights": own, "rooted": self._rooted}
 
