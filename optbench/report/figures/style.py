@@ -124,7 +124,7 @@ def labels(axes: Axes, x: str, y: str) -> None:
 
 
 def name_ticks(axes: Axes, which: Which, names: Sequence[str], every: int = 1) -> None:
-    """Label the positions 0, 1, 2, ... of an axis with names, or only every `every`-th position."""
+    """Write names at the positions 0, 1, 2, ... of an axis, or at only every `every`-th position."""
     from matplotlib.ticker import FixedFormatter, FixedLocator
 
     axis = _axis(axes, which)
