@@ -97,7 +97,7 @@ TORCH: tuple[OptimizerSpec, ...] = (
     _stacked(
         name="adadelta",
         target="torch.optim:Adadelta",
-        summary="divides gradients by their root mean square and multiplies them by the root mean square of earlier steps",
+        summary="divides gradients by their root mean square and multiplies them by the root mean square of past steps",
         reference="Zeiler 2012, arXiv:1212.5701",
         state="2",
         hyperparameters={
