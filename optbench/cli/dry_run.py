@@ -1,6 +1,6 @@
 """`optbench run --dry-run`: show the plan.
 
-Torch is imported only to try users' optimizers and models, deep models, and metrics at chosen layers.
+Torch is imported only for users' optimizers and models, deep models, and metrics at chosen layers, which are tried.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from optbench.tasks.examples import check_augment, check_dataset, check_sizes, c
 
 MANY_VARIANTS = 4
 WIDEST_NAME = 16
-"""Characters of a name to keep on one line; three names of this length leave space for the rest in 80 columns."""
+"""Number of a name's characters that stay on one line; in 80 columns, three such names leave space for the rest."""
 
 LOCK_STEP = {
     "cpu": "trained with torch.func for all members if a test shows that this is faster and gives the same bits",

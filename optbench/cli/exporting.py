@@ -18,7 +18,7 @@ from optbench.store import find_run, read_run
 def export_run(run: str, tracker: str, folder: Path, runs_dir: Path) -> int:
     """Write a run's finished trials and its report as files for a tracker, and print how to view the files.
 
-    Returns the exit code.
+    Return the exit code.
 
     Raises:
         UsageError: there is no such tracker, it is not installed, or the folder is not empty.

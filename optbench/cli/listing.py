@@ -90,7 +90,7 @@ def _datasets(_: Path) -> RenderableType:
 
 
 def _settings(what: str, registry: Registry, kinds: Collection[str] | None = None) -> Table:
-    """Return a table of the kinds of a registry (all if `kinds` is None), with their settings and defaults."""
+    """Return a table of `kinds` in a registry (None: all of its kinds), with their settings and defaults."""
     table = _table(f"{what} kind", "description", "settings (default)")
     for kind in registry.names if kinds is None else kinds:
         summary = (registry.load(kind).__doc__ or "").partition("\n\n")[0]

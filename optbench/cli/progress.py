@@ -44,7 +44,7 @@ class TrialGroup:
 
 
 class Tracker:
-    """Tracks the progress of a plan, in total and by group, and estimates the remaining time."""
+    """The progress of a plan, in total and by group, and an estimate of the remaining time."""
 
     def __init__(self, plan: Plan, clock: Callable[[], float]) -> None:
         self._clock = clock

@@ -116,7 +116,7 @@ class _Row:
         return at
 
     def touching(self, at: Ints, width: int) -> Flags:
-        """Return a mask (L,) of pairs within words that overlap the `width` tokens starting at any position in `at`."""
+        """Return a mask (L,) of pairs in one word that overlap the `width` tokens from a position in `at` on."""
         found = np.zeros(len(self.tokens), np.bool_)
         for offset in range(-1, width):
             found[(at + offset)[at + offset >= 0]] = True

@@ -169,7 +169,7 @@ def _places(classes: int, height: int, width: int, size: int) -> Tensor:
 
 
 def _middle(column: Tensor, columns: int, width: int, size: int) -> Tensor:
-    """Return where a patch starts if it is centred in one of `columns` columns of equal width."""
+    """Return the first pixel of a patch that is centred in one of `columns` equal parts of the width."""
     return ((2 * column + 1) * width - columns * size) // (2 * columns)
 
 

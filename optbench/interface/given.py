@@ -22,7 +22,7 @@ GivenSuite: TypeAlias = str | Path | Mapping[str, Any] | Suite
 GivenOptimizers: TypeAlias = Sequence[str] | Mapping[str, Any]
 
 _ARGUMENTS = {"experiment": "experiments", "optimizer": "optimizers", "model": "models", "force": "force=True"}
-"""The Python argument for each command-line option that has another name in Python."""
+"""The Python argument for each command-line option that is written differently in Python."""
 
 
 @contextlib.contextmanager

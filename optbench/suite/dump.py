@@ -59,7 +59,7 @@ def dump_suite(suite: Suite) -> str:
 def dump(value: Mapping[str, Any], *, short: bool = True) -> str:
     """Write plain values as YAML that has the same meaning in versions 1.1 and 1.2.
 
-    short: put the innermost mappings on one line.
+    short: whether to put each innermost mapping on one line.
     """
     inside = any(isinstance(item, dict | list) for item in value.values())
     return yaml.dump(

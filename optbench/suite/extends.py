@@ -216,7 +216,7 @@ class _Merger:
 def _difference(
     raw: Mapping[str, Any], base: Mapping[str, Any], meant: Mapping[str, Any], every: Mapping[str, Any], path: KeyPath
 ) -> dict[str, Any]:
-    """Return the keys, with values, that change `base` into `meant`.
+    """Return the mapping that gives `meant` when it is merged over `base`.
 
     raw: the base as written; only keys in it can be removed. every: `meant` with its defaults.
     """

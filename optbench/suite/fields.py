@@ -36,7 +36,7 @@ OffByFalse = BeforeValidator(lambda value: None if value is False else value)
 
 
 def without_nulls(value: Any, *keys: str) -> Any:
-    """Return a mapping without those `keys` that are null, so that null removes a value of the extended suite."""
+    """Remove those of `keys` that are null from a mapping, so that null in a suite removes a value of its base."""
     if not isinstance(value, dict):
         return value
     return {key: given for key, given in value.items() if given is not None or key not in keys}
@@ -50,7 +50,7 @@ def listed_once(what: str, items: list[Any]) -> list[Any]:
 
 
 def once(what: str) -> AfterValidator:
-    """Return a validator that rejects lists with duplicates. what: an item in words, for the message."""
+    """Return a validator that rejects lists with duplicates. what: a noun for an item, for the message."""
     return AfterValidator(functools.partial(listed_once, what))
 
 

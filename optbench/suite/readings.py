@@ -17,7 +17,7 @@ from optbench.metrics.own import METRIC_KINDS, MetricSettings
 from optbench.suite.fields import HyperparameterName, Settings, distinct_metrics, once
 
 Data = Literal["pooled", "last"]
-"""`pooled`: one value per trial, on the test data of all tasks together; `last`: on the test data of the last task."""
+"""The data of a reading. `pooled`: the test data of all tasks together; `last`: the test data of the last task."""
 Layer = dict[HyperparameterName, PlainValue]
 MAX_READINGS = 1000
 
@@ -142,7 +142,7 @@ def in_layer(entry: MetricSettings, layer: Mapping[str, Any], place: tuple[str |
 
 
 def layer_name(layer: Mapping[str, Any]) -> str:
-    """Return the name of a layer, e.g. `layer 1, activation before`; empty for no settings."""
+    """Return the name of a layer, e.g. `layer 1, activation before`; empty if it has no settings."""
     return ", ".join(f"{key} {value_name(value)}" for key, value in layer.items())
 
 

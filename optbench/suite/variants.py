@@ -108,9 +108,9 @@ def with_values(hyperparameters: Mapping[str, Any], values: Mapping[KeyPath, Any
 
 
 def leaves(settings: Mapping[str, Any]) -> dict[KeyPath, Any]:
-    """Return the values in a mapping of hyper-parameters by path: `("base", "lr")` is the inner learning rate.
+    """Return the values in a mapping of hyper-parameters, by path.
 
-    A nested mapping holds the settings of an inner optimizer.
+    A nested mapping holds the settings of an inner optimizer: the path of its learning rate is `("base", "lr")`.
     """
     found: dict[KeyPath, Any] = {}
     for key, value in settings.items():
