@@ -1,7 +1,7 @@
 """The entry point: messages and exit codes of all commands.
 
-Exit codes: 0 done; 1 a gate or check failed; 2 an invalid option, suite, device or dataset; 3 some trials failed; 4 nothing
-was measured; 130 interrupted; 70 (EX_SOFTWARE in sysexits.h) an internal error of optbench.
+Exit codes: 0 done; 1 a gate or check failed; 2 an invalid option, suite, device or dataset; 3 some trials failed; 4
+nothing was measured; 130 interrupted; 70 (EX_SOFTWARE in sysexits.h) an internal error of optbench.
 """
 
 from __future__ import annotations
