@@ -219,7 +219,7 @@ def _asked(arm: Arm) -> Iterator[str]:
 
 
 def _undefined(measures: Sequence[Measure], found: Sequence[Arm]) -> dict[str, tuple[Measure, ...]]:
-    """Return the columns that are undefined in every trial, all for the same reason, by reason."""
+    """Return the columns that are undefined in every `ok` trial for a single reason, grouped by that reason."""
     trials = [(arm, trial.id) for arm in found for seed, trial in arm.trials.items() if arm.status(seed) == "ok"]
     groups: dict[str, list[Measure]] = {}
     for measure in measures:

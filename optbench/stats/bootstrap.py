@@ -3,7 +3,7 @@
 Legend: `n` seeds, `B` resamples.
 
 The intervals are too narrow if there are few seeds: the coverage of a nominal 95% interval is about 84% with 5 seeds
-and 92% with 10. They only indicate uncertainty; no verdict is based on them.
+and 92% with 10. The intervals only indicate uncertainty; no verdict is based on them.
 """
 
 from __future__ import annotations
