@@ -2,8 +2,8 @@
 
     target -> the suite with this optimizer alone -> run NAME-tune -> the suite with its learning rates -> run NAME
 
-NAME-tune and NAME are ordinary runs. The fingerprint is that of NAME; NAME-tune shows the width of the learning-rate
-optimum.
+NAME-tune and NAME are ordinary runs. The fingerprint is computed from NAME, and the width of the learning-rate optimum
+from NAME-tune.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class Wanted:
 class Trained:
     """The result of a request.
 
-    run: the directory of the run; that of the tuning run if tuning was interrupted.
-    tuning: the directory of the run that chose the learning rates, if any.
+    run: the directory of the run, or of the tuning run if tuning was interrupted.
+    tuning: the directory of the run that chose the learning rates; None if nothing was tuned.
     interrupted: whether tuning or training was interrupted.
     """
 
@@ -71,7 +71,9 @@ class Trained:
 
 
 def train(wanted: Wanted, options: Options, view: View) -> Trained:
-    """Tune and train an optimizer on the suite. `options.resume`: the tuning run (`NAME-tune`) to resume, if any.
+    """Tune and train an optimizer on the suite.
+
+    If `options.resume` is given, it is the tuning run (`NAME-tune`) to resume.
 
     Raises:
         OptbenchError: the target, a setting, the device or the directory is invalid.
@@ -126,7 +128,7 @@ def _rate_is_given(settings: Sequence[str]) -> bool:
 
 
 def _tuner(suite: Suite, view: View, *, quick: bool) -> Tuner | None:
-    """Return a new tuning; if there is nothing to choose (no learning rate), show the reasons and return None."""
+    """Return a tuner; if there is nothing to tune (no learning rate), show the reasons and return None."""
     seeds = (suite.tune.seeds or [])[:QUICK_TUNING_SEEDS] if quick and suite.tune is not None else None
     try:
         return Tuner.of(suite, Method("grid", None, widen=not quick), seeds)
@@ -137,7 +139,7 @@ def _tuner(suite: Suite, view: View, *, quick: bool) -> Tuner | None:
 
 
 def _tuned(suite: Suite, tuner: Tuner, wanted: Wanted, options: Options, view: View) -> tuple[Suite | None, Outcome]:
-    """Tune, and return the suite with the chosen learning rates (None after an interruption) and the run's outcome."""
+    """Tune; return the suite with the chosen learning rates (None after an interruption) and the run's outcome."""
     record = {"sampler": "grid", KEY: asdict(wanted)}
     outcome, found = tune(tuner, options, view, record, {})
     return (None if outcome.interrupted else tuned_suite(suite, tuner, found)), outcome

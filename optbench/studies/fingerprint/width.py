@@ -30,11 +30,10 @@ class Width:
 def width(tried: Iterable[tuple[float, float]]) -> Width | None:
     """Return the width of the range of learning rates whose scores are within 1% of the best score.
 
-    Scores are interpolated linearly in the logarithm of the learning rate. If a learning rate has no score (NaN), as
-    after divergence, the optimum does not extend beyond the neighbouring one that has a score. Return None if no score
-    is above 0.
+    Scores are interpolated linearly in the logarithm of the learning rate. If a learning rate has no score (NaN), e.g.
+    because training diverged, the range ends at the neighbouring learning rate. Return None if no score is above 0.
 
-    tried: pairs (learning rate, score).
+    tried: pairs of learning rate and score.
 
     Example:
         >>> width([(0.001, 0.5), (0.01, 0.9), (0.1, 0.9), (1.0, 0.0)])

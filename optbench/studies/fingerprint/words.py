@@ -17,8 +17,8 @@ from optbench.studies.fingerprint.standing import Fingerprint, Judged
 from optbench.studies.fingerprint.strips import STRIPS
 
 SURE = 0.95
-"""Sentences state the share of bootstrap samples in which the nearest optimizer is the nearest only if the share is
-below this value."""
+"""The share of bootstrap samples in which no other optimizer is nearer than the nearest is stated only if it is below
+this value."""
 
 
 @dataclass(frozen=True)

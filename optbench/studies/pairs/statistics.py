@@ -1,4 +1,7 @@
-"""Paired solutions over seeds: the metrics of each pair of arms, with the nulls of the two arms."""
+"""Paired solutions over seeds: the metrics of each pair of arms, with the null of each arm.
+
+An arm's null consists of the same metrics between the arm and its controls.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ ArmKey: TypeAlias = tuple[str, str, str, str]
 
 @dataclass(frozen=True)
 class Measured:
-    """The values of one metric between two arms, and between each arm and its controls, if any."""
+    """The values of one metric between two arms, and between each arm and its controls (None without controls)."""
 
     values: SeedValues
     null_a: SeedValues | None
@@ -51,8 +54,8 @@ class SolutionPair:
     """Two arms of one experiment and model whose solutions are compared seed by seed.
 
     planned: number of seeds to compare.
-    measures: by metric, in catalog order. Seeds not yet compared are omitted; the value is NaN on seeds on which an arm
-        diverged, failed or ended above the target training loss.
+    measures: the pair's values by metric, in catalog order. Seeds not yet compared are omitted; the value is NaN on
+        seeds on which an arm diverged, failed or ended above the target training loss.
     notes: why values are undefined, each reason once.
     """
 

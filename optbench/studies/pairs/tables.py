@@ -63,7 +63,7 @@ def pair_blocks(pairs: Sequence[SolutionPair], several: bool, spread_text: Sprea
             yield Items(tuple(warnings), "warning")
     if shown:
         yield Paragraph(
-            "Each measure compares two solutions of the same seed, which started from the same weights. Its null is "
+            "Each measure compares two solutions with the same seed, which started from the same weights. Its null is "
             "the same measure between two solutions of one optimizer, with the same seed and initial weights but with "
             "the batches in another order. Outside: the number of seeds on which the pair's value is outside the range "
             "of all null values of its two sides.",
@@ -109,7 +109,7 @@ def _warnings(pairs: Sequence[SolutionPair], known: Sequence[SolutionPair]) -> I
     for note in notes[:MANY_NOTES]:
         yield f"undefined: {note}"
     if len(notes) > MANY_NOTES:
-        yield f"and for {count(len(notes) - MANY_NOTES, 'more reason')}, listed in pairs.parquet"
+        yield f"undefined for {count(len(notes) - MANY_NOTES, 'more reason')}, listed in pairs.parquet"
 
 
 def _more(labels: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Figures of online accuracy over the tasks; below it, the state of the networks before each task."""
+"""Figures of online accuracy over tasks, with the state of the networks before each task below."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 HEIGHT, UNDER, NAMES = 3.4, 1.05, 0.35
-"""Heights of the accuracy axes, of each of the axes below, and of the space under the last axes."""
+"""Heights in inches: the accuracy axes, each of the axes below them, and the space under the last axes."""
 BESIDE = 1.25
-"""Width of the space for the lines' names."""
+"""Width of the space for the lines' names, in inches."""
 PARTS = {"dead": "dead units", "dormant": "dormant units", "effective_rank": "effective rank"}
 BAND, MUTED = 0.14, 0.5
 """Opacity of a spread, and of muted lines."""

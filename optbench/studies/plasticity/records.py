@@ -18,7 +18,7 @@ WINDOWS = {"first": "first_online_accuracy", "best": "best_online_accuracy", "la
 
 
 def online_records(found: Sequence[LearntOnline]) -> Iterator[Record]:
-    """Yield one record per arm, with windows of tasks, the final state of the networks, and every task."""
+    """Yield one record per arm: values over windows of tasks, the networks' final state, and values on every task."""
     for learnt in found:
         yield {
             **_keys(learnt),

@@ -27,7 +27,10 @@ RECORDED = (ACCURACY, *BEFORE)
 
 @dataclass(frozen=True)
 class LearntOnline:
-    """The online recordings of one arm. recorded: (S, T), by column of the table `online`; NaN where undefined."""
+    """The online recordings of one arm.
+
+    recorded: values by column of the table `online`, (S, T); NaN where undefined.
+    """
 
     arm: Arm
     recorded: Mapping[str, Array] = field(repr=False)
@@ -44,7 +47,7 @@ class LearntOnline:
 
     @property
     def in_window(self) -> str:
-        """The size of a window in words, for use after "the last": `3 tasks`; `task` for a single one."""
+        """The size of a window in words, for use after "the last": e.g. `3 tasks`, or `task` if w is 1."""
         return f"{self.window} tasks" if self.window > 1 else "task"
 
     @property
@@ -78,7 +81,7 @@ class LearntOnline:
         return _listed(self.windows[:, -1])
 
     def at_end(self, column: str) -> list[float]:
-        """Return each seed's mean of a column over the last w tasks, ignoring undefined values; NaN if all are."""
+        """Return each seed's mean of a column's defined values on the last w tasks; NaN if there are none."""
         found = self.recorded[column][:, -self.window :]
         return [float(np.mean(row[np.isfinite(row)])) if np.isfinite(row).any() else np.nan for row in found]
 

@@ -24,10 +24,10 @@ DERIVED = {
 }
 ENDING = {"dead": ("dead\nunits", 2), "effective_rank": ("effective\nrank", decimals("effective_rank"))}
 MEANING = (
-    "Online accuracy: accuracy on each training batch before the update on it, averaged over a task.",
+    "Online accuracy: accuracy on each training batch before its update, averaged over a task.",
     "Share kept: last divided by best; noise alone lowers it below 1, even for fresh networks, and most of all with "
-    "few tasks. Slope: median over all pairs of tasks (Theil-Sen). Against fresh: last minus the value that a fresh "
-    "network for every task reaches with the same optimizer, tasks and seeds.",
+    "few tasks. Slope: median slope over all pairs of tasks (Theil-Sen). Against fresh: last minus the value reached "
+    "with a fresh network for every task and the same optimizer, tasks and seeds.",
     "Dead units, effective rank: measured on the features of up to 2,000 new inputs before the first update on each of "
     "the last tasks.",
 )
@@ -119,7 +119,10 @@ def _points(one: LearntOnline) -> Sequence[float]:
 
 
 def _undefined(here: Sequence[LearntOnline]) -> Iterable[str]:
-    """Yield sentences on why metrics are undefined; they name the arms unless a reason applies to all of several."""
+    """Yield sentences on why metrics are undefined.
+
+    A sentence names the arms that it applies to, unless there are several arms and it applies to all of them.
+    """
     reasons: dict[tuple[str, str], list[str]] = {}
     for name in DERIVED:
         for one in here:

@@ -31,7 +31,10 @@ BAND = 0.12
 
 @dataclass(frozen=True)
 class Level:
-    """A pure arm, drawn as a horizontal line with a marker. end: the k of the marker: 0 for B, all steps for A."""
+    """A pure arm, drawn as a horizontal line with a marker.
+
+    end: the k at which the marker is drawn: 0 for B, the number of all steps for A.
+    """
 
     end: float
     series: Series
@@ -42,7 +45,7 @@ class Path:
     """One drawn `Switching`.
 
     series: the look of its line.
-    points: pairs of k, which is capped at the number of steps taken, and the arm; by ascending k.
+    points: pairs of k (capped at the number of steps taken) and arm, by ascending k.
     levels: the pure arms that are not missing.
     """
 

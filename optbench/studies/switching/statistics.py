@@ -55,7 +55,7 @@ ALPHA = 0.05
 class Estimate:
     """An estimate of ρ or of a difference.
 
-    value: None if the estimate is undefined, for the reason in `reason`.
+    value: the estimate; None if it is undefined, and `reason` says why.
     interval: 95% interval from a percentile bootstrap over seeds; None if there is no value, or only a single seed.
     n: number of seeds on which all the compared arms have a value.
     """
@@ -83,11 +83,11 @@ class SwitchPoint:
 class Switching:
     """A sweep of k for one pair of optimizers A and B, or for one perturbed base, with everything else equal.
 
-    first, then: names of A and B: the label of the pure arm if there is one, else target and settings.
+    first, then: names of A and B: the label of the pure arm if there is one, else the target and its settings.
     state: whether B starts without state (`reset`) or can continue from A's (`keep`); None for noise.
     points: by ascending k.
-    pure_first, pure_then: arms trained by A alone and by B alone, or the ends of the sweep that replace missing ones;
-        None if there is neither. Noise has no pure A.
+    pure_first, pure_then: the arms trained by A alone and by B alone. A missing arm is replaced with the end of the
+        sweep at which A or B takes all steps, or with None if the sweep has no such end. pure_first is None for noise.
     metrics: the experiment's primary metrics that were measured.
     """
 
@@ -144,9 +144,9 @@ class Switching:
         return difference(values[0], values[1])
 
     def barrier(self, point: SwitchPoint, to: Side) -> Estimate | None:
-        """Return the loss barrier between this point and pure A (`first`) or pure B (`then`), as a mean over seeds.
+        """Return the mean loss barrier over seeds between a point's arm and pure A (`first`) or pure B (`then`).
 
-        Return None if it was not measured, if there is no pure arm, or if the pure arm is the arm of this point.
+        Return None if it was not measured, if there is no pure arm, or if the pure arm is the point's own arm.
         """
         pure = self.pure_first if to == "first" else self.pure_then
         if pure is None or pure is point.arm:

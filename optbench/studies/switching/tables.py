@@ -24,7 +24,7 @@ MEANINGS: dict[SwitchKind, str] = {
     "is that of B alone, 1 where it is that of A alone; a ratio of means over the seeds of all three arms. It is "
     "undefined unless A and B differ: signed-rank p of at most .05, uncorrected; 5 seeds must all agree in sign, and "
     "fewer are not sufficient.",
-    "control": "Controls switch from an optimizer to itself: mean difference from that optimizer alone.",
+    "control": "Control, a switch from an optimizer to itself: mean difference from that optimizer alone.",
     "noise": "Noise on the gradients of the first k steps: mean difference from the same optimizer without noise.",
 }
 INTERVALS = (

@@ -40,7 +40,7 @@ LEARNING = {
     "forgetting": "forgetting",
 }
 PARTS = {"last_task_accuracy": "last task at the end", "earlier_tasks_accuracy": "earlier tasks at the end"}
-"""The parts of the final accuracy, which means little without them if tasks have different classes."""
+"""The parts of the final accuracy, without which it means little if tasks have different classes."""
 PROPERTIES = {
     "average_accuracy": "accuracy at the end",
     "forgetting": "forgetting",
@@ -58,7 +58,8 @@ class Sweep:
 
     series: the look of the optimizer's points and line.
     points: pairs of value and arm, by ascending value.
-    chosen: the variant that a tuning run chose for the optimizer, if any; it may belong to another sweep.
+    chosen: the variant that a tuning run chose for the optimizer, which may belong to another sweep; None if there is
+        none.
     joined: whether all other hyper-parameters are equal, so that a line through the points is meaningful.
     """
 

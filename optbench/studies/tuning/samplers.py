@@ -18,7 +18,7 @@ from optbench.suite.variants import KeyPath, variant_name
 Values = Mapping[KeyPath, Any]
 
 WIDENED_BY = 2
-"""Number of settings added for every optimizer if the best setting of one is at an edge."""
+"""Number of settings added for every optimizer if the best setting of any of them is at an edge."""
 SMALLEST_BATCH = 4
 BATCHES = 4
 """Number of batches drawn by the Parzen estimator, unless they would be too small; the first batch is random."""
@@ -86,9 +86,9 @@ def draw(
 def widen(search: Search, tried: Sequence[Values], best: Values, edges: Sequence[str]) -> list[Values]:
     """Return new settings beyond the best one if it is at an edge, else between the best one and its neighbours.
 
-    The new settings differ from the best one in a single hyper-parameter: of those whose values are all positive
-    numbers, the first at an edge, or the first if none is at an edge. Return an empty list if no hyper-parameter has
-    only positive numbers as values.
+    The new settings differ from the best one in a single hyper-parameter, whose values must all be positive numbers:
+    the first such hyper-parameter at an edge, or the first of all if none is at an edge. Return an empty list if there
+    is no such hyper-parameter.
 
     tried: all tried settings. edges: names of the hyper-parameters whose best value is at an edge.
     """
@@ -102,7 +102,7 @@ def widen(search: Search, tried: Sequence[Values], best: Values, edges: Sequence
 
 
 def can_widen(search: Search, edges: Sequence[str]) -> bool:
-    """Return whether the best setting is at an edge that can be extended. edges: as for `widen`."""
+    """Return whether the best setting is at an edge that can be extended. edges: as in `widen`."""
     return any(d.name in edges and all(_is_positive(value) for value in d.values) for d in search.dimensions)
 
 
@@ -110,7 +110,7 @@ def _more(line: Sequence[float], at: float, beyond: bool) -> Iterator[float]:
     """Yield new values next to the best value, `at`.
 
     line: the tried values, including `at`; positive and ascending.
-    beyond: whether to extend the line if `at` is its first or last value, rather than fill it in.
+    beyond: whether to extend the line if `at` is its first or last value, rather than add values inside it.
     """
     i = line.index(at)
     below, above = line[:i], line[i + 1 :]

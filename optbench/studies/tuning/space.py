@@ -18,7 +18,7 @@ from optbench.suite.variants import KeyPath, log_grid, values_to_try, variants, 
 
 DEFAULT_SEEDS = 2
 FIRST_SEED = 1000
-"""First default tuning seed, because the seeds of a suite are usually 0, 1, 2, ..."""
+"""First default tuning seed, far from the usual seeds of a suite: 0, 1, 2, ..."""
 DEFAULT_POINTS = 7
 DEFAULT_REACH = 10.0
 """Factor by which the default search extends below and above an optimizer's learning rate."""
@@ -53,7 +53,7 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Search:
-    """The search for one optimizer's setting on one experiment; the setting is chosen by the mean over `models`."""
+    """The search for one optimizer's setting on one experiment; the setting is chosen by its mean over `models`."""
 
     experiment: str
     optimizer: str
@@ -132,7 +132,11 @@ class Searches:
 
 
 def tuning_seeds(suite: Suite, count: int | None = None) -> list[int]:
-    """Return the tuning seeds: `count` unused seeds if given, else the suite's tuning seeds, else two unused seeds."""
+    """Return the tuning seeds.
+
+    count: number of seeds to choose that are not the suite's own; None for the suite's tuning seeds or, if it states
+        none, for two such seeds.
+    """
     if count is None and suite.tune is not None and suite.tune.seeds is not None:
         return list(suite.tune.seeds)
     own = set(suite.seeds)
@@ -144,7 +148,7 @@ def searches(suite: Suite) -> Searches:
     """Return the searches that `optbench tune` performs for a suite.
 
     Raises:
-        SuiteError: a space is invalid, or follows a hyper-parameter that is not chosen.
+        SuiteError: a space is invalid, or refers to a hyper-parameter that is not chosen.
         UsageError: there is nothing to choose.
     """
     tune = suite.tune or Tune()
@@ -213,7 +217,7 @@ def _space_of(tune: Tune, experiment: str, optimizer: str) -> tuple[Mapping[str,
 
 
 class _NoSpace(Exception):
-    """The reason why an optimizer has no default search space."""
+    """Raised if an optimizer has no default search space; the message is the reason."""
 
 
 def _default_space(target: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -248,7 +252,7 @@ def _default_space(target: str, hyperparameters: Mapping[str, Any]) -> dict[str,
             raise _NoSpace(f"its base {base['target']}: {reason}") from None
     inside = [name for name, value in known.items() if isinstance(value, Mapping) and "target" in value]
     if inside:
-        rates = " and ".join(f"{name}: {{lr: ...}}" for name in inside)
+        rates = ", ".join(f"{name}: {{lr: ...}}" for name in inside)
         raise _NoSpace(
             f"it contains {len(inside)} optimizers; give a search space in 'tune.optimizers', as in {{{rates}}}"
         )
@@ -320,7 +324,7 @@ def _check_ties(ties: Sequence[Tie], found: Sequence[Search]) -> None:
 def _check(dimensions: Sequence[Dimension], target: str, hyperparameters: Mapping[str, Any], where: str) -> None:
     """Check that the optimizer accepts each value of each dimension.
 
-    Meanwhile, the other dimensions have their first values, and all other hyper-parameters have the suite's values.
+    In each check, the other dimensions have their first values, and all other hyper-parameters have the suite's values.
 
     Raises:
         SuiteError: the optimizer rejects a value, or the suite sweeps other hyper-parameters.

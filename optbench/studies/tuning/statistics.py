@@ -3,7 +3,7 @@
 The rule chooses the setting with the best mean of a metric over models and tuning seeds, without test data. A metric of
 the accuracy matrix is measured on validation data. With such a metric, only settings whose learning accuracy is close
 to the optimizer's best can be chosen, because with a learning rate too small to learn, there is nothing to forget.
-Online accuracy is measured on each training batch before the update on it. It needs no such condition, because it
+Online accuracy, which is measured on each training batch before its update, needs no such condition, because it
 measures learning itself.
 """
 
@@ -33,8 +33,8 @@ LEARNING = "learning_accuracy"
 SHOWN = (LEARNING, "average_accuracy", "forgetting")
 """Metrics that show which settings forget little only because they learn little."""
 NEAR = 0.05
-"""Values within this fraction of the search space's width of an end count as at the end, because random draws never
-reach it exactly."""
+"""A value is considered to be at an end of the search space if its distance from the end is at most this fraction of
+the space's width, because random draws never reach an end exactly."""
 SLACK = 1e-12
 """Tolerance for rounding errors: in floating point, .52 - .05 is more than .47."""
 
@@ -65,7 +65,7 @@ class TriedSetting:
 
     @property
     def missing(self) -> int:
-        """Number of unfinished trials, because the run was interrupted or is still in progress."""
+        """Number of unfinished trials, in a run that was interrupted or is still in progress."""
         return self.planned - self.ok - self.diverged - self.failed - self.above_target
 
     @property
@@ -84,7 +84,7 @@ class TunedOptimizer:
     space: the search space by dotted path, as in the suite's `tune`; None if `tune` has none for this optimizer.
     settings: the tried settings, in the order tried.
     chosen: the chosen setting; None if none can be chosen.
-    ends: for each chosen value that lies at an end of the search space, that end, by dotted path.
+    ends: the end of the search space at which a chosen value lies, by dotted path; values at neither end are omitted.
     """
 
     run: str
@@ -169,7 +169,7 @@ def choose(settings: Sequence[TriedSetting], margin: float | None, direction: Di
 def gated(settings: Sequence[TriedSetting], margin: float | None) -> list[TriedSetting]:
     """Return the settings with `learns` set according to the margin.
 
-    The best learning accuracy is that of an eligible setting: a setting with a diverged trial does not count.
+    The margin is measured from the best learning accuracy among the eligible settings.
     """
     if margin is None:
         return [replace(setting, learns=True) for setting in settings]
@@ -183,7 +183,7 @@ def best_learning(settings: Sequence[TriedSetting]) -> float:
 
 
 def end_of_search(value: Any, tried: Sequence[Any], space: Any, sampler: Sampler) -> End | None:
-    """Return the end of the search space at which a value lies, if any.
+    """Return the end of the search space at which a value lies; None if it is at neither end.
 
     The search space extends from the smallest to the largest number among the tried values and those in `space`. For a
     grid, only the two ends themselves count. Otherwise, values within 5% of the width also count (on a logarithmic

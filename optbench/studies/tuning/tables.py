@@ -63,7 +63,7 @@ def _rules(found: Sequence[TunedOptimizer]) -> Iterable[str]:
 
 
 def rule_text(tuned: TunedOptimizer) -> str:
-    """Return a sentence that states the rule with its numbers, and one on which settings cannot be chosen."""
+    """Return a sentence that states the rule with its numbers, and a sentence on the settings that cannot be chosen."""
     best = "lowest" if tuned.metric.direction == "lower" else "highest"
     seeds = count(len(tuned.seeds), "tuning seed")
     among = (
@@ -95,7 +95,8 @@ def stated_tuning(results: Results) -> list[str]:
 def searched_text(space: Any, tried: Sequence[Any]) -> str:
     """Format the search space of one hyper-parameter, e.g. `0.003–3` or `0, 0.9`.
 
-    space: as stated in a suite; None if not stated. tried: the distinct values to show instead; empty for none.
+    space: as stated in a suite; None if not stated.
+    tried: the distinct tried values, which are shown instead of the space; empty to show the space.
     """
     if isinstance(space, Mapping) and "of" in space:
         return f"{value_name(space.get('times', 1))} × {space['of']}"

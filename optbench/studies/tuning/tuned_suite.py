@@ -29,7 +29,7 @@ def tuned_text(
 
     extends: the other suite, as named in the file.
     header: lines of the comment at the beginning of the file.
-    folders: folders with code and text files named in the changes; paths of these files are rewritten relative to `to`.
+    folders: folders that contain code and text files named in `changes`; their paths are rewritten relative to `to`.
     """
     said: Any = changes
     for folder in folders:
@@ -69,8 +69,7 @@ def _place(suite: Suite, optimizer: str, chosen: Mapping[str, Mapping[KeyPath, A
     """Write an optimizer's chosen values, given by experiment, into `plain`.
 
     If every experiment that uses the optimizer's own value of a hyper-parameter has a chosen value, the first of these
-    chosen values is written to the optimizer. All chosen values that differ from it, and those of other experiments,
-    are written to their experiments.
+    chosen values is written to the optimizer. The remaining chosen values are written to their experiments.
     """
     takers = [name for name, e in suite.experiments.items() if optimizer in (e.optimizers or suite.optimizers)]
     alone: dict[str, dict[KeyPath, Any]] = {}
@@ -112,7 +111,7 @@ def misplaced(written: Suite, chosen: Chosen) -> list[str]:
 
 
 def _costs(tuner: Tuner, found: Sequence[TunedOptimizer], chosen: Chosen) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return the entries for `tuning` in experiments, by experiment and optimizer."""
+    """Return the `tuning` entries of the experiments, by experiment and optimizer."""
     searched = {(search.experiment, search.optimizer): search for search in tuner.searches.searches}
     by_name = {(tuned.experiment, tuned.optimizer): tuned for tuned in found}
     costs = {
@@ -142,7 +141,7 @@ def _cost(
 
 
 def _space(search: Search, tuned: TunedOptimizer) -> dict[str, Any]:
-    """Return the search space by hyper-parameter: as stated, or as all tried values if further ones were tried."""
+    """Return the search space by hyper-parameter: as stated, or all tried values if widening added some."""
     found: dict[str, Any] = {}
     for dimension in search.dimensions:
         tried = tuned.values(dimension.name)

@@ -1,9 +1,9 @@
-"""`optbench tune`: train rounds of settings into one run directory until no settings are left to try.
+"""`optbench tune`: train settings in rounds, in one run directory, until no settings are left to try.
 
     suite -> searches -> settings of a round -> run (stage `tune`) -> results of the settings -> the next round
 
-Every round depends only on the previous ones. A resumed tuning therefore repeats all rounds, and reads results that
-exist instead of training again.
+Every round depends only on the previous ones. A resumed tuning therefore repeats all rounds, and reads existing results
+instead of training again.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ class Tuner:
 
     @staticmethod
     def of(suite: Suite, method: Method, seeds: Sequence[int] | None = None) -> Tuner:
-        """Start a tuning.
+        """Return a tuner that has not tried any settings yet.
 
-        seeds: tuning seeds to use instead of the suite's.
+        seeds: the tuning seeds; None for those returned by `tuning_seeds`.
 
         Raises:
             SuiteError: a space is invalid, budgets are unequal, or a seed is an evaluation seed.
@@ -73,7 +73,7 @@ class Tuner:
         if both:
             raise SuiteError(
                 f"seed {both[0]} is one of the suite's own seeds, but settings must be chosen on other seeds; "
-                "give these with --seeds or in 'tune.seeds'"
+                "give tuning seeds with --seeds or in 'tune.seeds'"
             )
         tuner = Tuner(suite, method, chosen, searches(suite))
         tuner._check_budgets()
@@ -247,7 +247,8 @@ def tune(
 def first_plan(tuner: Tuner, options: Options) -> Plan:
     """Return the plan of the first round.
 
-    For a grid, this is the complete tuning, unless the grid is widened or an optimizer follows another one's choice.
+    For a grid, this is the complete tuning, unless the grid is widened or an optimizer follows another optimizer's
+    choice.
     """
     return make_plan(tuner.tuning_suite, options.resume, grown=True)
 

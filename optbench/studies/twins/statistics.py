@@ -3,8 +3,8 @@
 Distances are estimated from sketches of the weights (`optbench.metrics.sketch`), with a relative error of about
 1/√(2K), where K is the length of a sketch.
 
-Legend: `E` evaluations of a trial; `w₀` the weights before the first step. A *place* in training is a task, from 1, and
-a number of steps in that task.
+Legend: `E` evaluations of a trial; `w₀` the weights before the first step. A *place* in training is a task, numbered
+from 1, and a number of steps in that task.
 """
 
 from __future__ import annotations

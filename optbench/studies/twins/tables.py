@@ -54,7 +54,7 @@ def place_text(place: Moment, tasks: int) -> str:
 
 
 def task_count(found: Iterable[Twins]) -> int:
-    """Return the number of tasks on which any of the twins have a distance."""
+    """Return the number of the last task on which any of the twins have a distance; 1 if there is none."""
     return max((task for twins in found for task, _ in twins.places), default=1)
 
 
@@ -86,7 +86,7 @@ def _reached(shown: Sequence[Twins]) -> Iterable[Moment]:
 
 
 def digits_of(values: Iterable[Sequence[float]]) -> int:
-    """Return the number of decimals needed to show two digits of the smallest mean in a line; twins may be close."""
+    """Return the number of decimals for a row: enough for two significant digits of its smallest mean, if possible."""
     means = [fmean(found) for found in values if found]
     smallest = min((mean for mean in means if mean > 0), default=1.0)
     return min(MOST_DIGITS, max(decimals(METRIC), 1 - math.floor(math.log10(smallest))))
