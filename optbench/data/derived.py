@@ -174,7 +174,7 @@ def _middle(column: Tensor, columns: int, width: int, size: int) -> Tensor:
 
 
 def _patched(images: Tensor, corners: Tensor, size: int, value: float) -> Tensor:
-    """Return images (N, C, H, W) with a square of `value` at each image's upper left corner in `corners`, (N, 2)."""
+    """Return images (N, C, H, W), each with a square of `value` whose upper left corner is in `corners`, (N, 2)."""
     offset = torch.arange(size)
     rows, columns = (corners[:, i, None] + offset for i in (0, 1))
     found = images.clone()
