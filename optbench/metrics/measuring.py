@@ -141,7 +141,7 @@ class Features(Reading):
         classes: bool = True,
         cues: Tensor | None = None,
     ) -> None:
-        """logits: (N, C), required by metrics of logits. classes: True if targets are classes, False if they are tokens.
+        """logits: (N, C), required by metrics of logits. classes: True if targets are classes, False for tokens.
 
         cues: (N,), as in `Split`.
 
