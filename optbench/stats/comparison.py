@@ -132,7 +132,7 @@ def compare(a: Selection, b: Selection, *, experiments: Sequence[str] = (), forc
     experiments: the experiments to compare; all of them if empty.
 
     Raises:
-        UsageError: a run does not have the optimizer or variant, or A's suite does not have the experiment.
+        UsageError: a run does not have the optimizer or variant, or its suite does not have one of the experiments.
         ComparisonError: the runs cannot be compared and `force` is False, or they have nothing in common.
     """
     found = obstacles(a.results, b.results)
@@ -142,8 +142,9 @@ def compare(a: Selection, b: Selection, *, experiments: Sequence[str] = (), forc
             "pass --force to compare what they have in common"
         )
     for name in experiments:
-        if name not in a.results.suite.experiments:
-            raise UsageError(f"--experiment: {unknown('experiment', name, a.results.suite.experiments)}")
+        for side in (a, b):
+            if name not in (valid := side.results.suite.experiments):
+                raise UsageError(f"--experiment: {side.results.run.id}: {unknown('experiment', name, valid)}")
     matched = [(x, y) for x, y in _matched(a, b) if not experiments or x.experiment in experiments]
     pairs = tuple(compare_arms(left, right) for left, right in matched)
     forced = [f"forced: {reason}" for reason in found]
@@ -302,10 +303,9 @@ def _matched(a: Selection, b: Selection) -> list[tuple[Arm, Arm]]:
     if a.results.run.path.resolve() == b.results.run.path.resolve():
         found = [(x, y) for x, y in found if (x.optimizer, x.variant) != (y.optimizer, y.variant)]
         if not found:
-            raise ComparisonError(
-                f"{a.results.run.id}: expected two different sides; name two of the run's optimizers, "
-                f"as in {a.results.run.id}:{left[0].optimizer} {a.results.run.id}:{left[-1].optimizer}"
-            )
+            run, first, last = a.results.run.id, left[0].optimizer, left[-1].optimizer
+            what = "expected two different sides, got the same run twice; name two of its optimizers"
+            raise ComparisonError(f"{run}: {what}, as in {run}:{first} {run}:{last}")
     if not found:
         sides = " and ".join(f"{s.results.run.id}{f':{s.optimizer}' if s.optimizer else ''}" for s in (a, b))
         raise ComparisonError(f"{sides} have no optimizers that can be compared on the same experiment and model")

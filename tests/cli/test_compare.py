@@ -315,6 +315,16 @@ def test_a_run_against_itself_and_unknown_names_are_refused(tmp_path: Path) -> N
         compare(Selection(results, "sgd"), Selection(results, "adam"), experiments=["permutd"])
 
 
+def test_an_experiment_that_only_one_side_has_is_refused(tmp_path: Path) -> None:
+    a = make(tmp_path, name="a")
+    b = results_of(
+        write_run(tmp_path, SUITE.format(seeds=10, lr="0.1", claims="").replace("permuted:", "other:"), rows)
+    )
+    for left, right in ((a, b), (b, a)):
+        with pytest.raises(UsageError, match=f"--experiment: {b.run.id}: unknown experiment 'permuted'"):
+            compare(Selection(left), Selection(right), experiments=["permuted"], force=True)
+
+
 def test_two_sweeps_with_different_variants_are_refused(tmp_path: Path) -> None:
     suite = SUITE.format(seeds=10, lr="[0.1, 0.2]", claims="")
     results = results_of(write_run(tmp_path, suite, rows))

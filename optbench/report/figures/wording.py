@@ -15,7 +15,13 @@ from optbench.stats.arms import Status
 
 MANY_NUMBERS = 8
 """Maximum number of values in a sentence."""
-ENDS: tuple[tuple[Status, str], ...] = (("diverged", "diverged"), ("failed", "failed"), ("missing", "not finished"))
+ENDS: tuple[tuple[Status, str], ...] = (
+    ("diverged", "diverged"),
+    ("failed", "failed"),
+    ("above_target", "ended above the target training loss"),
+    ("missing", "not finished"),
+)
+"""The states of trials that are not drawn, and their wording."""
 
 
 def caption(what: str, shown: Sequence[tuple[Group, Sequence[Series]]]) -> str:
