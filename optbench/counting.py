@@ -1,8 +1,8 @@
-"""Counts with their nouns (`2 trials`), and grouping by key."""
+"""Counts with their nouns (`2 trials`), ranges of numbers, and grouping by key."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
@@ -33,6 +33,17 @@ def _plural(noun: str) -> str:
     if noun.endswith("y") and noun[-2:-1] not in "aeiou":
         return f"{noun[:-1]}ies"
     return f"{noun}s"
+
+
+def number_ranges(numbers: Sequence[int]) -> str:
+    """Abbreviate ascending numbers, e.g. `0-9` or `0-2, 5, 7-8`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], number]
+        else:
+            runs.append([number])
+    return ", ".join("-".join(str(end) for end in run) for run in runs)
 
 
 def kept(trials: int) -> str:

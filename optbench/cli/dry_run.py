@@ -5,15 +5,13 @@ Torch is imported only for users' optimizers and models, deep models, and metric
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
 from optbench.cli.output import results
 from optbench.cli.remarks import remarks
-from optbench.counting import count, grouped
+from optbench.counting import count, grouped, number_ranges
 from optbench.data.catalog import FACTS
 from optbench.data.settings import DatasetSettings
 from optbench.errors import DataError, escaped
@@ -30,6 +28,8 @@ from optbench.execution.schedule import Plan
 from optbench.execution.session import Options
 from optbench.metrics.own import resolve
 from optbench.plan import Cohort
+from optbench.report.document import Cell, Table, columns
+from optbench.report.formats.terminal import print_table
 from optbench.report.recipe import recipe
 from optbench.suite.measured import unlisted, with_readings
 from optbench.suite.readings import Readings
@@ -39,8 +39,6 @@ from optbench.targets import using
 from optbench.tasks.examples import check_augment, check_dataset, check_sizes, check_task_size
 
 MANY_VARIANTS = 4
-WIDEST_NAME = 16
-"""Number of a name's characters that stay on one line; in 80 columns, three such names leave space for the rest."""
 
 LOCK_STEP = {
     "cpu": "trained with torch.func for all members if a test shows that this is faster and gives the same bits",
@@ -93,8 +91,8 @@ def show_plan(plan: Plan, options: Options) -> None:
             console.print("\nModels")
             for line in models:
                 console.print(Text(f"  {line}"), soft_wrap=True)
-        console.print("\nCohorts")
-        console.print(_cohorts(plan, resumed=resume is not None), highlight=False)
+        console.print()
+        print_table(_cohorts(plan, resumed=resume is not None), console)
         console.print("\nTrials")
         for line in _trials(plan):
             console.print(Text(f"  {line}"), soft_wrap=True)
@@ -264,45 +262,30 @@ def _pairs(plan: Plan) -> str:
 
 
 def _cohorts(plan: Plan, *, resumed: bool) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    # Names are copied into commands, so other columns wrap first if space is limited.
-    for column in ("experiment", "model", "optimizer"):
-        widest = max(len(getattr(trial, column)) for trial in plan.trials)
-        table.add_column(column, overflow="fold", min_width=min(WIDEST_NAME, widest))
-    table.add_column("lane", overflow="fold")
-    for column in ("members", "done") if resumed else ("members",):
-        table.add_column(column, justify="right", no_wrap=True)
-    for column in ("seeds", "variants"):
-        table.add_column(column, overflow="fold")
+    texts, numbers = ("experiment", "model", "optimizer", "lane"), ("members", "done") if resumed else ("members",)
+    titles = (*columns(*texts, texts=len(texts)), *columns(*numbers), *columns("seeds", "variants", texts=2))
+    rows = []
     for cohort in plan.cohorts:
-        table.add_row(
-            Text(cohort.experiment),
-            Text(cohort.model),
-            Text(", ".join(cohort.optimizers)),
+        counts = [len(cohort.trials), *([sum(trial.id in plan.done for trial in cohort.trials)] if resumed else [])]
+        cells = (
+            cohort.experiment,
+            cohort.model,
+            ", ".join(cohort.optimizers),
             cohort.trials[0].spec.lane,
-            str(len(cohort.trials)),
-            *([str(sum(trial.id in plan.done for trial in cohort.trials))] if resumed else []),
+            *map(str, counts),
             number_ranges(sorted({trial.seed for trial in cohort.trials})),
-            Text(_variants(cohort)),
+            _variants(cohort),
         )
-    return table
-
-
-def number_ranges(numbers: Sequence[int]) -> str:
-    """Abbreviate ascending numbers, e.g. `0-9` or `0-2, 5, 7-8`."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1] = [runs[-1][0], number]
-        else:
-            runs.append([number])
-    return ", ".join("-".join(str(end) for end in run) for run in runs)
+        rows.append(tuple(map(Cell, cells)))
+    return Table("Cohorts", titles, tuple(rows), keys=3)
 
 
 def _variants(cohort: Cohort) -> str:
     """List the variants of a cohort by name; if there are many, give only their number and the first and last names."""
     arms = dict.fromkeys((trial.optimizer, trial.variant) for trial in cohort.trials)
     if len(cohort.optimizers) > 1:
+        if all(variant == "default" for _, variant in arms):
+            return "default"
         names = [optimizer if variant == "default" else f"{optimizer} {variant}" for optimizer, variant in arms]
     else:
         names = [variant for _, variant in arms]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -77,7 +79,7 @@ def _datasets(_: Path) -> RenderableType:
         )
     text, count = TEXT_DOMAINS, len(TEXT_DOMAINS.domains)
     held_out = text.size // SHARE
-    sizes = [f"{count} × {size / 1e6:g} MB" for size in (text.size - 2 * held_out, held_out)]
+    sizes = [f"{count * size / 1e6:.1f} MB" for size in (text.size - 2 * held_out, held_out)]
     _row(table, text.name, DATASETS.load(text.name).__doc__, "tokens", text.classes, *sizes, "package")
     _row(table, TEXT_FILES, DATASETS.load(TEXT_FILES).__doc__, "tokens", "", "", "", "files")
     settings = [
@@ -121,11 +123,14 @@ def _metrics(_: Path) -> RenderableType:
 def _suites(_: Path) -> RenderableType:
     from optbench.suite import load_suite, shipped_suites
 
-    table = _table("suite", "description", "seeds", "experiments", "optimizers")
+    # Five columns would be too narrow in 80 characters, so experiments and optimizers have separate lines.
+    fold = has_width()
+    several = ("description, experiments, optimizers",) if fold else ("description", "experiments", "optimizers")
+    table = _table("suite", "seeds", *several)
     for name, path in shipped_suites().items():
         suite = load_suite(path, as_written=True)
-        description = " ".join(suite.description.split())
-        _row(table, name, description, len(suite.seeds), ", ".join(suite.experiments), ", ".join(suite.optimizers))
+        described = [" ".join(suite.description.split()), ", ".join(suite.experiments), ", ".join(suite.optimizers)]
+        _row(table, name, len(suite.seeds), *(["\n".join(described)] if fold else described))
     return table
 
 
@@ -136,7 +141,9 @@ def _runs(runs_dir: Path) -> RenderableType:
     ids = run_ids(runs_dir)
     if not ids:
         return Text(f"no runs in {escaped(str(runs_dir))}")
-    table = _table("run", "suite", "status", "seeds", "created")
+    table = _table("run", "suite", "status", "seeds", "created (UTC)")
+    for column in table.columns[2:]:
+        column.no_wrap = True
     for run in ids:
         try:
             record = read_json(runs_dir / run)
@@ -145,10 +152,21 @@ def _runs(runs_dir: Path) -> RenderableType:
             continue
         seeds = record.get("seeds")
         count = len(seeds) if isinstance(seeds, list) else None
-        said = ("" if record.get(key) is None else escaped(record[key]) for key in ("suite", "status", "created"))
-        suite, status, created = said
-        _row(table, escaped(run), suite, status, count, created)
+        suite, status, created = (record.get(key) for key in ("suite", "status", "created"))
+        _row(table, escaped(run), _said(suite), _said(status), count, _said(_minute(created)))
     return table
+
+
+def _said(value: Any) -> str:
+    return "" if value is None else escaped(value)
+
+
+def _minute(created: Any) -> Any:
+    """Return a time in UTC without seconds, e.g. `2026-11-29 07:58`; other values are returned unchanged."""
+    try:
+        return datetime.fromisoformat(created).astimezone(UTC).strftime("%Y-%m-%d %H:%M")
+    except (TypeError, ValueError, OverflowError):
+        return created
 
 
 def _value(value: object) -> str:

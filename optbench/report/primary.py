@@ -34,7 +34,7 @@ def primary_blocks(summary: Summary) -> Iterable[Block]:
     yield Table("Verdicts on the primary metrics", columns(*titles, texts=len(titles)), tuple(rows), keys=2)
     said = "Every optimizer with a single setting is compared with the first such optimizer, paired by seed. Cells show"
     yield Paragraph(
-        f"{said} the verdict and A - B. `optbench compare` shows intervals and compares any other pair.", "quiet"
+        f"{said} the verdict and A - B. optbench compare shows intervals and compares any other pair.", "quiet"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from optbench.counting import count
+from optbench.counting import count, number_ranges
 from optbench.metrics import METRICS
 from optbench.metrics.metric import base_name
 
@@ -40,7 +40,7 @@ class ManyDormant:
 
     def __str__(self) -> str:
         shares = " to ".join(dict.fromkeys(f"{100 * share:.0f}%" for share in (min(self.shares), max(self.shares))))
-        seeds = f", {'seed' if len(self.seeds) == 1 else 'seeds'} {', '.join(map(str, self.seeds))}"
+        seeds = f", {'seed' if len(self.seeds) == 1 else 'seeds'} {number_ranges(self.seeds)}"
         which = seeds if len(self.seeds) < self.trials else ""
         return f"{len(self.seeds)} of {count(self.trials, 'trial')}{which}: {shares}"
 

@@ -289,6 +289,23 @@ def test_a_dry_run_shows_cohorts_and_trials_and_trains_nothing(
         assert capsys.readouterr().err.count("fresh: no base is given; the default is {target: sgd, lr: 0.1}\n") == said
 
 
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_dry_run_shows_the_complete_names_of_variants_at_any_width(
+    width: int, suite_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    names = [
+        "--set",
+        "optimizers.sgd.lr=[0.00123, 0.0123]",
+        "--set",
+        "experiments.pairs.models.a-long-name={kind: mlp}",
+    ]
+    assert main(["run", str(suite_path), "--dry-run", *names]) == 0
+    table = capsys.readouterr().out.partition("\nCohorts\n")[2].partition("\nTrials\n")[0]
+    assert max(map(len, table.splitlines())) <= width
+    assert {"lr=0.00123;", "lr=0.0123", "a-long-name"} <= set(table.split())
+
+
 def test_a_dry_run_of_a_resumption_lists_finished_trials(
     suite_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -49,6 +49,7 @@ def test_trials_with_many_dormant_units_are_found_for_every_arm(tmp_path: Path) 
     assert found["some"] == ManyDormant(7, (2, 5), (0.08, 0.11))
     assert str(found["some"]) == "2 of 7 trials, seeds 2, 5: 8% to 11%"
     assert str(found["dead"]) == "7 of 7 trials: 40%"
+    assert str(ManyDormant(7, (0, 1, 2, 5), (0.08,) * 4)) == "4 of 7 trials, seeds 0-2, 5: 8%"
 
 
 def test_a_report_lists_networks_with_many_dormant_units_below_table_and_claims(

@@ -84,7 +84,7 @@ def _print(block: doc.Shown, console: Console) -> None:
                 # soft_wrap: a long command remains one line when copied.
                 console.print(Text(f"  {line}"), soft_wrap=True)
         case doc.Table():
-            _print_table(block, console)
+            print_table(block, console)
         case _:
             raise AssertionError(block)
 
@@ -97,7 +97,8 @@ def _hanging(mark: str, text: str, tone: doc.Tone, console: Console) -> None:
     console.print(grid)
 
 
-def _print_table(table: doc.Table, console: Console) -> None:
+def print_table(table: doc.Table, console: Console) -> None:
+    """Print a table, split by columns if the console is too narrow for it."""
     titles = [[_held(line) for line in title_lines(column)] for column in table.columns]
     texts = [[_held(one_line(row[i].text)) for row in table.rows] for i in range(len(table.columns))]
     natural = [max(map(cell_len, (*title, *column))) for title, column in zip(titles, texts, strict=True)]
