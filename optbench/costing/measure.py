@@ -29,10 +29,10 @@ from optbench.optimizers.spec import OptimizerSpec
 from optbench.targets import source_hash
 
 SHORT = 2
-"""Steps between refreshes while measuring; the cost of refreshes is scaled to the configured interval."""
+"""Number of steps between refreshes while measuring; the cost of refreshes is scaled to the configured interval."""
 SHOWN_FACTORS = 4
 LEAST = 1 << 30
-"""Number of bytes that a worker can always allocate, because making the estimate needs memory, too."""
+"""Minimum memory limit of a worker in bytes, because making the estimate needs memory, too."""
 
 
 class Training:
@@ -88,7 +88,7 @@ def make(spec: OptimizerSpec, settings: Mapping[str, Any], model: nn.Module, ste
 def measured(job: CostJob) -> Iterator[Row]:
     """Yield rows with the memory estimate and, if the estimate is within the limit, the measurements.
 
-    The last row is final; an earlier row, if any, has the results of the first step. Exceptions are recorded in a row
+    The last row is final; a row with the results of the first step may precede it. Exceptions are recorded in a row
     instead of being raised.
     """
     idle = memory.resident()
@@ -119,7 +119,7 @@ def measured(job: CostJob) -> Iterator[Row]:
 
 
 def _measured(job: CostJob, spec: OptimizerSpec, settings: Mapping[str, Any], size: Size) -> Iterator[dict[str, Any]]:
-    """Yield the results of the first step, then those of all steps."""
+    """Yield the results of the first step, then the results of all steps."""
     every = settings.get(spec.interval) if spec.interval else None
     every = every if isinstance(every, int) and every > 1 else None
     used = {**settings, spec.interval: SHORT} if every else settings

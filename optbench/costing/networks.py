@@ -1,4 +1,6 @@
-"""The networks to measure, trained on real text: the shipped `gpt`, and a BERT with the original parameter names.
+"""The networks on which optimizers are measured: the shipped `gpt`, and a BERT with the original parameter names.
+
+Gradients are computed on real text.
 
 Shapes: B sequences of T tokens, D width, V vocabulary, R predicted tokens.
 """
@@ -141,7 +143,7 @@ def loss(outputs: Tensor | tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> T
 
 
 def kinds(model: nn.Module) -> dict[str, str]:
-    """Return the kind of each parameter, by name: `embeddings, heads`, `matrices` or `vectors`."""
+    """Return each parameter's kind, by the parameter's name: `embeddings, heads`, `matrices` or `vectors`."""
     return {
         name: "embeddings, heads" if is_end(p) else "matrices" if p.ndim > 1 else "vectors"
         for name, p in model.named_parameters()

@@ -63,7 +63,7 @@ class Timing(_Record):
 
 
 class Holding(_Record):
-    """The state held for one kind of parameter.
+    """The optimizer's state for one kind of parameter.
 
     weights: number of weights of this kind. bytes: size of their state. factors: sides of the largest square factors.
     """

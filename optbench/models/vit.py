@@ -98,7 +98,7 @@ class Vit(Transformer):
             yield before, found if i < self.depth else found.mean(-2)
 
     def _cut(self, x: Tensor) -> Tensor:
-        """Split images (B, C, H, W) into patches (B, T, C · patch²), row by row; within a patch, channel by channel."""
+        """Split images (B, C, H, W) into patches (B, T, C · patch²) row by row, each flattened channel by channel."""
         batch, channels, height, columns = x.shape
         size = self.patch
         cut = x.reshape(batch, channels, height // size, size, columns // size, size)

@@ -528,7 +528,7 @@ def test_every_format_shows_pairs_next_to_their_nulls(
         lines = [line for line in text.splitlines() if all(number in line for number in numbers)]
         assert len(lines) == 1
         assert f"{outside} of 2" in lines[0]
-    assert "nothing to compare for sgd, wild; adam, wild" in text
+    assert "no defined values for sgd, wild; adam, wild" in text
     assert "undefined: halves/net/wild/default/seed=0: diverged" in text.replace(r"\_", "_")
     assert "another order" in " ".join(text.split())
 

@@ -442,7 +442,7 @@ def test_captions_name_the_switched_optimizers(results: Results) -> None:
     assert [table.caption for table in tables] == [
         "early, net, to-adam: sgd (A), then adam (B), state reset: ρ by k",
         "early, net, control: sgd, switched to itself, state reset: difference by k",
-        "early, net, noisy: adam, its first k steps with noise: difference by k",
+        "early, net, noisy: adam, with noise in its first k steps: difference by k",
     ]
     assert [cell.text for cell in tables[0].rows[1]] == ["4", "6", *["0.25 [0.25, 0.25]"] * 3]
     assert [column.title for column in tables[0].columns][2:] == [

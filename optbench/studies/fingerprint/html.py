@@ -19,7 +19,7 @@ from optbench.studies.fingerprint.words import sentences
 
 NEIGHBOURS = 5
 AIR = 3.0
-"""Percentage of a strip left free at either end."""
+"""Percentage of a strip's width left free at each end."""
 
 
 def page(found: Fingerprint) -> str:

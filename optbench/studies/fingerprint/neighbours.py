@@ -53,7 +53,7 @@ def neighbours(own: Array, panel: Array, names: list[str], apart: str | None = N
     own: values of the optimizer in question, (S, n); NaN where undefined.
     panel: values of the panel on the same seeds, (P, S, n); NaN where undefined.
     names: names of the panel's optimizers, (P,).
-    apart: name of another optimizer to omit: the optimizer in question, if it is in the panel.
+    apart: name of an optimizer to omit as well; pass that of the optimizer in question if it is in the panel.
     """
     every = np.concatenate([own[None], panel])  # (1 + P, S, n)
     means = _means(every - _seed_effect(panel))  # (1 + P, S)

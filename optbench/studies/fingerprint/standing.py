@@ -79,7 +79,7 @@ class Standing:
     n: number of seeds that have values.
     ticks: the panel's optimizers that have a centre.
     below: number of ticks below the centre.
-    obstacle: why there is no centre, else empty.
+    obstacle: why there is no centre; empty if there is one.
     """
 
     strip: Strip
@@ -99,7 +99,7 @@ class Fingerprint:
     panel: Panel
     standings: tuple[Standing, ...]
     judged: Mapping[str, tuple[Judged, ...]]
-    """The comparisons on all strips, by the name of the panel's optimizer; empty if there are too few seeds."""
+    """The comparisons with each of the panel's optimizers on all strips, by name; empty if there are too few seeds."""
     neighbours: tuple[Neighbour, ...]
     not_learnt: Mapping[str, str]
     """The experiments that were not learnt, each with a description of what happened instead."""
@@ -137,7 +137,7 @@ def fingerprint(entry: Entry, panel: Panel, remarks: Sequence[str] = (), *, apar
     """Compare an entry with the panel, on the entry's seeds.
 
     remarks: caveats to show before those that this function adds.
-    apart: name of an optimizer to omit from the neighbours: the entry's own, if the panel includes it.
+    apart: name of an optimizer to omit from the neighbours; pass the entry's own name if it is in the panel.
 
     Raises:
         UsageError: the entry has a seed that the panel does not have.
@@ -215,7 +215,7 @@ def _learnt(entry: Entry, thresholds: Mapping[str, float]) -> tuple[Entry, dict[
 
 
 def _what_happened(states: Sequence[str], low: int, learnt: Array, needed: float) -> str:
-    """Return text such as `has not learnt on 10 of 10 seeds: accuracy 0.112, expected at least 0.520`.
+    """Describe what happened, e.g. `has not learnt on 10 of 10 seeds: accuracy 0.112, expected at least 0.520`.
 
     low: number of seeds below the needed accuracy. learnt: accuracies of these seeds.
     """

@@ -36,7 +36,7 @@ def value(one: Standing) -> str:
 
 
 def value_with_interval(one: Standing) -> str:
-    """Format the value as `0.036 [0.031, 0.041]`; without a value, return the reason."""
+    """Format the value as `0.036 [0.031, 0.041]`, or return the reason why there is no value."""
     if one.centre is None:
         return one.obstacle
     return f"{value(one)} {interval(one.interval, one.strip.digits)}".strip()

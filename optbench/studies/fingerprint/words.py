@@ -17,8 +17,7 @@ from optbench.studies.fingerprint.standing import Fingerprint, Judged
 from optbench.studies.fingerprint.strips import STRIPS
 
 SURE = 0.95
-"""The share of bootstrap samples in which no other optimizer is nearer than the nearest is stated only if it is below
-this value."""
+"""The share of bootstrap samples that agree on the nearest optimizer is stated only if it is below this value."""
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class SolutionPair:
     planned: number of seeds to compare.
     measures: the pair's values by metric, in catalog order. Seeds not yet compared are omitted; the value is NaN on
         seeds on which an arm diverged, failed or ended above the target training loss.
-    notes: why values are undefined, each reason once.
+    notes: the reasons why values are undefined, without repetitions.
     """
 
     run: str

@@ -100,7 +100,7 @@ def _warnings(pairs: Sequence[SolutionPair], known: Sequence[SolutionPair]) -> I
     unknown = [pair for pair in pairs if pair not in known]
     begun = [pair.label for pair in unknown if pair.measures]
     if begun:
-        yield f"nothing to compare for {'; '.join(begun[:MANY_PAIRS])}{_more(begun)}"
+        yield f"no defined values for {'; '.join(begun[:MANY_PAIRS])}{_more(begun)}"
     waiting = [pair.label for pair in unknown if not pair.measures]
     if waiting:
         yield f"not compared yet: {'; '.join(waiting[:MANY_PAIRS])}{_more(waiting)}"

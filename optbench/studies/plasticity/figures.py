@@ -44,7 +44,7 @@ class _Line:
         return self.learnt.is_control
 
     def smooth(self, column: str) -> Array:
-        """Return each seed's means over every w consecutive tasks, (S, T - w + 1)."""
+        """Return each seed's means of a column over every w consecutive tasks, (S, T - w + 1)."""
         found: Array = sliding_window_view(self.learnt.recorded[column], self.learnt.window, axis=1).mean(axis=-1)
         return found
 

@@ -1,4 +1,4 @@
-"""Figures of the metrics of switched optimizers' solutions against the step of the switch."""
+"""Figures that show metrics of switched optimizers' solutions against k, the step of the switch."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class Switching:
 
     first, then: names of A and B: the label of the pure arm if there is one, else the target and its settings.
     state: whether B starts without state (`reset`) or can continue from A's (`keep`); None for noise.
-    points: by ascending k.
+    points: the points of the sweep, by ascending k.
     pure_first, pure_then: the arms trained by A alone and by B alone. A missing arm is replaced with the end of the
         sweep at which A or B takes all steps, or with None if the sweep has no such end. pure_first is None for noise.
     metrics: the experiment's primary metrics that were measured.

@@ -56,7 +56,7 @@ def heading(switching: Switching) -> str:
     return {
         "switch": f"{switching.first} (A), then {switching.then} (B){state}",
         "control": f"{switching.then}, switched to itself{state}",
-        "noise": f"{switching.then}, its first k steps with noise",
+        "noise": f"{switching.then}, with noise in its first k steps",
     }[switching.kind]
 
 

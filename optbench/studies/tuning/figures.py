@@ -40,7 +40,7 @@ LEARNING = {
     "forgetting": "forgetting",
 }
 PARTS = {"last_task_accuracy": "last task at the end", "earlier_tasks_accuracy": "earlier tasks at the end"}
-"""The parts of the final accuracy, without which it means little if tasks have different classes."""
+"""The parts of the final accuracy, which alone means little if tasks have different classes."""
 PROPERTIES = {
     "average_accuracy": "accuracy at the end",
     "forgetting": "forgetting",

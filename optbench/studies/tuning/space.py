@@ -53,7 +53,7 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Search:
-    """The search for one optimizer's setting on one experiment; the setting is chosen by its mean over `models`."""
+    """The search for one optimizer's setting on one experiment; the setting is chosen by its mean score over models."""
 
     experiment: str
     optimizer: str

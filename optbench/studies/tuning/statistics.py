@@ -178,7 +178,7 @@ def gated(settings: Sequence[TriedSetting], margin: float | None) -> list[TriedS
 
 
 def best_learning(settings: Sequence[TriedSetting]) -> float:
-    """Return the highest learning accuracy of an eligible setting; NaN if there is none."""
+    """Return the highest learning accuracy among the eligible settings; NaN if there are none."""
     return max((s.learning for s in settings if s.eligible and math.isfinite(s.learning)), default=math.nan)
 
 

@@ -45,8 +45,8 @@ class Twins:
     """Two optimizers listed as twins in a suite, on one experiment and model.
 
     a, b: names of the optimizers. sides: the optimizers' arms; None unless each optimizer has exactly one.
-    distances: by seed, for every seed on which both trials are ok and have sketches at the start and at a common place
-        after it.
+    distances: the distances by seed, for every seed on which both trials are ok and have sketches at the start and at a
+        common place after it.
     size: K; 0 if there are no distances. reason: why there are no distances; empty if there are some.
     """
 
