@@ -40,12 +40,12 @@ def _row(table: Table, *cells: object) -> None:
 def _optimizers(_: Path) -> RenderableType:
     from optbench.optimizers.registry import OPTIMIZERS
 
-    # Six columns would be too narrow in 80 characters, so hyper-parameters have separate lines.
-    table = _table(
-        "optimizer", "source", "lane", "state per weight", "description (reference), hyper-parameters (default)"
-    )
+    # Six columns would be too narrow in 80 characters, so the state and hyper-parameters have separate lines.
     fold = has_width()
-    table.columns[3].max_width = 12 if fold else None
+    what = "description (reference)"
+    settings = "hyper-parameters (default)"
+    several = (f"{what}, state per weight, {settings}",) if fold else ("state per weight", f"{what}, {settings}")
+    table = _table("optimizer", "source", "lane", *several)
     for spec in OPTIMIZERS.values():
         defaults = ", ".join(
             f"{name} {'by preset' if hyper.default is None and not hyper.optional else _value(hyper.default)}"
@@ -54,7 +54,8 @@ def _optimizers(_: Path) -> RenderableType:
         source = spec.source.replace("-", "-\n") if fold else spec.source
         schedule = "" if spec.takes_schedule else "; no support for schedules"
         described = f"{spec.summary} ({spec.reference}){schedule}"
-        _row(table, spec.name, source, spec.lane, spec.state, described + ("\n" if fold else "; ") + defaults)
+        cells = [f"{described}\nstate: {spec.state}\n{defaults}"] if fold else [spec.state, f"{described}; {defaults}"]
+        _row(table, spec.name, source, spec.lane, *cells)
     return table
 
 

@@ -161,7 +161,7 @@ def _times(name: str, threads: int, rows: Sequence[Row]) -> Table:
     if timings[0].clock == "device":
         title = f"{name}: {unit.name} per step, {CLOCKS['device']}"
     heads = columns(
-        *("optimizer", "step", "gradient", "step /\ngradient", "tokens", "statis-\ntics", "roots", "update"),
+        *("optimizer", "step", "gradient", "step /\ngradient", "tokens", "statistics", "roots", "update"),
         *("ordinary\nsteps", "refresh", "every", "first\nstep"),
         texts=1,
     )

@@ -289,6 +289,25 @@ def test_a_dry_run_shows_cohorts_and_trials_and_trains_nothing(
         assert capsys.readouterr().err.count("fresh: no base is given; the default is {target: sgd, lr: 0.1}\n") == said
 
 
+def test_lists_of_suites_and_runs_fit_80_columns(
+    suite_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    path = write_partial_run(tmp_path / "runs", suite_path, ["ok"])
+    record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    (path / "run.json").write_text(json.dumps({**record, "created": "2026-11-29T08:58:54+01:00"}), encoding="utf-8")
+    assert main(["list", "runs", "--runs-dir", str(path.parent)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith(" 2026-11-29 07:58")
+    assert main(["list", "suites"]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "class-incremental digit pairs" in " ".join(shown.split()), "words are not broken"
+    monkeypatch.delenv("COLUMNS")
+    assert main(["list", "suites"]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("smoke ")]
+    assert row.endswith("sgd, adam, adamw, shampoo"), "a suite is one line in a pipe"
+
+
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_a_dry_run_shows_the_complete_names_of_variants_at_any_width(
     width: int, suite_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
