@@ -40,7 +40,7 @@ _LEGEND = (
     "median [lowest, highest] time of a step without a refresh; refresh: mean time of a step with a refresh; every: "
     "number of steps between refreshes in normal training (while measuring, every other step has a refresh).",
     "by need: roots are renewed when they are stale, most often at the beginning of training; the percentage is the "
-    "mean share of roots renewed per step, measured from the step in parentheses.",
+    "mean share of roots renewed per step, from the step in parentheses onwards.",
     "tokens: the number of tokens whose gradient takes as long as the optimizer's step. Divide it by the number "
     "of tokens in your batch to get the ratio of the step's time to the gradient's.",
     "statistics, roots, update: parts of the step, reported for optbench's own optimizers and for others that mark "

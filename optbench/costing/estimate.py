@@ -41,7 +41,10 @@ class Estimate:
 
 
 class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Context manager that counts the bytes of live tensors. live: the current number. peak: the highest so far."""
+    """Context manager that counts the bytes of live tensors.
+
+    live: the current number of bytes. peak: the highest number of bytes so far.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -120,7 +123,7 @@ def estimate(size: Size, make: Make, *, users: bool, planned: bool) -> Estimate:
 
 
 def _stepped(optimizer: torch.optim.Optimizer, *closure: Callable[..., Tensor]) -> bool:
-    """Try a step on tensors without values, and return whether it succeeded; data-dependent optimizers fail."""
+    """Try a step on tensors without values, and return whether it succeeded; it fails if it depends on the data."""
     with contextlib.suppress(Exception):
         optimizer.step(*closure)  # type: ignore[arg-type]
         return True

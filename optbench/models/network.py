@@ -23,7 +23,7 @@ deviation of 1/√fan_in (as in the reference implementation of Powerpropagation
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-    """Return the cross-entropy of logits (..., C) and targets (...), reduced over all leading axes."""
+    """Return the cross-entropy of logits (..., C) and targets (...), with leading axes flattened before `reduction`."""
     return nn.functional.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction=reduction)
 
 

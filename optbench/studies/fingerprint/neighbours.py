@@ -26,7 +26,7 @@ from optbench.studies.fingerprint.entry import Array
 from optbench.studies.fingerprint.strips import STRIPS
 
 FEWEST = len(STRIPS) // 2
-"""Minimum number of strips on which two optimizers have values; with fewer, their distance is undefined."""
+"""Minimum number of strips on which both of two optimizers must have values for their distance to be defined."""
 
 
 @dataclass(frozen=True)

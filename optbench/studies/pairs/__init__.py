@@ -1,4 +1,4 @@
-"""Comparisons of pairs of solutions, and of solutions that one optimizer finds with the data in different orders."""
+"""Comparisons of two optimizers' solutions, and of one optimizer's solutions with the data in different orders."""
 
 from __future__ import annotations
 

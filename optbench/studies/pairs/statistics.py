@@ -101,7 +101,10 @@ def _pair(results: Results, a: Arm, b: Arm, planned: int) -> SolutionPair:
 
 
 def _values(pair: Between, metric: str) -> SeedValues:
-    """Return a metric's values by seed, omitting seeds not yet compared; NaN if an arm ended above the target loss."""
+    """Return a metric's values by seed, omitting seeds not yet compared.
+
+    A value is NaN if an arm ended above the target training loss.
+    """
     found = pair.compared(metric)
     return {seed: math.nan if pair.status(seed) == "above_target" else one.value for seed, one in found.items()}
 

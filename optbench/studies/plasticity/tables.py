@@ -25,8 +25,8 @@ DERIVED = {
 ENDING = {"dead": ("dead\nunits", 2), "effective_rank": ("effective\nrank", decimals("effective_rank"))}
 MEANING = (
     "Online accuracy: accuracy on each training batch before its update, averaged over a task.",
-    "Share kept: last divided by best; noise alone lowers it below 1, even for fresh networks, and most of all with "
-    "few tasks. Slope: median slope over all pairs of tasks (Theil-Sen). Against fresh: last minus the value reached "
+    "Share kept: last divided by best; noise alone lowers it below 1, even for fresh networks, especially with few "
+    "tasks. Slope: median slope over all pairs of tasks (Theil-Sen). Against fresh: last minus the value reached "
     "with a fresh network for every task and the same optimizer, tasks and seeds.",
     "Dead units, effective rank: measured on the features of up to 2,000 new inputs before the first update on each of "
     "the last tasks.",

@@ -35,7 +35,7 @@ BARRIER = "Barrier: loss barrier on the straight line to the solution of A or B 
 
 
 def switching_blocks(found: Sequence[Switching], several: bool, _: SpreadText) -> Iterable[Block]:
-    """Yield a table for each pair of optimizers on each experiment and model with measurements."""
+    """Yield a table for each sweep of k that has measurements, with the reasons for missing values, and a legend."""
     shown = [switching for switching in found if switching.metrics]
     if not shown:
         return

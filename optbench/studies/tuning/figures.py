@@ -261,7 +261,7 @@ def _draw_ring(axes: Axes, place: tuple[float, float] | None) -> None:
 
 
 def _against(sweep: Sweep) -> list[tuple[float, list[tuple[float, float]]]]:
-    """Return each value of the hyper-parameter with (learning accuracy, forgetting) for every seed that has both."""
+    """Return each value of the hyper-parameter with a (learning accuracy, forgetting) pair for each seed with both."""
     found = []
     for value, series in sweep.points:
         pairs = [[series.arm.value(m, t.seed) for m in ("learning_accuracy", "forgetting")] for t in series.trials]
