@@ -33,7 +33,7 @@ BAND = 0.12
 class Level:
     """A pure arm, drawn as a horizontal line with a marker.
 
-    end: the k at which the marker is drawn: 0 for B, the number of all steps for A.
+    end: the k at which the marker is drawn: 0 for B, the total number of steps for A.
     """
 
     end: float
