@@ -72,12 +72,14 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     numbers = tuple(int(part) for part in parts)
     if "," not in text:
         if not 1 <= numbers[0] <= MAX_SEEDS:
-            raise UsageError(f"--seeds {text}: expected at least 1 seed and at most {MAX_SEEDS}")
+            raise UsageError(f"--seeds: expected at least 1 seed and at most {MAX_SEEDS}, got {numbers[0]}")
         return tuple(range(numbers[0]))
     if twice := [number for i, number in enumerate(numbers) if number in numbers[:i]]:
         raise UsageError(f"--seeds {text}: seed {twice[0]} is listed twice")
-    if max(numbers) >= 2**63 or len(numbers) > MAX_SEEDS:
-        raise UsageError(f"--seeds: expected at most {MAX_SEEDS} seeds, each below 2**63")
+    if len(numbers) > MAX_SEEDS:
+        raise UsageError(f"--seeds: expected at most {MAX_SEEDS} seeds, got {len(numbers)}")
+    if max(numbers) >= 2**63:
+        raise UsageError(f"--seeds: expected seeds below 2**63, got {max(numbers)}")
     return numbers
 
 

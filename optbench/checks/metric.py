@@ -45,6 +45,10 @@ class _Subject:
         return next((reading for reading in readings if self.metric.kind in reading.kinds), None)
 
     @property
+    def data(self) -> str:
+        return "an untrained network" if isinstance(self.reading, Weights | Model) else "random numbers"
+
+    @property
     def arguments(self) -> list[Any]:
         return [getattr(self.reading, name) for name in self.metric.reads]
 
@@ -81,9 +85,9 @@ def _number(subject: _Subject) -> Found:
         return "failed", f"it {raised}"
     of_trial = found[-1]
     if of_trial.value is None:
-        return "information", f"undefined on random numbers: {of_trial.note}"
+        return "information", f"undefined on {subject.data}: {of_trial.note}"
     layers = f" ({len(found) - 1} layers, and all layers together)" if len(found) > 1 else ""
-    return "passed", f"{of_trial.value:.6g} on {'an untrained network' if layers else 'random numbers'}{layers}"
+    return "passed", f"{of_trial.value:.6g} on {subject.data}{layers}"
 
 
 def _same_twice(subject: _Subject) -> Found:

@@ -235,7 +235,7 @@ class LockStep:
         return self._lane.rate(i)
 
     def fallbacks(self, i: int) -> int:
-        """Return how many matrix factorisations of member `i` failed and were retried or replaced."""
+        """Return how many matrix factorisations of member `i` failed, so that the previous root was kept."""
         return self._lane.fallbacks(i)
 
     def _own_loss(self, step: int, i: int) -> Evaluate:

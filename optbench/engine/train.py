@@ -20,6 +20,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
+from optbench.counting import count
 from optbench.engine.batches import BatchBuffer, BatchStream, Normaliser
 from optbench.engine.controls import Controls, renews_state
 from optbench.engine.evaluate import Evaluator
@@ -151,12 +152,12 @@ class CohortTraining:
         self._outside = OutsideState(map(load_factory, cohort.trials[0].user_optimizers))
 
     def run(self, keep: Keep | None) -> list[TrialResult]:
-        count = self.workspace.family.count
+        tasks = self.workspace.family.count
         if not self.finished:
             self._measure(0)
             for member in self.members:
                 self.sketches.record(member, member.row, task=1, step=0)
-        for task in range(self.finished, count):
+        for task in range(self.finished, tasks):
             for member in self.members:
                 if not self._keeps_state(member):
                     member.state = None
@@ -171,7 +172,7 @@ class CohortTraining:
                 self.online.end(self.members, task)
             self._measure(task + 1)
             self.finished = task + 1
-            if keep is not None and self.finished < count:
+            if keep is not None and self.finished < tasks:
                 keep(lambda: [self._interim(member) for member in self.members])
         results = [result for member in self.members for result in self._results(member)]
         return sorted(results, key=lambda result: self.places[result.trial.id])
@@ -344,7 +345,7 @@ class CohortTraining:
         return results
 
     def _notes(self, member: Member) -> list[str]:
-        found = [f"{member.fallbacks} factorisations replaced"] if member.fallbacks else []
+        found = [f"{count(member.fallbacks, 'matrix factorisation')} failed"] if member.fallbacks else []
         refused = sorted(self.machinery.recordings.refused.items())
         if member.running:
             found += not_learnt(member.rows).notes

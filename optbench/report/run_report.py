@@ -165,8 +165,7 @@ def _results(section: Section, several: bool, statistic: Statistic) -> Iterable[
         ]
         if row.fallbacks:
             failed = count(row.fallbacks, "matrix factorisation")
-            verb = "was" if row.fallbacks == 1 else "were"
-            warnings.append(f"{row.label}: {failed} failed and {verb} replaced.")
+            warnings.append(f"{row.label}: {failed} failed; the previous roots were kept.")
         if mixed := row.arm.mixed_code:
             warnings.append(f"{row.run + ', ' if several else ''}{row.label}: {mixed}.")
         warnings += [f"{row.label}: {n} of its trials: {note}." for note, n in row.notes.items()]

@@ -44,9 +44,9 @@ class SummaryRow:
     matrix: Matrix | None
     """The mean accuracy matrix (T+1, T) of the trials that are ok."""
     fallbacks: int
-    """Number of matrix factorisations that failed and were replaced, over all trials."""
+    """Number of matrix factorisations that failed, over all trials."""
     notes: Mapping[str, int]
-    """The number of trials with each note, without notes on replaced factorisations and on tasks not learnt."""
+    """The number of trials with each note, without notes on failed factorisations and on tasks not learnt."""
     bounds: Mapping[tuple[str, str], int]
     """The number of trials that are ok and whose value is only a lower bound, by metric and remark."""
 

@@ -203,7 +203,7 @@ KEPT = {
     },
     "Drift": {"names": "3 tasks: drift 0, drift 1, drift 2", "keys": "equal keys", "order of calls": "do not depend"},
     "spread": {"measures": "features (features, targets); higher is better, in bits, margin 0.1"},
-    "loudness": {"one number": "random numbers", "arguments": "does not change them"},
+    "loudness": {"one number": "on an untrained network", "arguments": "does not change them"},
     "cut": {"arguments": "the metric changes its accuracy, which is harmless"},
     "empty": {"one number": "undefined on random numbers: the function returned nan"},
 }

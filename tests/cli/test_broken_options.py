@@ -107,7 +107,7 @@ OPTIONS: dict[str, tuple[list[str], str]] = {
     "seeds are a word": (["--seeds", "three"], "--seeds three: expected a number of seeds"),
     "seeds are empty": (["--seeds", ""], "--seeds: expected a number of seeds (at least 1)"),
     "seeds are blank": (["--seeds", "  "], "--seeds: expected a number of seeds (at least 1)"),
-    "no seeds": (["--seeds", "0"], "--seeds 0: expected at least 1 seed"),
+    "no seeds": (["--seeds", "0"], "--seeds: expected at least 1 seed and at most 100000, got 0"),
     "negative number of seeds": (["--seeds=-3"], "--seeds -3: expected a number of seeds"),
     "negative seed in a list": (["--seeds=0,-3"], "--seeds 0,-3: expected a number of seeds"),
     "seeds are fractions": (["--seeds", "1.5"], "--seeds 1.5: expected a number of seeds"),
@@ -115,7 +115,7 @@ OPTIONS: dict[str, tuple[list[str], str]] = {
     "empty entry in seeds": (["--seeds", "1,,2"], "--seeds 1,,2: expected a number of seeds"),
     "only a comma": (["--seeds", ","], "expected a number of seeds"),
     "too many seeds": (["--seeds", "100001"], "expected at least 1 seed and at most 100000"),
-    "a seed too large": (["--seeds", f"{2**63},1"], "each below 2**63"),
+    "a seed too large": (["--seeds", f"{2**63},1"], "expected seeds below 2**63, got 9223372036854775808"),
     "non-ASCII digit": (["--seeds", "٣"], "expected a number of seeds"),
     "seeds with an escape": (["--seeds", "\x1b[31m"], r"--seeds \x1b[31m: expected a number of seeds"),
     "misspelt experiment": (
