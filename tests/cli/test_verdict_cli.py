@@ -100,6 +100,17 @@ def test_exploratory_metrics_are_counted_on_a_terminal_and_shown_elsewhere(
     assert valued <= {line["metric"] for line in csv.DictReader(io.StringIO(capsys.readouterr().out))}
 
 
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_an_arrow_stays_with_the_name_of_its_metric_on_a_terminal(
+    width: int, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert main(["compare", "base:sgd", "base:adam", "--all"]) == 0
+    shown = capsys.readouterr().out
+    assert "transfer ↑" in shown
+    assert not re.search("^ *[↑↓]", shown, re.MULTILINE)
+
+
 def test_gates_decide_the_exit_code_after_the_report_is_written(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gates = ["--fail-on", "forgetting:+0.02", "--fail-on", "average_accuracy:-10%"]
     assert main(["compare", "proposal", "base", *gates, "-o", "report.md"]) == 1

@@ -220,6 +220,18 @@ def test_a_column_wider_than_the_terminal_is_not_cut() -> None:
     assert "0.968±0.002" in printed
 
 
+def test_a_long_text_is_wrapped_before_a_verdict_next_to_it() -> None:
+    rows = [("claims " * 15, "no evidence"), ("short", "supported")]
+    table = Table(
+        "Claims",
+        (Column("claim", numeric=False), Column("verdict", numeric=False)),
+        tuple((Cell(a), Cell(b)) for a, b in rows),
+    )
+    lines = terminal(Report("report", (table,)), 40).splitlines()
+    assert any(line.endswith("no evidence") for line in lines)
+    assert max(map(len, lines)) <= 40
+
+
 def test_a_command_stays_one_line_on_a_terminal() -> None:
     code = [block for block in sample().blocks if isinstance(block, Commands)]
     for line in code[0].text.split("\n"):

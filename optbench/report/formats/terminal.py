@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from rich import box
 from rich.cells import cell_len
@@ -97,6 +98,14 @@ def _hanging(mark: str, text: str, tone: doc.Tone, console: Console) -> None:
     console.print(grid)
 
 
+class _Sizes(NamedTuple):
+    """The minimum and the natural width of a column, and the texts of its cells."""
+
+    least: int
+    natural: int
+    texts: Sequence[str]
+
+
 def print_table(table: doc.Table, console: Console) -> None:
     """Print a table, split by columns if the console is too narrow for it."""
     titles = [[_held(line) for line in title_lines(column)] for column in table.columns]
@@ -107,7 +116,8 @@ def print_table(table: doc.Table, console: Console) -> None:
     # Texts stay on one line unless wrapping them results in fewer pieces.
     pieces = min((_pieces(table, widths, console.width) for widths in (wish, least)), key=len)
     pieces_shown = [[*range(table.keys), *piece] for piece in pieces]
-    widths = [_widths([least[j] for j in piece], [natural[j] for j in piece], console.width) for piece in pieces_shown]
+    sizes = [_Sizes(*entry) for entry in zip(least, natural, texts, strict=True)]
+    widths = [_widths([sizes[j] for j in piece], console.width, console) for piece in pieces_shown]
     keys = [min(piece[i] for piece in widths) for i in range(table.keys)]  # the same in all pieces
     for i in range(len(pieces)):
         if i:
@@ -145,15 +155,37 @@ def _pieces(table: doc.Table, widths: Sequence[int], room: int) -> list[range]:
     return [range(piece.start + table.keys, piece.stop + table.keys) for piece in packed]
 
 
-def _widths(least: Sequence[int], natural: Sequence[int], room: int) -> list[int]:
-    """Return the width of each column of a piece. Free space widens columns, from the left, to their natural width."""
-    left = room - sum(least) - GAP * (len(least) - 1)
-    widths = []
-    for low, full in zip(least, natural, strict=True):
-        more = max(0, min(full - low, left))
-        widths.append(low + more)
+def _widths(columns: Sequence[_Sizes], room: int, console: Console) -> list[int]:
+    """Return the width of each column of a piece.
+
+    Free space widens columns to their natural width: from the left, or those that need the least first, whichever
+    breaks cells into fewer lines.
+    """
+    places = range(len(columns))
+    orders = (places, sorted(places, key=lambda i: columns[i].natural - columns[i].least))
+    return min(
+        (_widened(columns, room, order) for order in orders), key=lambda widths: _breaks(columns, widths, console)
+    )
+
+
+def _widened(columns: Sequence[_Sizes], room: int, order: Sequence[int]) -> list[int]:
+    widths = [column.least for column in columns]
+    left = room - sum(widths) - GAP * (len(columns) - 1)
+    for i in order:
+        more = max(0, min(columns[i].natural - columns[i].least, left))
+        widths[i] += more
         left -= more
     return widths
+
+
+def _breaks(columns: Sequence[_Sizes], widths: Sequence[int], console: Console) -> int:
+    """Return the number of line breaks in all cells if they are wrapped at these widths."""
+    return sum(
+        len(Text(text).wrap(console, width, overflow="fold")) - 1
+        for column, width in zip(columns, widths, strict=True)
+        for text in column.texts
+        if cell_len(text) > width
+    )
 
 
 def _grid(
