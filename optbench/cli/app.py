@@ -42,7 +42,7 @@ app = typer.Typer(
     cls=_Group,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich would take as long to import as everything else
-    help="Measure what kind of solution an optimizer finds, and not only how fast it is.",
+    help="Measure what kind of solution an optimizer finds, not just how fast it learns.",
 )
 
 
@@ -64,7 +64,7 @@ def _request(context: typer.Context) -> Request:
 
 @contextlib.contextmanager
 def _early(context: typer.Context) -> Iterator[None]:
-    """Before the slow imports, start the process that forks workers, provided that there is a readable suite to train.
+    """Start the process that forks workers before the slow imports, if there is a readable suite to run.
 
     Errors in the suite or the run are reported by the command itself.
     """

@@ -257,7 +257,7 @@ def check_rule(found: Metric) -> None:
         names = ", ".join(metric.name for metric in METRICS.values() if _chooses(metric))
         raise UsageError(f"expected a metric of accuracies ({names}, or your own), got {found.name}")
     if found.direction == "neutral":
-        raise UsageError(f"expected a metric with a preferred direction, got the neutral {found.name}")
+        raise UsageError(f"expected a metric with a preferred direction, got {found.name}, which is neutral")
 
 
 def _chooses(found: Metric) -> bool:

@@ -62,7 +62,8 @@ class RunLock:
                     file.seek(0)
                     owner = _owner(file.read())
                 raise StoreError(
-                    f"{self._path.parent}: this run is being written by {owner}; wait for it, or stop it first"
+                    f"{self._path.parent}: this run is being written by {owner}; "
+                    "wait until that process has ended, or stop it first"
                 ) from None
             # The previous holder may have removed the file after it was opened here.
             with contextlib.suppress(FileNotFoundError):
@@ -82,7 +83,7 @@ class RunLock:
 def _owner(text: str) -> str:
     try:
         record = json.loads(text)
-        return f"process {record['process']} since {record['since']}"
+        return f"process {record['process']} (since {record['since']})"
     except (ValueError, KeyError, TypeError):
         return "another process"
 

@@ -288,7 +288,7 @@ def _check_names(folder: Path) -> None:
 
 
 def _sorted_metadata(data: bytes) -> bytes:
-    """Sort the metadata of a safetensors file, which the library writes in a varying order."""
+    """Sort the metadata of a safetensors file, because safetensors writes it in no fixed order."""
     size = int.from_bytes(data[:8], "little")
     header: dict[str, Any] = json.loads(data[8 : 8 + size])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))

@@ -59,7 +59,10 @@ def _faults(experiment: ExperimentSettings) -> Iterator[tuple[KeyPath, str]]:
 
 
 def text_faults(suite: Suite, document: Document, find: Callable[[str], Source | None]) -> Iterator[Fault]:
-    """Yield a fault for each user's text that is missing or cannot be read as text. find: as in `load_suite`."""
+    """Yield a fault for each of the user's text files that is missing, unreadable or too short.
+
+    find: as in `load_suite`.
+    """
     for name, experiment in suite.experiments.items():
         for domain, path in experiment.dataset.texts.items():
             try:

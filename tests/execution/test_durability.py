@@ -106,7 +106,7 @@ def test_a_second_process_is_refused_and_the_owner_is_named(cut: Path, tmp_path:
     path = copied(cut, tmp_path)
     before = (path / "run.json").read_bytes()
     lock = RunLock(path)
-    with pytest.raises(StoreError, match=rf"is being written by process {os.getpid()} since 20\d\d-.*T") as refused:
+    with pytest.raises(StoreError, match=rf"is being written by process {os.getpid()} \(since 20\d\d-.*T") as refused:
         do(path, resume=True)
     assert "\n" not in str(refused.value)
     assert (path / "run.json").read_bytes() == before

@@ -175,7 +175,7 @@ def _middle(pairs: Sequence[Point]) -> Point:
 
 
 def _between(a: Point, b: Point) -> list[Point]:
-    """Return the points on the line between two means that labels should not cover."""
+    """Return evenly spaced points on the line between two means, for labels to avoid."""
     shares = [i / STEPS for i in range(1, STEPS)]
     return [(a[0] + share * (b[0] - a[0]), a[1] + share * (b[1] - a[1])) for share in shares]
 
