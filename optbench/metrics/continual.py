@@ -46,7 +46,7 @@ def learning_accuracy(accuracy: ArrayLike) -> Array:
 
 
 def forgetting(accuracy: ArrayLike) -> Array:
-    """Return the mean drop from the best accuracy since learning a task: mean_{j<T} (max_{j≤l<T} R[l, j] - R[T, j]).
+    """Return the mean drop from the best accuracy before the last task: mean_{j<T} (max_{j≤l<T} R[l, j] - R[T, j]).
 
     The maximum starts at the row in which the task was learnt and excludes the final row, so forgetting can be negative
     (Chaudhry et al. 2018, arXiv:1801.10112). Other tools use the same word for different definitions: some include the

@@ -80,7 +80,8 @@ TOPICS: dict[Topic, str] = {
 OF_TEXT: dict[str, str] = {
     "average_accuracy": "average score: mean score over all tasks at the end; a score is negative bits per byte on "
     "{split} text, so higher is better",
-    "forgetting": "forgetting: best score on a task since it was learnt minus the score at the end, in bits per byte",
+    "forgetting": "forgetting: best score on a task between learning it and training on the last task, minus the score "
+    "at the end, mean over all tasks but the last, in bits per byte; negative if the last task raises the score",
     "learning_accuracy": "learning score: mean score on each task right after training on it",
     "last_task_accuracy": "last task, earlier tasks: score on the last task and mean score on the tasks before it, at "
     "the end",
@@ -90,7 +91,8 @@ OF_TEXT: dict[str, str] = {
 # {split}: the data on which accuracies are measured; pruned networks are always measured on test data.
 LEGENDS: dict[str, str] = {
     "average_accuracy": "average accuracy: mean {split} accuracy over all tasks at the end",
-    "forgetting": "forgetting: best accuracy on a task since it was learnt minus the accuracy at the end",
+    "forgetting": "forgetting: best accuracy on a task between learning it and training on the last task, minus the "
+    "accuracy at the end, mean over all tasks but the last; negative if the last task raises the accuracy",
     "learning_accuracy": "learning accuracy: mean {split} accuracy on each task right after training on it",
     "last_task_accuracy": "last task, earlier tasks: accuracy on the last task and mean accuracy on the tasks before "
     "it, at the end",
