@@ -196,6 +196,6 @@ def base_settings(wrapper: str, base: Mapping[str, Any]) -> tuple[str, dict[str,
     settings = dict(base)
     target = settings.pop("target", None)
     if not isinstance(target, str):
-        what = "expected an optimizer with a target, such as {target: adamw, lr: 0.001}"
+        what = "expected an optimizer, as in {target: adamw, lr: 0.001}"
         raise OptimizerError(f"the base of {wrapper}: {what}, got {dict(base)}")
     return target, settings

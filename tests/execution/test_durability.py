@@ -129,7 +129,7 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(StoreError, match=f"process {holder.pid} since"):
+        with pytest.raises(StoreError, match=rf"process {holder.pid} \(since"):
             RunLock(tmp_path)
         holder.send_signal(signal.SIGKILL)
         holder.wait()
