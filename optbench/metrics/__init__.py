@@ -1,8 +1,8 @@
 """Metrics: pure functions that map accuracies, features and weights to numbers, and a catalog of them.
 
 `continual` and `plasticity` work on NumPy arrays, `cost` on plain numbers, and `rank`, `similarity` and `sparsity` on
-torch tensors. Modules that compute metrics are imported only when a metric is measured, so that listing metrics starts
-fast.
+torch tensors. Modules that compute metrics are imported only when a metric is measured, so that commands that only list
+metrics start fast.
 """
 
 from optbench.metrics.catalog import (

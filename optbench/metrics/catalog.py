@@ -94,7 +94,12 @@ def _geometry(of: str) -> Callable[..., Metric]:
 
 
 def _pruned(scope: str, how: str) -> tuple[Metric, ...]:
-    """Return the metrics of one pruning curve. If a suite names any of them, the curves of both scopes are measured."""
+    """Return the metrics of the pruning curve with this scope.
+
+    how: the words in the formulas that describe the scope.
+
+    If a suite names any of these metrics, the curves of both scopes are measured.
+    """
     read = partial(Metric, source="Schwarz et al. 2021", direction="higher", kind="pruning", subject="pruning")
     read = partial(read, cost="expensive", default=False, scope=scope)
     accuracy = partial(read, called="pruned_accuracy")

@@ -2,9 +2,9 @@
 
 Legend: `N` examples; `d` width of the features; `C` classes that have examples.
 
-Everything is computed in float64 from training examples: features h, class means μ_c (C, d), their mean μ_G, centred
-means m_c = μ_c - μ_G, and the weights of the last layer W (C, d). Source, unless another is given: Papyan, Han & Donoho
-2020 (doi:10.1073/pnas.2015509117).
+Everything is computed in float64 from training examples: features h, class means μ_c (C, d), the mean μ_G of the class
+means, centred means m_c = μ_c - μ_G, and W (C, d), the weights of the last layer. Source, unless another is given:
+Papyan, Han & Donoho 2020 (doi:10.1073/pnas.2015509117).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Collapse:
     features: (N, d). targets: (N,).
     predicted: (N,), the class with the largest logit.
     head: weights of the last layer for all classes, (classes, d); None if the network has no last linear layer.
-    logits: (N, classes), used only by the margin.
+    logits: (N, classes), used only by `class_margin`.
     """
 
     features: Tensor
@@ -72,7 +72,10 @@ class Collapse:
 
 
 def nc0(collapse: Collapse) -> float:
-    """Return ‖Wᵀ1‖² / C over all classes: 0 if the rows of W sum to zero (arXiv:2602.16642)."""
+    """Return ‖Wᵀ1‖² / C, which is 0 if the rows of W sum to zero (arXiv:2602.16642).
+
+    Here W and C include classes without examples.
+    """
     if collapse.head is None:
         return math.nan
     w = exact(collapse.head)
@@ -129,10 +132,11 @@ def nc4(collapse: Collapse) -> float:
 def class_margin(collapse: Collapse) -> float:
     """Return mean_i min_{c≠y} (z_y - z_c) / ‖w_y - w_c‖ / √tr Σ.
 
-    z are the logits, w the rows of the last layer, and Σ the covariance of the features. This is the mean signed
-    distance of training examples to the decision boundary of the last layer, relative to the spread of the features:
-    the margin in feature space of Elsayed et al. 2018 (arXiv:1803.05598), normalised as in Jiang et al. 2019
-    (arXiv:1810.00113). Scaling the features or the last layer does not change the margin.
+    z are an example's logits and y is its class; w are the rows of the last layer's weights, and Σ is the covariance of
+    the features. The margin is the mean signed distance of training examples from the decision boundary of the last
+    layer, relative to the spread of the features. It is the margin in feature space of Elsayed et al. 2018
+    (arXiv:1803.05598), normalised as in Jiang et al. 2019 (arXiv:1810.00113). Scaling the last layer, or the features
+    together with its bias, does not change the margin.
     """
     if collapse.head is None or collapse.logits is None or not collapse.finite:
         return math.nan

@@ -40,7 +40,7 @@ def average_accuracy(accuracy: ArrayLike) -> Array:
 
 
 def learning_accuracy(accuracy: ArrayLike) -> Array:
-    """Return the mean accuracy on tasks right after training on them: mean_j R[j, j] (Riemer et al. 2019)."""
+    """Return the mean accuracy on each task right after training on it: mean_j R[j, j] (Riemer et al. 2019)."""
     matrix = _matrix(accuracy)
     return _mean(_just_learnt(matrix), matrix)
 
@@ -48,9 +48,9 @@ def learning_accuracy(accuracy: ArrayLike) -> Array:
 def forgetting(accuracy: ArrayLike) -> Array:
     """Return the mean drop from the best accuracy before the last task: mean_{j<T} (max_{j≤l<T} R[l, j] - R[T, j]).
 
-    The maximum starts at the row in which the task was learnt and excludes the final row, so forgetting can be negative
-    (Chaudhry et al. 2018, arXiv:1801.10112). Other tools use the same word for different definitions: some include the
-    final row or rows before the task was learnt, and some subtract the last accuracy from the first.
+    The maximum starts at the row right after training on the task and excludes the final row, so forgetting can be
+    negative (Chaudhry et al. 2018, arXiv:1801.10112). Other tools use the same word for different definitions: some
+    include the final row or rows before the task was learnt, and some subtract the last accuracy from the first.
 
     Example:
         >>> rows = [[0.1, 0.1, 0.1], [0.9, 0.1, 0.2], [0.95, 0.8, 0.3], [0.5, 0.7, 0.9]]  # row 0: before any training
@@ -75,7 +75,7 @@ def last_task_accuracy(accuracy: ArrayLike) -> Array:
 def earlier_tasks_accuracy(accuracy: ArrayLike) -> Array:
     """Return the mean final accuracy on all tasks before the last: mean_{j<T} R[T, j].
 
-    Interpret it together with `last_task_accuracy`: a network that never learns forgets nothing.
+    Interpret it together with `last_task_accuracy`, because a network that stops learning also stops forgetting.
     """
     matrix = _matrix(accuracy)
     return _mean(matrix[..., -1, :-1], matrix)
@@ -94,7 +94,7 @@ def backward_transfer(accuracy: ArrayLike) -> Array:
 
 
 def forward_transfer(accuracy: ArrayLike) -> Array:
-    """Return the mean accuracy gain before training on a task: mean_{j≥2} (R[j-1, j] - R[0, j]).
+    """Return the mean accuracy gain on a task from training on earlier tasks: mean_{j≥2} (R[j-1, j] - R[0, j]).
 
     Lopez-Paz & Ranzato 2017. The mean runs over the T - 1 tasks that have a predecessor; the authors' published code
     divides by T.
@@ -161,7 +161,7 @@ def _just_learnt(matrix: Array) -> Array:
 
 
 def _mean(per_task: Array, matrix: Array) -> Array:
-    """Return the mean over the last axis; NaN if it is empty or training did not finish every task."""
+    """Return the mean over the last axis; NaN if this axis is empty or training did not finish every task."""
     if per_task.shape[-1] == 0:
         return np.full(per_task.shape[:-1], np.nan)
     # Masked before the mean, because inf - inf would warn.

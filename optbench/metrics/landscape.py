@@ -4,9 +4,9 @@ Legend: `P` weights of one network in one vector; `K` points on a line; `...` an
 
 Everything is computed in float64. Functions of weights or values take any leading axes and return (...). Functions of
 the loss are for one network: they take a `Loss`, a differentiable function of the weights (P,), and return a record of
-plain numbers. A value that is undefined or not finite is NaN. The reason is given by the record's `note`, or by
-`displacement_note` and `barrier_note`. Sharpness and distance mean little without the training loss at the solution
-(`landscape_loss`).
+plain numbers. A value that is undefined or not finite is NaN. The reason is given by the record's `note` or, for
+distances and barriers, by `displacement_note` and `barrier_note`. Sharpness and distance mean little without the
+training loss at the solution (`landscape_loss`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LINEAR = "the gradient is zero"
 
 @dataclass(frozen=True)
 class NotedValue:
-    """A number, with a note that gives the reason if the number is NaN and is None otherwise."""
+    """A number and a note, which is the reason if the number is NaN, and None otherwise."""
 
     value: float
     note: str | None
@@ -45,8 +45,8 @@ class TopEigenvalue:
 
     residual: ‖Hv - λv‖ / |λ| for the computed unit eigenvector v; NaN if λ = 0. Some eigenvalue of the Hessian is
         within residual · |λ| of λ.
-    iterations: steps of Lanczos' method.
-    note: why λ is NaN, or that the residual did not reach the tolerance.
+    iterations: number of Lanczos steps.
+    note: why λ or the residual is NaN, or that the residual exceeds the tolerance; None otherwise.
     """
 
     value: float
@@ -68,18 +68,18 @@ class Trace:
 def interpolate(first: Tensor, last: Tensor, alphas: Tensor) -> Tensor:
     """Return (1 - α) w₀ + α w₁ at every α: two weight vectors (..., P) and alphas (K,) -> (..., K, P).
 
-    The ends are exact. Between two equal vectors, every point equals them exactly.
+    The results for α = 0 and 1 are exactly w₀ and w₁. If the two vectors are equal, so is every point between them.
     """
     w0, w1 = (w.detach().double().unsqueeze(-2) for w in (first, last))
     return torch.lerp(w0, w1, alphas.to(w0)[:, None])
 
 
 def barrier(losses: Tensor) -> Tensor:
-    """Return max_α [L((1-α) w₀ + α w₁) - (1-α) L(w₀) - α L(w₁)], the rise of the loss above the straight line.
+    """Return max_α [L((1-α) w₀ + α w₁) - (1-α) L(w₀) - α L(w₁)], the rise of the loss above linear interpolation.
 
     losses: (..., K) at K evenly spaced α from 0 to 1 -> (...), at least 0. NaN if a value is not finite. The barrier is
-    that of Frankle et al. 2020, arXiv:1912.05671, but relative to the straight line instead of the mean of the ends, as
-    in Entezari et al. 2022, arXiv:2110.06296.
+    that of Frankle et al. 2020, arXiv:1912.05671, but as in Entezari et al. 2022, arXiv:2110.06296, it is relative to
+    the linear interpolation of the losses at the ends rather than to their mean.
 
     Raises:
         ValueError: there are fewer than 11 points.
@@ -98,7 +98,7 @@ def barrier(losses: Tensor) -> Tensor:
 
 
 def accuracy_barrier(accuracies: Tensor) -> Tensor:
-    """Return how far accuracy falls below the straight line between two solutions: the counterpart of `barrier`.
+    """Return the largest drop of the accuracy below linear interpolation, the counterpart of `barrier`.
 
     accuracies: (..., K) at K evenly spaced α from 0 to 1 -> (...), at least 0. Raises ValueError as `barrier` does.
     """
@@ -113,13 +113,19 @@ def barrier_note(values: Tensor) -> str | None:
 
 
 def distance_from_init(weights: Tensor, start: Tensor) -> Tensor:
-    """Return the distance ‖w - w₀‖₂ from the initial weights: two (..., P) -> (...); NaN if not finite or P = 0."""
+    """Return the distance ‖w - w₀‖₂ from the initial weights; NaN if it is not finite or P = 0.
+
+    weights, start: w and w₀, (..., P) -> (...).
+    """
     distance: Tensor = torch.linalg.vector_norm(_displacement(weights, start), dim=-1)
     return torch.where(distance.isfinite() & (weights.shape[-1] > 0), distance, torch.nan)
 
 
 def relative_distance_from_init(weights: Tensor, start: Tensor) -> Tensor:
-    """Return ‖w - w₀‖₂ / ‖w₀‖₂: two (..., P) -> (...); also NaN if all initial weights are zero."""
+    """Return ‖w - w₀‖₂ / ‖w₀‖₂; NaN as in `distance_from_init`, or if the initial weights are all zero.
+
+    weights, start: w and w₀, (..., P) -> (...).
+    """
     size: Tensor = torch.linalg.vector_norm(start.detach().double(), dim=-1)
     relative = distance_from_init(weights, start) / size
     return torch.where(relative.isfinite(), relative, torch.nan)
@@ -144,8 +150,8 @@ def displacement_note(weights: Tensor, start: Tensor) -> str | None:
 def displacement_angle(start: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """Return the angle in degrees, 0 to 180, between the displacements a - w₀ and b - w₀ from a common start.
 
-    Three weight vectors (..., P) -> (...); NaN if a solution has not moved or is not finite. Kahan's formula is used
-    because it preserves small angles, which the arc cosine loses.
+    start, first, second: w₀, a and b, (..., P) -> (...); NaN if a solution has not moved or is not finite. Kahan's
+    formula is used because it preserves small angles, which the arc cosine loses.
     """
     one, other = (_unit(_displacement(w, start)) for w in (first, second))
     apart: Tensor = torch.linalg.vector_norm(one - other, dim=-1)
@@ -171,8 +177,10 @@ def sam_sharpness(loss: Loss, weights: Tensor, rho: Annotated[float, Field(gt=0)
 def adaptive_sam_sharpness(loss: Loss, weights: Tensor, rho: Annotated[float, Field(gt=0)] = 0.5) -> NotedValue:
     """Return L(w + ρ w² g / ‖|w| g‖) - L(w), with elementwise products: the radius is relative to each weight.
 
-    Kwon et al. 2021, arXiv:2102.11600. The sharpness is invariant to rescaling of weights that leaves the function
-    unchanged. weights: (P,). NaN if |w| g is zero. Raises ValueError unless rho is positive and finite.
+    Kwon et al. 2021, arXiv:2102.11600. The sharpness is invariant to any rescaling of weights that leaves the
+    network's function unchanged.
+
+    weights: (P,). NaN if |w| g is zero. Raises ValueError unless rho is positive and finite.
     """
     reason = _LINEAR if weights.any() else "all weights are zero"
     return _sharpness(loss, weights, weights.detach().abs(), rho, reason)
@@ -243,8 +251,8 @@ def hessian_trace(
 ) -> Trace:
     """Estimate the trace of the Hessian at weights (P,): mean of vᵀHv over random sign probes v (Hutchinson 1990).
 
-    Rademacher probes, drawn with the CPU `generator`, have the smallest variance: 2 Σ_{i≠j} H_ij² per probe. The trace
-    of a diagonal Hessian is therefore exact.
+    The signs are drawn with the CPU `generator`. Among probes with independent entries, random signs have the smallest
+    variance, 2 Σ_{i≠j} H_ij² per probe, so the trace of a diagonal Hessian is exact.
 
     Raises:
         ValueError: `probes` is below 2, so that no standard error can be computed.
@@ -264,7 +272,7 @@ def hessian_trace(
 
 
 class _Hessian:
-    """Hessian-vector products Hv at one point.
+    """Hessian-vector products Hv at fixed weights.
 
     The graph of the gradient is built once and differentiated again for each v. On the networks of this package, a
     product takes about as long as a gradient, half as long as with a rebuilt graph, and a quarter as long as by
@@ -283,7 +291,7 @@ class _Hessian:
 
 
 def _gradient(loss: Loss, weights: Tensor, *, create_graph: bool = False) -> tuple[Tensor, float, Tensor]:
-    """Return the point (P,) in float64, the loss there and its gradient (P,)."""
+    """Return a float64 copy of the weights (P,), and the loss and its gradient (P,) at these weights."""
     if weights.ndim != 1:
         raise ValueError(f"expected weights of shape (P,), got {tuple(weights.shape)}")
     with torch.enable_grad():
@@ -308,7 +316,7 @@ def _unfit(point: Tensor, value: float, gradient: Tensor) -> str | None:
 
 
 def _sharpness(loss: Loss, weights: Tensor, scale: Tensor, rho: float, without_direction: str) -> NotedValue:
-    """Return L(w + ρ s u) - L(w) with u = s g / ‖s g‖: SAM's ascent step, in units of s = `scale`."""
+    """Return L(w + ρ s u) - L(w) with u = s g / ‖s g‖ and s = `scale`: the rise in loss after SAM's ascent step."""
     if not (rho > 0 and math.isfinite(rho)):
         raise ValueError(f"expected rho to be positive and finite, got {rho}")
     point, value, gradient = _gradient(loss, weights)

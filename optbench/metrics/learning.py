@@ -1,6 +1,6 @@
-"""Checks that a network has learnt its tasks, without which low forgetting is meaningless.
+"""Checks of whether a network has learnt its tasks; if it has not, low forgetting is meaningless.
 
-Legend: `T` tasks; `...` any leading axes (trials). Functions work on NumPy arrays, in which NaN is an unknown value.
+Legend: `T` tasks; `...` any leading axes (trials). Functions work on NumPy arrays, in which NaN marks an unknown value.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ EXPLOSION = 10
 def no_better_than_guessing(accuracy: ArrayLike, guess: ArrayLike, examples: ArrayLike) -> Flags:
     """Return True for every task whose accuracy right after training is no better than guessing.
 
-    Guessing always predicts the most frequent class; an accuracy is better if it exceeds that of guessing by more than
-    three standard errors.
+    Guessing means always predicting the most frequent class. An accuracy is better than guessing if it exceeds the
+    accuracy of guessing by more than three standard errors.
 
     accuracy: (..., T+1, T), row i after task i, row 0 before training. guess: (..., T), the share of the most
     frequent class among the examples of each task. examples: (..., T), the number of these examples. -> (..., T), False
-    where an entry is NaN.
+    where the accuracy, `guess` or `examples` is NaN.
     """
     matrix, share, n = (np.asarray(value, np.float64) for value in (accuracy, guess, examples))
     reached = np.diagonal(matrix[..., 1:, :], axis1=-2, axis2=-1)
@@ -47,8 +47,8 @@ def loss_exploded(losses: ArrayLike, start: ArrayLike) -> Flags:
     """Return True where a training loss exceeded ten times its initial value.
 
     losses: (..., T), the highest training loss in each task. Losses are averaged between two evaluations, so that a
-    spike of a few steps from which the network recovers does not count. start: (..., T), the initial loss on each task
-    (see `start_losses`). -> (..., T), False where either is NaN.
+    brief spike does not count. start: (..., T), the initial loss on each task
+    (see `start_losses`). -> (..., T), False where `losses` or `start` is NaN.
     """
     flags: Flags = np.asarray(losses, np.float64) > EXPLOSION * np.asarray(start, np.float64)
     return flags
@@ -66,7 +66,7 @@ def start_losses(loss: ArrayLike) -> Array:
 
 
 def majority_share(counts: ArrayLike) -> float:
-    """Return the share of the most frequent class; NaN without examples. counts: (C,) examples of each class."""
+    """Return the share of the most frequent class; NaN without examples. counts: (C,), examples per class."""
     number = np.asarray(counts, np.float64)
     total = float(number.sum())
     return float(number.max()) / total if total else math.nan

@@ -40,7 +40,7 @@ NO_CLASSES = "expected classes, got the tokens of a text"
 class Measurement:
     """One measured value; `value` is None if undefined, with the reason in `note`.
 
-    layer: the measured weight tensor, or None for a metric of features or of all weights together.
+    layer: the name of the measured weight tensor; None for a metric of features or of all weights together.
     """
 
     metric: str
@@ -114,7 +114,7 @@ class Reading:
 
 
 class Elsewhere(Reading):
-    """Features at another place in the network, of which only the decomposition is kept."""
+    """The decomposition of features at another place in the network; the features themselves are not kept."""
 
     kinds = frozenset({"features"})
 
@@ -126,7 +126,7 @@ class Elsewhere(Reading):
 class Features(Reading):
     """The input of the last linear layer on a fixed set of examples, (N, d), with targets (N,).
 
-    Registered metrics use only sums over examples and one decomposition, which `Pooled` can combine.
+    Registered metrics of features use only sums over examples and one decomposition, which `Pooled` can combine.
     """
 
     kinds = frozenset({"features", "similarity", "logits"})
@@ -145,7 +145,7 @@ class Features(Reading):
 
         cues: (N,), as in `Split`.
 
-        elsewhere: decompositions of the features at other places; None for a place that is another name of this one.
+        elsewhere: decompositions of the features at other places; None for a place that names this same input.
 
         Raises:
             ValueError: the shapes disagree.
@@ -325,7 +325,7 @@ class Overlap(Reading):
 
 
 class Updates(Reading):
-    """Updates of each weight matrix at some points in training; overall values are means weighted by size."""
+    """Updates of each weight matrix at some points in training; overall values are layer means, weighted by size."""
 
     kinds = frozenset({"updates"})
 

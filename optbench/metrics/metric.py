@@ -80,20 +80,22 @@ class Metric:
         - `cost`: the record of a trial's training
 
     subject: the module `optbench.metrics.<subject>` that defines the metric's function.
-    reads: the arguments of the function: attributes of the reading for this kind (see `measuring`).
+    reads: the names of attributes of the kind's reading (see `measuring`) that are passed to the function.
     cost: `cheap` (milliseconds per trial) or `expensive`.
     default: whether the metric is measured if a suite names no metrics.
     called: the function's name if it differs from the metric's.
     arguments: further keyword arguments of the function.
-    result: the attribute of the function's result that holds the value, next to `note`; None: the result itself.
-    note: the function in the same module that takes the same arguments and explains why a value is undefined.
+    result: the attribute of the function's result that holds the value, if the result also has a `note`; None: the
+        function returns the value itself.
+    note: the name of a function in the same module that takes the same arguments and returns why the value is NaN.
     note_arguments: keyword arguments of `note`.
     remarks: whether `note` can also comment on a defined value.
     alongside: companion metrics, which are measured with this one because they are needed to interpret it.
-    averaged: whether the overall value is the mean over layers, weighted by size, instead of the value for all weights.
+    averaged: True if the overall value is the mean over layers, weighted by size; False if all weights are pooled.
     scope: the metric's pruning curve, one of `pruning.SCOPES`; None for other kinds.
-    said: the name in tables about text, with "score" instead of "accuracy"; empty if it is not different. See `score`.
-    target: a user's function, or the registered name that the settings belong to; None for a metric in the catalog.
+    said: the name in tables about text, with "score" instead of "accuracy"; empty if unchanged. See `score`.
+    target: a user's function as `module:name` or `./file.py:name`, or the registered name of a metric with settings;
+        None for a metric in the catalog.
     settings: the settings as plain values, including defaults.
     place: where in the network the metric's features are read; set by the settings of `placed` metrics.
     source_hash: the hash of a user's source file; None for registered metrics.
@@ -156,7 +158,7 @@ class Metric:
         return partial(found, **self.arguments) if self.arguments else found
 
     def with_settings(self, name: str, settings: Mapping[str, Any], arguments: Mapping[str, Any]) -> Metric:
-        """Return this metric with settings, under another name. arguments: the settings as keyword arguments."""
+        """Return this metric with settings and a new name. arguments: the settings as keyword arguments."""
         own = {name: value for name, value in arguments.items() if not (self.placed and name in SETTINGS)}
         return replace(
             self,

@@ -16,10 +16,10 @@ def check_metric(name: str) -> None:
 
 
 def derived_with(names: Iterable[str]) -> set[Kind]:
-    """Return the kinds of which every registered metric is derived if a suite names these metrics.
+    """Return the kinds whose registered metrics are all derived if a suite names these metrics.
 
-    Metrics of the accuracy matrix and of cost are always derived. All metrics of online accuracies, or of pruning
-    curves, are derived if any of them is named.
+    Metrics of the accuracy matrix and of cost are always derived. All metrics of online accuracy are derived if a suite
+    names any of them, and likewise all metrics of pruning curves.
     """
     return {"continual", "cost", *(METRICS[name].kind for name in names if name in METRICS)} & {*DERIVED}
 
@@ -27,7 +27,7 @@ def derived_with(names: Iterable[str]) -> set[Kind]:
 def check_taken(name: str, listed: Iterable[str] | None) -> None:
     """Raise UsageError if `name` is a registered metric that a suite with this list of metrics does not measure.
 
-    listed: None if the suite has no list.
+    listed: the suite's list of metrics; None if it has none.
     """
     listed = (DEFAULT,) if listed is None else listed
     chosen = {one for entry in listed for one in (DEFAULT_METRICS if entry == DEFAULT else (entry,))}

@@ -1,10 +1,10 @@
-"""Overlap of tasks: whether later tasks move the features of earlier ones, and whether tasks share directions.
+"""Overlap of tasks: whether later tasks change the features of earlier ones, and whether tasks share directions.
 
 Legend: `N` examples, or sampled positions of sequences; `W` sequences; `d` features; `T` tasks; k = 16.
 
 Everything is computed in float64 from centred features. Each metric is a mean over tasks or pairs of tasks, returned
-as a `NotedValue`: a number, or NaN with the reason. Neither direction is better. Interpret each metric relative to
-its null: the value for unrelated features, or for two random halves of one task.
+as a `NotedValue`: a number, or NaN with the reason. Neither higher nor lower values are better. Interpret each metric
+relative to its null: the value for wrongly paired examples, for random subspaces, or for two halves of one task.
 """
 
 from __future__ import annotations
@@ -47,8 +47,10 @@ class Change:
 def kept_cka(changes: Sequence[Change], *, broken: bool = False) -> NotedValue:
     """Return the linear CKA between a task's features right after its training and at the end.
 
-    The result is averaged over all tasks before the last. broken: compute the null instead, with the examples at the
-    end shifted cyclically by half their number.
+    The result is averaged over all tasks before the last.
+
+    broken: compute the null instead, in which every example is paired with another: the features at the end are shifted
+        cyclically by half the number of examples.
     """
 
     def of(change: Change) -> Tensor:
@@ -60,7 +62,7 @@ def kept_cka(changes: Sequence[Change], *, broken: bool = False) -> NotedValue:
 
 
 def kept_cka_means(changes: Sequence[Change]) -> NotedValue:
-    """Return `kept_cka` of features averaged over each sequence's positions, debiased because sequences are few."""
+    """Return `kept_cka` of features averaged over each sequence's positions, debiased as there are few sequences."""
     if any(change.before.means is None for change in changes):
         return NotedValue(math.nan, "expected sequences, got examples without positions")
 
@@ -73,9 +75,9 @@ def kept_cka_means(changes: Sequence[Change]) -> NotedValue:
 
 
 def kept_overlap(changes: Sequence[Change]) -> NotedValue:
-    """Return the overlap of the leading directions of a task's features right after its training and at the end.
+    """Return the overlap between the leading directions of a task's features right after its training and at the end.
 
-    The overlap is that of the k leading principal directions, averaged over all tasks before the last.
+    The directions are the k leading principal directions. The result is averaged over all tasks before the last.
     """
     pairs = [(change.before.places, change.after.places) for change in changes]
     return _overlap(pairs, NO_EARLIER)
@@ -92,7 +94,9 @@ def tasks_cka(tasks: Sequence[TaskFeatures], *, within: bool = False) -> NotedVa
 
 
 def tasks_overlap(tasks: Sequence[TaskFeatures], *, within: bool = False) -> NotedValue:
-    """Return the overlap of the k leading principal directions of two tasks' features, averaged over pairs of tasks.
+    """Return the overlap between the k leading principal directions of two tasks' features.
+
+    The result is averaged over pairs of tasks.
 
     within: compute the null instead, between the two halves of each task.
     """

@@ -44,23 +44,25 @@ _RECORDED = ("direction", "unit", "margin", "formula")
 def metric(
     *, of: Of, direction: Direction = "neutral", unit: str = "", margin: float = 0.0, formula: str = ""
 ) -> Callable[[Function], Function]:
-    """Mark a function as a metric, which maps tensors of one trial to one number, or to NaN if undefined.
+    """Mark a function as a metric: a function of the data of one trial that returns a number, or NaN if undefined.
 
     Args:
-        of: the input of the function. Tensors are float64 copies. Targets (N,) follow features and logits if the
-            function has a second parameter without a default. The function's other parameters are settings.
+        of: the kind of data that the function receives. All arguments are copies; features, logits and weights are in
+            float64. Parameters of the function that do not receive data are settings, and must have defaults or be
+            keyword-only.
 
-            - `features`: the input of the last linear layer on test data (N, d)
-            - `logits`: the logits on test data (N, C)
+            - `features`: the input (N, d) of the last linear layer on test data. If the function has a second parameter
+              without a default, it also receives the targets (N,).
+            - `logits`: the logits (N, C) on test data, and the targets (N,) as for `features`
             - `weights`: a mapping from layer names to weight tensors with two or more axes. The function is called once
               for each layer, and once for all layers together, which gives the trial's value.
-            - `accuracy`: the accuracy matrix (T+1, T) as a NumPy array, row 0 before training
-            - `model`: the trained network in eval mode, then the test inputs and targets of one task in the form that
-              the network takes. The trial's value is the mean over tasks.
+            - `accuracy`: the accuracy matrix (T+1, T) as a NumPy array, with the accuracies before training in row 0
+            - `model`: three arguments: the trained network in eval mode, and one task's test inputs and targets, in the
+              form that the network takes. The trial's value is the mean over tasks.
         direction: which values are better; values of a `neutral` metric are called higher or lower, never better.
         unit: shown next to the name.
         margin: the smallest relevant difference, in the metric's unit; with 0, no values are judged equivalent.
-        formula: shown in reports; by default the first line of the docstring.
+        formula: shown in reports; by default the first line of the function's docstring.
 
     Raises:
         ValueError: an argument is invalid.
@@ -141,7 +143,7 @@ class _Metrics(Registry):
         return reads[: len(self._given(kind, found, signature(found)[0]))]
 
     def departures(self, kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the settings that differ from their defaults, which are part of a metric's name, as plain values.
+        """Return the settings that differ from their defaults, as plain values. They are part of the metric's name.
 
         Raises:
             KindError, ValidationError: as in `complete`.
@@ -193,7 +195,7 @@ class MetricSettings(Kind):
 
 
 def _named(name: str) -> str | dict[str, Any]:
-    """Return the kind and settings in a name like `margin power=2,scale=0.5`; a name without settings is unchanged."""
+    """Return the kind and settings in a name like `margin power=2,scale=0.5`; other names are returned unchanged."""
     kind, _, given = name.partition(" ")
     settings = dict(pair.split("=", 1) for pair in given.split(",") if "=" in pair)
     if not given or len(settings) != given.count(",") + 1:

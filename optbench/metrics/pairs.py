@@ -1,10 +1,10 @@
-"""Compare two solutions: trained networks with the same initial weights.
+"""Comparisons of two solutions: trained networks with the same initial weights.
 
 Legend: `P` weights of one network in one vector; `N` examples; `d` features; `K` points on the line between the two.
 
 Everything is computed in float64. Each metric takes `TwoSolutions` and returns a `NotedValue`: a number, or NaN with
-the reason. Neither direction is better. Interpret each metric relative to its null: its value for the same optimizer
-and initial weights with another data order.
+the reason. Neither higher nor lower values are better. Interpret each metric relative to its null: its value for the
+same optimizer and initial weights with another data order.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DIRECTIONS = 10
 
 @dataclass(frozen=True)
 class Solution:
-    """The data of one solution that comparisons need, computed once.
+    """One solution's data for comparisons, computed once.
 
     weights: (P,) float64.
     predictions: (N,) labels.
@@ -58,7 +58,7 @@ class Solution:
 
 @dataclass(frozen=True)
 class TwoSolutions:
-    """Two solutions, their common initial weights (P,), and values on the straight line from a to b.
+    """Two solutions a and b, their common initial weights (P,), and the loss and accuracy on the line from a to b.
 
     losses, accuracies: (K,) at K evenly spaced points, including both ends; None if no barrier is requested.
     """
@@ -117,7 +117,10 @@ def accuracy_barrier(pair: TwoSolutions) -> NotedValue:
 
 
 def weight_distance(pair: TwoSolutions) -> NotedValue:
-    """Return ‖a - b‖₂ / ½(‖a - w₀‖₂ + ‖b - w₀‖₂): 0 for equal weights, √2 for equal distances at 90°, at most 2."""
+    """Return 2 ‖a - b‖₂ / (‖a - w₀‖₂ + ‖b - w₀‖₂), which is at most 2.
+
+    The result is 0 for equal weights, and √2 for two displacements of equal length at an angle of 90°.
+    """
     apart = torch.linalg.vector_norm(pair.a.weights - pair.b.weights).item()
     ways = [landscape.distance_from_init(solution.weights, pair.start).item() for solution in (pair.a, pair.b)]
     if sum(ways) == 0:

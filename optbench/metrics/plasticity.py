@@ -48,10 +48,10 @@ def late_online_accuracy(accuracy: ArrayLike) -> Array:
 
 
 def plasticity_kept(accuracy: ArrayLike) -> Array:
-    """Return the mean of the last w tasks over the largest mean of w consecutive tasks; higher is better.
+    """Return the mean of a_k over the last w tasks divided by the largest mean over w consecutive tasks.
 
-    The result is at most 1. It is also NaN if the largest mean is 0, because a network that never learnt has no
-    plasticity to keep.
+    The result is at most 1; higher is better. It is also NaN if the largest mean is 0, because a network that never
+    learnt has no plasticity to keep.
 
     Example:
         >>> round(float(plasticity_kept(np.linspace(0.9, 0.7, 100))), 3)
@@ -82,10 +82,10 @@ def plasticity_slope(accuracy: ArrayLike) -> Array:
 
 
 def against_fresh(accuracy: ArrayLike, fresh: ArrayLike) -> Array:
-    """Return the mean of the last w tasks minus that of fresh networks on the same tasks; higher is better.
+    """Return the mean of a_k over the last w tasks minus that of fresh networks on the same tasks; higher is better.
 
     fresh: (..., T), the online accuracy of fresh networks, broadcast against `accuracy`. The result is negative if
-    earlier learning hinders, and positive if it helps.
+    earlier learning hinders later learning, and positive if it helps.
 
     Raises:
         ValueError: `accuracy` and `fresh` differ in T or do not broadcast.
@@ -99,7 +99,7 @@ def against_fresh(accuracy: ArrayLike, fresh: ArrayLike) -> Array:
 def note(accuracy: ArrayLike, *, of: Literal["kept", "slope", "level"]) -> str | None:
     """Return why a metric of one sequence (T,) is NaN, or None if it is defined.
 
-    of: the kind of metric: `kept`, `slope`, or `level` for a mean accuracy, including either mean in `against_fresh`.
+    of: the kind of metric: `kept`, `slope`, or `level` for a mean accuracy, such as either mean in `against_fresh`.
     """
     sequence = _sequences(accuracy)
     if np.isnan(sequence).any():

@@ -69,7 +69,7 @@ def class_note(class_hits: ClassHits) -> str:
 def calibration_error(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the expected calibration error Σ_b (n_b / N) |accuracy_b - mean confidence_b| (Guo et al. 2017).
 
-    A bin b holds the examples whose largest probability is in (b/15, (b+1)/15].
+    Bin b, from 0 to 14, holds the examples whose largest probability is in (b/15, (b+1)/15].
 
     Args:
         logits: (N, C).
@@ -119,9 +119,9 @@ def cue_note(logits: Tensor, cues: Tensor | None) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Corrupted:
-    """A network and its test images, from which corrupted inputs can be made.
+    """A network, its test targets, and a function that returns corrupted test images.
 
-    model: the network in eval mode. make: returns the test inputs with a corruption applied. targets: (N,).
+    model: the network in eval mode. make: returns the test images with a given corruption. targets: (N,).
     """
 
     model: nn.Module

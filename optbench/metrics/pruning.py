@@ -56,7 +56,8 @@ class Ranking:
         """Return masks of the kept weights, by tensor name: the largest ⌈keep·n⌉ of n weights that are ranked together.
 
         A mask is True for kept weights and has the shape of the weight tensor. In the scope `layer`, the output layer
-        keeps ⌈min(1, 2·keep)·n⌉ weights. A smaller fraction keeps a subset of the same weights.
+        keeps ⌈min(1, 2·keep)·n⌉ weights. The weights kept with a smaller fraction are a subset of those kept with a
+        larger one.
 
         Raises:
             ValueError: keep is not between 0 and 1.
@@ -72,7 +73,7 @@ def rank_weights(weights: Mapping[str, Tensor], scope: Scope, output: str | None
 
     weights: finite parameters of any shape, by name; those with fewer than two axes are left out.
     output: the name of the output layer's weight; None: no layer has a special role. In the scope `layer`, this layer
-        keeps twice the fraction, because every class depends on its few weights.
+        keeps twice the fraction, because all classes depend on its few weights.
 
     Raises:
         ValueError: `output` is not one of the weights, or the scope is unknown.
@@ -124,7 +125,7 @@ def kept(keep: float, n: int) -> int:
 
 
 def pruning_area(sparsity: ArrayLike, accuracy: ArrayLike) -> Array:
-    """Return the area under accuracy against sparsity, by the trapezoid rule, over the measured range.
+    """Return the area under the curve of accuracy against sparsity over the measured range, by the trapezoid rule.
 
     With the fractions in `KEEP`, the interval between sparsity .99 and 1 is not measured, so the area is at most .99.
     NaN for fewer than two points.
@@ -198,7 +199,7 @@ def _places(values: Tensor) -> Tensor:
 
 
 def _curve(sparsity: ArrayLike, accuracy: ArrayLike) -> tuple[Array, Array]:
-    """Return sparsity (K,), ascending, and accuracy (..., K) in this order, all NaN if any accuracy is not finite."""
+    """Return sparsity (K,), ascending, and accuracy (..., K) in this order; a curve that is not finite becomes NaN."""
     at, values = np.asarray(sparsity, dtype=np.float64), np.asarray(accuracy, dtype=np.float64)
     if at.ndim != 1 or not len(at) or values.shape[-1:] != at.shape:
         raise ValueError(f"expected sparsity (K,) and accuracy (..., K), got {at.shape} and {values.shape}")

@@ -33,11 +33,12 @@ and the memory to that of a single block."""
 class Spectrum:
     """The decomposition of features F (..., N, d) shared by all metrics of rank, in float64.
 
-    Let X = F - 1 f₀ᵀ be the features relative to the first example f₀, and let [1 X] = Q T with T triangular. The first
-    column of Q is constant, so T without its first row and column has the singular values of the centred features. If
-    (r, t) is the first row of T, then F = Q [t + r f₀ᵀ; ...], where the dots stand for the other rows of T without the
-    first column. F therefore has the singular values of this small factor. Subtracting the first example keeps both
-    sets of singular values exact for constant units. No Gram matrix is formed, so small singular values stay accurate.
+    Let X = F - 1 f₀ᵀ be the features relative to the first example f₀, where 1 is a column of ones, and let
+    [1, X] = Q T be a QR decomposition. The first column of Q is constant, so T without its first row and column has the
+    singular values of the centred features. If the first row of T is [r, tᵀ] and its other rows are [0, S], then
+    F = Q [tᵀ + r f₀ᵀ; S], where the semicolon separates rows. F therefore has the singular values of this small factor.
+    Subtracting the first example keeps both sets of singular values exact for constant units. No Gram matrix is formed,
+    so small singular values stay accurate.
 
     first: (..., d) f₀.
     triangle: (..., min(N, d + 1), d + 1) T, zero for non-finite features.
@@ -132,8 +133,9 @@ def spectrum(features: Tensor) -> Spectrum:
 def pooled(parts: Sequence[Spectrum]) -> Spectrum:
     """Compute the spectrum of the examples of all `parts` together. All parts must have the same width.
 
-    Taking features relative to another example g gives [1 F - 1 gᵀ] = [1 F - 1 f₀ᵀ] [[1, (f₀ - g)ᵀ], [0, I]], which
-    changes only the first row of a triangle. Stacked triangles have the same Gram matrix as the stacked features.
+    Features relative to another example g satisfy [1, F - 1 gᵀ] = [1, F - 1 f₀ᵀ] [1, (f₀ - g)ᵀ; 0, I], so replacing f₀
+    by g changes only the first row of a part's triangle. Once all parts use the same g, their triangles stacked by rows
+    have the same Gram matrix, and hence the same triangular factor, as their matrices [1, F - 1 gᵀ] stacked by rows.
     """
     filled = [part for part in parts if part.examples] or parts[:1]
     if len(filled) == 1:
@@ -148,7 +150,7 @@ def pooled(parts: Sequence[Spectrum]) -> Spectrum:
 
 
 def _stacked(triangles: Sequence[Tensor]) -> Tensor:
-    """Return the triangular factor of all triangles (..., r, d + 1), stacked along their rows."""
+    """Stack triangles (..., r, d + 1) by rows, and return the triangular factor of the stacked matrix."""
     if len(triangles) == 1:
         return triangles[0]
     triangle: Tensor = torch.linalg.qr(torch.cat(list(triangles), -2), mode="r").R
@@ -263,7 +265,7 @@ def eigenvalue_count(features: Tensor | Spectrum, threshold: Annotated[float, Fi
 def eigenvalue_count_relative(
     features: Tensor | Spectrum, relative: Annotated[float, Field(gt=0, lt=1)] = 0.01
 ) -> Tensor:
-    """Return the number of covariance eigenvalues λ > `relative` · λ₁. (..., N, d) -> (...), 1 to min(N - 1, d)."""
+    """Return the number of covariance eigenvalues λ > `relative` · λ₁. (..., N, d) -> (...), at most min(N - 1, d)."""
     lam = _spectrum(features).lam
     return _counted(lam / lam[..., :1] > relative, lam)
 
@@ -328,12 +330,18 @@ def singular_values(weights: Tensor) -> SingularValues:
 
 
 def weight_effective_rank(weights: Tensor | SingularValues) -> Tensor:
-    """Return exp(-Σ p ln p) with p = σ / Σσ for a weight matrix's σ (Roy & Vetterli 2007). (..., m, n) -> (...)."""
+    """Return exp(-Σ p ln p) with p = σ / Σσ and σ the singular values of a weight matrix (Roy & Vetterli 2007).
+
+    (..., m, n) -> (...).
+    """
     return _entropy_rank(_singular_values(weights).sigma)
 
 
 def weight_stable_rank(weights: Tensor | SingularValues) -> Tensor:
-    """Return Σσ² / σ₁² for a weight matrix's σ (Rudelson & Vershynin 2007). (..., m, n) -> (...)."""
+    """Return Σσ² / σ₁² with σ the singular values of a weight matrix (Rudelson & Vershynin 2007).
+
+    (..., m, n) -> (...).
+    """
     sigma = _singular_values(weights).sigma
     return _guarded((sigma / sigma[..., :1]).square().sum(-1), sigma)
 
@@ -384,7 +392,7 @@ def _smallest_reaching(values: Tensor, delta: float, zero_where: Tensor | None =
 
 
 def _guarded(rank: Tensor, values: Tensor) -> Tensor:
-    """Return `rank` (...), but 0 where all values (..., r) are zero, and NaN where there are none or any is NaN."""
+    """Return `rank` (...), but 0 where all values (..., r) are zero, and NaN where a value is NaN or r = 0."""
     if values.shape[-1] == 0:
         return values.new_full(values.shape[:-1], torch.nan)
     rank = torch.where((values == 0).all(-1), 0.0, rank)

@@ -27,7 +27,7 @@ class Reached:
 
 
 def steps_to_accuracy(curve: Curve, *, accuracy: Annotated[float, Field(gt=0, le=1)] = 0.95) -> Reached:
-    """Return the number of steps at the first evaluation that reaches `accuracy`; .95 marks grokking.
+    """Return the number of steps at the first evaluation that reaches `accuracy`; the default of .95 marks grokking.
 
     If no evaluation reaches `accuracy`, the number of steps at the last evaluation is returned, with a note that it is
     a lower bound.

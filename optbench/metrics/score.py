@@ -26,7 +26,7 @@ def score_word(in_bits: bool) -> str:
 
 
 def metric_in_bits(metric: Metric) -> Metric:
-    """Return the form of a registered continual metric for text; other metrics are returned unchanged."""
+    """Return a registered continual metric in its form for text; other metrics are returned unchanged."""
     if metric.kind != "continual" or metric.is_users:
         return metric
     difference = "accuracy" not in metric.name

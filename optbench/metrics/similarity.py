@@ -60,7 +60,7 @@ def class_sums(features: Tensor, labels: Tensor, classes: int | None = None) -> 
 
 
 def pooled_sums(parts: Sequence[ClassSums]) -> ClassSums:
-    """Add the sums over the examples of all `parts`. All widths are equal, but numbers of classes can differ."""
+    """Add the sums over the examples of all `parts`. Widths must agree; numbers of classes can differ."""
     count = max(part.counts.shape[-1] for part in parts)
 
     def total(name: str, axes_after: int) -> Tensor:
@@ -82,8 +82,8 @@ def pooled_sums(parts: Sequence[ClassSums]) -> ClassSums:
 def class_cosine(features: Tensor | ClassSums, labels: Tensor | None = None, classes: int | None = None) -> Tensor:
     """Return the cosine between class means of the features: entry (a, b) = ⟨μ_a, μ_b⟩ / (‖μ_a‖ ‖μ_b‖).
 
-    Arguments are those of `class_sums`, or only its result -> (..., C, C), with NaN in the row and column of a class
-    that has no examples or a zero mean. Raises ValueError as `class_sums` does.
+    The arguments are those of `class_sums`, or its result alone. The returned tensor has shape (..., C, C), with NaN in
+    the row and column of a class that has no examples or a zero mean. Raises ValueError as `class_sums` does.
     """
     known = _class_sums(features, labels, classes)
     norms = torch.linalg.vector_norm(known.sums, dim=-1, keepdim=True)
@@ -94,9 +94,9 @@ def class_cosine(features: Tensor | ClassSums, labels: Tensor | None = None, cla
 
 
 def class_cosine_mean(features: Tensor | ClassSums, labels: Tensor | None = None, classes: int | None = None) -> Tensor:
-    """Return the off-diagonal mean of `class_cosine` over the classes that have a direction.
+    """Return the off-diagonal mean of `class_cosine` over the classes that have examples and a non-zero mean.
 
-    Arguments are those of `class_cosine` -> (...); NaN if there are fewer than two such classes.
+    The arguments are those of `class_cosine` -> (...); NaN if there are fewer than two such classes.
 
     Example:
         >>> features, labels = torch.tensor([[1.0, 0], [1, 0], [1, 1], [0, 1]]), torch.tensor([0, 0, 1, 1])
@@ -119,7 +119,7 @@ def pairwise_class_cosine(
     weighted by the product of the class sizes; for classes of equal size, this is the plain mean of ⟨m_c, m_c′⟩.
     Examples of norm zero are excluded.
 
-    Arguments are those of `class_cosine` -> (...); NaN if fewer than two classes have examples of non-zero norm.
+    The arguments are those of `class_cosine` -> (...); NaN if fewer than two classes have examples of non-zero norm.
 
     Example:
         >>> features, labels = torch.tensor([[1.0, 0], [1, 0], [1, 1], [0, 1]]), torch.tensor([0, 0, 1, 1])
@@ -170,8 +170,8 @@ def subspace_overlap(x: Tensor, y: Tensor, k: int) -> Tensor:
     The overlap is 1 if the two subspaces of ℝᵈ are equal, and 0 if they are orthogonal. Report it together with k / d,
     the mean for random subspaces. x and y are not centred; centre them first to compare principal components.
 
-    x (..., N, d), y (..., N′, d) -> (...). NaN if the leading k directions are undefined, because the rank is below k
-    or σ_k = σ_{k+1}.
+    x (..., N, d), y (..., N′, d) -> (...). NaN if the k leading directions of x or y are undefined, because its rank
+    is below k or σ_k = σ_{k+1}.
 
     Raises:
         ValueError: x and y differ in width, or k is not in 1..d.
@@ -203,7 +203,7 @@ def prediction_disagreement(a: Tensor, b: Tensor) -> Tensor:
 
 
 def note(features: Tensor | ClassSums, labels: Tensor | None = None) -> str | None:
-    """Return why metrics of classes are NaN for one N×d matrix, or how much of it is left out, else None."""
+    """Return why metrics of classes are NaN for one N×d matrix, or how many rows or classes are left out, else None."""
     known = _class_sums(features, labels, None)
     assert known.counts.ndim == 1, "expected one matrix without leading axes"
     if not known.scale.isfinite().all():

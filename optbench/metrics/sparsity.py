@@ -2,9 +2,9 @@
 
 Legend: `n` weights; `N` examples; `d` units; `...` any leading axes (members).
 
-Metrics of weights take (..., n), one vector per leading index. Metrics of activations take (..., N, d). All compute in
-float64 and return (...). A value is NaN if it is undefined or its input is not finite; `note` and `activation_note` say
-why. Weights exclude biases and the gains of normalisation layers.
+Metrics of weights take (..., n), one vector per leading index. Metrics of activations take (..., N, d). All metrics are
+computed in float64 and return (...). A value is NaN if it is undefined or its input is not finite; `note` and
+`activation_note` say why. Weights exclude biases and the gains of normalisation layers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The geometry of an update: its stable rank, and its angles to the gradient G, to sign(G) and to G's polar factor.
 
 Everything is computed in float64 for a weight matrix W (m, n) with gradient G and step Δ. Tensors with more than two
-axes are treated as matrices (m, all other axes). Values are NaN where a step or gradient is zero or not finite.
+axes are treated as matrices (m, all other axes). All values are NaN if W, G or Δ is not finite. Otherwise, a value is
+NaN if it is undefined because a matrix is zero.
 """
 
 from __future__ import annotations
