@@ -1,4 +1,4 @@
-"""Train cohorts of trials in lock-step and return the trials' results."""
+"""The training of cohorts of trials in lock-step, from initial weights to the trials' results."""
 
 from __future__ import annotations
 

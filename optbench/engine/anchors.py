@@ -1,4 +1,4 @@
-"""Add λ‖w - w₀‖² to members' losses, which pulls weights towards their initial values (see `optimizers.l2_init`).
+"""Penalties λ‖w - w₀‖² that pull members' weights towards their initial values (see `optimizers.l2_init`).
 
 Legend: M members, P padded parameter count.
 """
@@ -41,7 +41,7 @@ class Anchors:
         return Anchors(found, layout) if any(anchor.strength for anchor in found) else None
 
     def join(self, grads: Tensor, weights: Tensor) -> None:
-        """Add 2λ(w - w₀), where w are the weights (M, P), to the gradients (M, P) in place.
+        """Add 2λ(w - w₀) to the gradients (M, P) in place, where w are the weights (M, P).
 
         Gradients of members with λ = 0 are unchanged bit for bit. All operations are elementwise, so the bits of a
         member's result do not depend on the other members.

@@ -1,8 +1,8 @@
-"""Crop and mirror training images at random, with one gather operation per batch on the images' device.
+"""Random mirroring and cropping of training images, with one gather operation per batch on the images' device.
 
-An image is mirrored first and cropped second. Crops are padded with zeros, i.e. with black, because images are
-normalised later. In permuted tasks, the pixels are permuted after the augmentation. In rotation tasks, an image is
-rotated between mirroring and cropping, because mirroring a rotated image would reverse the direction of rotation.
+Images are mirrored before they are cropped. Crops are padded with zeros, which are black because images are normalised
+later. In permuted tasks, pixels are permuted after the augmentation. In rotation tasks, an image is rotated between
+mirroring and cropping, because mirroring a rotated image would reverse the direction of rotation.
 
 Legend: S streams, B batch size, C channels, H rows, W columns.
 """
@@ -50,7 +50,7 @@ class Augmenter:
     def __call__(self, images: Tensor, ways: Tensor) -> Tensor:
         """Return augmented images in new memory.
 
-        images: (S B, C, H, W); the result of `mirrored` if `has_mirrored`. ways: (S B,), each image's augmentation.
+        images: (S B, C, H, W); if `has_mirrored`, the result of `mirrored`. ways: (S B,), each image's augmentation.
         """
         flip, shift = ways // self._shifts**2, ways % self._shifts**2
         down, right = shift // self._shifts, shift % self._shifts
@@ -65,12 +65,12 @@ class Augmenter:
 
     @staticmethod
     def _of_stored(source: Tensor, places: Tensor, stored: Tensor) -> Tensor:
-        """Convert pixel positions in the original images (S, B, H W) to positions in the permuted images (S B, H W)."""
+        """Convert pixel positions (S, B, H W) in the original images to positions (S B, H W) in the permuted images."""
         source = source.gather(2, places.expand_as(source))
         moved = stored.expand_as(source).gather(2, source.clamp(min=0))
         return torch.where(source >= 0, moved, OUTSIDE).flatten(0, 1)
 
     def mirrored(self, images: Tensor, mirrored: Tensor, ways: Tensor) -> Tensor:
-        """Return each image (C, H, W) in `images` or its mirror image in `mirrored`, as selected by `ways` (S B,)."""
+        """Return images (S B, C, H, W), taken from `mirrored` where `ways` (S B,) mirrors them, else from `images`."""
         flip = (ways >= self._shifts**2).view(-1, *(1,) * (images.ndim - 1))
         return torch.where(flip, mirrored, images)

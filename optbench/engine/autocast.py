@@ -1,4 +1,4 @@
-"""Run training forward passes in the precision set by `protocol.precision`.
+"""Training forward passes in the precision set by `protocol.precision`.
 
 With `bfloat16`, PyTorch's autocast computes matrix products and convolutions from bfloat16 copies of float32 weights;
 gradients are in float32. The loss is computed in float32 on every device.

@@ -1,4 +1,4 @@
-"""Average members' weights during training, as set by `protocol.weight_averaging`.
+"""Averages of members' weights during training, as set by `protocol.weight_averaging`.
 
 Legend: M members, P padded parameter count.
 """
@@ -41,7 +41,7 @@ class Averages:
         a ← w after the first step,   a ← d a + (1 - d) w after every later step
 
     Equivalent to `torch.optim.swa_utils.AveragedModel` with `get_ema_multi_avg_fn(d)`. All operations are elementwise,
-    so the bits of a member's average do not depend on the other members. No synchronisation is needed.
+    so the bits of a member's average do not depend on the other members. Updates do not synchronise with the device.
     """
 
     def __init__(self, averaging: Averaging, weights: Tensor) -> None:
@@ -67,5 +67,5 @@ class Averages:
         return i not in self._fresh
 
     def of(self, i: int) -> Tensor:
-        """Return the average (P,) of member `i`, a view that changes with the next step."""
+        """Return the average (P,) of member `i`, as a view that the next update changes."""
         return self._rows[i]

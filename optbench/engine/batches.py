@@ -1,4 +1,4 @@
-"""Gather mini-batches from arrays on the device, and convert and normalise them in reused buffers.
+"""Mini-batches, gathered from arrays on the device, then converted and normalised in reused buffers.
 
 Legend: B batch size, N number of examples in a task, T positions of a sequence.
 """
@@ -46,8 +46,8 @@ class Normaliser:
     def of(dataset: Dataset, protocol: Protocol, device: torch.device) -> Normaliser:
         """Build the map for a dataset, according to `protocol.normalisation`.
 
-        `standard` maps x to (x - mean) / std, with the dataset's mean and std. `unit` divides bytes by 255 and leaves
-        floats unchanged. Tokens are never changed.
+        Bytes are divided by 255; floats are not. `standard` then maps x to (x - mean) / std, with the dataset's mean
+        and std. `unit` changes nothing else. Tokens are never changed.
         """
         standard, inputs = protocol.normalisation == "standard", dataset.inputs
         assert dataset.mean is not None
@@ -83,10 +83,10 @@ class Normaliser:
 
 
 class BatchStream:
-    """The batches of one member in one task, reshuffled every epoch; an incomplete last batch is dropped.
+    """The batches of one member in one task. Examples are reshuffled every epoch; an incomplete last batch is dropped.
 
-    The batches and their augmentations depend only on (suite seed, trial seed, task, epoch, order), so they are the
-    same for all optimizers with a given seed. With a different `order`, the same examples are shuffled and augmented
+    Shuffling and augmentation depend only on (suite seed, trial seed, task, epoch, order), so for a given seed, all
+    optimizers receive the same batches. With a different `order`, the same examples are shuffled and augmented
     differently.
     """
 

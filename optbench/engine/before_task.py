@@ -1,4 +1,4 @@
-"""Measure the state of a network before its first update on a task: features, weights and gradient.
+"""The state of a network before its first update on a task: features, weights and gradient.
 
 Legend: P padded parameter count, Q padded size of the buffers in floats, N examples, d features.
 """
@@ -45,7 +45,7 @@ class BeforeTask:
 
 
 def probe(examples: Examples, suite_seed: int) -> Examples:
-    """Return at most `PROBED` training examples of a task (fewer for long sequences), the same in every trial."""
+    """Draw at most `PROBED` training examples of a task (fewer long sequences), at the same indices in every trial."""
     return examples.drawn(examples.few(PROBED), generator(suite_seed, None, "network before a task"))
 
 

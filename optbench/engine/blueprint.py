@@ -1,9 +1,10 @@
-"""Describe a model for the engine: a built-in network or a user's module.
+"""The engine's description of a model, which is a built-in network or a user's module.
 
 A user's module is run on a few training examples to determine where its features are, whether it changes buffers or
 draws random numbers, and whether it is valid.
 
-Legend: B batch, T positions, d features.
+Legend: P padded parameter count, Q padded size of the buffers in floats, B batch size, T positions of a sequence,
+d features.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ METHOD = "features()"
 
 @dataclass(frozen=True)
 class Blueprint:
-    """The parts of a model shared by all members.
+    """The parts of a model that all members share.
 
     Attributes:
         network: the module in training mode. Its weights are not used; in a built-in network, they are on the meta
@@ -88,7 +89,7 @@ class Blueprint:
     def start(self, suite_seed: int, trial_seed: int, task: int = 0) -> dict[str, Tensor]:
         """Return initial parameters and buffers by name, on the CPU; they are the same for every optimizer.
 
-        task: the task (0..T-1) that the network starts with. Each task has different initial values.
+        task: the index, from 0, of the first task on which the network is trained. Initial values differ between tasks.
         """
         return self._start(suite_seed, trial_seed, f"initial weights/task {task}" if task else "initial weights")
 
@@ -235,7 +236,7 @@ def _probed(
 def own_features(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """Return the method `features` of a module, or None if there is none.
 
-    A submodule of that name, as in torchvision, does not count.
+    A submodule named `features`, as in torchvision's `VGG`, does not count.
     """
     found = getattr(module, "features", None)
     return None if isinstance(found, nn.Module) or not callable(found) else found
@@ -283,7 +284,7 @@ def _evaluated(module: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def _input_of(module: nn.Module, linear: str, inputs: Tensor) -> Tensor:
-    """Return the input of the last call of layer `linear` in a forward pass in eval mode."""
+    """Return the input of the last call to layer `linear` in a forward pass in eval mode."""
     caught: list[Tensor] = []
     handle = module.get_submodule(linear).register_forward_pre_hook(lambda _, arguments: caught.append(arguments[0]))
     try:

@@ -1,4 +1,4 @@
-"""Clip the gradients of each member of a stack, as set by `protocol.clip_norm`.
+"""Gradient clipping for each member of a stack, as set by `protocol.clip_norm`.
 
 Legend: M members, P padded parameter count.
 """
@@ -16,8 +16,8 @@ class Clip:
 
         g ← g · min(1, bound / (‖g‖ + 1e-6))
 
-    ‖g‖ is the norm over all parameters of a member. The factor stays on the device, so the work can be recorded. All
-    lanes use this class except `lanes.per_member`, which clips each instance's own gradients.
+    ‖g‖ is the norm over all parameters of a member. The factor stays on the device, so the work can be recorded. This
+    class clips the gradients for all lanes except `lanes.per_member`, which clips each instance's own gradients.
     """
 
     def __init__(self, bound: float, grads: Tensor, recordings: Recordings) -> None:

@@ -1,4 +1,4 @@
-"""Construct every optimizer of a plan once before training, so that invalid settings are found at the start."""
+"""Construction of a plan's optimizers before training, so that invalid settings are found at the start."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def try_constructors(
     load: Load,
     notify: Callable[[str], None],
 ) -> None:
-    """Construct each variant's optimizer once, on a network with the shape and initial weights of the trial's model.
+    """Construct each variant's optimizer for each of its datasets and models, on a network with initial weights.
 
     notify: called with the text of each distinct warning that a constructor issues.
 
@@ -152,7 +152,10 @@ class _Place:
         return self._networks[device]
 
     def _total_steps(self, trial: Trial) -> int:
-        """Return the total number of steps if all tasks are as long as the first; the others are not generated."""
+        """Return the optimizer's total number of steps if all its tasks are as long as the first.
+
+        Only the first task is generated.
+        """
         protocol = self._experiment.protocol
         tasks = 1 if protocol.optimizer_state == "reset" or renews_state(trial) else self._tasks.count
         return tasks * Schedule.of(protocol, max(1, self._first_task // protocol.batch_size)).total

@@ -1,4 +1,4 @@
-"""List the data that a Python object holds, and compute a digest of the data.
+"""The data that a Python object holds, and a digest of the data.
 
 An optimizer and a copy restored from its `state_dict()` have equal digests if nothing was lost.
 """

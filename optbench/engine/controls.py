@@ -1,4 +1,7 @@
-"""Apply the optimizer wrappers that leave all steps to their base and change the loss, or the network between tasks."""
+"""Optimizer wrappers that leave all steps to their base optimizer, and change the loss or, between tasks, the network.
+
+Legend: P padded parameter count, Q padded size of the buffers in floats.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from optbench.streams import stream_seed
 
 @dataclass(frozen=True)
 class Controls:
-    """Applies wrappers whose lane is `its base's` to the members of a cohort. Tasks are counted from 0."""
+    """Applies wrappers whose lane is `its base's` to the members of a cohort. Tasks are numbered from 0."""
 
     blueprint: Blueprint
     suite_seed: int
@@ -59,7 +62,7 @@ class Controls:
             member.row, member.raw = moved(member.row), None if member.raw is None else moved(member.raw)
 
     def _fresh(self, member: Member, task: int) -> Tensor:
-        """Return the weights and buffers (P + Q,) of a new network, the same for every optimizer with this seed."""
+        """Return the weights and buffers (P + Q,) of a new network, which depend only on the seeds and the task."""
         tensors = self.blueprint.start(self.suite_seed, member.trial.seed, task)
         return self.blueprint.layout.pack(tensors).to(member.row.device)
 

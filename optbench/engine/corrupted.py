@@ -1,4 +1,4 @@
-"""Make network inputs from corrupted versions of a task's test images.
+"""Network inputs made from corrupted versions of a task's test images.
 
 Legend: N images, C channels, H rows, W columns.
 """
@@ -19,10 +19,10 @@ from optbench.tasks import Examples
 def corrupter(
     test: Examples, task: int, normalise: Normaliser, suite_seed: int
 ) -> Callable[[Corruption], Tensor] | None:
-    """Return a function that maps a corruption to the corrupted test inputs (N, C, H, W); None if they are not images.
+    """Return a function that maps a corruption to corrupted test inputs (N, C, H, W); None if inputs are not images.
 
-    Noise and shifts depend only on the suite and the task, so they are the same for every trial. Images of a permuted
-    task are corrupted before the permutation.
+    Noise and shifts depend only on the suite seed, the task and the corruption, so they are the same for every trial.
+    Images of a permuted task are corrupted before the permutation.
     """
     if test.inputs.ndim != 4 or test.inputs.dtype == torch.int64:
         return None

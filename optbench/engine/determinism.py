@@ -1,4 +1,4 @@
-"""Collect the operations that PyTorch reports as non-deterministic, for the notes on results."""
+"""PyTorch's deterministic mode, and the operations that PyTorch reports as non-deterministic, for notes on results."""
 
 from __future__ import annotations
 

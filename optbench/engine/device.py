@@ -1,4 +1,4 @@
-"""Select the devices of a run."""
+"""The devices of a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def resolve(text: str) -> torch.device:
     """Resolve `auto`, `cpu`, `cuda`, `cuda:N` or `mps` to a device; `auto` prefers CUDA to MPS and MPS to the CPU.
 
     Raises:
-        DeviceError: the kind of device is unknown, or not available on this machine or in this build of PyTorch.
+        DeviceError: the device is unknown, or not available on this machine or in this build of PyTorch.
     """
     kind, _, index = text.partition(":")
     if kind not in KINDS or (index and (kind != "cuda" or not index.isdigit())):
@@ -49,8 +49,8 @@ def resolve(text: str) -> torch.device:
 def worker_devices(text: str, device: torch.device, jobs: int | None, cores: int) -> list[torch.device]:
     """Return the device of every worker process.
 
-    By default there is one process per core on a CPU, one per GPU for `auto` and `cuda`, and one for `cuda:N` and
-    `mps`.
+    By default there is one process per core on a CPU, one per GPU on CUDA unless `text` names one GPU (`cuda:N`), and
+    one process on MPS.
 
     text: the device as requested. device: the device resolved from `text`.
     jobs: the number of processes, to which devices are assigned in turn; None for the default.

@@ -1,6 +1,7 @@
-"""Measure the loss, accuracy and features of networks in eval mode.
+"""The loss, accuracy and features of networks, measured in eval mode.
 
-Legend: P padded parameter count, N examples, T positions of a sequence, d features, C classes.
+Legend: P padded parameter count, Q padded size of the buffers in floats, n parameter count without padding, N examples,
+T positions of a sequence, d features, C classes.
 """
 
 from __future__ import annotations
@@ -151,12 +152,12 @@ class Evaluator:
         taps: Sequence[Tap] = (),
         at: Tensor | None = None,
     ) -> ScoreWithFeatures:
-        """Evaluate the network with weights `row` (P,) in one pass over `examples`.
+        """Evaluate the network with weights and buffers `row` (P + Q,) in one pass over `examples`.
 
         with_logits: True to return the logits.
         taps: places at which to compute spectra.
-        at: (K,) ascending indices of flattened targets. Features, logits and tapped tensors are kept only at these
-            targets, or at all targets if None. The score always covers all targets.
+        at: (K,) ascending indices into the flattened targets. Features, logits and tapped tensors are kept only at
+            these targets, or at all targets if None. The score always covers all targets.
         """
         weights = self._weights(row)
         count = examples.targets.numel() if at is None else len(at)
@@ -198,10 +199,12 @@ class Evaluator:
         )
 
     def differentiate(self, row: Tensor, examples: Examples) -> tuple[Tensor, Tensor]:
-        """Return features (N, d) of `examples` and the gradient of their mean cross-entropy at weights `row` (P,).
+        """Return the features of `examples`, (N, d) or (N T, d), and the gradient (n,) of the mean cross-entropy.
 
-        The gradient (n,) is concatenated over parameters without padding, and is zero for parameters that the network
-        does not use. This takes one forward and one backward pass in eval mode.
+        row: (P + Q,), the network's weights and buffers.
+
+        The gradient is concatenated over parameters, and is zero for parameters that the network does not use. This
+        takes one forward and one backward pass in eval mode.
         """
         fixed = self._weights(row)
         names = [f"network.{slot.name}" for slot in self._layout.slots]
@@ -222,14 +225,17 @@ class Evaluator:
         return torch.cat(parts).to(exact_device(row.device)), gradient
 
     def with_weights(self, row: Tensor) -> nn.Module:
-        """Return a copy of the network with weights `row` (P,), in eval mode."""
+        """Return a copy of the network with weights and buffers `row` (P + Q,), in eval mode."""
         network = materialised(self.network, row.device).eval()
         self._layout.copy_to(network, row)
         return network
 
     @torch.no_grad()
     def score(self, rows: Sequence[Tensor], examples: Sequence[Examples]) -> list[Score]:
-        """Score each network, with weights `rows[i]` (P,), on `examples[i]`. All results are read back together."""
+        """Score each network, with weights and buffers `rows[i]` (P + Q,), on `examples[i]`.
+
+        All results are transferred from the device together.
+        """
         if not rows:
             return []
         totals = self._zeros(len(rows), rows[0].device)
@@ -242,7 +248,7 @@ class Evaluator:
         return torch.zeros(2 if self._bytes is None else 3, count, dtype=widest(device), device=device)
 
     def _scores(self, totals: Tensor, examples: Sequence[Examples]) -> list[Score]:
-        """Compute the scores of M networks from their totals (2 or 3, M) over all their examples."""
+        """Compute the scores of networks from their totals, one column per network, over all their examples."""
         losses, correct, *bits = totals.tolist()
         counts = [own.targets.numel() for own in examples]
         found = [Score(loss / n, int(right), n) for loss, right, n in zip(losses, correct, counts, strict=True)]
@@ -304,7 +310,10 @@ class Evaluator:
         return {f"network.{name}": view for name, view in {**self._layout.views(row), **buffers}.items()}
 
     def _chunks(self, examples: Examples) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield network inputs and targets in chunks; inputs share a buffer, as allocating takes as long as filling."""
+        """Yield network inputs and targets in chunks.
+
+        All inputs are written to one buffer, because allocating a new one would take as long as filling it.
+        """
         size = max(1, CHUNK // examples.positions)
         for start in range(0, len(examples), size):
             raw = examples.inputs[start : start + size]
@@ -319,7 +328,9 @@ def finite(value: float | None) -> float | None:
 
 
 def _count(totals: Tensor, logits: Tensor, targets: Tensor) -> None:
-    """Add the cross-entropies and hits of `logits` (..., B, [T,] C) to `totals` (2, ...), in the dtype of `totals`.
+    """Add cross-entropies and hits (correct predictions) to `totals` (2, ...), in its dtype.
+
+    logits: (..., B, C) or (..., B, T, C).
 
     For text, `totals` (3, ...) has bits as the third row, and cross-entropies are also computed in the dtype of
     `totals`.

@@ -1,4 +1,4 @@
-"""Choose the engine's execution options for a device."""
+"""The engine's execution options, chosen for a device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Distinguish errors caused by the machine from errors in optimizers and models."""
+"""The distinction between errors caused by the machine and errors in optimizers and models."""
 
 from __future__ import annotations
 

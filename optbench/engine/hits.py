@@ -1,4 +1,4 @@
-"""Measure members' accuracy on each training batch before the update, using the gradients' forward passes.
+"""Members' accuracy on each training batch before the update, from the forward passes that compute the gradients.
 
 Legend: M members, B batch, T positions, C classes.
 """

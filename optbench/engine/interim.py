@@ -44,7 +44,7 @@ def loaded(data: bytes, device: torch.device) -> Any:
     """Deserialise the result of `saved` without executing code; move accelerator tensors to `device`.
 
     Raises:
-        CannotResume: `data` contains something other than tensors, numbers, text and containers of these.
+        CannotResume: `data` is damaged, or holds something other than tensors, numbers, text and containers of these.
     """
     try:
         return torch.load(io.BytesIO(data), lambda storage, at: _at(storage, at, device), weights_only=True)

@@ -1,4 +1,4 @@
-"""Measure the loss landscape around a trained network, for one member at a time, in float64 and eval mode.
+"""The loss landscape around a trained network, measured for one member at a time, in float64 and eval mode.
 
 Legend: P number of parameters, without padding.
 """

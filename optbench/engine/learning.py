@@ -1,4 +1,4 @@
-"""Find the tasks that a finished trial failed to learn, or whose loss stayed above the target."""
+"""The tasks that a finished trial failed to learn, and those that ended with a loss above the target."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Evaluate the training loss and the test accuracy along the straight line between two solutions.
+"""The training loss and the test accuracy along the straight line between two solutions.
 
-For a network with batch norm, running statistics are re-estimated at every point, including the ends, for the point's
-weights and on training examples of all tasks (`statistics`). With statistics taken from the ends, or averaged over
-them, points between the ends would be worse merely because of the statistics (Frankle et al. 2020; Jordan et al. 2022).
+Batch norm's running statistics are re-estimated at every point, including the ends, from the point's weights and
+training examples of all tasks (see `statistics`). With statistics taken from the ends, or averaged over them, points
+between the ends would be worse merely because of the statistics (Frankle et al. 2020; Jordan et al. 2022).
 
 Legend: P number of parameters, without padding; N number of training examples of all tasks; W width of the first layer;
 K points on a line. A row holds parameters and buffers with padding, as in `stack`.
@@ -60,11 +60,11 @@ class End:
 class Lines:
     """Evaluates the lines between the solutions of one seed.
 
-    The first layer of an MLP takes nine tenths of the time, and its outputs are linear in its weights. For the loss,
-    the layer is therefore applied only at the ends, and its outputs are interpolated between them. A point then takes
-    0.6 ms instead of 8 ms (1,000 examples, mlp-100, one core), with the same result up to float64 rounding. For the
-    accuracy, the layer is applied at every point, because float32 rounding could change predictions near the decision
-    boundary.
+    An MLP's first layer takes nine tenths of an evaluation's time, and its outputs are linear in its weights. For the
+    loss, the layer is therefore applied only at the ends, and its outputs are interpolated between them. A point then
+    takes 0.6 ms instead of 8 ms (1,000 examples, mlp-100, one core), with the same result up to float64 rounding. For
+    the accuracy, the layer is applied at every point, because float32 rounding could change predictions near the
+    decision boundary.
     """
 
     def __init__(

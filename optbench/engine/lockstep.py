@@ -1,6 +1,6 @@
-"""Update the members of a stack together, step by step: the innermost loop of training.
+"""The innermost loop of training, which updates the members of a stack together, step by step.
 
-Legend: A members in the stack, P padded parameter count, K steps.
+Legend: A members in the stack, P padded parameter count, Q padded size of the buffers in floats, K steps.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class LockStep:
 
         Sequences have one element per member; those with a default can also be empty.
 
-        rows: each member's weights (P,).
+        rows: each member's weights and buffers (P + Q,); the buffers are not used.
         begin: True at the start of a task.
         online: True to record accuracies on batches.
         averaging: the averages to continue; None if the protocol does not average weights.
@@ -207,7 +207,7 @@ class LockStep:
         return self._averages is not None and self._averages.begun(i)
 
     def measured(self, i: int) -> Tensor:
-        """Return the weights (P,) at which to measure member `i`, valid until the next step.
+        """Return the weights and buffers (P + Q,) at which to measure member `i`, valid until the next step.
 
         Exceptions that a user's optimizer raises when its mode is switched propagate.
         """
@@ -215,7 +215,7 @@ class LockStep:
         return self._passes[i].whole(found) if self._passes else found
 
     def row(self, i: int) -> Tensor:
-        """Return a copy of the training weights (P,) and buffers of member `i`."""
+        """Return a copy of the training weights and buffers (P + Q,) of member `i`."""
         return self._passes[i].whole(self._weights[i]) if self._passes else self._weights[i].clone()
 
     @property
@@ -235,7 +235,7 @@ class LockStep:
         return self._lane.rate(i)
 
     def fallbacks(self, i: int) -> int:
-        """Return how many matrix factorisations of member `i` failed, so that the previous root was kept."""
+        """Return how many matrix factorisations of member `i` failed, as in `Lane.fallbacks`."""
         return self._lane.fallbacks(i)
 
     def _own_loss(self, step: int, i: int) -> Evaluate:

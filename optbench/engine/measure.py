@@ -1,4 +1,4 @@
-"""Measure members between tasks: the accuracy matrix, and metrics of representations, weights and models."""
+"""Measurements of members between tasks: the accuracy matrix, and metrics of representations, weights and models."""
 
 from __future__ import annotations
 
@@ -111,9 +111,9 @@ def measure(
     scored: the tasks (0..T-1) whose accuracies are measured.
     transfer: the experiment's other dataset, for metrics of transfer.
 
-    - Metrics of representations, and users' metrics of logits or of the model, are measured on the test data of the
-      task just learnt. After the last task, they are measured on the test data of every scored task, and on the pooled
-      test data of these tasks (`task` is null). Metrics of the model are averaged over tasks instead.
+    - Metrics of features, of logits and of the model are measured on the test data of the task just learnt. After the
+      last task, they are measured on the test data of every scored task, and on the pooled test data of these tasks
+      (`task` is null). Metrics of the model are averaged over these tasks instead of measured on the pooled data.
     - Class similarity is measured on the pooled data. Text has no metrics by class.
     - Long sequences are measured at a sample of positions (see `positions`).
     - If not all tasks are scored, spectra and similarity are measured only after the last task. Over hundreds of tasks,

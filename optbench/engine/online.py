@@ -1,4 +1,4 @@
-"""Collect the rows of the table `online`: how a trial learnt each task, and the network's state before the task."""
+"""The rows of the table `online`: how a trial learnt each task, and the network's state before the task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Detect state that a user's optimizers keep outside of instances, i.e. on classes or in modules.
+"""Detection of state that a user's optimizers keep outside of instances, i.e. on classes or in modules.
 
 All trials in a process share this state. Sharing cannot be prevented, only detected.
 """
@@ -27,7 +27,7 @@ class OutsideState:
     """Digests of the numbers, tensors and containers that a user's code keeps outside of instances, by name."""
 
     def __init__(self, code: Iterable[Any]) -> None:
-        """code: the classes and functions to read, together with base classes and the variables of their modules."""
+        """code: the classes and functions to read; base classes and module variables are read with them."""
         self._code = list(code)
         self._digests = self._now()
 

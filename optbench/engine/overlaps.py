@@ -1,4 +1,4 @@
-"""Measure task overlap in a trial.
+"""Measurements of task overlap in a trial.
 
 The features of each task's test data are computed right after training on that task and again at the end.
 
@@ -49,7 +49,7 @@ def overlaps(
 
 
 def _few(test: Examples, suite_seed: int) -> Examples:
-    """Return a limited number of a task's test examples, which are the same for every trial of a suite."""
+    """Draw a limited number of a task's test examples, at the same indices in every trial of a suite."""
     most = max(SEQUENCES, MOST // test.positions)
     return test.drawn(most, generator(suite_seed, None, "examples of overlaps"))
 

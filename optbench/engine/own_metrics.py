@@ -1,4 +1,4 @@
-"""Call users' metrics on copies of their arguments, seeded per trial, and restore the process's settings afterwards."""
+"""Calls to users' metrics: on copies of the arguments, seeded per trial, with the process's settings restored."""
 
 from __future__ import annotations
 

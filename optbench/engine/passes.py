@@ -1,4 +1,4 @@
-"""Run a network's forward passes in training with the trial's buffers and random draws.
+"""A network's forward passes in training, with the trial's buffers and random draws.
 
 Legend: P padded parameter count, Q padded size of the buffers in floats, B batch.
 """
@@ -23,10 +23,9 @@ class Passes:
     """The forward passes of one member in one task.
 
     If an optimizer evaluates the loss several times per step (SAM, L-BFGS), each evaluation draws new dropout masks and
-    updates running statistics, as in a plain loop. There is one exception. If the first evaluation uses the weights at
-    which the step's gradients were computed, or if the optimizer did not receive these gradients, it repeats the
-    gradients' forward pass, with the same masks and from the same running statistics. A plain loop would not have run
-    that pass separately.
+    updates running statistics, as in a plain loop. There is one exception: the first evaluation repeats the forward
+    pass of the step's gradients, with the same masks and from the same running statistics, if it uses the same weights
+    or if the optimizer did not receive these gradients. A plain loop would not have run that forward pass separately.
     """
 
     def __init__(self, network: nn.Module, layout: Layout, row: Tensor, draws: Draws) -> None:

@@ -1,9 +1,9 @@
-"""Add penalties on the rank of features to members' losses, for each way of computing gradients.
+"""Penalties on the rank of features, added to members' losses in each way of computing gradients.
 
 A penalty's gradient with respect to the features is computed separately (`optimizers.rank_penalty.entropy`) and added
 to the gradient from the head. The optimizer, its lane and its state are therefore the same as without a penalty.
 
-Legend: M members, N rows of features in a batch, d features.
+Legend: M members, N rows of features in a batch, d features, r = min(N, d).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Penalties:
         self._step = step
 
     def push(self, i: int, features: Tensor) -> Tensor | None:
-        """Return the gradient of member `i`'s penalty with respect to features (N, d); None if its λ is 0."""
+        """Return the gradient of member `i`'s penalty with respect to features (N, d); None if the member's λ is 0."""
         own = self._penalties[i]
         if own.strength == 0:
             return None
@@ -80,7 +80,7 @@ class Penalties:
     def added(self, i: int, network: nn.Module, axes: int) -> Iterator[list[Tensor]]:
         """Yield a list to which the block's forward pass adds the penalty of member `i`; it stays empty if λ is 0.
 
-        The value of the penalty is λ H. Second derivatives treat its gradient as a constant.
+        The value of the penalty is λ H. Second derivatives treat the penalty's gradient as a constant.
 
         axes: the number of leading axes of the features, for examples and positions.
 

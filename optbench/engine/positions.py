@@ -1,4 +1,4 @@
-"""Select the positions of sequences at which features are measured: all of them, or a sample for long texts.
+"""The positions of sequences at which features are measured: all of them, or a sample for long texts.
 
 Legend: N sequences, T positions.
 """
@@ -21,9 +21,9 @@ seven times the memory.
 
 
 def sampled(examples: Examples, suite_seed: int) -> Tensor | None:
-    """Return ascending indices of `MOST` of the N T targets, drawn at random for a suite; None to use all targets.
+    """Return ascending indices of `MOST` of the N·T targets, drawn at random; None to use all targets.
 
-    In a suite, the indices depend only on N T, so two networks are measured at the same positions of a text.
+    The indices depend only on the suite seed and N·T, so all networks are measured at the same positions of a text.
     """
     count = examples.targets.numel()
     if examples.positions == 1 or count <= MOST:

@@ -1,4 +1,4 @@
-"""Measure pruning curves of a trained network: accuracy as a function of the fraction of largest weights kept."""
+"""Pruning curves of a trained network: accuracy as a function of the fraction of largest weights kept."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from optbench.tasks import TaskSequence
 def pruning_rows(row: Tensor, evaluator: Evaluator, sequence: TaskSequence, tasks: Sequence[int]) -> list[PruningRow]:
     """Return the accuracies of a pruned network on the pooled test data of `tasks`, for all fractions and scopes.
 
-    The network has weights `row` (P,) before pruning; `row` is not modified. The fractions and scopes are `KEEP` and
-    `SCOPES` in `metrics.pruning`. This takes 40 passes over the test data: 4.3 s for LeNet-300-100 and 10,000 MNIST
-    images on one thread, nine tenths of it in matrix products.
+    The fractions and scopes are `KEEP` and `SCOPES` in `metrics.pruning`. This takes 40 passes over the test data:
+    4.3 s for LeNet-300-100 and 10,000 MNIST images on one thread, nine tenths of it in matrix products.
+
+    row: the weights and buffers before pruning, with padding; not modified.
     """
     layout, count = evaluator.blueprint.layout, sequence.family.count
     rankings = {scope: rank_weights(layout.views(row), scope, evaluator.blueprint.output) for scope in SCOPES}

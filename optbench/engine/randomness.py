@@ -1,4 +1,4 @@
-"""Seed the global random generators for optimizers and models that draw from them."""
+"""Seeding of the global random generators, for optimizers and models that draw from them."""
 
 from __future__ import annotations
 

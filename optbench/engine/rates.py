@@ -9,7 +9,8 @@ D = min(max(round(decay · N), 1), N - W) steps of decay, and steps t = 0, ..., 
     cosine:             f + (1 - f) (1 + cos(π (t - W) / (N - W))) / 2
     wsd:                1 for t < N - D,  then  1 - (1 - f) (t - N + D) / D
 
-The factor is 1 at the first step after the warm-up, would be f one step after the last step, and is never 0.
+The factor is 1 at the first step after the warm-up and is never 0. Except with `constant`, it would be f one step after
+the last step.
 In PyTorch: `LinearLR(1 / (W + 1), 1, W)`, then `ConstantLR(1)`, `LinearLR(1, f, N - W)` or
 `CosineAnnealingLR(N - W, f · lr)`, joined by `SequentialLR`; for wsd `ConstantLR(1)` and then `LinearLR(1, f, D)`.
 """
@@ -64,7 +65,7 @@ class RateCurve:
 def unscheduled(schedule: RateSchedule | None, trial: Trial, rows: Iterable[Row]) -> str | None:
     """Return a note with the reason why a trial's learning rate did not follow the schedule.
 
-    Return None if it followed the schedule, or if there is no schedule to follow.
+    Return None if the learning rate followed the schedule, or if there is no schedule to follow.
     """
     if schedule is None or schedule.is_flat:
         return None

@@ -1,4 +1,4 @@
-"""Detect optimizers that are incompatible with a protocol because of their needs."""
+"""Incompatibilities between protocols and optimizers that follow from the optimizers' needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Record repeated work once and replay it as a CUDA graph, so that no kernel waits for Python.
+"""Repeated work, recorded once and replayed as a CUDA graph, so that no kernel waits for Python.
 
 With a small network, a GPU is idle while Python launches kernels. A recording repeats the kernels of one call on the
 same memory. Counters in Python do not advance in a replay, so callers must ensure that all numbers that change are on
@@ -55,7 +55,8 @@ class Recorded(Generic[T]):
     def __call__(self, work: Callable[[], T], tensors: Callable[[], Sequence[Tensor]]) -> T:
         """Execute or replay the work.
 
-        work: the same at every call; not stored, because a reference would keep its owner's device memory alive.
+        work: the function that does the work, the same at every call. It is not stored, because a reference to it would
+            keep its owner's device memory alive.
         tensors: returns all tensors that the work changes and that are read later.
         """
         record = self._recordings.record

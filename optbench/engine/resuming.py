@@ -1,9 +1,9 @@
-"""Test whether an optimizer with an instance per member can be resumed from its `state_dict()`.
+"""Tests of whether an optimizer with an instance per member can be resumed from its `state_dict()`.
 
 There are two failure modes. If `state_dict()` is incomplete, a restored instance holds different data. If restored
 state is not found again (for example because it is looked up by `id(p)`), later steps differ. Therefore, an instance is
 restored from every saved state and compared with the original. The later steps of both instances are also compared, but
-only once for each combination of target and settings.
+only once per cohort for each combination of settings, where all non-zero numbers count as equal.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Record sketches of weights during training, for pairs of optimizers whose distance a suite requests (`twins`)."""
+"""Sketches of weights, recorded in training for pairs of optimizers whose distance a suite requests (`twins`)."""
 
 from __future__ import annotations
 
@@ -33,9 +33,11 @@ class Sketcher:
         return trial.optimizer in self._followed and not trial.is_control
 
     def record(self, member: Member, row: Tensor, task: int, step: int) -> None:
-        """Append the sketch of the member's weights `row` (P, padded) after `step` steps of `task`, 1..T.
+        """Append the sketch of the member's weights after `step` steps of `task`, 1..T.
 
         Do nothing if none of the member's trials records sketches.
+
+        row: the weights and buffers, with padding; the buffers are not used.
         """
         if not any(map(self.follows, member.trials)):
             return

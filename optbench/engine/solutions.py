@@ -1,4 +1,4 @@
-"""Compare the solutions of one seed: compute the rows of all pairs from final weights, without disk access.
+"""Comparisons of the solutions of one seed: the rows of all pairs, computed from final weights without disk access.
 
 Legend: P number of parameters, without padding.
 """

@@ -1,4 +1,4 @@
-"""Store the weights of a cohort in one matrix, with views for models and optimizers.
+"""The weights of a cohort in one matrix, with views for models and optimizers.
 
 Legend: M members, P padded parameter count of one network, Q padded size of its buffers in floats.
 """

@@ -1,4 +1,4 @@
-"""Re-estimate batch norm's running statistics at weights that training does not visit, such as averages.
+"""Re-estimation of batch norm's running statistics at weights that training does not visit, such as averages.
 
 Legend: P padded parameter count, Q padded size of the buffers in floats, N examples.
 """
@@ -20,7 +20,7 @@ BATCH = 500
 
 
 def running(network: nn.Module) -> dict[str, _NormBase]:
-    """Return, by name, the layers of a network that have running statistics (usually batch norm)."""
+    """Return the layers of a network that have running statistics (usually batch norm), by name."""
     layers = network.named_modules()
     return {name: part for name, part in layers if isinstance(part, _NormBase) and part.running_mean is not None}
 
@@ -32,9 +32,10 @@ def reestimated(evaluator: Evaluator, row: Tensor, examples: Examples) -> Tensor
     Running statistics belong to the weights at which they were collected. At other weights, such as an average, they
     would normalise activations incorrectly (Izmailov et al. 2018; Jordan et al. 2022, REPAIR). As in
     `torch.optim.swa_utils.update_bn`, the new statistics are averages over batches of the batch means and (unbiased)
-    variances, in forward passes with all other modules in eval mode. With K batches, every K-th example is in the same
-    batch, so all tasks contribute to each batch. The same examples give the same bits. `row` is not modified; it
-    is returned unchanged if the network has no running statistics.
+    variances. In these forward passes, only the layers with running statistics are in training mode. With K batches,
+    every K-th example is in the same batch, so if examples of several tasks are concatenated, all tasks contribute to
+    each batch. The same examples give the same bits. `row` is not modified; it is returned unchanged if the network has
+    no running statistics.
     """
     if not running(evaluator.network):
         return row

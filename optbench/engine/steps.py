@@ -1,4 +1,4 @@
-"""Count the steps in a trial's tasks, and build learning rate schedules over these steps."""
+"""The number of steps in each of a trial's tasks, and learning rate schedules over these steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from optbench.tasks import TaskSequence
 
 
 class Steps:
-    """Counts the steps in tasks that do not stop early; counts are cached, because counting generates a task."""
+    """The number of steps in each task that does not stop early, cached because counting them generates the task."""
 
     def __init__(self, protocol: Protocol, sequences: Mapping[int, TaskSequence], tasks: int) -> None:
         """sequences: the task sequence of each trial seed. tasks: T."""

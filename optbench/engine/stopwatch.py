@@ -1,4 +1,4 @@
-"""Time repeated work on a device."""
+"""A stopwatch for repeated work on a device."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Stopwatch:
             self._seconds += time.perf_counter() - self._started
 
     def read(self) -> float:
-        """Return the sum of the seconds since the last call; the device must have finished its work."""
+        """Return the seconds summed since the last call; the device must have finished its work."""
         seconds, self._seconds = self._seconds, 0.0
         for start, stop in zip(self._marks[::2], self._marks[1::2], strict=True):
             seconds += start.elapsed_time(stop) / 1000

@@ -1,4 +1,4 @@
-"""Resolve the names that a suite uses for points of a network, and capture the tensors there in a forward pass.
+"""Taps: the tensors of a forward pass at points of a network, which a suite refers to by name.
 
 Legend: B batch, T positions of a sequence, d units.
 """
@@ -29,7 +29,7 @@ class Tap:
     Attributes:
         layer: a hidden layer of a built-in network, counted from 1, or the name of a user's module.
         before: True for the input of the layer's activation function, or of a user's module that is an activation.
-        as_features: True if the features are the output of the activation function for this tensor.
+        as_features: True if the tensor is the input of the activation function whose output is the features.
     """
 
     layer: int | str
@@ -69,7 +69,7 @@ class Modules:
     """The modules of a user's model, as observed in a forward pass.
 
     Attributes:
-        unreadable: for each module, the reason why its output cannot be read; None if it can.
+        unreadable: maps each module to the reason why its output cannot be read; None if it can be read.
         activations: the modules that are activation functions.
         last: the activation whose output is the features; None if there is none.
     """

@@ -1,4 +1,4 @@
-"""Train a cohort on one task: the members' steps, evaluations and early stopping.
+"""The training of a cohort on one task: the members' steps, evaluations and early stopping.
 
 Legend: P padded parameter count, Q padded size of the buffers in floats.
 """
@@ -39,7 +39,7 @@ validation examples."""
 
 
 def training_subset(examples: Examples, suite_seed: int) -> Examples:
-    """Return at most `SUBSET` training examples of a task, in their original order and the same for all trials."""
+    """Draw at most `SUBSET` training examples of a task, at the same indices in every trial; keep their order."""
     return examples.drawn(SUBSET, generator(suite_seed, None, "training loss"))
 
 
@@ -196,8 +196,8 @@ class TaskTraining:
     def _measured(self, stack: LockStep, i: int, member: Member) -> Tensor:
         """Return the weights and buffers (P + Q,) at which to measure a member.
 
-        If the weights are averages (set by the protocol or computed by the optimizer) and not the training weights,
-        running statistics are re-estimated on training examples of the task.
+        If these are averages rather than the training weights, running statistics are re-estimated on training examples
+        of the task. The protocol can require averages, and some optimizers compute them.
 
         Raises:
             ModelError: the user's model raised an exception.
@@ -249,7 +249,7 @@ class TaskTraining:
     def _evaluated(
         self, member: Member, row: Tensor, score: Score, step: int, rate: float | None, raw: Tensor | None
     ) -> None:
-        """Record the score of the weights `row` after `step`, and end the task for the member if it must stop.
+        """Record the score of the weights `row` after `step` steps, and end the member's task if the member must stop.
 
         rate: the learning rate, from `Lane.rate`. raw: the training weights, if `row` is an average of them.
         """

@@ -1,4 +1,4 @@
-"""Train a cohort in lock-step through its task sequence and return every trial's results, without writing to disk.
+"""The training of a cohort in lock-step through its task sequence, which returns results without writing to disk.
 
 A *stack* (`lockstep`) holds the members in training. All of them are updated until one is due for evaluation. Members
 that then stop (early, at the last step, or because they diverged) keep their weights and optimizer state and leave the
@@ -240,7 +240,7 @@ class CohortTraining:
                 member.follower = None
 
     def _verify(self) -> None:
-        """Verify up to `VERIFIED` members per variant: repeat their steps in the first task with separate instances."""
+        """Set up the verification of up to `VERIFIED` members per variant during the first task."""
         settings: dict[str, int] = {}
         for member in self.members:
             key = repr(sorted(member.trial.settings.items()))

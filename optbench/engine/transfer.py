@@ -1,7 +1,4 @@
-"""Measure transfer to another dataset: how useful a trained network's features are for other data.
-
-Legend: N examples.
-"""
+"""Transfer to another dataset: how useful a trained network's features are for other data."""
 
 from __future__ import annotations
 
@@ -52,7 +49,10 @@ class Transfer:
         return Transfer((train, validation, _examples(dataset.test, of_test[:TEST], device)), dataset.classes)
 
     def probe(self, evaluator: Evaluator, row: torch.Tensor) -> Probe:
-        """Return a probe's data: the features that the network with weights `row` (P,) computes for all parts."""
+        """Return a probe's data: the features that a network computes for all parts.
+
+        row: the network's weights and buffers, with padding.
+        """
 
         def read(examples: Examples) -> Labelled:
             # The targets are placeholders, because the network may have no outputs for the other dataset's classes.

@@ -1,4 +1,4 @@
-"""Use PyTorch's optimizers without `torch._dynamo`, which takes longer to import than the rest of PyTorch (1.7 s).
+"""PyTorch's optimizers without `torch._dynamo`, which takes 1.7 s to import, longer than the rest of PyTorch.
 
 Optimizer methods import `torch._dynamo` on first use, to exclude themselves from `torch.compile`. This module defers
 the exclusion until other code has imported `torch._dynamo`.
@@ -23,7 +23,7 @@ _KEPT = "__dynamo_disable"
 def spare_dynamo() -> None:
     """Prevent the optimizers of this process from importing dynamo before other code does.
 
-    Must be called before any optimizer is constructed. Has no effect on versions of PyTorch that work differently.
+    Call this before any optimizer is constructed. It has no effect on versions of PyTorch that work differently.
     """
     for method, plain in _undecided():
         setattr(plain, _KEPT, _until_imported(plain, method))
@@ -35,7 +35,7 @@ def spare_dynamo() -> None:
 
 @contextlib.contextmanager
 def made_without_dynamo() -> Iterator[None]:
-    """Construct optimizers in the block without importing dynamo, and with no lasting effect on a user's process."""
+    """Prevent optimizers constructed in the block from importing dynamo, with no lasting effect on a user's process."""
     undecided = _undecided()
     for method, plain in undecided:
         setattr(plain, _KEPT, _until_imported(plain, method))
@@ -48,7 +48,7 @@ def made_without_dynamo() -> Iterator[None]:
 
 
 def _undecided() -> list[tuple[Any, Any]]:
-    """Return the methods of `torch.optim.Optimizer` that import dynamo on first use, with the functions they wrap."""
+    """Return the methods of `torch.optim.Optimizer` that import dynamo on first use, with their wrapped functions."""
     if DYNAMO in sys.modules:
         return []
     methods: list[Any] = [m for m in vars(torch.optim.Optimizer).values() if _code_name(m).startswith(_WRAPPER)]

@@ -1,4 +1,4 @@
-"""Measure the geometry of updates: each weight matrix's step, at a few points spread over training.
+"""The geometry of updates: each weight matrix's step, measured at a few points spread over training.
 
 A step is the total change of the weights, including decay and momentum. The gradient is that of the batch at the
 weights before the step, even if the optimizer evaluates other gradients. No additional steps or gradients are computed.
@@ -24,8 +24,8 @@ from optbench.store.tables import UpdateRow
 def watched(tasks: int, task: int, steps: int) -> frozenset[int]:
     """Return the steps of `task` (0..tasks-1) to watch, counted from 0.
 
-    Training on all tasks is divided into `POINTS` equal parts, and the step in the middle of each part is watched. In
-    short training, some of these steps coincide.
+    Training on all tasks is divided into `POINTS` equal parts, and the step in the middle of each part is watched. If
+    training is short, some of these steps coincide.
 
     steps: the maximum number of steps in the task.
     """

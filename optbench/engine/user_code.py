@@ -1,4 +1,4 @@
-"""Call an optimizer's code with seeds that depend on the trial, and restore the process's settings afterwards."""
+"""Calls to an optimizer's code: with seeds that depend on the trial, and with the process's settings restored."""
 
 from __future__ import annotations
 

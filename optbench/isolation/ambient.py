@@ -1,4 +1,4 @@
-"""Process-wide settings other than numeric ones: random generators, working directory, environment, streams, ..."""
+"""Process-wide settings other than numeric ones, such as random generators, the working directory and streams."""
 
 from __future__ import annotations
 

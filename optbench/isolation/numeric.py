@@ -1,4 +1,4 @@
-"""Settings that computations in this thread depend on: PyTorch's flags, modes and hooks, NumPy's error handling, ..."""
+"""Settings that computations in this thread depend on, such as PyTorch's flags, modes and hooks."""
 
 from __future__ import annotations
 

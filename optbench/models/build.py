@@ -1,4 +1,4 @@
-"""Build a module from a model's settings, and draw its initial weights from a generator."""
+"""The construction of a module from a model's settings, and its initial weights, drawn from a generator."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def initialise(model: nn.Module, generator: torch.Generator) -> dict[str, torch.
     and biases, as in `nn.Linear.reset_parameters`. Normalisation layers start with weights of 1, biases of 0, running
     means of 0 and running variances of 1. A network can draw weights itself by overriding `Network.draw`.
 
-    Weights are drawn on the CPU whatever the device, so that all devices start with the same bits.
+    Weights are drawn on the CPU for every device, so that all devices start with the same bits.
     """
     assert isinstance(model, Network), "a user's module draws its own weights"
     found: dict[str, torch.Tensor] = {}

@@ -59,7 +59,7 @@ class Gpt(Transformer):
 
         Raises:
             ValueError: the inputs are not sequences of tokens, `context` is shorter than a sequence, `heads` does not
-                divide `width`, or `tied` is set although there are not as many outputs as tokens.
+                divide `width`, or `tied` is set but the numbers of outputs and tokens differ.
         """
         super().__init__()
         if inputs.vocabulary is None or len(inputs.shape) != 1:

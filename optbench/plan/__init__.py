@@ -1,4 +1,4 @@
-"""Plan a run: expand a suite into trials, group the trials into cohorts and estimate their cost."""
+"""The plan of a run: a suite's trials, the cohorts into which they are grouped, and their estimated cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Estimate the relative cost of trials from their settings, to schedule them and to predict the remaining time."""
+"""Estimates of trials' relative cost from their settings, used for scheduling and to predict the remaining time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Match each trial with its fresh-network counterpart, which trains a new network on each task."""
+"""The fresh-network counterpart of each trial, which trains a new network on each task."""
 
 from __future__ import annotations
 

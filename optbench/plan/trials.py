@@ -1,4 +1,4 @@
-"""Expand a suite into trials, and group trials into cohorts."""
+"""The trials of a suite, and the cohorts into which trials are grouped."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Trial:
 
     @functools.cached_property
     def without_schedule(self) -> str | None:
-        """Target of the stepping optimizer, or of one inside it, that does not support a schedule; None if all do."""
+        """Target of the stepping optimizer, or of one inside it, that does not support a schedule; None if all support one."""
         return registry.without_schedule(*self.stepping)
 
     @functools.cached_property
@@ -123,9 +123,10 @@ class Cohort:
         return trainings(self.trials)
 
     def split(self, parts: int) -> list[Cohort]:
-        """Split the cohort into at most `parts` cohorts with nearly equal numbers of trainings, with trials in order.
+        """Split the cohort into at most `parts` cohorts with nearly equal numbers of trainings.
 
-        Trials of one training stay together. So do trials with the same batches, where possible.
+        Trials keep their order within each cohort. Trials of one training stay together. So do trials with the same
+        batches, where possible.
         """
         total = len(self.trainings)
         count = min(parts, total)

@@ -1,4 +1,4 @@
-"""Compute losses and gradients of all members of a cohort, in four equivalent ways.
+"""Losses and gradients of all members of a cohort, computed in one of four equivalent ways.
 
 | module         | for              | how                                                                     |
 |----------------|------------------|-------------------------------------------------------------------------|

@@ -1,10 +1,11 @@
-"""On a CPU, process all members together with `torch.func` if this is faster and gives identical bits.
+"""The choice on a CPU between one `torch.func` call for all members and separate computations for each member.
 
-Timings are not reproducible, so they may decide only if results do not depend on the decision. The reference is the
-computation member by member, as for a trial trained alone. `torch.func` rarely gives the same bits. For example, a
-linear layer with a bias is one fused operation for a single member, but a batched product and a separate sum for
-several. Where the bits are the same, as for networks without biases, `torch.func` takes 0.2 to 0.9 of the reference's
-time; elsewhere, it would usually be slower (benchmarks/RESULTS.md).
+`torch.func` is used if it is faster and gives identical bits. Timings are not reproducible, so they may decide only if
+results do not depend on the decision. The reference is the computation member by member, as for a trial trained alone.
+`torch.func` rarely gives the same bits. For example, a linear layer with a bias is one fused operation for a single
+member, but a batched product and a separate sum for several. Where the bits are the same, as for networks without
+biases, `torch.func` takes 0.2 to 0.9 times as long as the reference; elsewhere, it would usually be slower
+(benchmarks/RESULTS.md).
 
 Legend: M members, B batch, P padded parameter count.
 """
@@ -54,8 +55,8 @@ class Choice:
 class ChosenGradients:
     """Computes the first steps both ways and, if the bits are equal, later steps in the faster way.
 
-    In steps computed both ways, training uses the gradients computed for each member alone. Only this computation uses
-    the members' own networks.
+    In steps computed both ways, training uses the gradients computed for each member alone. Only the computation for
+    each member alone uses the members' own networks.
     """
 
     def __init__(self, network: nn.Module, layout: Layout, buffer: BatchBuffer, bound: Bound, choice: Choice) -> None:
@@ -74,7 +75,7 @@ class ChosenGradients:
         """Compute gradients, as in `Gradients`.
 
         Raises:
-            OtherBitsError: the two ways differ after `torch.func` was chosen.
+            OtherBitsError: the two ways give different bits after `torch.func` was chosen.
         """
         if not self._choice.possible:
             return self._each(step, losses)

@@ -1,4 +1,4 @@
-"""Take batches of many streams together on an accelerator, with positions stored on the device.
+"""Batches of many streams, taken together on an accelerator, with positions stored on the device.
 
 Legend: S distinct streams, B batch size, T positions of a sequence.
 """
@@ -18,8 +18,8 @@ class Feed:
     """Takes the next batches of all streams in a few library calls.
 
     The examples of all streams are concatenated. A stream's order in an epoch is a row of indices. The position in this
-    order is not a counter in Python, so `take` performs the same operations every time. At the start of an epoch, `aim`
-    copies the epoch's order to the device.
+    order is a tensor on the device rather than a Python counter, so `take` performs the same operations every time. At
+    the start of an epoch, `aim` copies the epoch's order to the device.
     """
 
     def __init__(self, streams: Sequence[BatchStream], normalise: Normaliser) -> None:

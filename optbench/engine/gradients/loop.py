@@ -1,4 +1,4 @@
-"""Compute losses and gradients of any network with autograd, member by member.
+"""Losses and gradients of any network, computed with autograd member by member.
 
 Used on a CPU, and on any device for networks that no other way supports.
 """
@@ -23,8 +23,8 @@ class LoopGradients:
     """Computes gradients with a separate graph for each member and step.
 
     On a CPU, a member's network is called as in a plain loop, with parameters that are views of the member's row.
-    `functional_call` would swap the parameters in and out at every step, which adds up to a fifth to the time of a
-    small network.
+    `functional_call` would swap the parameters in and out at every step, making steps of a small network up to a fifth
+    slower.
     """
 
     way = "member by member"
@@ -93,7 +93,7 @@ class LoopGradients:
         return found
 
     def _bind(self, i: int) -> bool:
-        """On a CPU, make the network's parameters views of the member's weights; return whether this was done."""
+        """Make the network's parameters views of the member's weights, on a CPU only; return whether this was done."""
         if self._binds:
             for parameter, view in zip(self._parameters[i], self._weights[i].values(), strict=True):
                 parameter.data = view

@@ -1,4 +1,4 @@
-"""Compute losses and gradients of plain MLPs on a CPU with explicit backpropagation.
+"""Losses and gradients of plain MLPs on a CPU, computed by explicit backpropagation.
 
 Legend: M members, B batch, D units of the first layer, E inputs of a network, P padded parameter count.
 """
@@ -60,7 +60,7 @@ class MlpGradients:
                     self._member(i, inputs, labels, losses[i], first[k] if first else None)
 
     def _first_layers(self, members: tuple[int, ...], inputs: Tensor) -> Sequence[Tensor] | None:
-        """Compute z_1 (B, D) of members with the same inputs in one product; return None if `agrees` is False."""
+        """Compute z_1 (B, D) of each member in one product, given equal inputs; return None if `agrees` is False."""
         if members not in self._together:
             weights = [self._weights[i][0] for i in members]
             if not agrees(len(members), weights[0][0].shape, inputs.shape[0]):
@@ -148,9 +148,9 @@ class _FirstLayers:
 def agrees(count: int, shape: torch.Size, batch: int) -> bool:
     """Return whether one matrix product for `count` first layers of this shape is bit-identical to separate products.
 
-    A BLAS library may choose the order of summation based on the shapes of the operands, but not on their values. One
-    test on random numbers per process is therefore sufficient. For layers with `WIDE` or more units, return False,
-    because separate products are as fast.
+    A BLAS library may choose the order of summation based on the shapes of the operands, but not on their values. For
+    given shapes, one test on random numbers is therefore sufficient. Return False for a single layer, and for layers
+    with `WIDE` or more units, because separate products are as fast.
     """
     if count == 1 or shape[0] >= WIDE:
         return False

@@ -1,4 +1,4 @@
-"""Compute losses and gradients of plain MLPs on an accelerator, with explicit backpropagation for all members together.
+"""Losses and gradients of plain MLPs on an accelerator, by explicit backpropagation for all members together.
 
 Legend: M members, B batch, C classes, P padded parameter count.
 """

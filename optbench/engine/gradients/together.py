@@ -1,4 +1,4 @@
-"""Compute losses and gradients of all members together on an accelerator, from batches that are gathered together.
+"""Losses and gradients of all members, computed together on an accelerator from batches that are gathered together.
 
 Legend: M members, B batch, T positions of a sequence, C classes.
 """

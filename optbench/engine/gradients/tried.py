@@ -1,4 +1,4 @@
-"""Test whether `torch.func` can train a model's members together, by training two members together and separately."""
+"""Tests of whether `torch.func` can train a model's members together, in which two members are trained both ways."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def together_refused(
 def together_alike(
     blueprint: Blueprint, examples: Examples, normalise: Normaliser, suite_seed: int, precision: Precision = "float32"
 ) -> int | None:
-    """Return the bytes per example that a member keeps for the backward pass; None if `torch.func` changes bits.
+    """Return the bytes per example that a member keeps for the backward pass; None if `torch.func` must not be used.
+
+    `torch.func` must not be used if it changes bits, raises an exception, or warns that it loops over members.
 
     The gradients of `torch.func` are compared with those of each member alone, on a few examples.
     """
@@ -88,10 +90,10 @@ def _gradients(
     size: int,
     around: AbstractContextManager[object] = contextlib.nullcontext(),  # noqa: B008  # it has no state
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield gradients (2, P), computed by `torch.func` and member by member, at `STEPS` steps of gradient descent.
+    """Yield pairs of gradients (2, P), by `torch.func` and member by member, for `STEPS` steps of gradient descent.
 
     The two members are created for the test. They have different weights and different batches of `size` examples.
-    around: the context in which each step is computed member by member.
+    around: a context manager entered at each step for the computation member by member.
     """
     device, layout, network = normalise.scale.device, blueprint.layout, blueprint.network
     few = examples.select(torch.arange(min(2 * size, len(examples)), device=examples.targets.device))

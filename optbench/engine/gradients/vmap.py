@@ -1,4 +1,4 @@
-"""Compute losses and gradients of any network for all members together, with `torch.func`."""
+"""Losses and gradients of any network, computed for all members together with `torch.func`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Choose how to compute a model's gradients, based on tests."""
+"""The choice of how to compute a model's gradients, based on tests."""
 
 from __future__ import annotations
 

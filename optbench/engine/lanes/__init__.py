@@ -1,4 +1,4 @@
-"""Three ways to apply an update to a cohort, behind one interface.
+"""Lanes: three ways to apply an update to a cohort, behind one interface.
 
 A lane is built for the members of a stack and discarded with the stack. `export` returns a member's optimizer state,
 and a new lane is built from the states of the members that continue. States are therefore never mixed, and no masks are

@@ -1,4 +1,4 @@
-"""The lane of optimizers written with a member axis: one instance for all members of a stack."""
+"""The lane for optimizers written with a member axis: one instance for all members of a stack."""
 
 from __future__ import annotations
 

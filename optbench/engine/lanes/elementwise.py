@@ -1,4 +1,4 @@
-"""The lane of elementwise optimizers: members with the same settings share an instance."""
+"""The lane for elementwise optimizers: neighbouring members with the same settings share an instance."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class ElementwiseLane(Lane):
         self._device_rates = self._rates_on(weights.device) if recordings.record is not None else None
 
     def _rates_on(self, device: torch.device) -> list[list[tuple[Tensor, float]]]:
-        """Move scheduled learning rates to the device; return each block's as pairs (device tensor, unscaled rate)."""
+        """Move scheduled learning rates to the device; return each block's rates as (device tensor, unscaled rate)."""
         found = []
         for optimizer, curve in zip(self._optimizers, self._curves, strict=True):
             groups = [] if curve is None else rate_groups(optimizer)
@@ -130,7 +130,7 @@ class ElementwiseLane(Lane):
 
 
 def _signature(setting: Mapping[str, Any], state: Mapping[str, Any] | None, curve: RateCurve | None) -> str:
-    """Return a key of settings, scalar state (step counts) and schedule; neighbours with equal keys share a leaf."""
+    """Return a key of settings, scalar state (step counts) and schedule; adjacent rows with equal keys share a leaf."""
     scalars = None
     if state:
         scalars = {k: v.item() if isinstance(v, Tensor) else v for k, v in state.items() if not _is_row(v)}

@@ -1,4 +1,4 @@
-"""The lane of optimizers that are neither batched nor elementwise: one unmodified instance for each member."""
+"""The lane for optimizers that are neither batched nor elementwise: one unmodified instance for each member."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class PerMemberLane(Lane):
     def _taken_up(
         self, spec: OptimizerSpec, member: LaneMember, network: nn.Module, views: Sequence[Tensor], *, begin: bool
     ) -> Instance:
-        """Return a member's new, restored or existing instance, and copy any weights that it has changed to `views`.
+        """Return a member's new, restored or existing instance; update `views` with any weights that it has changed.
 
         Raises:
             CannotResume: a saved state does not fit.
@@ -314,9 +314,10 @@ class Instance:
         return {"state": self.optimizer.state_dict(), "weights": weights}
 
     def differs(self, noise: torch.Generator, other: Instance, its_noise: torch.Generator) -> str | None:
-        """Return the name of an attribute whose data differ between this instance and `other`; None if all are equal.
+        """Return the name of an optimizer attribute that differs between this instance and `other`; None if none does.
 
-        Weights and generators are not compared. Exceptions that `contents.digest` raises propagate.
+        If the optimizers differ but no single attribute does, return "all of its state". Weights and generators are not
+        compared. Exceptions that `contents.digest` raises propagate.
 
         noise, its_noise: the generators of the two trials.
         """

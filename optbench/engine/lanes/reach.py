@@ -1,4 +1,4 @@
-"""Measure the memory of an optimizer's state, wherever the state is stored."""
+"""The memory of an optimizer's state, wherever the state is stored."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Verify an optimizer's declaration `elementwise: true` during a task, using a member's gradients.
+"""Verification of an optimizer's declaration `elementwise: true` during a task, using a member's gradients.
 
 A few test steps before training detect most optimizers that are not elementwise. They do not detect optimizers whose
-updates depend on other weights only later or only for some shapes (a clipped norm, a warm-up, a branch on the shape).
+updates depend on other weights only later or only for some shapes, e.g. because of a clipped norm, a warm-up or a
+branch on the shape.
 """
 
 from __future__ import annotations
