@@ -45,7 +45,10 @@ class BeforeTask:
 
 
 def probe(examples: Examples, suite_seed: int) -> Examples:
-    """Draw at most `PROBED` training examples of a task (fewer long sequences), at the same indices in every trial."""
+    """Draw at most `PROBED` training examples of a task, at the same indices in every trial.
+
+    Fewer examples are drawn if they are long sequences (see `Examples.few`).
+    """
     return examples.drawn(examples.few(PROBED), generator(suite_seed, None, "network before a task"))
 
 

@@ -74,7 +74,7 @@ class Blueprint:
 
     @property
     def plain(self) -> bool:
-        """True for a built-in network without dropout or buffers, whose logits depend only on weights and inputs."""
+        """True for a built-in network without dropout or buffers. Its logits depend only on its weights and inputs."""
         return isinstance(self.network, Network) and self.network.alone is None
 
     def answers_for(self, error: Exception) -> bool:

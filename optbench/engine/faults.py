@@ -16,7 +16,7 @@ class ModelError(Exception):
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Return whether an error means that memory is exhausted. On a CPU, this is recognised by the error message."""
+    """Return whether an error means that memory is exhausted. On a CPU, this is recognised from the error message."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError | OSError) and any(text in str(error) for text in _OUT_OF_MEMORY)
     )

@@ -66,7 +66,7 @@ def _at(storage: Any, at: str, device: torch.device) -> Any:
 class Interim:
     """The state of one member between two tasks.
 
-    Early stopping has no state between tasks, because every task starts a new count.
+    Early stopping has no state between tasks, because its count of evaluations restarts in every task.
     """
 
     trials: tuple[str, ...]
@@ -133,5 +133,5 @@ class Interim:
 
 
 Keep = Callable[[Callable[[], list[Interim]]], None]
-"""keep(take): called at the end of every task except the last. take() saves the states of all members of the cohort and
-returns their interims, which takes time."""
+"""keep(take): called at the end of every task except the last. take() saves the states of all members of the cohort,
+which takes time, and returns their interims."""

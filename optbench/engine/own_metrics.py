@@ -1,4 +1,4 @@
-"""Calls to users' metrics: on copies of the arguments, seeded per trial, with the process's settings restored."""
+"""Calls to users' metrics with copied arguments and per-trial seeds, after which process settings are restored."""
 
 from __future__ import annotations
 

@@ -32,10 +32,11 @@ def reestimated(evaluator: Evaluator, row: Tensor, examples: Examples) -> Tensor
     Running statistics belong to the weights at which they were collected. At other weights, such as an average, they
     would normalise activations incorrectly (Izmailov et al. 2018; Jordan et al. 2022, REPAIR). As in
     `torch.optim.swa_utils.update_bn`, the new statistics are averages over batches of the batch means and (unbiased)
-    variances. In these forward passes, only the layers with running statistics are in training mode. With K batches,
-    every K-th example is in the same batch, so if examples of several tasks are concatenated, all tasks contribute to
-    each batch. The same examples give the same bits. `row` is not modified; it is returned unchanged if the network has
-    no running statistics.
+    variances. Batches are run through the network with only the layers that have running statistics in training mode.
+
+    With K batches, every K-th example is in the same batch, so if examples of several tasks are concatenated, all tasks
+    contribute to each batch. The same examples give the same bits. `row` is not modified; it is returned unchanged if
+    the network has no running statistics.
     """
     if not running(evaluator.network):
         return row

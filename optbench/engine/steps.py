@@ -11,7 +11,7 @@ from optbench.tasks import TaskSequence
 
 
 class Steps:
-    """The number of steps in each task that does not stop early, cached because counting them generates the task."""
+    """The number of steps in each task if no task stops early. Counts are cached, because counting generates a task."""
 
     def __init__(self, protocol: Protocol, sequences: Mapping[int, TaskSequence], tasks: int) -> None:
         """sequences: the task sequence of each trial seed. tasks: T."""

@@ -1,4 +1,4 @@
-"""Taps: the tensors of a forward pass at points of a network, which a suite refers to by name.
+"""Taps: the tensors of a forward pass at the points of a network that a suite names.
 
 Legend: B batch, T positions of a sequence, d units.
 """

@@ -1,4 +1,4 @@
-"""The training of a cohort in lock-step through its task sequence, which returns results without writing to disk.
+"""The training of a cohort in lock-step through its task sequence, without writing to disk.
 
 A *stack* (`lockstep`) holds the members in training. All of them are updated until one is due for evaluation. Members
 that then stop (early, at the last step, or because they diverged) keep their weights and optimizer state and leave the

@@ -1,4 +1,4 @@
-"""Calls to an optimizer's code: with seeds that depend on the trial, and with the process's settings restored."""
+"""Calls to an optimizer's code with seeds that depend on the trial, after which process settings are restored."""
 
 from __future__ import annotations
 

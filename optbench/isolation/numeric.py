@@ -84,8 +84,8 @@ The value of such a setting is a pair of flags, which are set together.
 """
 _KERNELS_OF_ATTENTION = {"reads": "_get_{}_sdp_enabled", "writes": "_set_sdp_use_{}"}
 _SMALLEST = 5e-324
-"""The smallest denormal number. Its product with 1 is 0 in a thread that flushes denormals and reveals this setting,
-which PyTorch cannot read."""
+"""The smallest denormal number. In a thread that flushes denormals, its product with 1 is 0, which reveals the setting.
+PyTorch has no function that reads it."""
 
 
 def _default_type() -> tuple[torch.dtype, str]:

@@ -28,7 +28,7 @@ def outline(experiment: ExperimentSettings) -> Outline:
 def expected_cost(trial: Trial, experiment: ExperimentSettings, tasks: Outline) -> float:
     """Return a trial's expected cost (unitless): its number of steps times the optimizer's cost per step.
 
-    Early stopping and the size of the model are ignored, because they vary little within an experiment.
+    Early stopping and the size of the model are ignored.
     """
     protocol, count = experiment.protocol, max(1, tasks.count)
     known = (dataset.known for dataset in experiment.dataset.chain)  # a derived dataset is no larger than its base

@@ -1,4 +1,4 @@
-"""The fresh-network counterpart of each trial, which trains a new network on each task."""
+"""Each trial's fresh-network counterpart, which trains a new network on each task."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class Trial:
 
     @functools.cached_property
     def without_schedule(self) -> str | None:
-        """Target of the stepping optimizer, or of one inside it, that does not support a schedule; None if all do."""
+        """Target of the stepping optimizer, or of one inside it, that supports no schedule; None if all support one."""
         return registry.without_schedule(*self.stepping)
 
     @functools.cached_property

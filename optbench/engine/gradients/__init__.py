@@ -11,9 +11,9 @@
 
 On one CPU thread, a batched product is no faster than separate products, because the library loops over them.
 Processing one member at a time keeps the member's weights and gradients in the cache. Batching would only save
-framework overhead, and the explicit backpropagation in `mlp` saves more of this overhead. Processing members one at a
-time also guarantees bit-identity, because a member's arithmetic does not depend on the number of other members. On a
-GPU, in contrast, batching is essential.
+framework overhead, of which the explicit backpropagation in `mlp` saves more. Processing members one at a time also
+guarantees bit-identity, because a member's arithmetic does not depend on the number of other members. On a GPU, in
+contrast, batching is essential.
 
 In all four ways, members with the same stream (members of one seed) share batches, which are taken once per step.
 """

@@ -1,4 +1,4 @@
-"""Tests of whether `torch.func` can train a model's members together, in which two members are trained both ways."""
+"""Tests of whether `torch.func` can train members together: two members are trained together and separately."""
 
 from __future__ import annotations
 
@@ -90,9 +90,10 @@ def _gradients(
     size: int,
     around: AbstractContextManager[object] = contextlib.nullcontext(),  # noqa: B008  # it has no state
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield pairs of gradients (2, P), by `torch.func` and member by member, for `STEPS` steps of gradient descent.
+    """Yield the gradients (2, P) of `torch.func` and those computed member by member, at each step of gradient descent.
 
-    The two members are created for the test. They have different weights and different batches of `size` examples.
+    `STEPS` steps are taken with two members, which are created for the test. They have different weights and different
+    batches of `size` examples.
     around: a context manager entered at each step for the computation member by member.
     """
     device, layout, network = normalise.scale.device, blueprint.layout, blueprint.network

@@ -74,7 +74,7 @@ class Lane(ABC):
 
     @abstractmethod
     def rate(self, index: int) -> float | None:
-        """Return the first learning rate of a member's optimizer, scaled by the schedule; None if there is none."""
+        """Return the scheduled learning rate of a member's first parameter group; None if there is none."""
 
     @abstractmethod
     def export(self, index: int) -> MemberState:
