@@ -180,7 +180,9 @@ def tune(
     widen: Annotated[
         bool,
         typer.Option(
-            "--widen", help="If a grid's best setting lies at an edge, extend the grid and continue the search."
+            "--widen",
+            help="If a grid's best setting lies at an edge, extend the grid and continue the search. The other "
+            "optimizers get equally many settings inside their grids.",
         ),
     ] = False,
     output: Annotated[

@@ -26,6 +26,7 @@ from optbench.execution.preflight import (
 )
 from optbench.execution.schedule import Plan
 from optbench.execution.session import Options
+from optbench.kinds import value_name
 from optbench.metrics.own import resolve
 from optbench.plan import Cohort
 from optbench.report.document import Cell, Table, columns
@@ -35,6 +36,7 @@ from optbench.suite.measured import unlisted, with_readings
 from optbench.suite.readings import Readings
 from optbench.suite.schema import ExperimentSettings, ModelSettings
 from optbench.suite.scoring import scoring
+from optbench.suite.variants import leaves
 from optbench.targets import using
 from optbench.tasks.examples import check_augment, check_dataset, check_sizes, check_task_size
 
@@ -281,14 +283,38 @@ def _cohorts(plan: Plan, *, resumed: bool) -> Table:
 
 
 def _variants(cohort: Cohort) -> str:
-    """List the variants of a cohort by name; if there are many, give only their number and the first and last names."""
+    """List the variants of a cohort by name; if there are many, summarise them, e.g. as `lr 0.01 to 1 (7)`."""
     arms = dict.fromkeys((trial.optimizer, trial.variant) for trial in cohort.trials)
-    if len(cohort.optimizers) > 1:
-        if all(variant == "default" for _, variant in arms):
-            return "default"
-        names = [optimizer if variant == "default" else f"{optimizer} {variant}" for optimizer, variant in arms]
-    else:
-        names = [variant for _, variant in arms]
-    if len(names) <= MANY_VARIANTS:
-        return "; ".join(names)
-    return f"{len(names)}: {names[0]} ... {names[-1]}"
+    several = len(cohort.optimizers) > 1
+    if several and all(variant == "default" for _, variant in arms):
+        return "default"
+    if len(arms) > MANY_VARIANTS:
+        return "; ".join(_summary(cohort, optimizer, named=several) for optimizer in cohort.optimizers)
+    return "; ".join(_arm(*arm) if several else arm[1] for arm in arms)
+
+
+def _arm(optimizer: str, variant: str) -> str:
+    return optimizer if variant == "default" else f"{optimizer} {variant}"
+
+
+def _summary(cohort: Cohort, optimizer: str, *, named: bool) -> str:
+    """Summarise an optimizer's variants: the range and the number of the values of each hyper-parameter that differs.
+
+    named: whether to begin with the optimizer's name.
+    """
+    settings = {trial.variant: leaves(trial.hyperparameters) for trial in cohort.trials if trial.optimizer == optimizer}
+    tried: dict[str, dict[str, object]] = {}
+    for values in settings.values():
+        for path, value in values.items():
+            tried.setdefault(".".join(path), {})[value_name(value)] = value
+    said = ", ".join(f"{path} {_values(values)}" for path, values in tried.items() if len(values) > 1)
+    size = f"{len(settings)}: " if sum(len(values) > 1 for values in tried.values()) > 1 else ""
+    return " ".join(filter(None, (optimizer if named else "", f"{size}{said}")))
+
+
+def _values(values: Mapping[str, object]) -> str:
+    """Describe the values of one hyper-parameter, by name: `0.01 to 1 (7)`, `false or true`, `5 values`."""
+    numbers = [value for value in values.values() if isinstance(value, int | float) and not isinstance(value, bool)]
+    if len(numbers) == len(values):
+        return f"{value_name(min(numbers))} to {value_name(max(numbers))} ({len(numbers)})"
+    return " or ".join(values) if len(values) <= MANY_VARIANTS else count(len(values), "value")

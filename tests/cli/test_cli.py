@@ -325,6 +325,33 @@ def test_a_dry_run_shows_the_complete_names_of_variants_at_any_width(
     assert {"lr=0.00123;", "lr=0.0123", "a-long-name"} <= set(table.split())
 
 
+@pytest.mark.parametrize(
+    ("settings", "summary"),
+    [
+        (["lr={log: [0.01, 1.0], points: 7}"], "lr 0.01 to 1 (7)"),
+        (["lr=[0.1, 0.01, 1.0]", "momentum=[0.5, 0.9]"], "6: lr 0.01 to 1 (3), momentum 0.5 to 0.9 (2)"),
+        (
+            ["lr=[0.1, 0.01, 1.0]", "momentum=0.9", "nesterov=[false, true]"],
+            "6: lr 0.01 to 1 (3), nesterov false or true",
+        ),
+        (["lr=[0.1, 0.2]"], "lr=0.1; lr=0.2"),
+    ],
+)
+def test_a_dry_run_summarises_many_variants(
+    settings: list[str],
+    summary: str,
+    suite_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    given = [part for setting in settings for part in ("--set", f"optimizers.sgd.{setting}")]
+    assert main(["run", str(suite_path), "--dry-run", *given]) == 0
+    table = capsys.readouterr().out.partition("\nCohorts\n")[2].partition("\nTrials\n")[0]
+    (row,) = [line for line in table.splitlines() if line.startswith("permuted") and " sgd " in line]
+    assert row.endswith(f"  {summary}")
+
+
 def test_a_dry_run_of_a_resumption_lists_finished_trials(
     suite_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

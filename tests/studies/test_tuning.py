@@ -164,6 +164,26 @@ def test_a_search_with_its_best_value_inside_is_not_widened() -> None:
     assert rates(tuned) == [0.1, 0.2, 0.4]
 
 
+@pytest.mark.parametrize("stated", [{"log": [1e-4, 1e-2], "points": 7}, [0.0001, 0.000464, 0.00215, 0.01]])
+def test_a_widened_grid_has_the_values_of_the_larger_grid(stated: Any) -> None:
+    tuner = Tuner.of(suite_of({"optimizers": {"sgd": {"lr": stated}}}), Method(widen=True))
+    (tuned,) = searched(tuner, lambda rate: rate)
+    assert len(rates(tuned)) >= 14
+    steps = [10.0 ** (k / 3) for k in range(-60, 1)]
+    assert set(rates(tuned)) <= {float(f"{step:.3g}") for step in steps}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 40), st.floats(0.02, 4), st.floats(-6, 2))
+def test_widening_adds_no_value_within_one_percent_of_a_tried_one(points: int, decades: float, best: float) -> None:
+    grid = {"log": [1e-3, 1e-3 * 10**decades], "points": points}
+    other = {"log": [1e-2, 1e-2 * 10**decades], "points": points}
+    tuner = Tuner.of(suite_of({"optimizers": {"sgd": {"lr": grid}, "adam": {"lr": other}}}), Method(widen=True))
+    for tuned in searched(tuner, lambda rate: 0.01 * math.log(rate / 10**best) ** 2):
+        for i, rate in enumerate(rates(tuned)[points:], points):
+            assert all(abs(rate / tried - 1) > 0.01 for tried in rates(tuned)[:i])
+
+
 def test_widening_stops_after_a_fixed_number_of_rounds() -> None:
     def falling(rate: float) -> float:
         return 1.0 / rate

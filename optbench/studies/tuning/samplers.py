@@ -5,8 +5,9 @@ A sampler is a pure function of the history, so that a resumed tuning proposes t
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,6 +24,11 @@ SMALLEST_BATCH = 4
 BATCHES = 4
 """Number of batches drawn by the Parzen estimator, unless they would be too small; the first batch is random."""
 REDRAWS = 20
+APART = 1.02
+"""Smallest ratio of an added value to a tried one, before rounding to three significant digits, which changes a value
+by at most half a percent."""
+ROUNDED = 0.006
+"""Largest relative difference between a value of an evenly spaced grid and the same value after rounding."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,8 @@ def widen(search: Search, tried: Sequence[Values], best: Values, edges: Sequence
     for dimension in (at_an_edge or numeric)[:1]:
         others = {path: value for path, value in best.items() if path != dimension.path}
         line = sorted({one[dimension.path] for one in tried if others.items() <= one.items()})
-        return [{**best, dimension.path: value} for value in _more(line, best[dimension.path], bool(at_an_edge))]
+        more = _more(line, best[dimension.path], dimension.values, beyond=bool(at_an_edge))
+        return [{**best, dimension.path: float(f"{value:.3g}")} for value in more]
     return []
 
 
@@ -106,28 +113,45 @@ def can_widen(search: Search, edges: Sequence[str]) -> bool:
     return any(d.name in edges and all(_is_positive(value) for value in d.values) for d in search.dimensions)
 
 
-def _more(line: Sequence[float], at: float, beyond: bool) -> Iterator[float]:
-    """Yield new values next to the best value, `at`.
+def _more(line: Sequence[float], at: float, grid: Sequence[float], *, beyond: bool) -> list[float]:
+    """Return at most `WIDENED_BY` new values next to the best value, `at`, each at least 2% from every tried one.
 
-    line: the tried values, including `at`; positive and ascending.
+    line: the tried values, including `at`; positive and ascending. grid: the values as stated in the suite.
     beyond: whether to extend the line if `at` is its first or last value, rather than add values inside it.
     """
     i = line.index(at)
-    below, above = line[:i], line[i + 1 :]
-    if beyond and not (below and above) and (below or above):
-        ratio = at / below[-1] if below else at / above[0]
-        yield from (_short(at * ratio**k, line) for k in range(1, WIDENED_BY + 1))
-    elif below and above:
-        yield from (_short(math.sqrt(at * neighbour), line) for neighbour in (below[-1], above[0]))
-    elif below or above:
-        neighbour = below[-1] if below else above[0]
+    is_end = i in (0, len(line) - 1) and len(line) > 1
+    if beyond and is_end:
+        ratio, at = _step(line, at, grid)
+        stride = max(1, math.ceil(math.log(APART) / abs(math.log(ratio))))
+        return [at * ratio ** (k * stride) for k in range(1, WIDENED_BY + 1)]
+    if is_end:
+        neighbour = line[1] if i == 0 else line[-2]
         shares = [k / (WIDENED_BY + 1) for k in range(1, WIDENED_BY + 1)]
-        yield from (_short(at * (neighbour / at) ** share, line) for share in shares)
+        inner = [at * (neighbour / at) ** share for share in shares]
+        return inner if _apart(at, inner[0]) else []
+    gaps = [(low, high) for low, high in itertools.pairwise(line) if _apart(low, math.sqrt(low * high))]
+    nearest = sorted(gaps, key=lambda gap: min(abs(math.log(end / at)) for end in gap))
+    return [math.sqrt(low * high) for low, high in nearest[:WIDENED_BY]]
 
 
-def _short(value: float, taken: Sequence[float]) -> float:
-    """Round a value to three significant digits, or to as many as distinguish it from the taken values."""
-    return next(short for digits in range(3, 18) if (short := float(f"{value:.{digits}g}")) not in taken)
+def _step(line: Sequence[float], at: float, grid: Sequence[float]) -> tuple[float, float]:
+    """Return the ratio of the next value to the value at an end of the line, and the exact value of this end.
+
+    The values of a logarithmic grid are rounded. If the ratio were that of two rounded neighbours, the line would not
+    continue the grid: 0.0001 / 0.000215 of 0.0001 is 4.65e-05, but the grid that contains both has 4.64e-05.
+    """
+    low, high = min(grid), max(grid)
+    ratio = (high / low) ** (1 / (len(grid) - 1))
+    even = [low * ratio**k for k in range(len(grid))]
+    if any(abs(value / exact - 1) > ROUNDED for value, exact in zip(sorted(grid), even, strict=True)):
+        return (at / line[1], at) if at == line[0] else (at / line[-2], at)
+    exact = low * ratio ** round(math.log(at / low) / math.log(ratio))
+    return (1 / ratio if at == line[0] else ratio), exact
+
+
+def _apart(a: float, b: float) -> bool:
+    return abs(math.log(a / b)) >= math.log(APART)
 
 
 def _rounded(dimension: Dimension, value: float) -> float:
