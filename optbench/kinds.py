@@ -8,6 +8,7 @@ kind is a target such as `./file.py:Class`. This module does not import torch.
 from __future__ import annotations
 
 import contextlib
+import enum
 import functools
 import importlib
 import inspect
@@ -154,6 +155,8 @@ class Registry:
             # JSON has no tuples, so a parameter without an annotation takes the type of its default.
             unsaid = p.annotation is p.empty and isinstance(p.default, tuple)
             annotation = tuple[PlainValue, ...] if unsaid else meant(p.annotation, scope)
+            if (needed := instead_of_text(p)) is not None:
+                annotation = Annotated[annotation, AfterValidator(functools.partial(_without_text, needed))]
             # `seed: int = None` makes None valid as well.
             annotation = Annotated[annotation, None] | None if p.default is None else annotation
             fields[p.name] = (annotation, ... if p.default is p.empty else p.default)
@@ -250,6 +253,34 @@ def meant(annotation: Any, scope: dict[str, Any]) -> Any:
         except Exception:  # for example, a name that is imported only for type checkers
             return PlainValue
     return PlainValue if annotation in (inspect.Parameter.empty, Any, object) else annotation
+
+
+def instead_of_text(parameter: inspect.Parameter) -> str | None:
+    """Return what a parameter expects instead of text, e.g. `a number`; None if it may accept text.
+
+    A parameter without an annotation does not accept text if its default is a number, a boolean or a sequence of
+    numbers. Text such as `1e-3x` or `off` would otherwise raise an error only in training, or count as true.
+    """
+    default = parameter.default
+    if parameter.annotation is not parameter.empty or isinstance(default, enum.Enum):
+        return None
+    if isinstance(default, bool):
+        return "true or false"
+    if isinstance(default, int | float):
+        return "a number"
+    is_sequence = isinstance(default, list | tuple) and len(default) > 0
+    return "numbers" if is_sequence and all(isinstance(item, int | float) for item in default) else None
+
+
+def has_text(value: Any) -> bool:
+    """Return whether a value is text or a sequence that contains text."""
+    return isinstance(value, str) or (isinstance(value, list | tuple) and any(map(has_text, value)))
+
+
+def _without_text(needed: str, value: Any) -> Any:
+    if has_text(value):
+        raise ValueError(f"expected {needed}, got {value!r}")
+    return value
 
 
 class Kind(BaseModel):

@@ -124,6 +124,20 @@ def test_defaults_without_annotations_are_passed_unchanged(monkeypatch: pytest.M
     assert registry.arguments("./x.py:made", {"sizes": [6]}) == {"sizes": (6,)}
 
 
+@pytest.mark.parametrize("wrong", [{"rate": "1e-3x"}, {"flat": "off"}, {"sizes": ["4", 5]}])
+def test_text_is_refused_where_a_default_without_annotation_is_a_number_or_boolean(
+    wrong: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(rate=0.1, flat=False, sizes=(4, 5), form="a", free=None): ...  # type: ignore[no-untyped-def]
+
+    registry = of(made, monkeypatch)
+    (name,) = wrong
+    with pytest.raises(ValidationError, match=rf"{name}[^$]*expected (a number|true or false|numbers), got"):
+        registry.complete("./x.py:made", wrong)
+    accepted = {"rate": 1, "flat": 0, "sizes": [6.5], "form": "b", "free": "text"}
+    assert registry.complete("./x.py:made", accepted) == accepted
+
+
 @given(
     depth=st.integers(-(2**53), 2**53),
     rate=st.floats(allow_nan=False, allow_infinity=False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from optbench.cli import main
 from optbench.data import Dataset
 from optbench.engine import TrialResult
 from optbench.errors import OptimizerError
-from optbench.optimizers.load import load_factory
+from optbench.optimizers.load import check_arguments, load_factory
 from optbench.optimizers.make import is_elementwise, maker, resolve_spec
 from optbench.optimizers.registry import complete, find
 from optbench.store import read_run
 from optbench.store.tables import AccuracyRow
 from tests.conftest import same_bits, small_suite, train_suite, trial_row
+from tests.refusals import refusal
 
 FILE = """
 import torch
@@ -213,6 +215,11 @@ class Told(Plain):
 
 class NoOptimizer:
     pass
+
+
+class Unannotated(SGD):
+    def __init__(self, params, lr=0.05, betas=(0.9, 0.99), nesterov=False, mode="mean", rho=None, k: float | str = 1.0):
+        super().__init__(params, lr=lr)
 """
 
 
@@ -447,6 +454,38 @@ def test_invalid_optimizers_are_refused_in_one_line_before_training(
     assert said in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "runs").exists()
+
+
+TEXTS = {
+    "lr: 1e-3x": "'lr' of ./mine.py:Unannotated: expected a number, got '1e-3x'",
+    'lr: "0.1"': "'lr' of ./mine.py:Unannotated: expected a number, got '0.1'",
+    "nesterov: maybe": "'nesterov' of ./mine.py:Unannotated: expected true or false, got 'maybe'",
+    'betas: "(0.9, 0.99)"': "'betas' of ./mine.py:Unannotated: expected numbers, got '(0.9, 0.99)'",
+}
+
+
+@pytest.mark.parametrize("setting", TEXTS)
+def test_text_is_refused_where_the_default_is_a_number_or_boolean(
+    setting: str, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, value = setting.split(": ", 1)
+    target = f"{file}:Unannotated"
+    (tmp_path / "suite.yaml").write_text(
+        SUITE.replace("sgd: {target: sgd, lr: 0.05}", f"mine:\n    target: {target}\n    {setting}"), encoding="utf-8"
+    )
+    for words in ([], ["--dry-run"]):
+        said = refusal(capsys, tmp_path, "run", "suite.yaml", "--device", "cpu", *words)
+        assert re.match(r"suite\.yaml:\d+:\d+: optimizers\.mine: hyper-parameter ", said)
+        assert TEXTS[setting] in said
+    assert TEXTS[setting] in refusal(capsys, tmp_path, "check", target, "--set", f"{name}={value}")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"lr": 1}, {"nesterov": 1}, {"betas": [0, 0.9]}, {"mode": "sum"}, {"rho": "auto"}, {"k": "auto"}]
+)
+def test_values_that_an_argument_may_accept_are_not_refused(file: str, settings: dict[str, Any]) -> None:
+    """Text is accepted if the default is text or None, or if an annotation allows it."""
+    check_arguments(f"{file}:Unannotated", settings)
 
 
 # --- wrappers, hand-computed
