@@ -51,7 +51,7 @@ def test_every_command_refuses_a_broken_suite_with_the_same_message(
 # Names that only the registries can check: old text, new text, place, part of the message
 UNKNOWN: dict[str, tuple[str, str, str, str]] = {
     "unknown target": ("target: sgd", "target: sdg", "4:9", "unknown optimizer 'sdg'; did you mean 'sgd'?"),
-    "unknown hyper-parameter": ("lr: 0.1", "lrr: 0.1", "4:22", "'lrr'; did you mean 'lr'?"),
+    "unknown hyper-parameter": ("lr: 0.1", "lrr: 0.1", "4:22", "'lrr' of sgd; did you mean 'lr'?"),
     "learning rate is text": ("lr: 0.1", "lr: fast", "4:22", "'lr' of sgd: expected a number"),
     "learning rate is negative": ("lr: 0.1", "lr: -1", "4:22", "'lr' of sgd: expected a number"),
     "learning rate is a mapping": ("lr: 0.1", "lr: {a: 1}", "4:22", "'lr' of sgd: expected a number"),

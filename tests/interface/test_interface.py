@@ -129,7 +129,7 @@ def test_optimizers_seeds_and_settings_can_be_chosen() -> None:
 @pytest.mark.parametrize(
     ("change", "kind", "said"),
     [
-        ({"seeds": 0}, UsageError, "seeds 0: expected at least 1 seed"),
+        ({"seeds": 0}, UsageError, "seeds: expected at least 1 seed and at most 100000, got 0"),
         ({"jobs": 0}, UsageError, "jobs: expected at least 1, got 0"),
         (
             {"experiments": ["permutd"]},
