@@ -1,4 +1,4 @@
-"""Split matrices into blocks that are preconditioned separately (Anil et al. 2020, arXiv:2002.09018), and join them.
+"""Separately preconditioned blocks of matrices (Anil et al. 2020, arXiv:2002.09018).
 
 Shapes: M members; m rows and n columns of a parameter; B blocks of one shape, each h × w.
 
@@ -105,7 +105,7 @@ def block_side(length: int, size: int | None, longest: int) -> int:
 
 
 def _spans(length: int, size: int | None, longest: int) -> Iterator[tuple[int, int, int]]:
-    """Yield, for each length of blocks along a side, the first block's start, the length, and the number of blocks."""
+    """Yield the first block's start, the block length and the number of blocks, for each block length along a side."""
     block = block_side(length, size, longest)
     count, rest = divmod(length, block) if block else (1, 0)
     yield 0, block, count

@@ -1,4 +1,4 @@
-"""The ends of a token network, which optimizers for hidden-layer matrices leave to Adam.
+"""The ends of a token network: weights that optimizers for hidden-layer matrices leave to Adam.
 
 By convention (Jordan et al. 2024; Vyas et al. 2024), the ends are the embeddings and the output layer. The rows of
 these weights belong to tokens that rarely occur together, so the weights are not maps between representations.

@@ -1,4 +1,4 @@
-"""Say in an optimizer's error message where the error was raised and which declaration may be missing."""
+"""Explanations of an optimizer's errors: where the error was raised, and which declaration may be missing."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ _OF_PYTORCH = r"does not require grad and does not have a grad_fn|backward throu
 def explained(error: BaseException, target: str, hyperparameters: Mapping[str, Any]) -> tuple[str, str]:
     """Return the type and the message of an exception raised by an optimizer.
 
-    A message written for the user is unchanged. A message is extended if it is empty, is very long, contains a printed
-    tensor, or comes from Python or PyTorch and suggests a bug. The line of user code that raised the error is added
-    and, if the error suggests one, a declaration that is commonly missing.
+    The message is unchanged if no part of the optimizer is user code, or if the message seems to be written for the
+    user. It is shortened and extended if it is empty, is very long, contains a printed tensor, or comes from Python or
+    PyTorch and suggests a bug. The extension states where the error was raised and, if they may be the cause, which
+    declarations are commonly missing.
     """
     kind, message = type(error).__name__, spoken(error)
     if not user_targets(target, hyperparameters):

@@ -106,7 +106,7 @@ def begin(
 
 
 def planned(size: int, item: int, diagonal: bool, single: bool, by_need: bool) -> int:
-    """Return the bytes that `begin` writes on a CPU for one member. item: bytes per element of the gradient."""
+    """Return the number of bytes that `begin` writes on a CPU for one member. item: bytes per gradient element."""
     if diagonal:
         return size * (8 + item)
     found = size * size * (8 + item)
@@ -196,11 +196,11 @@ def refresh(
     newton: float | None,
     precisions: Sequence[torch.dtype],
 ) -> Tensor:
-    """Compute new roots of L / c for these members; return which members kept theirs (see `update_inverse_roots`).
+    """Compute new roots of L / c for these members; return which members kept their previous root.
 
     Args:
         epsilon, correction: ε and c, (M,).
-        newton, precisions: as in `update_inverse_roots`.
+        newton, precisions: as `newton` and `precision` in `update_inverse_roots`.
     """
     _settle(factor, members)
     if factor.age is not None and factor.correction is not None:
@@ -247,7 +247,8 @@ def outgrown(factor: Factor, rows: Tensor, epsilon: Tensor, correction: Tensor, 
 
     A step with the old root is therefore at most (1 + share)^(1/p) times too long per side. ρ is estimated by one step
     of a power iteration that starts from the previous result and the newest gradient, so that a new direction is
-    detected immediately. With ε = 0, the root hides new directions and is therefore always treated as stale.
+    detected immediately. With ε = 0, the root hides new directions and is therefore always treated as stale, as is a
+    root that was computed `LONGEST` steps ago.
 
     Args:
         rows: the X that was accumulated last, (M, n, k).

@@ -2,8 +2,8 @@
 
 This module imports neither that package nor torch.
 
-All of these optimizers run in the per-member lane, even the elementwise ones, because they count steps in the parameter
-group, which cannot hold a separate count for each member of a stack.
+All of these optimizers run in the per-member lane, even the elementwise ones. They count steps in the parameter group,
+which cannot hold a separate count for each member of a stack.
 """
 
 from __future__ import annotations

@@ -16,14 +16,15 @@ SHORTEST = 2.0**-5
 
 
 class HessianFree(torch.optim.Optimizer):
-    """Minimises a local quadratic model of the loss, using a few products with the Gauss-Newton matrix (Martens 2010).
+    """Hessian-free optimizer, which minimises a quadratic model of the loss by conjugate gradients (Martens 2010).
 
         q(d) = g·d + ½ d·(F + λ) d,    F = E[Jᵀ (diag p - p pᵀ) J],    θ ← θ + lr · d,    d ≈ argmin q
 
-    J is the Jacobian of the logits and p is their softmax. For cross-entropy, this Gauss-Newton matrix is the Fisher
-    matrix, and d is the damped natural gradient (Pascanu & Bengio 2014). The gradient and the products use the same
-    mini-batch. Conjugate gradients start from `carry` times the previous d and stop early (Kiros 2013). A step that
-    raises the loss on its own mini-batch is halved up to five times and then rejected.
+    g is the gradient, J is the Jacobian of the logits, p is their softmax, and F is the Gauss-Newton matrix. For
+    cross-entropy, F is the Fisher matrix, and d is the damped natural gradient (Pascanu & Bengio 2014). The gradient
+    and all products with F use the same mini-batch. Conjugate gradients start from `carry` times the previous d and
+    stop early (Kiros 2013). A step that raises the loss on its own mini-batch is halved up to five times and then
+    rejected.
 
     With `adapt_damping`, λ follows the Levenberg-Marquardt rule: λ is multiplied by 3/2 if ρ < 1/4, and by 2/3 if
     ρ > 3/4, where ρ = (L(θ + d) - L(θ)) / q(d). The rule is intended for the complete data set. On mini-batches, ρ is
@@ -32,7 +33,7 @@ class HessianFree(torch.optim.Optimizer):
     The network must be a softmax classifier with logits (N, classes), trained on the mean cross-entropy.
 
     Args:
-        model: the network, on which a forward hook stores the inputs of the last forward pass.
+        model: the network; a forward hook on it stores the inputs of the last forward pass.
         lr: the fraction of d to take.
         damping: initial λ, > 0. adapt_damping: whether λ follows the rule above.
         iterations: maximum number of conjugate-gradient steps. tolerance: the fraction of the initial residual norm at

@@ -52,7 +52,7 @@ class Move(NamedTuple):
 
 
 class Kfac(torch.optim.Optimizer):
-    """Preconditions gradients with the inverse Fisher matrix, approximated by one Kronecker product per layer.
+    """Natural-gradient optimizer that approximates the Fisher matrix by one Kronecker product per layer.
 
         F ≈ A ⊗ G,   A = E[x xᵀ],  G = E[g gᵀ],      V = (G + √λ/π)⁻¹ ∇W (A + π √λ)⁻¹,   W ← W - lr · momentum(ν V)
 
@@ -68,9 +68,9 @@ class Kfac(torch.optim.Optimizer):
     rows of a layer divided by N, because the loss is a mean over predictions. G is the mean over rows, which treats
     each row as an example (K-FAC-expand, Eschenhagen et al. 2023).
 
-    If the network returns a tuple of outputs, their mean losses are added. The gradients of a further output with N'
-    predictions are weighted by √(N/N'), so that this output's part of the Fisher matrix is a mean over its own
-    predictions.
+    If the network returns a tuple of outputs, the loss is the sum of their mean losses. The gradients of a further
+    output with N' predictions are weighted by √(N/N'), so that this output's part of the Fisher matrix is a mean over
+    its own predictions.
 
     Parameters of other layers (normalisations, embeddings, grouped convolutions) take plain gradient steps: V = ∇W.
 
@@ -218,7 +218,7 @@ class Kfac(torch.optim.Optimizer):
     def planned(self, rows: int) -> tuple[int, int]:
         """Return the bytes of the state and of a step's temporary tensors, computed from the shapes of the layers.
 
-        rows: number of rows in each layer's signals: examples times positions per example.
+        rows: number of rows in each layer's signals, i.e. examples times positions per example.
         """
         sides = []
         for layer in self._layers:

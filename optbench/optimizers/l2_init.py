@@ -12,14 +12,14 @@ from optbench.optimizers.wrapper import Wrapper
 
 
 class L2Init(Wrapper):
-    """Minimises the loss plus the squared distance from the initial weights (Kumar et al. 2023, arXiv:2308.11958).
+    """Penalty on the squared distance from the initial weights (Kumar et al. 2023, arXiv:2308.11958).
 
         L(w) + λ‖w - w₀‖²,    g ← g + 2λ(w - w₀)
 
-    This applies to all parameters, including biases and gains. The term is part of the loss, as in the paper, so an
-    adaptive base rescales it like the rest of the gradient.
+    The penalty applies to all parameters, including biases and gains. It is part of the loss, as in the paper, so an
+    adaptive base rescales its gradient like the rest.
 
-    In optbench's engine, the term is added to the gradients (`engine.anchors`), and the base steps in its own lane,
+    In optbench's engine, the penalty is part of the gradients (`engine.anchors`), and the base steps in its own lane,
     whatever its needs. In a plain training loop, this class does the same for bases that need only gradients.
 
     Args:
@@ -49,7 +49,7 @@ class L2Init(Wrapper):
     def step(self, closure: Any = None) -> Any:
         """Take one step with the base; return the loss of `closure`, or None without a closure.
 
-        The returned loss does not include the added term.
+        The returned loss does not include the penalty.
         """
         loss = evaluated(closure)
         clean = []

@@ -1,4 +1,4 @@
-"""Load the class or function of an optimizer's target, and check its arguments."""
+"""Loading of the class or function of an optimizer's target, and checks of its arguments."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def load_factory(target: str) -> Callable[..., Any]:
     """Load the class or function of a target: a registered name, `module:attribute` or `./file.py:attribute`.
 
     Raises:
-        OptimizerError: the module cannot be imported (the message names a missing extra), or the attribute does not
-            exist or does not construct an optimizer.
+        OptimizerError: the module cannot be imported (if an extra is missing, the message names it), or the attribute
+            does not exist or does not construct an optimizer.
     """
     named = find(target).target
     try:
@@ -135,7 +135,7 @@ def _parameters(factory: Callable[..., Any], target: str) -> list[inspect.Parame
     """Return the parameters of a class or function, in the order of its signature.
 
     Raises:
-        OptimizerError: its signature cannot be read.
+        OptimizerError: the signature cannot be read.
     """
     try:
         return list(inspect.signature(factory).parameters.values())

@@ -1,4 +1,4 @@
-"""Construct optimizers from a spec and settings, and resolve the needs of a user's optimizer."""
+"""Construction of optimizers from a spec and settings, and the needs and lane of a user's optimizer."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SCALES = (1.0, 0.1, 0.0, 1e-3, 1e-8, 1e-20) * 8 + (1e3, 1e8, 1e15)
 def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> Maker:
     """Return a function that takes parameters and constructs the optimizer of `spec` for them.
 
-    given: the trial's values for an optimizer that needs them: `generator`, `model`, `total_steps`, `examples`.
+    given: values of the trial: those of `generator`, `model`, `total_steps` and `examples` that the optimizer needs.
 
     The returned function propagates exceptions of the constructor. It raises OptimizerError if the constructor does not
     return an optimizer.
@@ -188,8 +188,8 @@ def resolve_shared(
 ) -> OptimizerSpec:
     """Return the resolved spec that trials with these settings share.
 
-    All settings must contain the same declarations. If the optimizer must be tried, settings with which it raises are
-    skipped.
+    All settings must contain the same declarations. If the optimizer must be tried, settings with which it raises an
+    exception are skipped.
 
     believed: whether to believe the declaration `elementwise`. It is False for an optimizer that was found not to be
     elementwise; each trial then has its own instance.
@@ -339,7 +339,7 @@ class Row(torch.optim.Optimizer):
 
 
 class Together(torch.optim.Optimizer):
-    """Combines several optimizers, each with its own parameters, into one."""
+    """Several optimizers, each with its own parameters, combined into one."""
 
     def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
         groups = [group for part in parts for group in getattr(part, "param_groups", ())]

@@ -23,12 +23,12 @@ MOST = 200
 def newton_inverse_root(matrices: Tensor, order: int, epsilon: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     """Compute (A + ε λ_max I)^(−1/p) of every matrix by a coupled Newton iteration.
 
-    The iteration of Guo & Higham 2006 and Iannazzo 2006 is
+    With B = A / λ_max + ε I, the iteration of Guo & Higham 2006 and Iannazzo 2006 is
 
-        X ← X T,   R ← T^p R,   T = ((p + 1) I − R) / p,   starting from R = z A, X = z^(1/p) I
+        X ← X T,   R ← T^p R,   T = ((p + 1) I − R) / p,   starting from R = z B, X = z^(1/p) I
 
-    with a z > 0 for which R converges to the identity and X to the root. No control flow depends on data, so there is
-    no synchronisation.
+    with a z > 0 for which R converges to the identity, and X to B^(−1/p). The root is λ_max^(−1/p) X. No control flow
+    depends on data, so there is no synchronisation.
 
     Args:
         matrices: A, shape (M, n, n), symmetric positive semidefinite; in float64 if ε is small.

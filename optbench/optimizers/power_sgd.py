@@ -74,7 +74,7 @@ class PowerSgd(torch.optim.Optimizer):
                     p.sub_(lr * scale * p.grad)
 
     def upcoming(self) -> str:
-        """Return a label for the work of the next step, which is the same for every step."""
+        """Return a constant label for the work of the next step, because every step does the same work."""
         return "step"
 
     def advance(self) -> None:

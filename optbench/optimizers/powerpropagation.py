@@ -15,14 +15,14 @@ from optbench.optimizers.rates import Group, rate_groups
 
 
 class Powerpropagation(torch.optim.Optimizer):
-    """Trains φ, where the weights are w = φ |φ|^(α-1) (Schwarz et al. 2021).
+    """Optimizer that trains φ, where the weights are w = φ |φ|^(α-1) (Schwarz et al. 2021).
 
         φ₀ = sign(w₀) |w₀|^(1/α),    ∂L/∂φ = α |φ|^(α-1) ∂L/∂w,    φ ← base step,    w = φ |φ|^(α-1)
 
-    This applies to weights (parameters with two or more axes); the base trains biases and gains directly. The steps are
-    those of the reparameterised network. Implemented as an optimizer, however, the method starts from the same weights
-    as every other optimizer, so that trials can be paired by seed, and w itself is measured and pruned. Its counterpart
-    is `PowerSgd`.
+    The formulas apply to weights (parameters with two or more axes); the base trains biases and gains directly. The
+    steps are those of the reparameterised network. Implemented as an optimizer, however, the method starts from the
+    same weights as every other optimizer, so that trials can be paired by seed, and w itself is measured and pruned.
+    The counterpart of this optimizer is `PowerSgd`.
 
     Args:
         params: parameters, or groups of them.

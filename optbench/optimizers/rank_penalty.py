@@ -17,7 +17,7 @@ from optbench.precision import widest
 
 
 class RankPenalty(Wrapper):
-    """Trains with `base` on cross-entropy + λ H, where exp H is the effective rank of a batch's features.
+    """Wrapper that trains with `base` on cross-entropy + λ H, where exp H is the effective rank of a batch's features.
 
         C = (h - h̄)ᵀ(h - h̄) / N,    p = eigenvalues of C / tr C,    H = -Σ p ln p
         ∂H/∂h = (2/N) (h - h̄) A,    A = ∂H/∂C = -V diag(ln p + H) Vᵀ / tr C
@@ -100,7 +100,7 @@ def entropy(features: Tensor, frame: Tensor | None = None) -> tuple[Tensor, Tens
     """Return H (...) of features (..., N, d), in nats, and ∂H/∂h (..., N, d) in the dtype of the features.
 
     frame: (..., d, r), orthonormal columns that replace the eigenvectors of A. The mean eigenvalue of A is then
-    removed, and the control is returned instead of ∂H/∂h.
+    removed, and the control's gradient is returned instead of ∂H/∂h.
 
     The computation is in float64 if the device supports it. It uses the smaller of (h - h̄)ᵀ(h - h̄) and
     (h - h̄)(h - h̄)ᵀ, which have the same non-zero eigenvalues. An eigenvalue of at most r ε times their sum, where ε

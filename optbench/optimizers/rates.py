@@ -1,4 +1,4 @@
-"""Find the parameter groups that hold an optimizer's learning rates, and scale the rates for one step."""
+"""The parameter groups that hold an optimizer's learning rates, and scaling of these rates for one step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Renew a network, partly or completely, at the start of each task, for any base optimizer."""
+"""Partial or complete renewal of a network at the start of each task, for any base optimizer."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from optbench.optimizers.wrapper import Wrapper
 
 
 class ShrinkAndPerturb(Wrapper):
-    """Mixes the weights with those of a new network at the start of each task except the first.
+    """Wrapper that mixes the weights with those of a new network at the start of each task except the first.
 
         w ← α w + β u,    u new initial weights
 
-    This applies to all parameters, including biases and gains; buffers are unchanged. The noise β u is proportional to
-    the scale of each layer's initialisation. α = 0 and β = 1 give a new network. The optimizer's state is kept unless
-    the protocol resets it (`optimizer_state: reset`). Resetting is necessary for optimizers that store weights in their
-    state: schedule-free, for example, would return to the stored weights.
+    The mixing applies to all parameters, including biases and gains; buffers are unchanged. The noise β u is
+    proportional to the scale of each layer's initialisation. α = 0 and β = 1 give a new network. The optimizer's state
+    is kept unless the protocol resets it (`optimizer_state: reset`). Resetting is necessary for optimizers that store
+    weights in their state: schedule-free, for example, would return to the stored weights.
 
     In optbench's engine, the model's initialisation draws u from a random stream given by the trial seed and the task,
     so that u is the same for every optimizer (`engine.controls`). The base steps in its own lane, whatever its needs.
@@ -107,7 +107,7 @@ class ShrinkAndPerturb(Wrapper):
 
 
 class FreshNetwork(ShrinkAndPerturb):
-    """Trains a new network on each task: the control for learning without earlier tasks.
+    """Wrapper that trains a new network on each task: the control for learning without earlier tasks.
 
     At the start of each task except the first, the weights and the optimizer's state are replaced with those of a new
     network. In optbench's engine, buffers are replaced, too, and the base is reconstructed, whatever its needs. The

@@ -1,4 +1,4 @@
-"""Compute and apply inverse p-th roots of a Kronecker preconditioner's factors, for a stack of members.
+"""Computation and application of inverse p-th roots of a Kronecker preconditioner's factors, for a stack of members.
 
 Shapes: M members; m rows and n columns of a parameter; n is also the side of a factor.
 
@@ -42,14 +42,14 @@ def own_memory(x: Tensor) -> Tensor:
 def inverse_root_of_spectrum(
     spectrum: Tensor, order: int, epsilon: Tensor | float, scale: Tensor | float, *, added: bool = False
 ) -> Tensor:
-    """Return (scale · max(λ, ε λ_max))^(−1/order), and 0 where the base is not positive, as in a pseudo-inverse.
+    """Return (scale · max(λ, ε λ_max))^(−1/order), or 0 where the base of the power is not positive.
 
     Args:
         spectrum: eigenvalues, shape (..., n), in any order.
         order: p of the p-th root, at least 1.
         epsilon: eigenvalues are raised to at least this fraction of the largest; a number or shape (...).
         scale: positive factor on the matrix; a number or shape (...).
-        added: use λ + ε λ_max instead of max(λ, ε λ_max).
+        added: whether to use λ + ε λ_max instead of max(λ, ε λ_max).
     """
     epsilon, scale = (torch.as_tensor(x, dtype=spectrum.dtype, device=spectrum.device) for x in (epsilon, scale))
     floor = epsilon.unsqueeze(-1) * spectrum.amax(-1, keepdim=True)

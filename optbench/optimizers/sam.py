@@ -12,7 +12,7 @@ from optbench.optimizers.wrapper import Wrapper
 
 
 class Sam(Wrapper):
-    """Steps from w with the gradient at an adversarially perturbed point w + e (Foret et al. 2021).
+    """Wrapper that steps from w with the gradient at an adversarially perturbed point w + e (Foret et al. 2021).
 
         e = ρ g / ‖g‖,    g' = ∇L(w + e),    w ← base step from w with g'
 

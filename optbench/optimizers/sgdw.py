@@ -15,11 +15,11 @@ class Sgdw(torch.optim.SGD):
 
         w ← w - lr λ w,    then PyTorch's SGD
 
-    This applies to all parameters. `torch.optim.SGD` adds λw to the gradient, and thus to the momentum; without
+    The decay applies to all parameters. `torch.optim.SGD` adds λw to the gradient, and thus to the momentum; without
     momentum, the two optimizers are equivalent. In Shampoo, SOAP, Muon and AdamW, `weight_decay` is always decoupled.
 
     Args:
-        params: parameters, or groups of them, whose `weight_decay` can differ.
+        params: parameters, or groups of them; groups can differ in `weight_decay`.
         weight_decay: λ ≥ 0, multiplied by lr as in PyTorch's AdamW.
         lr, momentum, dampening, nesterov, fused: as in `torch.optim.SGD`.
 

@@ -124,9 +124,9 @@ class Shampoo(Optimizer):
         grafting: `"none"` or `"adam"`.
         graft_epsilon: ε_A ≥ 0 of the grafted Adam step.
         root: `"eigh"` or `"newton"`, which needs ε > 0.
-        root_precision: the precision of the decomposition or the products and, on a CPU, of a factor's growth between
-            two refreshes. `"auto"` uses `"float32"` on a CPU for a side n with ε ≥ n 2⁻²³ and parameters in float32
-            (see `factors.single_fits`), and `"float64"` otherwise.
+        root_precision: the precision of the decomposition or of Newton's products and, on a CPU, of a factor's growth
+            between two refreshes. `"auto"` uses `"float32"` on a CPU for a side n with ε ≥ n 2⁻²³ and parameters in
+            float32 (see `factors.single_fits`), and `"float64"` otherwise.
         stacked: whether parameters have a leading member axis.
 
     Raises:

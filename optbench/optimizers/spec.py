@@ -1,4 +1,4 @@
-"""The spec of an optimizer, available without importing it: hyper-parameters, lane and needs."""
+"""Specs of optimizers (hyper-parameters, lane and needs), available without importing the optimizers."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ ON, OFF = Hyper(True, "boolean"), Hyper(False, "boolean")
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """The description of an optimizer, available without importing it.
+    """The description of an optimizer, available without importing the optimizer.
 
     `per_member` names the hyper-parameters that can differ between the members of a cohort. Trials that differ in any
     other hyper-parameter are trained in separate cohorts.

@@ -1,4 +1,4 @@
-"""Use one optimizer for the first steps and another for the rest, to find out which of them determines the basin."""
+"""One optimizer for the first steps and another for the rest, to find out which of the two determines the basin."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from optbench.optimizers.takeover import held, same_kind, take_settings
 
 
 class Switch(torch.optim.Optimizer):
-    """Trains with `first` for `at` steps and then with `then`.
+    """Optimizer that takes `at` steps with `first` and all later steps with `then`.
 
     Args:
         params: parameters, or groups of them.
         first, then: the two optimizers, e.g. `{"target": "adam", "lr": 1e-3}`.
         at: number of steps taken by `first`; with 0, `then` takes all steps.
         state: with `reset`, `then` starts without state. With `keep`, `then` continues from the state of `first` if
-            both are the same optimizer with the same inner optimizers. The settings become those given for `then`, and
-            the class's defaults for all others.
+            both are the same optimizer with the same inner optimizers. The settings become those given for `then`, or
+            the class's defaults where none are given.
 
     Steps are counted over all tasks.
 

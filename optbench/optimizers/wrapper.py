@@ -13,7 +13,7 @@ from optbench.optimizers.rates import Group, rate_groups
 
 
 class Wrapper(torch.optim.Optimizer):
-    """Wraps a base optimizer and acts before or after its step.
+    """Base class of optimizers that wrap another optimizer, the base, and act before or after its step.
 
     Args:
         name: the wrapper's name, for error messages.

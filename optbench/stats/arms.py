@@ -96,7 +96,7 @@ class Arm:
         return values.get(metric, {}).get(self.trials[seed].id, math.nan)
 
     def validated(self, metric: str, seed: int) -> float:
-        """Return a metric of the accuracy matrix on validation data, whichever split is reported; NaN if undefined."""
+        """Return an accuracy metric's value on validation data, whichever split is reported; NaN if undefined."""
         return self.results.validation.get(metric, {}).get(self.trials[seed].id, math.nan)
 
     def values(self, metric: str) -> list[float]:

@@ -8,7 +8,7 @@ Some claims have further settings:
 
 - A claim with readings gets its verdict from the primary reading; the other readings are reported next to the verdict.
 - A claim with a condition (`where`) covers the variants that meet the condition; the other variants are listed.
-- A claim at matched accuracy (`matched`) covers the variants of the two sides that are nearest to each other.
+- A claim at matched accuracy (`matched`) covers pairs of a left and a right variant that are nearest in accuracy.
 - A claim about pairs of solutions (`left: [adam, sgd]`) is about a metric of two solutions. Seed by seed, the value for
   the left pair is compared with the value for another pair or for a null (a trial and its control), or with a number.
 """
@@ -88,7 +88,7 @@ class JudgedClaim:
 
     margin: the smallest relevant difference, as stated by the claim or, by default, by its metric.
     left_out: the variants of either side that do not meet the claim's condition and are therefore in no part.
-    unmatched: the matches that are in no part, because their variants are too far apart or share no seed with values.
+    unmatched: the matches that form no part, because their variants are too far apart or have no seed with two values.
     in_bits: whether the claim is about text, for which the accuracy matrix R holds negative bits per byte.
     """
 
@@ -162,7 +162,7 @@ def overall(verdicts: Sequence[ClaimVerdict]) -> ClaimVerdict:
     """Combine the verdicts of the parts of a claim.
 
     The result is `contradicted` if any part is contradicted, `supported` if all parts are supported, `not comparable`
-    if all parts are not comparable or there are none, and otherwise `no evidence`.
+    if no part is comparable or there are no parts, and otherwise `no evidence`.
     """
     if ClaimVerdict.CONTRADICTED in verdicts:
         return ClaimVerdict.CONTRADICTED

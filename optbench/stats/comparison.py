@@ -1,4 +1,4 @@
-"""Compare two runs or two optimizers seed by seed: pair their arms and judge how the arms differ.
+"""Comparison of two runs or two optimizers, seed by seed: pairs of arms, and verdicts on how their metrics differ.
 
 Verdicts are about A: every difference is A - B, over the seeds that finished on both sides, and A is `better` or
 `worse`. The family of Holm's correction consists of the declared primary metrics of one pair of arms.

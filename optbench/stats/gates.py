@@ -22,7 +22,7 @@ class Gate:
 
     text: the gate as given by the user.
     upwards: whether the gate limits an increase.
-    threshold: the signed difference that must not be exceeded, in the metric's unit.
+    threshold: the signed difference that must not be exceeded.
     relative: whether the threshold is a fraction of B's absolute median instead of a value in the metric's unit.
     """
 

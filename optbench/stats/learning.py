@@ -1,4 +1,4 @@
-"""Find the tasks that trials failed to learn, using the tables of a run.
+"""The tasks that trials failed to learn, according to the tables of a run.
 
 Like forgetting, these tasks are determined when a run is read, so that the same rule applies to runs that did not
 record them. If a table lacks the fraction of the most frequent class, as in runs of earlier versions, the accuracy of
@@ -38,7 +38,7 @@ class Held:
     """The held-out results of one trial.
 
     accuracy: (T+1, T), the accuracy matrix; the only matrix kept, because its size grows with the square of T.
-    start: (T,), the loss before the first step on each task, as in `start_losses`.
+    start: (T,), the initial loss on each task, as returned by `start_losses`.
     guess: (T,), the fraction of the most frequent class of each task; NaN if not recorded.
     examples: (T,), the number of held-out examples of each task.
     classes: the number of classes per task; 0 if unknown.
@@ -102,7 +102,7 @@ class Shortcoming:
 
 
 def without_learning(note: str) -> str:
-    """Return a trial's note without parts about tasks not learnt, since this module determines these tasks itself."""
+    """Return a trial's note without the parts about tasks not learnt, which this module determines itself."""
     # Notes of version 0.2.0 end in "times its start".
     known = (GUESSED, EXPLODED.removesuffix("its initial value"))
     return "; ".join(part for part in note.split("; ") if not part.startswith(known))

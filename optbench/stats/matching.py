@@ -1,4 +1,4 @@
-"""Matching: pair variants of one optimizer with the variants of another that are nearest in accuracy.
+"""Matching: pairs of variants of two optimizers that are nearest in accuracy.
 
 Only validation data determine the pairs. A claim at matched accuracy is judged for these pairs on test data; the
 remaining difference in accuracy is reported next to the claim's verdict.
@@ -39,7 +39,7 @@ class Match:
 
 
 def match(lefts: Sequence[Arm], rights: Sequence[Arm], rule: Matching) -> tuple[list[Match], list[Match]]:
-    """Return the matches of two sides that are within the rule's limit and those beyond it, each in variant order.
+    """Match two sides; return the matches within the rule's limit and all other matches, each in variant order.
 
     Each variant of the side with fewer variants (the left side if the numbers are equal) is matched with the nearest
     variant of the other side. Variants with too few common seeds for a test are chosen only if there are no others.

@@ -1,4 +1,4 @@
-"""Compare one metric of two optimizers seed by seed: direction, size and uncertainty of the difference.
+"""Comparison of one metric of two optimizers, seed by seed: direction, size and uncertainty of the difference.
 
 Legend: `n` seeds. Each seed is a pair with the same initial weights and the same data in the same order. d = a - b.
 

@@ -1,9 +1,12 @@
 """The results of a claim's readings, reported next to the verdict on the primary reading.
 
 Readings are descriptive. Readings of the same networks are correlated, so their p-values are not corrected, and no
-verdict is based on the number of readings that agree. A reading is `higher` or `lower` if the uncorrected signed-rank
-test of `verdict` shows a difference (p ≤ .05, and the 95% interval excludes 0) of any size, `undefined` if no verdict
-is possible, and otherwise `open`.
+verdict is based on the number of readings that agree. The result of a reading is
+
+- `higher` or `lower` if the uncorrected signed-rank test of `verdict` shows a difference of any size (p ≤ .05, and the
+  95% interval excludes 0),
+- `undefined` if no verdict is possible, and
+- `open` otherwise.
 """
 
 from __future__ import annotations
@@ -49,7 +52,8 @@ class JudgedReading:
     def relative(self) -> tuple[float, float, float] | None:
         """The difference and the ends of its 95% interval, divided by the absolute median of the right side.
 
-        This puts readings with different units on a common axis. None if that median is 0 or the interval is unbounded.
+        This puts readings with different units on a common axis. None if that median is 0 or undefined, or if the
+        interval is undefined or unbounded.
         """
         result = self.result
         if not result.median_b or result.difference is None or result.interval is None:

@@ -167,7 +167,7 @@ class Results:
 
     @functools.cached_property
     def lower_bounds(self) -> dict[str, dict[str, str]]:
-        """A remark on each value that is only a lower bound, e.g. on steps to an accuracy, by metric and trial."""
+        """A remark on each value that is only a lower bound (e.g. of the steps to an accuracy), by metric and trial."""
         return lower_bounds(self.run.table("metrics", "trial", "metric", "value", "note"))
 
     def undefined(self, metric: str, trial: str) -> str | None:

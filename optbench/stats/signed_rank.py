@@ -34,7 +34,7 @@ class SignedRank:
     p: two-sided p-value.
     positive, negative: the sums of the ranks of the positive and of the negative differences.
     n: number of non-zero differences; only these are ranked.
-    exact: whether p comes from the exact null distribution (n ≤ 200) or from its normal approximation.
+    exact: True if p comes from the exact null distribution (n ≤ 200), False if from its normal approximation.
     """
 
     p: float
@@ -45,7 +45,7 @@ class SignedRank:
 
 
 def round_differences(d: Array, magnitude: float = 0.0) -> Array:
-    """Round d (n,) to 12 significant digits of its largest finite |d|, or of `magnitude` if that is larger.
+    """Round d (n,) to 12 significant digits of the largest finite |d|, or of `magnitude` if that is larger.
 
     This makes ties exact: .05 - .02 and .03 differ in the last bit. ±inf is unchanged.
 

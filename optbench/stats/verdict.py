@@ -47,7 +47,7 @@ class Question:
     margin: the smallest relevant difference, in the metric's unit, ≥ 0. If it is 0, the verdict is never `equivalent`.
     comparable: False if trials with the same seed do not form pairs, e.g. if their initial weights differ.
     reason: why the trials do not form pairs; used only if `comparable` is False.
-    undefined: why values are undefined; empty if none is or the reason is unknown.
+    undefined: why values are undefined; empty if all are defined or the reason is unknown.
     """
 
     result: PairedResult
@@ -78,7 +78,7 @@ class Judgement:
 
 
 def judge(family: Sequence[Question]) -> list[Judgement]:
-    """Judge each question, in order. All questions form the family of Holm's correction.
+    """Judge each question, in order. Together, the questions form the family of Holm's correction.
 
     A question without a valid p enters the family with p = 1, so that an undefined metric does not weaken the
     correction. A significant difference smaller than the margin is `below margin` even if its 90% interval lies within
