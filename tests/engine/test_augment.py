@@ -140,7 +140,7 @@ def vectors():
     ("dataset", "augment", "tasks", "model", "message"),
     [
         ("mnist", "{crop: 28}", "permuted", "mlp", "suite.yaml:6:32: experiments.a.protocol.augment.crop: expected"),
-        ("{kind: mnist, resize: 7}", "{crop: 7}", "permuted", "mlp", "protocol.augment.crop: expected less than the images' side (7), got 7"),
+        ("{kind: mnist, resize: 7}", "{crop: 7}", "permuted", "mlp", "crop: expected less than the images' side (7)"),
         ("text-domains", "{flip: true}", "domains", "gpt", "protocol.augment: expected images to augment, got the"),
         ("./vectors.py:vectors", "{flip: true}", "class-incremental", "mlp", "protocol.augment: expected images of"),
         ("mnist", "{crop: 0}", "permuted", "mlp", "expected 'crop' above 0, 'flip: true' or both"),
