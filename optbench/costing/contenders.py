@@ -27,9 +27,9 @@ class Contender:
 
 
 def sparse(alpha: float, lr: float = 0.1) -> tuple[Contender, Contender]:
-    """Return Powerpropagation and its twin: SGD preconditioned by diag(|θ|^β), which has the same gradient flow.
+    """Return Powerpropagation with exponent `alpha`, and its twin: SGD preconditioned by diag(|θ|^β).
 
-    `PowerSgd` documents how the settings of the two optimizers correspond.
+    Both optimizers have the same gradient flow. `PowerSgd` documents how their settings correspond.
     """
     twin = {"lr": alpha**2 * lr, "beta": 2 - 2 / alpha, "bias_scale": alpha**-2}
     names = f"powerpropagation-{alpha:g}", f"power-sgd-{alpha:g}"
@@ -74,8 +74,8 @@ def chosen(words: Sequence[str], settings: Sequence[str] = ()) -> list[Contender
         `key=value` if there is only one optimizer.
 
     Raises:
-        UsageError: an optimizer is unknown or named twice, or a setting is malformed or does not name one of the
-            optimizers.
+        UsageError: an optimizer is unknown, named twice or has an invalid name, or a setting is malformed or does not
+            name one of the optimizers.
         OptimizerError: an optimizer rejects its settings.
     """
     found = [_named(word) for word in words] if words else list(CONTENDERS.values())

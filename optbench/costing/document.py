@@ -60,7 +60,10 @@ class _Unit:
 
 
 def digits(value: float) -> str:
-    """Format a number with three significant digits and without an exponent, e.g. `0.123`, `12.3` or `1,230`."""
+    """Format a number with three significant digits and without an exponent, e.g. `0.123`, `12.3` or `1,230`.
+
+    There are at most six decimals.
+    """
     if value == 0:
         return "0"
     if abs(value) >= 100:

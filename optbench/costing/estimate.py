@@ -123,7 +123,7 @@ def estimate(size: Size, make: Make, *, users: bool, planned: bool) -> Estimate:
 
 
 def _stepped(optimizer: torch.optim.Optimizer, *closure: Callable[..., Tensor]) -> bool:
-    """Try a step on tensors without values, and return whether it succeeded; it fails if it depends on the data."""
+    """Try a step on tensors without values, and return whether it succeeded. A step that depends on values fails."""
     with contextlib.suppress(Exception):
         optimizer.step(*closure)  # type: ignore[arg-type]
         return True

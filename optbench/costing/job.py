@@ -14,7 +14,7 @@ class CostJob:
     batch: number of sequences per step.
     threads: numbers of threads to measure with, in order.
     steps: maximum number of measured steps for each number of threads.
-    seconds: time limit of the warm-up, and of the measured steps with each number of threads.
+    seconds: time limit, in seconds, for the warm-up and, with each number of threads, for the measured steps.
     limit: memory limit in bytes.
     warm_up: maximum number of steps between the first step and the measured ones.
     """

@@ -166,7 +166,7 @@ def _known(training: Training, spec: OptimizerSpec, first: Mapping[str, float]) 
 def _steps(
     job: CostJob, training: Training, watch: RegionTimer, numbers: Iterator[int], paired: bool
 ) -> tuple[list[dict[str, float]], float | None]:
-    """Take steps until there are enough or time is up; return their times.
+    """Take `job.steps` steps, or fewer if time is up, and return the times of their parts.
 
     Also return the mean share of roots renewed by need per step; None if unknown.
 
@@ -185,7 +185,7 @@ def _steps(
 
 
 def _renewed(optimizer: torch.optim.Optimizer) -> Iterator[float]:
-    """Yield the share of Shampoo's roots that the last step renewed by need, i.e. of roots with an age of 0.
+    """Yield the share of Shampoo's roots that the last step renewed by need, i.e. whose age is 0.
 
     Yield nothing if the optimizer does not store the ages of roots.
     """

@@ -1,4 +1,4 @@
-"""Available memory, this process's memory use, and a limit at which allocations fail before the process is killed.
+"""Available memory, this process's memory use, and a limit that makes allocations fail before the process is killed.
 
 Does not import torch.
 """

@@ -174,7 +174,7 @@ def batch(size: Size, step: int, device: torch.device | str = "cpu") -> Batch:
 
 @functools.cache
 def tokens(vocabulary: int) -> Tensor:
-    """Return the shipped text domain of word definitions as int64 token ids.
+    """Return the text domain `glosses`, which consists of word definitions, as int64 token ids.
 
     With a vocabulary of up to 256, tokens are bytes. With a larger vocabulary, tokens are words and punctuation marks,
     and the more frequent a token, the lower its id.

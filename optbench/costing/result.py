@@ -65,7 +65,9 @@ class Timing(_Record):
 class Holding(_Record):
     """The optimizer's state for one kind of parameter.
 
-    weights: number of weights of this kind. bytes: size of their state. factors: sides of the largest square factors.
+    weights: number of weights of this kind.
+    bytes: size of their state.
+    factors: the largest side lengths of square factors.
     """
 
     kind: str
@@ -83,7 +85,7 @@ class Row(_Record):
         of the process.
     state, planned_state: measured and estimated size of the optimizer's state, in bytes.
     split: whether the optimizer marks the parts of its step, so that their times are known.
-    first: the optimizer's time for the first step, which includes creating the state, in seconds.
+    first: the optimizer's time for the first step, in seconds, including the creation of its state.
     """
 
     optimizer: str

@@ -102,7 +102,7 @@ def stated(claim: JudgedClaim) -> str:
 
 
 def verdict_cell(claim: JudgedClaim, numbered: Numbered) -> Cell:
-    """Return a cell with the verdict on a claim and with the premises of the claim that are not supported.
+    """Return a cell with the verdict on a claim, followed by any premises that are not supported.
 
     numbered: all claims of the run.
     """
@@ -169,8 +169,8 @@ def _reasons(run: RunSummary) -> Iterable[str]:
 def _verdict(claim: JudgedClaim) -> str:
     """Format the verdict on a claim, e.g. `supported (3 of 3; 4 left out)`.
 
-    In the example, 3 of the claim's 3 parts have this verdict, and 4 variants were left out. A claim with one part has
-    no count of parts. The text is marked if a side failed to learn a task.
+    In the example, 3 of the claim's 3 parts have this verdict, and 4 variants were left out. For a claim
+    with a single part, the count of parts is omitted. The text is marked if a side failed to learn a task.
     """
     agree = sum(part.verdict is claim.verdict for part in claim.parts)
     counts = [f"{agree} of {len(claim.parts)}"] if len(claim.parts) > 1 else []
@@ -255,7 +255,7 @@ def condition(judged: JudgedClaim) -> str:
 def unmet_text(unmet: Unmet, in_bits: bool) -> str:
     """Describe an unmet condition, e.g. `mean last task accuracy 0.374, not above 0.9`.
 
-    If the mean is not over all planned seeds, the text states how many seeds it includes.
+    If some planned seeds have no value, the text gives the number of seeds in the mean, e.g. `over 2 of 3 seeds`.
     """
     metric, seeds = words(unmet.metric, in_bits), count(unmet.planned, "seed")
     if unmet.mean is None:

@@ -132,7 +132,7 @@ def _overview(comparison: Comparison) -> Iterable[Block]:
 def judged_cell(found: MetricComparison | None, *, with_size: bool = False) -> Cell:
     """Return a cell with the verdict on a metric, or `exploratory` if the metric is not judged.
 
-    with_size: whether the difference follows the verdict, unless the verdict is `not comparable`.
+    with_size: whether to append the difference to the verdict; it is never appended to `not comparable`.
     """
     if found is None or found.judgement is None:
         return Cell("exploratory", "quiet")

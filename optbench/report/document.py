@@ -112,7 +112,7 @@ class Illustration:
 
     panels: SVG elements made by `figures.to_svg`, shown side by side if there is room and otherwise stacked.
     alt: a sentence that describes the figure for readers who cannot see it.
-    files: the path of each file that was written, relative to the document, by suffix (`svg`, `png`, `pdf`).
+    files: paths of the files that were written, relative to the document, by suffix (`svg`, `png`, `pdf`).
     """
 
     name: str
@@ -145,7 +145,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Records:
-    """Data for programs, which formats for people omit.
+    """Data for programs; formats for people omit them.
 
     key: the key in JSON.
     tree: returns the value in JSON.

@@ -14,7 +14,7 @@ DIGITS = 4
 
 
 def matching_lines(claims: Sequence[JudgedClaim]) -> Iterable[str]:
-    """Yield a line for each match of each claim, with the remaining difference, and for each variant left out."""
+    """Yield a line for each match of a claim, with the remaining difference, and one for each variant left out."""
     for number, claim in enumerate(claims, start=1):
         for part in claim.parts:
             if part.match is not None:

@@ -13,7 +13,7 @@ Topic = Literal["learning", "solution", "pruning", "cost"]
 
 @dataclass(frozen=True)
 class Measure:
-    """One column.
+    """A column of a report's tables.
 
     name: the name of the metric.
     title: the text above the column, in two short lines to keep the column narrow.
@@ -122,7 +122,10 @@ def named_measure(metric: Metric) -> Measure:
 
 
 def score_measure(measure: Measure, metric: Metric) -> Measure:
-    """Return a continual metric's column with the title and `metric` for text, or any other column unchanged."""
+    """Return `measure` with `metric`, and with "score" instead of "accuracy" in the title, if `metric` is for text.
+
+    Return `measure` unchanged if `metric.said` is empty, as for any metric that is not for text.
+    """
     return replace(measure, title=measure.title.replace("accuracy", "score"), own=metric) if metric.said else measure
 
 

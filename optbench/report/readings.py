@@ -75,7 +75,7 @@ def _table(caption: str, part: ClaimPart) -> Table:
 
 
 def default_layer(readings: Sequence[JudgedReading]) -> str:
-    """Return the name for a layer given without settings: `features` if all readings are of ranks, else `default`."""
+    """Return the name shown for readings without a layer: `features` if all readings are of ranks, else `default`."""
     return "features" if all(reading.metric.placed for reading in readings) else "default"
 
 

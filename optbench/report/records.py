@@ -165,9 +165,9 @@ def _results(summary: Summary) -> Iterable[Record]:
 
 
 def split_of(metric: Metric, split: str) -> str:
-    """Return the data on which the accuracies of a metric are measured.
+    """Return the split on which a metric's accuracies are measured: `training` for an online metric, else the run's.
 
-    split: the split of the run.
+    split: the run's split.
     """
     return "training" if metric.kind == "online" else split
 

@@ -203,7 +203,8 @@ def _sparks(section: Section, several: bool) -> Iterable[doc.Block]:
     """Yield accuracy matrices as sparklines.
 
     There is one sparkline per task, with one character per row of the matrix. If there are more than `MANY_TASKS`
-    tasks, a single sparkline shows the final accuracies instead.
+    tasks, a single sparkline shows one accuracy per task instead: at the end or, if some tasks were not scored then,
+    right after training on the task.
     """
     rows = [row for row in section.rows if row.matrix is not None]
     tasks = {row.matrix.shape[1] for row in rows if row.matrix is not None}
@@ -237,9 +238,9 @@ def _sparks(section: Section, several: bool) -> Iterable[doc.Block]:
 
 
 def _sweeps(section: Section, several: bool) -> Iterable[doc.Block]:
-    """Yield swept settings as bars, which reveal settings that forget little only because they learn little.
+    """Yield a bar chart for each sweep, which reveals settings that forget little only because they learn little.
 
-    The settings of a tuning run are shown next to the choices of the run instead.
+    Tuning runs are left out, because their settings are shown next to the chosen ones.
     """
     swept = grouped(((row.run, row.arm.optimizer), row) for row in section.rows if row.split == "test")
     for (run, optimizer), rows in swept.items():

@@ -40,7 +40,7 @@ class Study(Generic[Found]):
     records: returns the study's records in JSON.
     lines: returns the study's records in csv.
     columns: the columns that the study adds to csv.
-    beside: returns values of `columns` that are added to the records of results.
+    beside: returns, by result, values of `columns` to add to the record of the result.
     leads: whether the study's part of a report precedes the results.
     provenance: returns sentences on how the settings of a run were chosen.
     """

@@ -2,7 +2,7 @@
 
 Diverged and failed trials are excluded from means but counted next to them.
 
-Legend: `T` tasks; an accuracy matrix has shape (T+1, T), row 0 before any training.
+Legend: `T` tasks; an accuracy matrix has shape (T+1, T), and its row 0 precedes any training.
 """
 
 from __future__ import annotations
@@ -335,7 +335,7 @@ def _command(words: Sequence[object]) -> str:
 
 
 def _too_few_seeds(results: Results, claims: Sequence[JudgedClaim]) -> str | None:
-    """Return a sentence on the tests that have too few seeds for the judged claims' parts; None if all have enough."""
+    """Return a sentence on the tests with too few seeds, given the claims' numbers of parts; None if there are none."""
     found = suite_shortages(results.suite, results.trials, [corrected_for(c.claim, len(c.parts)) for c in claims])
     return shortage_text(found) if found else None
 

@@ -51,7 +51,10 @@ class Path:
     points: tuple[tuple[str, Series], ...]
 
     def drawn(self, x: str, y: str) -> list[tuple[str, list[Point]]]:
-        """Return the label of each point and the values (x, y) of its seeds, without seeds that lack either metric."""
+        """Return the label of each point and the values (x, y) of its seeds.
+
+        Seeds on which either metric is undefined are omitted, as are points left without seeds.
+        """
         found = []
         for text, series in self.points:
             pairs = [(series.arm.value(x, trial.seed), series.arm.value(y, trial.seed)) for trial in series.trials]
@@ -157,8 +160,9 @@ def _panel(part: Sequence[Path], x: str, y: str, limits: tuple[Point, Point]) ->
 
 
 def _numbers(paths: Sequence[Path], x: str, y: str) -> str:
-    """Describe the means at the ends of each line and all means not on a line, but only count those after the first
-    `MANY_NUMBERS`.
+    """Describe the means at the ends of each line, and all means that are not on a line.
+
+    Only the first `MANY_NUMBERS` means are described; the others are counted.
     """
     found = []
     for path in paths:

@@ -1,4 +1,4 @@
-"""The rows of long tables that were measured at the end of a trial, as arrays by trial."""
+"""Selection of the table rows that were measured at the end of each trial."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ LAYER = "features"
 
 
 def final_rows(results: Results, table: pa.Table, *columns: Array) -> dict[str, Array]:
-    """Return the rows measured after each trial's last task, (rows, columns), by trial id and in table order.
+    """Return the rows measured after each trial's last task, as an array (rows, columns) for each trial id.
 
-    table: has the columns `trial` and `after_task`. If it also has a column `layer`, only the rows of the layer
-    `features` are used.
+    The rows of a trial are in table order.
+
+    table: table with the columns `trial` and `after_task`. If it also has a column `layer`, only the rows of the layer
+        `features` are used.
     columns: the columns to return, each with one value per row of the table.
     """
     trial, ids = codes(table["trial"])

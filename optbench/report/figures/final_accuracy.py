@@ -91,7 +91,7 @@ def _rows(part: Sequence[Series], limits: tuple[float, float]) -> Panel:
 def _columns(
     drawn: Sequence[tuple[Group, Sequence[Series]]], part: Sequence[Series], limits: tuple[float, float]
 ) -> Panel:
-    """Return a panel for several models, with one column per model that shows the optimizers side by side."""
+    """Return a panel for several models: one column per model, in which the optimizers are side by side."""
     models = [group.model for group, _ in drawn]
     step = 0.8 / len(part)
     order = {series.label: i for i, series in enumerate(part)}

@@ -184,7 +184,7 @@ def labels(frame: Frame) -> list[Label]:
 
 
 def _text(x: float, y: float, text: str, anchor: Anchor) -> list[Label]:
-    """Return the lines of a text, centred vertically on (x, y) if the anchor is `right`, else below (x, y)."""
+    """Return a label per line of text: centred vertically on y if the anchor is `right`, else from y downwards."""
     lines = text.split("\n")
     top = y + (LINE * TICK_SIZE * (len(lines) - 1) / 2 if anchor == "right" else 0.0)
     return [Label(x, top - LINE * TICK_SIZE * i, line, TICK_SIZE, anchor) for i, line in enumerate(lines)]

@@ -56,7 +56,7 @@ def class_cosine(results: Sequence[Results]) -> list[Figure]:
 def accuracy_matrix(results: Sequence[Results]) -> list[Figure]:
     """Return one figure of accuracy matrices per experiment and model.
 
-    A group has no figure if each task was scored only right before and right after training on it.
+    A matrix with missing scores is left out if every task was scored only right before or right after training on it.
     """
     return [_accuracy_figure(*drawn) for drawn in _drawn(results, _matrices)]
 
@@ -74,7 +74,7 @@ def _is_more_than_two_diagonals(matrix: Matrix) -> bool:
 def _drawn(
     results: Sequence[Results], matrices: Callable[[Results], Mapping[str, Matrix]]
 ) -> Iterator[tuple[Group, list[tuple[Series, Matrix]]]]:
-    """Yield each group with its series and their mean matrices; omit series without a matrix, and then empty groups."""
+    """Yield each group with its series and their mean matrices; omit series without a matrix and empty groups."""
     for group in groups(results):
         found = [(series, _mean(series, matrices(series.arm.results))) for series in group.shown]
         if drawn := [(series, values) for series, values in found if values is not None]:
@@ -82,7 +82,7 @@ def _drawn(
 
 
 def cosines(results: Results) -> dict[str, Matrix]:
-    """Return the cosines between the mean features of all classes after the last task, (C, C), by trial."""
+    """Return the cosines between the mean features of all C classes after the last task, (C, C), by trial."""
     table = results.run.table("similarity", "trial", "after_task", "layer", "class_a", "class_b", "cosine")
     columns = (numbers(table[name]) for name in ("class_a", "class_b", "cosine"))
     found = {}

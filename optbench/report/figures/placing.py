@@ -1,4 +1,4 @@
-"""Placement of labels next to points and at the ends of lines, so that they cover neither points nor other labels."""
+"""Placement of labels next to points and at the ends of lines, with as little overlap as possible."""
 
 from __future__ import annotations
 
@@ -108,15 +108,15 @@ def place_labels(
     size: tuple[float, float],
     others: Sequence[Point] = (),
 ) -> list[Point]:
-    """Return the offset of the centre of each label from its point, in points.
+    """Return the offset, in typographic points, of each label's centre from the data point that it names.
 
-    Each label gets the nearest free position on three rings around its point or, if none is free, the position that
-    covers the smallest area.
+    Each label gets the nearest free position on three rings around its data point or, if none is free, the position
+    with the least overlap.
 
-    centres: points in the units of the axes.
+    centres: data points, in the units of the axes.
     limits: limits of the x and the y axis.
-    size: size of the axes, in points.
-    others: smaller points, in the units of the axes, to avoid if possible.
+    size: size of the axes, in typographic points.
+    others: further data points, with smaller markers, to avoid if possible.
     """
     spots = [_place(centre, limits, size) for centre in centres]
     taken = [_box(spot, CLEAR, CLEAR) for spot in spots]

@@ -54,7 +54,7 @@ LOOKS: dict[Says, tuple[str, str, bool]] = {
 
 @dataclass(frozen=True)
 class Point:
-    """A drawn reading with its effect and the ends, `low` and `high`, of the 95% interval of the effect."""
+    """A drawn reading, its effect, and the ends of the effect's 95% interval, `low` and `high`."""
 
     reading: JudgedReading
     effect: float
@@ -169,7 +169,7 @@ def _seeds(points: Sequence[Point]) -> str:
 
 
 def _scale(points: Sequence[Point]) -> Scale:
-    """Return an axis that includes every effect but may cut the widest intervals, which would compress all others."""
+    """Return an axis that includes every effect but may cut off wide intervals, which would compress all others."""
     ends = sorted(abs(end) for point in points for end in (point.low, point.high))
     far = max(ends[math.ceil(INSIDE * len(ends)) - 1], *(abs(point.effect) for point in points))
     far = ends[-1] if ends[-1] <= MORE * far else far

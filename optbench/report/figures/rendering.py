@@ -43,7 +43,7 @@ def to_svg(figure: Figure) -> tuple[str, ...]:
 
 
 def save(figure: Figure, folder: Path, formats: Sequence[FileFormat] = FILE_FORMATS) -> dict[str, Path]:
-    """Write all panels, side by side, to one file per format; return the paths by format.
+    """Write all panels, arranged in rows, to one file per format; return the paths by format.
 
     Raises:
         StoreError: the folder cannot be created or written.

@@ -43,7 +43,7 @@ def spectrum(results: Sequence[Results]) -> list[Figure]:
 
 
 def spectra(results: Results) -> Spectra:
-    """Read each trial's spectrum after the last task, with all tasks pooled; omit trials without one."""
+    """Read each trial's spectrum after the last task, with all tasks pooled; omit undefined and all-zero spectra."""
     table = results.run.table("spectra", "trial", "after_task", "task", "layer", "index", "eigenvalue")
     table = table.filter(pc.is_null(table["task"]))
     columns = (numbers(table[name]) for name in ("index", "eigenvalue"))

@@ -33,7 +33,7 @@ VISIBLE = 0.005
 
 @dataclass(frozen=True)
 class Magnitudes:
-    """The magnitudes of all weights of several trials.
+    """The magnitudes of the weights that pruning can remove, pooled over trials.
 
     density: (bins of EDGES,), fraction of all weights per decade.
     nothing: fraction of weights with a magnitude below 10^LOW, including 0.

@@ -51,12 +51,12 @@ def group_figure(group: Group, kind: str, title: str, what: str, alt: str, panel
 
 
 def score_of(series: Iterable[Series]) -> str:
-    """Return what the accuracy matrix holds, in words: `accuracy`, or for text `-bits per byte`."""
+    """Return what the accuracy matrix holds, in words: `accuracy` or, for text, `-bits per byte`."""
     return score_word(any(one.arm.in_bits for one in series))
 
 
 def metric_words(series: Iterable[Series], metric: str) -> str:
-    """Return a metric's name on an axis: `forgetting`, or for text `forgetting (bits per byte)`."""
+    """Return a metric's name as an axis label: `forgetting` or, for text, `forgetting (bits per byte)`."""
     known = next((one.arm.metrics.get(metric) for one in series if one.arm.in_bits), None)
     unit = f" ({known.unit})" if known and known.unit else ""
     return words(metric, known is not None) + unit

@@ -12,7 +12,7 @@ from optbench.report.document import Report
 
 @dataclass(frozen=True)
 class Format:
-    """A format of reports.
+    """A report format.
 
     suffixes: the file suffixes that select the format.
     inline: whether figures are embedded instead of written to separate files.
@@ -37,7 +37,7 @@ FORMATS = {
 def choose_format(name: str | None, output: str | None) -> str:
     """Return the named format or, by default, the format for the suffix of the output file.
 
-    Without an output file, or if its name has no suffix, the format is `terminal`.
+    If there is no output file, or its name has no suffix, the format is `terminal`.
 
     Raises:
         UsageError: the format or the suffix is unknown.

@@ -207,7 +207,7 @@ def _tables(table: doc.Table, labels: set[str]) -> Iterator[str]:
 
 
 def _pages(table: doc.Table, widths: Sequence[int]) -> list[list[int]]:
-    """Split the rows into pages, given that a row is as high as its longest wrapped text."""
+    """Split the rows into pages, where the height of a row is that of its longest text after wrapping."""
     pages: list[list[int]] = [[]]
     lines = 0
     for n, row in enumerate(table.rows):

@@ -141,7 +141,7 @@ def _released(text: str) -> str:
 
 
 def _least(column: doc.Column, title: Sequence[str], texts: Sequence[str], natural: int) -> int:
-    """Return the minimum width of a column. Numbers are not wrapped; texts are, at blanks and within long words."""
+    """Return the minimum width of a column. Texts can wrap at blanks and within long words; numbers cannot."""
     if column.numeric:
         return natural
     words = [word for text in (*title, *texts) for word in text.split(" ")]
@@ -158,8 +158,8 @@ def _pieces(table: doc.Table, widths: Sequence[int], room: int) -> list[range]:
 def _widths(columns: Sequence[_Sizes], room: int, console: Console) -> list[int]:
     """Return the width of each column of a piece.
 
-    Free space widens columns to their natural width: from the left, or those that need the least first, whichever
-    breaks cells into fewer lines.
+    Free space widens columns to their natural width, either from left to right or starting with those that need the
+    least, whichever breaks cells into fewer lines.
     """
     places = range(len(columns))
     orders = (places, sorted(places, key=lambda i: columns[i].natural - columns[i].least))

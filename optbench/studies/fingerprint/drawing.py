@@ -39,7 +39,10 @@ def draw(path: Path, optimizer: str | None = None) -> Fingerprint:
 
 
 def check_file(path: Path, place: str) -> None:
-    """Raise UsageError if `save` could not write to `path`. place: the user's argument, quoted in the message."""
+    """Raise UsageError if the suffix of `path` is unknown or its directory does not exist.
+
+    place: the beginning of the error message, e.g. the user's argument.
+    """
     if (suffix := path.suffix.lstrip(".")) not in SUFFIXES:
         raise UsageError(f"{place}: {unknown('suffix', suffix, SUFFIXES)}")
     if not path.parent.is_dir():

@@ -149,6 +149,7 @@ def of_runs(found: Sequence[tuple[Results, Results | None]], made: Mapping[str, 
     made: the software versions and the machine with which the panel is made.
 
     Raises:
+        UsageError: a run does not have exactly one optimizer.
         ComparisonError: two runs cannot be compared.
     """
     entries = tuple(read_entry(results, None, tuning) for results, tuning in found)
@@ -182,7 +183,7 @@ def check(panel: Panel, results: Results) -> None:
 
 
 def check_seeds(panel: Panel, seeds: Sequence[int], place: str) -> None:
-    """Raise UsageError unless all seeds are in the panel, which is compared seed by seed.
+    """Raise UsageError unless the panel has all of these seeds, since comparisons are made seed by seed.
 
     place: the beginning of the error message.
     """
@@ -193,7 +194,7 @@ def check_seeds(panel: Panel, seeds: Sequence[int], place: str) -> None:
 
 
 def remarks(panel: Panel, results: Results) -> list[str]:
-    """Return a sentence for each caveat: another torch version or device than the panel's, or an incomplete run."""
+    """Return a sentence for each caveat: a torch version or device different from the panel's, or an incomplete run."""
     mine = latest_provenance(results.run.record)
     found = [
         f"The run used {what} {mine.get(key)}, the panel {panel.made.get(key)}."

@@ -196,7 +196,7 @@ def _run_name(name: str) -> str:
 
 
 def find_fingerprinted(text: str, runs_dir: Path) -> tuple[Path, str | None] | None:
-    """Return the run and the optimizer named by `RUN:OPTIMIZER`, or the run named by `RUN` and None.
+    """Return the run and the optimizer that `RUN:OPTIMIZER` names; the optimizer is None if `text` is just `RUN`.
 
     Return None if there is no such run.
     """

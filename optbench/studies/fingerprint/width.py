@@ -17,7 +17,7 @@ WITHIN = 0.01
 class Width:
     """The width in decades of learning rates.
 
-    at_least: whether the optimum includes an end of the tried range, beyond which it may continue.
+    at_least: whether the optimum reaches an end of the tried range and may therefore be wider.
     """
 
     decades: float

@@ -1,4 +1,4 @@
-"""Figures of online accuracy over tasks, with the state of the networks before each task below."""
+"""Figures of online accuracy over tasks; the panels below it show the networks' state before each task."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class _Line:
 
     @property
     def muted(self) -> bool:
-        """Whether the arm is a wrapper, such as a remedy or fresh networks. Wrappers are grey and in every panel."""
+        """Whether the arm is a wrapper, such as a remedy or fresh networks, which is drawn in grey in every panel."""
         return self.learnt.is_control
 
     def smooth(self, column: str) -> Array:
@@ -140,7 +140,7 @@ def _drawing(
 
 
 def _look(line: _Line) -> tuple[str, style.Line, float]:
-    """Return a line's colour, style and opacity; muted lines have the text colour, fresh networks' lines are dashed."""
+    """Return a line's colour, style and opacity; muted lines have the text colour and, for fresh networks, dashes."""
     look = style.look(line.series)
     if not line.muted:
         return look.colour, look.line, 1.0

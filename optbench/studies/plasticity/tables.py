@@ -121,7 +121,7 @@ def _points(one: LearntOnline) -> Sequence[float]:
 def _undefined(here: Sequence[LearntOnline]) -> Iterable[str]:
     """Yield sentences on why metrics are undefined.
 
-    A sentence names the arms that it applies to, unless there are several arms and it applies to all of them.
+    A sentence names the arms that it applies to, unless it applies to all of several arms with `ok` trials.
     """
     reasons: dict[tuple[str, str], list[str]] = {}
     for name in DERIVED:

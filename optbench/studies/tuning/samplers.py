@@ -40,7 +40,7 @@ class Tried:
 
 
 def batch_size(trials: int) -> int:
-    """Return how many of `trials` settings the Parzen estimator draws in one batch, for one round of training."""
+    """Return how many of `trials` settings the Parzen estimator draws per round of training."""
     return max(SMALLEST_BATCH, math.ceil(trials / BATCHES))
 
 

@@ -134,8 +134,8 @@ class Searches:
 def tuning_seeds(suite: Suite, count: int | None = None) -> list[int]:
     """Return the tuning seeds.
 
-    count: number of seeds to choose that are not the suite's own; None for the suite's tuning seeds or, if it states
-        none, for two such seeds.
+    count: number of default tuning seeds to return, which exclude the suite's own seeds; None for the tuning seeds
+        that the suite states or, if it states none, for `DEFAULT_SEEDS` default ones.
     """
     if count is None and suite.tune is not None and suite.tune.seeds is not None:
         return list(suite.tune.seeds)
@@ -227,7 +227,7 @@ def _default_space(target: str, hyperparameters: Mapping[str, Any]) -> dict[str,
 
     Raises:
         _NoSpace: there is no such learning rate, or the suite sweeps hyper-parameters of the optimizer.
-        OptimizerError: a user's optimizer cannot be loaded, which is necessary for its default learning rate.
+        OptimizerError: a user's optimizer, whose default learning rate is needed, cannot be loaded.
     """
     if len(variants(hyperparameters)) > 1:
         raise _NoSpace("the suite sweeps its hyper-parameters; to tune it, give each a single value")

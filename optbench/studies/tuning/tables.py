@@ -54,7 +54,7 @@ ONLINE_DATA = (
 
 
 def _rules(found: Sequence[TunedOptimizer]) -> Iterable[str]:
-    """Yield sentences on how settings were chosen; they name the experiment if the rules differ."""
+    """Yield sentences on how settings were chosen; each rule names its experiments if the rules differ."""
     rules = grouped((rule_text(tuned), tuned.experiment) for tuned in found)
     for text, experiments in rules.items():
         yield text if len(rules) == 1 else f"{' and '.join(dict.fromkeys(experiments))}: {text}"
@@ -249,7 +249,7 @@ def _ends_of_bars(tuned: TunedOptimizer, metric: str) -> tuple[float, float]:
     """Return the values at which a metric's bars are empty and full.
 
     Bars of scores on text range between the whole bits that enclose the learning scores. All other bars range from 0 to
-    1, or to the largest value if the rule's metric exceeds 1.
+    1, except that bars of a rule's metric that is not in `SHOWN` extend to its largest value if that exceeds 1.
     """
     if metric not in SHOWN and (tuned.metric.kind == "curve" or not tuned.in_bits):
         return 0.0, max([1.0, *filter(math.isfinite, _every(tuned, metric))])
