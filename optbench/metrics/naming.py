@@ -32,7 +32,12 @@ def check_taken(name: str, listed: Iterable[str] | None) -> None:
     listed = (DEFAULT,) if listed is None else listed
     chosen = {one for entry in listed for one in (DEFAULT_METRICS if entry == DEFAULT else (entry,))}
     if name in METRICS and name not in chosen and METRICS[name].kind not in derived_with(chosen):
-        raise UsageError(f"expected a metric that the experiment measures, got '{name}'; add it to 'metrics'")
+        raise UsageError(unmeasured(name))
+
+
+def unmeasured(name: str, target: str | None = None) -> str:
+    """Return the message about a metric that exists but is not measured. target: how to list it, if not by name."""
+    return f"expected a metric that the experiment measures, got '{name}'; add {target or 'it'} to 'metrics'"
 
 
 def check_pair_metric(name: str) -> None:

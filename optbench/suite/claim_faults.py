@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from optbench.errors import OptimizerError, UsageError, unknown
+from optbench.errors import OptbenchError, OptimizerError, UsageError, unknown
 from optbench.metrics.catalog import METRICS, PAIR_METRICS
-from optbench.metrics.metric import base_name
+from optbench.metrics.metric import Metric, base_name
 from optbench.metrics.naming import check_pair_metric
+from optbench.metrics.own import resolve
 from optbench.suite.claims import Claim
 from optbench.suite.document import Document, KeyPath
 from optbench.suite.faults import Fault, shown_path
+from optbench.suite.measured import with_readings
 from optbench.suite.schema import ExperimentSettings, Suite
 from optbench.suite.sides import arms_of, side_text, split_arm
 from optbench.suite.variants import count_variants, variants
 
 
-def claim_faults(suite: Suite, document: Document) -> Iterator[Fault]:
-    """Yield a fault for each side that does not exist or cannot be compared, and each equivalence without a margin."""
+def claim_faults(suite: Suite, document: Document, *, as_written: bool = False) -> Iterator[Fault]:
+    """Yield a fault for each side that does not exist or cannot be compared, and each equivalence without a margin.
+
+    as_written: do not load users' metrics.
+    """
     for name, claim in suite.claims.items():
-        metric = METRICS.get(base_name(claim.primary.name))
+        metric = _judged_by(claim, suite, as_written)
         if claim.expect == "equivalent" and claim.margin is None and metric is not None and not metric.margin:
             what = f"expect: equivalent: expected a 'margin', got none, and {metric.name} has no default margin"
+            what += "; give 'margin' in the claim or 'margin=' in @optbench.metric" if metric.is_users else ""
             yield Fault(document.value_place(("claims", name, "expect")), f"{shown_path(('claims', name))}: {what}")
         if _same_sides(claim) and _is_one_variant(suite, claim):
             what = f"right: expected a different optimizer or variant from the left, got {side_text(claim.right)}"
@@ -64,6 +70,17 @@ def check_compared(name: str, experiment: ExperimentSettings | None) -> None:
     listed = experiment.pairs.metrics if experiment is not None and experiment.pairs is not None else None
     if listed is not None and name not in listed:
         raise UsageError(f"expected a metric listed in the experiment's 'pairs' ({', '.join(listed)}), got '{name}'")
+
+
+def _judged_by(claim: Claim, suite: Suite, as_written: bool) -> Metric | None:
+    """Return the metric that gives a claim's verdict; None if it is unknown, which is reported with the metric."""
+    name = claim.primary.name
+    experiment = with_readings(suite).experiments.get(claim.experiment)
+    entry = experiment.own_metrics.get(name) if experiment is not None and not as_written else None
+    try:
+        return METRICS.get(base_name(name)) if entry is None else resolve([entry])[0]
+    except OptbenchError:
+        return None
 
 
 def _same_sides(claim: Claim) -> bool:

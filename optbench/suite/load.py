@@ -11,11 +11,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from optbench.counting import count
-from optbench.errors import OptimizerError, UsageError, nearest
+from optbench.errors import OptbenchError, OptimizerError, UsageError, nearest
 from optbench.kinds import AS_WRITTEN
 from optbench.metrics.catalog import DEFAULT, METRICS, OF_TEST_DATA, PAIR_METRICS
 from optbench.metrics.metric import base_name
-from optbench.metrics.naming import check_metric, check_pair_metric, check_taken
+from optbench.metrics.naming import check_metric, check_pair_metric, check_taken, unmeasured
 from optbench.metrics.own import MetricSettings, check_rule, resolve
 from optbench.suite.claim_faults import check_compared, check_of_trials, claim_faults
 from optbench.suite.document import Document, KeyPath, Place, is_name_list
@@ -69,7 +69,8 @@ def load_suite(
     for override in parsed:
         apply_override(document, override)
     find = find or (lambda target: read_source(target, [path.parent]))
-    with contextlib.nullcontext() if as_written else using(_sources(document, find)):
+    sources = {} if as_written else _sources(document, find)
+    with using(sources):
         try:
             suite = Suite.model_validate(document.value, context=AS_WRITTEN if as_written else None)
         except ValidationError as error:
@@ -79,9 +80,9 @@ def load_suite(
             *reference_faults(suite, document),
             *_tune_faults(suite, document, as_written),
             *(Fault(document.value_place(path), f"{shown_path(path)}: {what}") for path, what in space_problems(suite)),
-            *claim_faults(suite, document),
+            *claim_faults(suite, document, as_written=as_written),
             *_pairs_faults(suite, document),
-            *_metric_faults(suite, document),
+            *_metric_faults(suite, document, sources),
             *_readings_faults(suite, document, as_written),
             *([] if as_written else fitting_faults(suite, document)),
             *([] if as_written else text_faults(suite, document, find)),
@@ -212,7 +213,7 @@ def _pairs_faults(suite: Suite, document: Document) -> Iterator[Fault]:
             yield Fault(document.key_place((*path, "checkpoints")), message)
 
 
-def _metric_faults(suite: Suite, document: Document) -> Iterator[Fault]:
+def _metric_faults(suite: Suite, document: Document, sources: Iterable[str]) -> Iterator[Fault]:
     own: dict[str, str] = {}
     for path, entry in _listed_metrics(suite):
         if entry.is_users and (other := own.setdefault(base_name(entry.name), entry.kind)) != entry.kind:
@@ -224,7 +225,11 @@ def _metric_faults(suite: Suite, document: Document) -> Iterator[Fault]:
                 path = ("experiments", name, "metrics", i)
                 what = "expected the key 'transfer' next to 'metrics', as in transfer: fashion-mnist"
                 yield Fault(document.value_place(path), f"{shown_path(path)}: transfer_accuracy: {what}")
-    known = {name for experiment in with_readings(suite).experiments.values() for name in experiment.own_metrics}
+    known = {
+        name: e
+        for experiment in with_readings(suite).experiments.values()
+        for name, e in experiment.own_metrics.items()
+    }
     for path, metric, check in _named_metrics(suite):
         try:
             check(metric)
@@ -232,9 +237,23 @@ def _metric_faults(suite: Suite, document: Document) -> Iterator[Fault]:
             is_key = path[-1] == metric  # e.g. `where: {forgetting: {below: 0.1}}`
             place = document.key_place(path) if is_key else document.value_place(path)
             what = str(error)
-            if what.startswith("unknown") and (guess := nearest(metric, [*known, *METRICS])) in known:
-                what = f"unknown metric '{metric}'; did you mean '{guess}'?"
+            if what.startswith("unknown"):
+                if (listed := known.get(metric) or _users_metric(metric, sources)) is not None:
+                    what = unmeasured(metric, None if listed.settings else listed.kind)
+                elif (guess := nearest(metric, [*known, *METRICS])) in known:
+                    what = f"unknown metric '{metric}'; did you mean '{guess}'?"
             yield Fault(place, f"{shown_path(path[:-1])}: {what}")
+
+
+def _users_metric(name: str, files: Iterable[str]) -> MetricSettings | None:
+    """Return the metric of this name, without settings, in one of the user's files; None if no file has one.
+
+    files: the files that define the suite's kinds and metrics.
+    """
+    for file in files if base_name(name) == name else ():
+        with contextlib.suppress(OptbenchError, ValidationError):
+            return MetricSettings.model_validate(f"{file}:{name}")
+    return None
 
 
 def _listed_metrics(suite: Suite) -> Iterator[tuple[KeyPath, MetricSettings]]:
@@ -279,30 +298,30 @@ def _named_metrics(suite: Suite) -> Iterator[tuple[KeyPath, str, Callable[[str],
         chosen = enumerate(experiment.pairs.metrics or ()) if experiment.pairs is not None else ()
         yield from (((*path, "pairs", "metrics", i), metric, check_pair_metric) for i, metric in chosen)
     for name, claim in suite.claims.items():
+        if claim.experiment not in measured:
+            continue  # reported with the references; only an experiment determines which metrics are valid
         listed: list[tuple[KeyPath, str]] = [(("claims", name, "metric"), claim.metric)] if claim.metric else []
         listed += [(("claims", name, "beside", i), metric) for i, metric in enumerate(claim.beside)]
         if claim.about_pairs:
-            of_pairs = functools.partial(check_compared, experiment=suite.experiments.get(claim.experiment))
+            of_pairs = functools.partial(check_compared, experiment=suite.experiments[claim.experiment])
             yield from ((path, metric, of_pairs) for path, metric in listed)
             listed = []
         listed += [(("claims", name, "where", metric), metric) for metric in claim.where]
         yield from ((path, metric, check_of_trials) for path, metric in listed if metric in PAIR_METRICS)
         listed = [(path, metric) for path, metric in listed if metric not in PAIR_METRICS]
-        yield from _taken(measured.get(claim.experiment), listed)
+        yield from _taken(measured[claim.experiment], listed)
 
 
 def _taken(
-    where: ExperimentSettings | None, listed: Iterable[tuple[KeyPath, str]]
+    where: ExperimentSettings, listed: Iterable[tuple[KeyPath, str]]
 ) -> Iterator[tuple[KeyPath, str, Callable[[str], object]]]:
     """Yield the references in `listed`, with their checks, in the same form as `_named_metrics`.
 
-    listed: references to metrics that an experiment must measure. where: the experiment; None if it does not exist.
+    listed: references to metrics that the experiment `where` must measure.
     """
-    checks = [check_metric]
-    if where is not None:
-        taken = None if where.metrics is None else [entry.kind for entry in where.metrics if entry.in_catalog]
-        checks.append(functools.partial(check_taken, listed=taken))
-    own = where.own_metrics if where else {}
+    taken = None if where.metrics is None else [entry.kind for entry in where.metrics if entry.in_catalog]
+    checks = (check_metric, functools.partial(check_taken, listed=taken))
+    own = where.own_metrics
     yield from ((path, metric, check) for path, metric in listed if metric not in own for check in checks)
 
 
