@@ -17,7 +17,7 @@ from typing import Any
 
 from optbench.errors import OptbenchError, SuiteError, UsageError, unknown
 from optbench.execution.preflight import find_source
-from optbench.optimizers.registry import check_settings
+from optbench.optimizers.registry import OPTIMIZERS, check_settings
 from optbench.store.read import is_run
 from optbench.suite import Suite, load_suite
 from optbench.suite.claims import Claim
@@ -95,8 +95,12 @@ def parse_optimizers(texts: Sequence[str]) -> tuple[tuple[str, ...], tuple[Addit
         name, equals, target = (part.strip() for part in text.partition("="))
         # A dot would make `--set optimizers.NAME.lr=...` ambiguous.
         if not is_name(name) or (equals and "." in name):
-            allowed = "a name of letters, digits, _, + and -" if equals else "the name of an optimizer"
-            raise UsageError(f"--optimizer {text}: expected {allowed}")
+            if equals:
+                raise UsageError(f"--optimizer {text}: expected a name of letters, digits, _, + and -")
+            attribute = name.rpartition(":")[2].rpartition(".")[2]
+            is_target = ":" in name and is_name(attribute)
+            remedy = f" or NAME=TARGET, as in {attribute}={name}" if is_target else ""
+            raise UsageError(f"--optimizer {text}: expected the name of an optimizer{remedy}")
         if not equals:
             keep.append(name)
             continue
@@ -217,7 +221,11 @@ def _keep(suite: Suite, choice: Choice) -> Suite:
         ("model", choice.models, every_model),
     ):
         if missing := [name for name in names if name not in valid]:
-            raise UsageError(f"--{what}: {unknown(what, missing[0], valid)}")
+            name = missing[0]
+            if what == "optimizer" and name in OPTIMIZERS:
+                expected = f"expected an optimizer of the suite ({', '.join(valid)}), got '{name}'"
+                raise UsageError(f"--{what}: {expected}; {name}={name} adds the registered optimizer of this name")
+            raise UsageError(f"--{what}: {unknown(what, name, valid)}")
     if not (choice.experiments or choice.models or choice.optimizers):
         return suite
     added = {addition.name for addition in choice.additions}

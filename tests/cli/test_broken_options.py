@@ -127,6 +127,16 @@ OPTIONS: dict[str, tuple[list[str], str]] = {
     "experiment with an escape": (["--experiment", "\x1b[31m\n"], r"unknown experiment '\x1b[31m\n'"),
     "very long experiment": (["--experiment", "x" * 100_000], "unknown experiment 'xxx"),
     "misspelt optimizer": (["--optimizer", "sdg"], "--optimizer: unknown optimizer 'sdg'; did you mean 'sgd'?"),
+    "registered optimizer that is not in the suite": (
+        ["--optimizer", "lamb"],
+        "--optimizer: expected an optimizer of the suite (sgd, adam), got 'lamb'; "
+        "lamb=lamb adds the registered optimizer of this name",
+    ),
+    "optimizer is a target": (
+        ["--optimizer", "./mine.py:SignMom"],
+        "--optimizer ./mine.py:SignMom: expected the name of an optimizer or NAME=TARGET, as in "
+        "SignMom=./mine.py:SignMom",
+    ),
     "empty optimizer": (["--optimizer", ""], "expected the name of an optimizer"),
     "optimizer is a path": (["--optimizer", "../x"], "--optimizer ../x: expected the name of an optimizer"),
     "optimizer without target": (["--optimizer", "x="], "expected NAME=module:Class or NAME=./file.py:Class"),
