@@ -95,9 +95,22 @@ MANY_NAMES = 20
 """Maximum number of valid names listed after a suggestion: a longer list would hide the suggestion."""
 
 
+def _initials(name: str) -> str | None:
+    """Return the initials of a name of several words, e.g. `lr` for `learning_rate`; None for a name of one word."""
+    words = [word for word in re.split(r"[_-]", name) if word]
+    return "".join(word[0] for word in words) if len(words) > 1 else None
+
+
 def nearest(name: str, valid: Iterable[str]) -> str | None:
-    """Return the valid name closest to `name`, or None if none is similar."""
-    matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    """Return the valid name closest to `name`, or None if none is similar.
+
+    A name and its initials are similar: `learning_rate` and `lr`, `wd` and `weight_decay`.
+    """
+    valid = list(valid)
+    for other in valid:
+        if name == _initials(other) or other == _initials(name):
+            return other
+    matches = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     return matches[0] if matches else None
 
 

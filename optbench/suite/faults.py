@@ -18,9 +18,11 @@ from optbench.errors import MANY_NAMES, KindError, SuiteError, UsageError, escap
 from optbench.kinds import Kind
 from optbench.suite.document import Document, KeyPath, Place
 from optbench.suite.fields import HYPERPARAMETER_PATTERN, METRIC_PATTERN, NAME_PATTERN
-from optbench.suite.schema import Suite
+from optbench.suite.schema import OptimizerSettings, Suite
 
 MAX_SHOWN = 5
+OPTIMIZER = "adamw"
+"""The registered optimizer that messages give as an example."""
 
 _NEEDS = {
     "int_type": "a whole number",
@@ -118,15 +120,17 @@ def _fault(detail: ErrorDetails, document: Document) -> Fault:
     if what in ("missing", "kind_missing") and around in document.implied and not _is_model(_at(around[:-1], document)):
         return _unknown_name(around, document)
     if what == "missing":
-        hint = f", as in target: {path[-2]}" if path[0] == "optimizers" and path[-1] == "target" else ""
-        return Fault(document.value_place(around), _prefixed(around, f"expected the key '{path[-1]}'{hint}"))
+        is_target = path[0] == "optimizers" and path[-1] == "target"
+        hint = f", as in target: {OPTIMIZER}" if is_target else ""
+        other = "kind" if is_target else None
+        return _missing_key(around, f"'{path[-1]}'{hint}", other, value, document)
     if what == "extra_forbidden":
         message = _prefixed(around[:-1], unknown("key", str(path[-1]), _keys(_model(kind))))
         return Fault(document.key_place(path), message)
     if what == "kind_missing":
         names = _model(kind).registry.names  # type: ignore[attr-defined]
         allowed = f" (one of: {', '.join(names)})" if len(names) <= MANY_NAMES else ""
-        return Fault(document.value_place(path), _prefixed(path, f"expected the key 'kind'{allowed}"))
+        return _missing_key(path, f"'kind'{allowed}", "target", value, document)
     if what == "kind_refused":
         path = (*path, "kind") if isinstance(value, dict) else path
         return Fault(document.value_place(path), _prefixed(path, context["reason"]))
@@ -145,6 +149,15 @@ def _fault(detail: ErrorDetails, document: Document) -> Fault:
     return Fault(document.value_place(path), _prefixed(path, _needed(what, context, value, detail["msg"], kind)))
 
 
+def _missing_key(path: KeyPath, key: str, other: str | None, value: Any, document: Document) -> Fault:
+    """Return the fault for a mapping without a required key. other: a key that users often write in its place."""
+    if other is not None and isinstance(value, dict) and other in value:
+        place, got = document.key_place((*path, other)), f", got the key '{other}'"
+    else:
+        place, got = document.value_place(path), ""
+    return Fault(place, _prefixed(path, f"expected the key {key}{got}"))
+
+
 def _needed(what: str, context: dict[str, Any], value: Any, fallback: str, kind: Any) -> str:
     if what == "value_error":
         return str(context["error"])
@@ -159,6 +172,18 @@ def _needed(what: str, context: dict[str, Any], value: Any, fallback: str, kind:
         length = count(context["min_length" if least else "max_length"], "character")
         return f"expected at {'least' if least else 'most'} {length}, got {_shown(value)}"
     if what in _NEEDS:
+        if what in ("model_type", "model_attributes_type") and value and isinstance(value, str):
+            # A name or target without settings is a common short form.
+            classes = [option for option in _options(kind) if isinstance(option, type)]
+            key = (
+                "target"
+                if OptimizerSettings in classes
+                else "kind"
+                if any(issubclass(c, Kind) for c in classes)
+                else ""
+            )
+            if key:
+                return f"expected a mapping such as {{{key}: {value}}}, got {_shown(value)}"
         # Users often write another word for null: `off`, `none`, 0.
         null = ", or null" if _is_model(kind) and _admits_null(kind) else ""
         bounds = {name: f"{bound:g}" if isinstance(bound, float) else bound for name, bound in context.items()}

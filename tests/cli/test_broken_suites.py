@@ -52,6 +52,8 @@ def test_every_command_refuses_a_broken_suite_with_the_same_message(
 UNKNOWN: dict[str, tuple[str, str, str, str]] = {
     "unknown target": ("target: sgd", "target: sdg", "4:9", "unknown optimizer 'sdg'; did you mean 'sgd'?"),
     "unknown hyper-parameter": ("lr: 0.1", "lrr: 0.1", "4:22", "'lrr' of sgd; did you mean 'lr'?"),
+    "learning rate in full": ("lr: 0.1", "learning_rate: 0.1", "4:22", "'learning_rate' of sgd; did you mean 'lr'?"),
+    "initials": ("lr: 0.1", "wd: 0.1", "4:22", "'wd' of sgd; did you mean 'weight_decay'?"),
     "learning rate is text": ("lr: 0.1", "lr: fast", "4:22", "'lr' of sgd: expected a number"),
     "learning rate is negative": ("lr: 0.1", "lr: -1", "4:22", "'lr' of sgd: expected a number"),
     "learning rate is a mapping": ("lr: 0.1", "lr: {a: 1}", "4:22", "'lr' of sgd: expected a number"),

@@ -67,7 +67,7 @@ def test_other_words_for_none_are_refused_with_the_accepted_one(value: str, said
 def test_null_is_suggested_only_if_it_is_accepted(tmp_path: Path) -> None:
     path = written(tmp_path)
     path.write_text(path.read_text().replace("{kind: permuted}", "permuted"))
-    with pytest.raises(SuiteError, match="tasks: expected a mapping, got 'permuted'"):
+    with pytest.raises(SuiteError, match=r"tasks: expected a mapping such as {kind: permuted}, got 'permuted'"):
         load_suite(path)
 
 
