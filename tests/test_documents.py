@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from optbench.store.tables import ALL_TABLES
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 MOST_LINES = 160
@@ -69,13 +71,25 @@ def test_the_reference_describes_every_key_and_column(monkeypatch: pytest.Monkey
     monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
     from docs.site import commands, optimizers, suite_file, tables
 
-    for page in (suite_file.page(), tables.page()):
+    for page in (suite_file.page(), tables.columns()):
         undescribed = [line for line in page.splitlines() if re.match(r"\| `.*\|  \|$", line)]
         assert not undescribed
     assert "| `clip_norm` | number above 0, or null | `null` |" in suite_file.page()
-    assert "| `bits_per_byte` | double | yes |" in tables.page()
+    assert "| `bits_per_byte` | double | yes |" in tables.columns()
     assert "### shampoo" in optimizers.page()
     assert "| `--fail-on METRIC:±SIZE[%]` |" in commands.page()
+
+
+def test_the_page_on_the_run_directory_lists_the_columns_of_every_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+    from docs.site import tables
+
+    text = tables.PAGE.read_text(encoding="utf-8")
+    assert tables.updated(text) == text, "run python -m docs.site.tables"
+    columns = text.partition(tables.BEGIN)[2]
+    for name in (*ALL_TABLES, "summary", "pairs"):
+        assert f"### {name}\n" in columns
+        assert f"`{name}.parquet`" in text.partition(tables.BEGIN)[0]
 
 
 def test_formulas_of_the_catalog_are_rendered(monkeypatch: pytest.MonkeyPatch) -> None:

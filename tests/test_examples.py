@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from nbclient import NotebookClient
 
@@ -57,8 +58,10 @@ def test_moons_run_and_pandas_duckdb_and_polars_read_the_same_tables(
 
     page = (EXAMPLES.parent / "docs" / "reading-tables.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    readers = {"pandas": blocks[0], "duckdb": blocks[1], "polars": blocks[2], "summary": blocks[3]}
-    readers = {name: block for name, block in readers.items() if name == "summary" or importlib.util.find_spec(name)}
+    readers = {"pandas": blocks[0], "matrix": blocks[1], "duckdb": blocks[2]}
+    readers |= {"polars": blocks[3], "summary": blocks[4]}
+    ours = ("matrix", "summary")
+    readers = {name: block for name, block in readers.items() if name in ours or importlib.util.find_spec(name)}
     # In a separate process, which ends the threads of these packages.
     script = "".join(
         f"{block}\nprint(result.to_dict('records') if {name!r} != 'polars' else result.to_dicts())\n"
@@ -66,8 +69,13 @@ def test_moons_run_and_pandas_duckdb_and_polars_read_the_same_tables(
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    *alike, forgetting = [eval(line) for line in done.stdout.splitlines()]
+    first, matrix, *others, forgetting = [eval(line) for line in done.stdout.splitlines()]
+    alike = [first, *others]
     for found in alike:
         assert [row["optimizer"] for row in found] == ["adam", "sgd"]
         assert [row["accuracy"] for row in found] == pytest.approx([row["accuracy"] for row in alike[0]])
     assert all(set(row) == {"adam", "sgd"} for row in forgetting)
+    accuracy = pd.read_parquet("runs/smoke/accuracy.parquet")
+    trial = accuracy[accuracy.trial == accuracy.trial.iloc[0]]
+    assert len(matrix) == len(matrix[0]) + 1, "a row before training, and one after each task"
+    assert all(matrix[row.after_task][row.task] == row.accuracy for row in trial.itertuples())

@@ -18,7 +18,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from docs.site import commands, formulas, metrics, optimizers, python, suite_file, tables  # noqa: E402
+from docs.site import commands, formulas, metrics, optimizers, python, suite_file  # noqa: E402
 
 GENERATED = {
     "reference/suite.md": suite_file.page,
@@ -26,7 +26,6 @@ GENERATED = {
     "reference/optimizers.md": optimizers.page,
     "reference/commands.md": commands.page,
     "reference/python.md": python.page,
-    "reference/tables.md": tables.page,
 }
 COPIED = {"benchmarks/RESULTS.md": "speed.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changes.md"}
 """Pages from outside `docs/`: path in the repository -> path in the site."""

@@ -1,6 +1,11 @@
-"""Generate the reference for a run's tables from the dataclasses that define their rows."""
+"""Write the columns of a run's tables into docs/run-directory.md, from the dataclasses that define their rows.
+
+python -m docs.site.tables          # a test checks that the page is up to date
+"""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -10,17 +15,39 @@ from optbench.store.pairs_table import PairRow
 from optbench.store.tables import ALL_TABLES, KEY_COLUMNS, ON_REQUEST, SCHEMA_VERSION, Row, arrow_schema
 from optbench.store.values import SUMMARY, SUMMARY_SCHEMA, SummaryRow
 
-HEAD = f"""# Tables and columns
+PAGE = Path(__file__).parents[1] / "run-directory.md"
+BEGIN = "<!-- columns: written by python -m docs.site.tables -->"
+END = "<!-- end columns -->"
+TITLES = ("column", "type", "null?", "meaning")
+KEYS = {
+    "trial": "Id of the trial: `experiment/model/optimizer/variant/seed=N`.",
+    "experiment": "Name of the experiment in the suite.",
+    "model": "Name of the model in the experiment.",
+    "optimizer": "Name of the optimizer in the suite.",
+    "variant": "Swept hyper-parameters with their values, as in `lr=0.1,momentum=0.9`; `default` if none is swept.",
+    "seed": "Seed of the trial.",
+    "stage": "`eval`, `tune` or `control`, as described above.",
+}
 
-Every table of a [run directory](../run-directory.md) is a Parquet file with schema version {SCHEMA_VERSION}. All tables
-except `pairs` begin with the key columns {", ".join(map(code, KEY_COLUMNS))}. `after_task` is 0 before any training and
-i after task i. Tasks are numbered from 1. A null means that a value does not apply or is undefined. To read the tables
-with pandas, DuckDB or Polars, see [Reading the tables](../reading-tables.md).
-"""
+
+def updated(page: str) -> str:
+    """Return the text of the page with the current columns between the two markers."""
+    before, rest = page.split(BEGIN)
+    return f"{before}{BEGIN}\n\n{columns()}\n{END}{rest.split(END)[1]}"
 
 
-def page() -> str:
-    return "\n".join([HEAD, *(_section(name, *found) for name, found in _found().items())])
+def columns() -> str:
+    """Return the schema version, and a section for each table with its columns in their order in the file."""
+    schema = arrow_schema(next(iter(ALL_TABLES.values())))
+    keys = [(code(name), str(schema.field(name).type), "", KEYS[name]) for name in KEY_COLUMNS]
+    head = f"""The files have schema version {SCHEMA_VERSION}, which is recorded in their metadata.
+
+### Key columns
+
+All tables except `pairs` begin with these columns:
+
+{table(TITLES, keys)}"""
+    return "\n".join([head, *(_section(name, *found) for name, found in _found().items())])
 
 
 def _found() -> dict[str, tuple[type, pa.Schema]]:
@@ -32,12 +59,14 @@ def _found() -> dict[str, tuple[type, pa.Schema]]:
 def _section(name: str, row: type, schema: pa.Schema) -> str:
     said = descriptions(row)
     keys = () if name == "pairs" else KEY_COLUMNS
-    columns = [
+    rows = [
         (code(field.name), str(field.type), "yes" if field.nullable else "", said.get(field.name, ""))
         for field in schema
         if field.name not in keys
     ]
     optional = "\n\nWritten only if the suite requests it." if name in {*ON_REQUEST, "pairs"} else ""
-    return f"## {name}\n\n{paragraphs(row.__doc__)}{optional}\n\n" + table(
-        ("column", "type", "null?", "meaning"), columns
-    )
+    return f"### {name}\n\n{paragraphs(row.__doc__)}{optional}\n\n{table(TITLES, rows)}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(updated(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

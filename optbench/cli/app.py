@@ -299,9 +299,9 @@ def fingerprint(
 ) -> None:
     """Show on one page what kind of solution an optimizer finds.
 
-    The command tunes the learning rate and trains the suite fingerprint, which takes about two minutes on two cores
-    for an optimizer as cheap as AdamW. The page shows 16 properties next to those of known optimizers, verdicts against
-    AdamW and SGD, and the nearest neighbours.
+    The command tunes the learning rate and trains the suite fingerprint, which takes about a minute and a half on two
+    cores for an optimizer as cheap as AdamW. The page shows 16 properties next to those of known optimizers, verdicts
+    against AdamW and SGD, and the nearest neighbours.
     """
 
     def command() -> int:
