@@ -17,7 +17,8 @@ from optbench.suite.variants import with_values
 class Contender:
     """A named optimizer with its settings.
 
-    twin: name of the optimizer with which this one is compared at equal α (see `sparse`); None if there is none.
+    twin: name of the optimizer with which this one is compared at the same exponent (see `sparse`); None if there is
+        none.
     """
 
     name: str
@@ -27,9 +28,10 @@ class Contender:
 
 
 def sparse(alpha: float, lr: float = 0.1) -> tuple[Contender, Contender]:
-    """Return Powerpropagation with exponent `alpha`, and its twin: SGD preconditioned by diag(|θ|^β).
+    """Return Powerpropagation with exponent `alpha` and its twin.
 
-    Both optimizers have the same gradient flow. `PowerSgd` documents how their settings correspond.
+    The twin is SGD preconditioned by diag(|θ|^β), where β = 2 - 2/`alpha`. Both have the same gradient flow;
+    `PowerSgd` documents how their settings correspond.
     """
     twin = {"lr": alpha**2 * lr, "beta": 2 - 2 / alpha, "bias_scale": alpha**-2}
     names = f"powerpropagation-{alpha:g}", f"power-sgd-{alpha:g}"

@@ -51,7 +51,7 @@ class Training:
         self.loss = 0.0
 
     def step(self, number: int, watch: RegionTimer) -> dict[str, float]:
-        """Take step `number`, and return the time of each part of the step in seconds."""
+        """Take step `number`, and return the time, in seconds, of each part of the step."""
         batch = networks.batch(self._size, number, self._device)
 
         def evaluated(*_: object, **__: object) -> Tensor:

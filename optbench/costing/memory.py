@@ -1,6 +1,6 @@
-"""Available memory, this process's memory use, and a limit that makes allocations fail before the process is killed.
+"""Available memory, this process's memory use, and a limit beyond which allocations fail.
 
-Does not import torch.
+The limit lets a process report that it needs too much memory before the system kills it. Does not import torch.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def attended(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 class Bert(nn.Module):
-    """BERT with its pre-training heads, for masked tokens, (R, V), and for next-sentence prediction, (B, 2).
+    """BERT with its pre-training heads, which return logits for masked tokens, (R, V), and for next sentences, (B, 2).
 
     It has post-norm blocks with GELU, learnt positions, two segments and a pooler. The decoder is tied to the token
     embedding. There is no dropout, because dropout does not affect an optimizer's cost.

@@ -81,8 +81,8 @@ class Row(_Record):
 
     note: the reason if the measurement failed; otherwise a caveat, or empty.
     idle: memory of the process before the measurement, in bytes.
-    needed, peak: estimated and measured peak memory, in bytes: the device's memory if measured on a GPU, otherwise that
-        of the process.
+    needed, peak: estimated and measured peak memory, in bytes. On a GPU, this is memory of the device; otherwise, of
+        the process.
     state, planned_state: measured and estimated size of the optimizer's state, in bytes.
     split: whether the optimizer marks the parts of its step, so that their times are known.
     first: the optimizer's time for the first step, in seconds, including the creation of its state.

@@ -1,4 +1,7 @@
-"""Measure the time of each part of a step. The time of a region excludes that of nested regions."""
+"""Measure the time of each part of a step.
+
+Parts are marked as regions. The time of a region excludes that of the regions nested in it.
+"""
 
 from __future__ import annotations
 

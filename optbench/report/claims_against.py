@@ -1,4 +1,4 @@
-"""The report on the claims of two runs, side by side: changed verdicts and the underlying numbers."""
+"""A side-by-side report on the claims of two runs: changed verdicts and the underlying numbers."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _change(number: int, claim: ClaimOfBoth) -> str:
 
 
 def _notes(numbered: Mapping[int, ClaimOfBoth]) -> Iterable[str]:
-    """Yield a line for each claim with different settings in A and B, and for claims or parts found in one run only."""
+    """Yield lines on claims whose settings differ between A and B, and on claims or parts that only one run has."""
     for number, claim in numbered.items():
         if claim.apart:
             what = "; ".join(f"{name} {_short(a)} in A, {_short(b)} in B" for name, a, b in claim.apart)

@@ -46,8 +46,8 @@ def comparison_report(
     """Build the document on a comparison.
 
     metrics: the metrics to show; all of them if empty.
-    everything: whether exploratory metrics are shown in one table with the primary ones, in every format and for any
-        number of pairs.
+    everything: whether exploratory metrics are in one table with the primary ones. By default, they are in a separate
+        table that is folded, or in none if there are more than `MANY_PAIRS` pairs.
     """
     blocks: list[Block] = [Paragraph(_sides(comparison))]
     if tuning := [s.results.run.id for s in (comparison.a, comparison.b) if s.results.split == "validation"]:

@@ -133,7 +133,7 @@ def name_ticks(axes: Axes, which: Which, names: Sequence[str], every: int = 1) -
 
 
 def no_names(axes: Axes, which: Which) -> None:
-    """Remove the tick labels of an axis, for a panel whose tick labels another panel shows."""
+    """Remove the tick labels of an axis, for a panel that shares them with another panel."""
     from matplotlib.ticker import NullFormatter
 
     _axis(axes, which).set_major_formatter(NullFormatter())

@@ -1,7 +1,7 @@
 """Collections of texts as one artist, and the sizes of texts.
 
 matplotlib has collections of lines and patches only. Whenever a matplotlib text is measured or drawn, its line breaks,
-rotation and mathematics are processed again, but the numbers of a heat map and the ticks of an axis do not need this.
+rotation and mathematics are processed again. Tick labels and the numbers in a heat map do not need this.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The distribution of weight magnitudes at the end, from checkpoints.
 
-The figure is drawn for runs with pruning curves, which it explains: removing many small weights costs little accuracy.
+The figure is drawn for runs with pruning curves and helps to explain them: if many weights are small, removing these
+costs little accuracy.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ VISIBLE = 0.005
 class Magnitudes:
     """The magnitudes of the weights that pruning can remove, pooled over trials.
 
-    density: (bins of EDGES,), fraction of all weights per decade.
+    density: fraction of the weights per decade, (bins of `EDGES`,).
     nothing: fraction of weights with a magnitude below 10^LOW, including 0.
     median: the median of |w|.
     """
@@ -57,7 +58,9 @@ def weight_magnitudes(results: Sequence[Results]) -> list[Figure]:
 
 
 def magnitudes(series: Series) -> Magnitudes | None:
-    """Read the weights of the first seeds with a pruning curve and a checkpoint; None if there is nothing to draw.
+    """Read the weights of the first `SEEDS_READ` seeds with a pruning curve and a checkpoint.
+
+    Return None if there is nothing to draw.
 
     Raises:
         StoreError: a checkpoint is unreadable.

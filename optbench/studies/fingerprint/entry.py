@@ -35,8 +35,8 @@ class Trials:
 
     states: `ok`, `diverged`, `failed`, `missing` or `above_target`.
     starts: hashes of the initial weights; empty strings if unknown.
-    learnt: mean accuracy on each task right after training on it, (n,); on plasticity, the best online accuracy over a
-        tenth of the tasks. NaN if the trial or the experiment has no such accuracy.
+    learnt: accuracy right after training on a task, mean over tasks, (n,); on `plasticity`, the best online accuracy
+        over a tenth of the tasks. NaN if the trial or the experiment has no such accuracy.
     """
 
     states: tuple[str, ...]

@@ -4,8 +4,8 @@ A `switch` takes its first k steps with optimizer A and all others with B; `grad
 its base in the first k steps. Both are compared with the *pure* arms of the same experiment and model, which are
 trained by A or B alone.
 
-Legend: `n` seeds; in shapes, `B` resamples; m_AB(k), m_A and m_B are the means of a metric over the seeds that the
-switched arm and both pure arms have.
+Legend: `n` seeds; in shapes, `B` resamples; m_AB(k), m_A and m_B are the means of a metric over the seeds on
+which the switched arm and both pure arms have values.
 Source: Pascanu et al. 2025, arXiv:2507.12224, sections 1 and 3.1: the early phase determines the basin.
 """
 
@@ -83,7 +83,7 @@ class SwitchPoint:
 class Switching:
     """A sweep of k for one pair of optimizers A and B, or for one perturbed base, with everything else equal.
 
-    first, then: names of A and B: the label of the pure arm if there is one, else the target and its settings.
+    first, then: names of A and B, i.e. the label of the pure arm if there is one, else the target and its settings.
     state: whether B starts without state (`reset`) or can continue from A's (`keep`); None for noise.
     points: the points of the sweep, by ascending k.
     pure_first, pure_then: the arms trained by A alone and by B alone. A missing arm is replaced with the end of the

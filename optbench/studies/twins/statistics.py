@@ -45,8 +45,8 @@ class Twins:
     """Two optimizers listed as twins in a suite, on one experiment and model.
 
     a, b: names of the optimizers. sides: the optimizers' arms; None unless each optimizer has exactly one.
-    distances: the distances by seed, for every seed on which both trials are ok and have sketches at the start and at a
-        common place after it.
+    distances: the distances by seed, for every seed on which both trials are ok and have sketches at the start and at
+        another common place.
     size: K; 0 if there are no distances. reason: why there are no distances; empty if there are some.
     """
 
@@ -129,7 +129,7 @@ def distances(a: Sketches, b: Sketches) -> dict[Moment, float]:
 
     The value is 0 for equal weights, √2 if both optimizers have moved equally far and at right angles, and at most 2;
     it is NaN if neither has moved. The metric `weight_distance` has the same definition, but only for solutions. Return
-    an empty mapping if a trial has no sketch of the start.
+    an empty mapping if there is no such place, or a trial has no sketch of the start.
     """
     shared = sorted(set(a.places) & set(b.places) - {START})
     if not shared or START not in a.places or START not in b.places:
