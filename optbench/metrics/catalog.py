@@ -96,7 +96,7 @@ def _geometry(of: str) -> Callable[..., Metric]:
 def _pruned(scope: str, how: str) -> tuple[Metric, ...]:
     """Return the metrics of the pruning curve with this scope.
 
-    how: the words in the formulas that describe the scope.
+    how: the scope in words, for the formulas.
 
     If a suite names any of these metrics, the curves of both scopes are measured.
     """

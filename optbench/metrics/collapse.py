@@ -1,4 +1,4 @@
-"""Neural collapse: whether features collapse to their class means, and class means and last layer to a simplex.
+"""Neural collapse: whether features collapse to class means, and the class means and the last layer to a simplex.
 
 Legend: `N` examples; `d` width of the features; `C` classes that have examples.
 
@@ -135,8 +135,8 @@ def class_margin(collapse: Collapse) -> float:
     z are an example's logits and y is its class; w are the rows of the last layer's weights, and Σ is the covariance of
     the features. The margin is the mean signed distance of training examples from the decision boundary of the last
     layer, relative to the spread of the features. It is the margin in feature space of Elsayed et al. 2018
-    (arXiv:1803.05598), normalised as in Jiang et al. 2019 (arXiv:1810.00113). Scaling the last layer, or the features
-    together with its bias, does not change the margin.
+    (arXiv:1803.05598), normalised as in Jiang et al. 2019 (arXiv:1810.00113). Scaling the last layer, or both the
+    features and the bias of the last layer, does not change the margin.
     """
     if collapse.head is None or collapse.logits is None or not collapse.finite:
         return math.nan

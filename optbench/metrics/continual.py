@@ -75,14 +75,16 @@ def last_task_accuracy(accuracy: ArrayLike) -> Array:
 def earlier_tasks_accuracy(accuracy: ArrayLike) -> Array:
     """Return the mean final accuracy on all tasks before the last: mean_{j<T} R[T, j].
 
-    Interpret it together with `last_task_accuracy`, because a network that stops learning also stops forgetting.
+    Interpret the result together with `last_task_accuracy`: a network that stops learning also stops forgetting.
     """
     matrix = _matrix(accuracy)
     return _mean(matrix[..., -1, :-1], matrix)
 
 
 def backward_transfer(accuracy: ArrayLike) -> Array:
-    """Return the mean accuracy change since learning a task: mean_{j<T} (R[T, j] - R[j, j]) (Lopez-Paz & Ranzato 2017).
+    """Return the mean change in a task's accuracy since learning it: mean_{j<T} (R[T, j] - R[j, j]).
+
+    Lopez-Paz & Ranzato 2017.
 
     Example:
         >>> rows = [[0.1, 0.1], [0.9, 0.2], [0.7, 0.8]]
@@ -138,7 +140,7 @@ def _needed(tasks: int, needs: Needs) -> NDArray[np.bool_]:
 
 
 def _ended(matrix: Array) -> NDArray[np.bool_]:
-    """Return a mask (...) that is True where training finished every task.
+    """Return a mask (...) that is True where training on all tasks finished.
 
     Training finished if every R[j, j], which is always scored, is finite and no entry is infinite.
     """
@@ -161,7 +163,7 @@ def _just_learnt(matrix: Array) -> Array:
 
 
 def _mean(per_task: Array, matrix: Array) -> Array:
-    """Return the mean over the last axis; NaN if this axis is empty or training did not finish every task."""
+    """Return the mean over the last axis; NaN if this axis is empty or training on some task did not finish."""
     if per_task.shape[-1] == 0:
         return np.full(per_task.shape[:-1], np.nan)
     # Masked before the mean, because inf - inf would warn.

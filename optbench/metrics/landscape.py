@@ -68,7 +68,7 @@ class Trace:
 def interpolate(first: Tensor, last: Tensor, alphas: Tensor) -> Tensor:
     """Return (1 - α) w₀ + α w₁ at every α: two weight vectors (..., P) and alphas (K,) -> (..., K, P).
 
-    The results for α = 0 and 1 are exactly w₀ and w₁. If the two vectors are equal, so is every point between them.
+    The results for α = 0 and 1 are exactly w₀ and w₁. If w₀ = w₁, all results equal them exactly.
     """
     w0, w1 = (w.detach().double().unsqueeze(-2) for w in (first, last))
     return torch.lerp(w0, w1, alphas.to(w0)[:, None])

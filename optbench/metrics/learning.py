@@ -46,9 +46,9 @@ def no_better_than_guessing(accuracy: ArrayLike, guess: ArrayLike, examples: Arr
 def loss_exploded(losses: ArrayLike, start: ArrayLike) -> Flags:
     """Return True where a training loss exceeded ten times its initial value.
 
-    losses: (..., T), the highest training loss in each task. Losses are averaged between two evaluations, so that a
-    brief spike does not count. start: (..., T), the initial loss on each task
-    (see `start_losses`). -> (..., T), False where `losses` or `start` is NaN.
+    losses: (..., T), the highest training loss in each task. Losses are averaged over the steps between two
+    evaluations, so that a brief spike does not count. start: (..., T), the initial loss on each task (see
+    `start_losses`). -> (..., T), False where `losses` or `start` is NaN.
     """
     flags: Flags = np.asarray(losses, np.float64) > EXPLOSION * np.asarray(start, np.float64)
     return flags
@@ -83,7 +83,7 @@ class NotLearnt:
     """Tasks, counted from 1, that one or several trials failed to learn.
 
     guessed: tasks on which the accuracy right after training was no better than guessing.
-    exploded: tasks in which the training loss, averaged between two evaluations, exceeded ten times its initial value.
+    exploded: tasks in which the training loss, averaged between evaluations, exceeded ten times its initial value.
     """
 
     guessed: tuple[int, ...] = ()

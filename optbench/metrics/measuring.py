@@ -1,4 +1,4 @@
-"""Readings, which are the inputs of metrics, and the code that measures all metrics. Imports torch only when needed.
+"""Readings, which are the inputs of metrics, and measurement from readings. Imports torch only when needed.
 
 A reading holds tensors of one trial, and intermediate results that several metrics share, such as a decomposition.
 """
@@ -68,7 +68,7 @@ def take(metrics: Iterable[Metric], reading: Reading, ask: Ask | None = None) ->
 
 
 def mean_of_layers(metric: Metric, layers: Sequence[Measurement], sizes: Sequence[int]) -> Measurement:
-    """Return a metric's mean over layers, weighted by size; undefined if any layer with weights is undefined."""
+    """Return a metric's mean over layers, weighted by size; undefined if it is undefined for any layer with weights."""
     filled = [(layer, size) for layer, size in zip(layers, sizes, strict=True) if size]
     undefined = [str(layer.layer) for layer, _ in filled if layer.value is None]
     if undefined or not filled:
@@ -145,7 +145,8 @@ class Features(Reading):
 
         cues: (N,), as in `Split`.
 
-        elsewhere: decompositions of the features at other places; None for a place that names this same input.
+        elsewhere: decompositions of the features at other places; None for a place that is the input of the last linear
+            layer under another name.
 
         Raises:
             ValueError: the shapes disagree.

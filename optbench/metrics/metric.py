@@ -63,7 +63,7 @@ class Metric:
     kind: the metric's input.
 
         - `continual`: the accuracy matrix
-        - `online`: each task's online accuracy, which is the mean accuracy on its batches, each before the update
+        - `online`: each task's online accuracy: the mean accuracy on its batches, each measured before the update
         - `features`: the features (N, d)
         - `similarity`: the features with labels
         - `logits`: the logits (N, C) with targets
@@ -80,7 +80,7 @@ class Metric:
         - `cost`: the record of a trial's training
 
     subject: the module `optbench.metrics.<subject>` that defines the metric's function.
-    reads: the names of attributes of the kind's reading (see `measuring`) that are passed to the function.
+    reads: the names of the reading's attributes (see `measuring`) that are the function's first arguments, in order.
     cost: `cheap` (milliseconds per trial) or `expensive`.
     default: whether the metric is measured if a suite names no metrics.
     called: the function's name if it differs from the metric's.

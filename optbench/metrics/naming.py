@@ -18,8 +18,8 @@ def check_metric(name: str) -> None:
 def derived_with(names: Iterable[str]) -> set[Kind]:
     """Return the kinds whose registered metrics are all derived if a suite names these metrics.
 
-    Metrics of the accuracy matrix and of cost are always derived. All metrics of online accuracy are derived if a suite
-    names any of them, and likewise all metrics of pruning curves.
+    Metrics of the accuracy matrix and of cost are always derived. If a suite names a metric of online
+    accuracy, all of these are derived; the same applies to metrics of pruning curves.
     """
     return {"continual", "cost", *(METRICS[name].kind for name in names if name in METRICS)} & {*DERIVED}
 

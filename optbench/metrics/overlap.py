@@ -121,7 +121,7 @@ def _pairs(tasks: Sequence[TaskFeatures], within: bool) -> Iterable[tuple[Tensor
 
 
 def _aligned(a: Tensor, b: Tensor) -> Tensor:
-    """Return the cosine between the covariances of features (N, d) and (N′, d); NaN if one of the two is constant."""
+    """Return the cosine between the covariances of features (N, d) and (N′, d); NaN if either is constant."""
     one, other = (x.mT @ x for x in map(similarity.centred, (a, b)))
     norms = torch.linalg.matrix_norm(one) * torch.linalg.matrix_norm(other)
     return torch.where(norms > 0, (one * other).sum() / norms, torch.nan)

@@ -1,7 +1,7 @@
-"""Metrics named in a suite: users' metrics, metrics with settings, and their descriptions in a run.
+"""Metrics named in a suite, including users' metrics and metrics with settings, and their descriptions in a run.
 
-A run's record describes each of them, so that reports and comparisons do not execute user code. This module does not
-import torch.
+A run's record describes its users' metrics and metrics with settings, so that reports and comparisons do not execute
+user code. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ def metric(
             - `weights`: a mapping from layer names to weight tensors with two or more axes. The function is called once
               for each layer, and once for all layers together, which gives the trial's value.
             - `accuracy`: the accuracy matrix (T+1, T) as a NumPy array, with the accuracies before training in row 0
-            - `model`: three arguments: the trained network in eval mode, and one task's test inputs and targets, in the
-              form that the network takes. The trial's value is the mean over tasks.
+            - `model`: the trained network in eval mode, one task's test inputs in the form that the network takes, and
+              the targets of these inputs, as three arguments. The trial's value is the mean over tasks.
         direction: which values are better; values of a `neutral` metric are called higher or lower, never better.
-        unit: shown next to the name.
+        unit: the unit, which is shown next to the name.
         margin: the smallest relevant difference, in the metric's unit; with 0, no values are judged equivalent.
-        formula: shown in reports; by default the first line of the function's docstring.
+        formula: a formula or description for reports; by default, the first line of the function's docstring.
 
     Raises:
         ValueError: an argument is invalid.
@@ -143,7 +143,7 @@ class _Metrics(Registry):
         return reads[: len(self._given(kind, found, signature(found)[0]))]
 
     def departures(self, kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the settings that differ from their defaults, as plain values. They are part of the metric's name.
+        """Return the non-default settings, which are part of a metric's name, as plain values.
 
         Raises:
             KindError, ValidationError: as in `complete`.

@@ -104,15 +104,15 @@ def mask(weights: Mapping[str, Tensor], keep: float, scope: Scope, output: str |
 def prune(weights: Mapping[str, Tensor], keep: float, scope: Scope, output: str | None = None) -> dict[str, Tensor]:
     """Return the parameters with all but the largest weights set to zero.
 
-    Tensors with fewer than two axes are unchanged, and keep = 1 preserves all bits. Arguments and errors are those of
-    `rank_weights` and `Ranking.mask`.
+    Tensors with fewer than two axes are unchanged. With keep = 1, all tensors are unchanged, bit for bit. Arguments and
+    errors are those of `rank_weights` and `Ranking.mask`.
     """
     stay = mask(weights, keep, scope, output)
     return {name: w.detach().where(stay[name], 0.0) if name in stay else w for name, w in weights.items()}
 
 
 def kept(keep: float, n: int) -> int:
-    """Return ⌈keep·n⌉ without rounding error: 7 for .07 of 100, although the float product is 7.000000000000001.
+    """Return ⌈keep·n⌉ without rounding error: 7 for .07 · 100, although the float product is 7.000000000000001.
 
     Raises:
         ValueError: keep is not between 0 and 1.

@@ -5,8 +5,8 @@ Legend: `N` examples; `d` width of the features; `...` any leading axes (members
 σ are the singular values of the uncentred N×d features, λ the eigenvalues of the features' *centred* covariance, and ρ
 the eigenvalues of the features' correlation matrix. All are computed in float64 from one decomposition, a `Spectrum`.
 Every metric takes either the features or a spectrum, and returns float64 of shape (...). All-zero spectra have rank 0.
-A metric is NaN if the features are empty or not finite, and a metric of λ or ρ also for fewer than two examples. `note`
-gives the reason.
+A metric is NaN if the features are empty or not finite; metrics of λ or ρ are also NaN for fewer than two examples.
+`note` gives the reason.
 
 No rank exceeds min(N, d), and no rank based on λ or ρ exceeds min(N - 1, d). Use N ≥ 10 d.
 """

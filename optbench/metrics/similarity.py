@@ -39,7 +39,7 @@ class ClassSums:
 
 
 def class_sums(features: Tensor, labels: Tensor, classes: int | None = None) -> ClassSums:
-    """Sum over the features once for all metrics of classes.
+    """Compute the sums over features that all metrics of classes share.
 
     features: (..., N, d). labels: integers, (N,) or (..., N). classes: C; None: the largest label plus one.
 
@@ -80,7 +80,7 @@ def pooled_sums(parts: Sequence[ClassSums]) -> ClassSums:
 
 
 def class_cosine(features: Tensor | ClassSums, labels: Tensor | None = None, classes: int | None = None) -> Tensor:
-    """Return the cosine between class means of the features: entry (a, b) = ⟨μ_a, μ_b⟩ / (‖μ_a‖ ‖μ_b‖).
+    """Return the cosines between class means of the features: entry (a, b) = ⟨μ_a, μ_b⟩ / (‖μ_a‖ ‖μ_b‖).
 
     The arguments are those of `class_sums`, or its result alone. The returned tensor has shape (..., C, C), with NaN in
     the row and column of a class that has no examples or a zero mean. Raises ValueError as `class_sums` does.
@@ -96,7 +96,7 @@ def class_cosine(features: Tensor | ClassSums, labels: Tensor | None = None, cla
 def class_cosine_mean(features: Tensor | ClassSums, labels: Tensor | None = None, classes: int | None = None) -> Tensor:
     """Return the off-diagonal mean of `class_cosine` over the classes that have examples and a non-zero mean.
 
-    The arguments are those of `class_cosine` -> (...); NaN if there are fewer than two such classes.
+    The arguments are those of `class_cosine`. The result has shape (...); NaN if there are fewer than two such classes.
 
     Example:
         >>> features, labels = torch.tensor([[1.0, 0], [1, 0], [1, 1], [0, 1]]), torch.tensor([0, 0, 1, 1])
@@ -116,10 +116,11 @@ def pairwise_class_cosine(
         Σ_{c<c′} n_c n_c′ ⟨m_c, m_c′⟩ / Σ_{c<c′} n_c n_c′
 
     n_c is the number of examples of class c, and m_c the mean of their unit-normalised features. Pairs of classes are
-    weighted by the product of the class sizes; for classes of equal size, this is the plain mean of ⟨m_c, m_c′⟩.
+    weighted by the product of the class sizes; for classes of equal size, the result is the plain mean of ⟨m_c, m_c′⟩.
     Examples of norm zero are excluded.
 
-    The arguments are those of `class_cosine` -> (...); NaN if fewer than two classes have examples of non-zero norm.
+    The arguments are those of `class_cosine`. The result has shape (...); NaN if fewer than two classes have examples
+    of non-zero norm.
 
     Example:
         >>> features, labels = torch.tensor([[1.0, 0], [1, 0], [1, 1], [0, 1]]), torch.tensor([0, 0, 1, 1])
@@ -189,7 +190,7 @@ def prediction_disagreement(a: Tensor, b: Tensor) -> Tensor:
     """Return the share of examples that two solutions label differently.
 
     Interpret the share relative to its null, the value for the same optimizer and initial weights with another data
-    order. a, b: predicted labels, integer (..., N) -> (...); NaN for N = 0.
+    order. a, b: predicted labels, integers (..., N) -> (...); NaN for N = 0.
 
     Raises:
         ValueError: the labels are not integers, or a and b differ in N.
@@ -264,7 +265,7 @@ def centred(features: Tensor) -> Tensor:
 
 
 def alignment(a: Tensor, b: Tensor, debiased: bool) -> Tensor:
-    """Return ‖BᵀA‖²_F of `centred` a (..., N, p) and b (..., N, q).
+    """Return ‖BᵀA‖²_F, where A = a (..., N, p) and B = b (..., N, q) are `centred`.
 
     debiased: return an unbiased estimate instead, up to a factor that cancels in CKA.
     """

@@ -55,7 +55,7 @@ class CountSketch:
     def __call__(self, weights: Tensor) -> Tensor:
         """Return the sketch (K,) float32 of weights (P,), summed in float64.
 
-        Each bucket is gathered and summed in a fixed order. `index_add` would not need a table of places, but is not
-        deterministic on CUDA.
+        The weights of each bucket are gathered and summed in a fixed order. `index_add` would not need a table of
+        places, but is not deterministic on CUDA.
         """
         return (weights.double()[self.places] * self.signs).sum(1).float()

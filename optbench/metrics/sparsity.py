@@ -113,7 +113,7 @@ class Activity:
 
 
 def activity(features: Tensor) -> Activity:
-    """Sum over features (..., N, d) once for all metrics of activations.
+    """Compute the sums over features (..., N, d) that all metrics of activations share.
 
     Raises:
         ValueError: features have fewer than two axes.

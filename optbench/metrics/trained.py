@@ -25,7 +25,7 @@ class Model(Reading):
     def __init__(
         self, model: nn.Module, inputs: Tensor, targets: Tensor, corrupted: Callable[[Corruption], Tensor] | None = None
     ) -> None:
-        """corrupted: returns the inputs with the given corruption applied; None if the inputs are not images."""
+        """corrupted: a function that returns the inputs with a given corruption; None if the inputs are not images."""
         super().__init__()
         self.model, self.inputs, self.targets, self._corrupted = model, inputs, targets, corrupted
 

@@ -44,7 +44,7 @@ NAMES = tuple(field.name for field in fields(Geometry))
 
 
 def mean(points: Sequence[Geometry], *, of: str) -> float:
-    """Return the mean of one field over the measured updates for which it is defined; NaN if there are none."""
+    """Return the mean of one field over the measured updates for which it is defined; NaN if it never is."""
     values = [value for point in points if math.isfinite(value := getattr(point, of))]
     return math.fsum(values) / len(values) if values else math.nan
 
@@ -62,10 +62,12 @@ def note(points: Sequence[Geometry], *, of: str) -> str | None:
 
 
 def geometry(weight: Tensor, gradient: Tensor, step: Tensor) -> Geometry:
-    """Measure one step. weight: W before the step. All tensors have the same shape, with two or more axes.
+    """Return the geometry of one step. weight: W before the step.
+
+    All tensors must have the same shape, with two or more axes.
 
     Raises:
-        ValueError: the shapes disagree.
+        ValueError: the shapes disagree or have fewer than two axes.
 
     Example:
         >>> gradient = torch.tensor([[2.0, 1], [0, 1]])

@@ -35,8 +35,8 @@ def explained(error: BaseException, target: str, hyperparameters: Mapping[str, A
 
     The message is unchanged if no part of the optimizer is user code, or if the message seems to be written for the
     user. It is shortened and extended if it is empty, is very long, contains a printed tensor, or comes from Python or
-    PyTorch and suggests a bug. The extension states where the error was raised and, if they may be the cause, which
-    declarations are commonly missing.
+    PyTorch and suggests a bug. The extension states where the error was raised and, if the error
+    suggests any, which declarations may be missing.
     """
     kind, message = type(error).__name__, spoken(error)
     if not user_targets(target, hyperparameters):

@@ -12,7 +12,7 @@ from optbench.optimizers.wrapper import Wrapper
 
 
 class GradientNoise(Wrapper):
-    """Gradient noise with a variance that decays over steps (Neelakantan et al. 2015, arXiv:1511.06807).
+    """Wrapper that adds noise of decaying variance to the gradients (Neelakantan et al. 2015, arXiv:1511.06807).
 
         g ← g + N(0, σ_t²),    σ_t² = η / (1 + t)^γ,    t = 0, 1, ...
 
@@ -68,7 +68,7 @@ class GradientNoise(Wrapper):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the base's state, the step count and the generator's state, which determines the further noise."""
+        """Return the base's state, the step count, and the state of the generator that draws the noise."""
         return {"base": super().state_dict(), "taken": self.taken, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -216,7 +216,7 @@ class Kfac(torch.optim.Optimizer):
         return loss
 
     def planned(self, rows: int) -> tuple[int, int]:
-        """Return the bytes of the state and of a step's temporary tensors, computed from the shapes of the layers.
+        """Return the sizes in bytes of the state and of a step's temporary tensors, computed from the layers' shapes.
 
         rows: number of rows in each layer's signals, i.e. examples times positions per example.
         """

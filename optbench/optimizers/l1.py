@@ -13,7 +13,7 @@ from optbench.optimizers.wrapper import Wrapper
 
 
 class L1(Wrapper):
-    """Soft-thresholding of the weights after every step of the base (Daubechies et al. 2004; ISTA if the base is SGD).
+    """Wrapper that soft-thresholds the weights after every step (Daubechies et al. 2004; ISTA if the base is SGD).
 
         w ← base step,    w ← sign(w) max(|w| - lr λ, 0)     for weights; biases and gains are unchanged
 

@@ -12,7 +12,7 @@ from optbench.optimizers.wrapper import Wrapper
 
 
 class L2Init(Wrapper):
-    """Penalty on the squared distance from the initial weights (Kumar et al. 2023, arXiv:2308.11958).
+    """Wrapper that penalises the squared distance from the initial weights (Kumar et al. 2023, arXiv:2308.11958).
 
         L(w) + λ‖w - w₀‖²,    g ← g + 2λ(w - w₀)
 

@@ -40,7 +40,7 @@ SCALES = (1.0, 0.1, 0.0, 1e-3, 1e-8, 1e-20) * 8 + (1e3, 1e8, 1e15)
 def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> Maker:
     """Return a function that takes parameters and constructs the optimizer of `spec` for them.
 
-    given: values of the trial: those of `generator`, `model`, `total_steps` and `examples` that the optimizer needs.
+    given: the trial's `generator`, `model`, `total_steps` and `examples`, as far as the optimizer needs them.
 
     The returned function propagates exceptions of the constructor. It raises OptimizerError if the constructor does not
     return an optimizer.
@@ -347,7 +347,7 @@ class Together(torch.optim.Optimizer):
         self.parts = list(parts)
 
     def step(self, closure: Any = None) -> Any:
-        """Evaluate `closure` once and take one step with every part; return the closure's loss, or None without one."""
+        """Evaluate `closure` once and take one step with every part; return its loss, or None without a closure."""
         loss = evaluated(closure)
         for part in self.parts:
             part.step()
@@ -355,7 +355,7 @@ class Together(torch.optim.Optimizer):
         return loss
 
     def rate_groups(self, stepping: bool) -> list[Group]:
-        """Return the parameter groups of all parts that have a learning rate, for use by `rates.rate_groups`."""
+        """Return all parts' parameter groups with a learning rate, for use by `rates.rate_groups`."""
         return [group for part in self.parts for group in rate_groups(part, stepping=stepping)]
 
     def _gather(self) -> None:

@@ -28,7 +28,7 @@ def newton_inverse_root(matrices: Tensor, order: int, epsilon: Tensor, iteration
         X ← X T,   R ← T^p R,   T = ((p + 1) I − R) / p,   starting from R = z B, X = z^(1/p) I
 
     with a z > 0 for which R converges to the identity, and X to B^(−1/p). The root is λ_max^(−1/p) X. No control flow
-    depends on data, so there is no synchronisation.
+    depends on data, so the device is not synchronised.
 
     Args:
         matrices: A, shape (M, n, n), symmetric positive semidefinite; in float64 if ε is small.

@@ -19,7 +19,7 @@ class PowerSgd(torch.optim.Optimizer):
 
         θ ← θ - lr |θ|^β g     for weights (two or more axes);     θ ← θ - lr s g     for biases and gains
 
-    This is the counterpart of Powerpropagation (Schwarz et al. 2021), which trains φ by SGD with learning rate lr_φ for
+    It is the counterpart of Powerpropagation (Schwarz et al. 2021), which trains φ by SGD with learning rate lr_φ for
     weights w = φ|φ|^(α-1). The two gradient flows agree for β = 2 - 2/α, lr = α² lr_φ and s = 1/α². A weight that is
     exactly 0 stays 0 if β > 0.
 
@@ -74,7 +74,7 @@ class PowerSgd(torch.optim.Optimizer):
                     p.sub_(lr * scale * p.grad)
 
     def upcoming(self) -> str:
-        """Return a constant label for the work of the next step, because every step does the same work."""
+        """Return a label for the work of the next step: a constant, because every step does the same work."""
         return "step"
 
     def advance(self) -> None:

@@ -38,8 +38,8 @@ class RankPenalty(Wrapper):
     call.
 
     Args:
-        model: the network. The features are the inputs of its last `nn.Linear` in module order, on which hooks are
-            registered.
+        model: the network. The features are the inputs of its last `nn.Linear` in module order; a hook on this layer
+            reads them.
         base: the optimizer that takes the steps, e.g. `{"target": "sgd", "lr": 0.1}`.
         strength: λ, of either sign; 0 leaves the base unchanged.
         rotated: whether to rotate A.

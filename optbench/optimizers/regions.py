@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Watch(Protocol):
-    """An observer that is notified when a region begins and ends; regions may be nested."""
+    """An observer that is notified when a region begins and ends; regions can be nested."""
 
     def enter(self, name: str) -> None: ...
 

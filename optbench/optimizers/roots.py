@@ -251,7 +251,7 @@ def _assemble(basis: Tensor, spectrum: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def precondition(roots: list[Tensor], moment: Tensor) -> Tensor:
-    """Return A M for roots [A] and A M B for roots [A, B], where M is `moment`.
+    """Return A X for roots [A] and A X B for roots [A, B], where X is `moment`.
 
     Args:
         roots: A of shape (M, m, m), or (M, m) for a diagonal; B with n instead of m.

@@ -258,7 +258,7 @@ class Shampoo(Optimizer):
     def fallbacks(self) -> Tensor:
         """Return the number of roots that could not be computed: (M,), int64, on the CPU.
 
-        This is the sum over all sides and parameters. The previous root was kept in each case.
+        The number is summed over all sides and parameters. In each case, the previous root was kept.
         """
         counts = [state["fallbacks"].cpu() for state in self.state.values() if state]
         if counts:
@@ -267,7 +267,7 @@ class Shampoo(Optimizer):
         return torch.zeros(group["params"][0].shape[0] if group["stacked"] else 1, dtype=torch.int64)
 
     def planned(self, rows: int = 0) -> tuple[int, int]:
-        """Return the bytes of the state on a CPU and of a step's temporary tensors, computed from parameter shapes.
+        """Return the sizes in bytes of the state on a CPU and of a step's temporary tensors, from parameter shapes.
 
         Parameters can be on the device `meta`. rows: as in `Kfac.planned`; ignored.
         """

@@ -95,7 +95,7 @@ def parts_of(parameter: Tensor, group: dict[str, Any]) -> tuple[Part, ...]:
 
 
 def renewed_by_need(size: int, group: dict[str, Any]) -> bool:
-    """Return whether a root for a side of length `size` is refreshed when its factor requires it, not on a schedule."""
+    """Return whether a root for a side of length `size` is refreshed by need rather than on a schedule."""
     diagonal = size > group["max_side"] or group["structure"] == "diagonal-factor"
     small = group["small_side"] is not None and size <= group["small_side"]
     return group["precondition_frequency"] == AUTO and not diagonal and not small

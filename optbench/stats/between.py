@@ -69,7 +69,7 @@ class Between(Arm):
         return found.value if found else math.nan
 
     def compared(self, metric: str) -> dict[int, PairValue]:
-        """Return the values of a metric of two solutions, by seed, without seeds that have not been compared yet."""
+        """Return the values of a metric of two solutions, by seed, omitting seeds that have not been compared yet."""
         found = ((seed, self._found(metric, seed)) for seed in self.trials)
         return {seed: one for seed, one in found if one is not None}
 

@@ -87,8 +87,8 @@ class JudgedClaim:
     """A claim with its parts and their combined verdict.
 
     margin: the smallest relevant difference, as stated by the claim or, by default, by its metric.
-    left_out: the variants of either side that do not meet the claim's condition and are therefore in no part.
-    unmatched: the matches that form no part, because their variants are too far apart or have no seed with two values.
+    left_out: the variants of either side that do not meet the claim's condition and therefore belong to no part.
+    unmatched: the matches that form no part, because the variants are too far apart or no seed has values of both.
     in_bits: whether the claim is about text, for which the accuracy matrix R holds negative bits per byte.
     """
 
@@ -172,7 +172,7 @@ def overall(verdicts: Sequence[ClaimVerdict]) -> ClaimVerdict:
 
 
 def _taking_part(claim: Claim, everyone: Sequence[Arm]) -> tuple[list[Arm], tuple[LeftOut, ...]]:
-    """Return the variants of either side, on the claim's models, that meet the condition, and those that do not."""
+    """Split the variants of both sides, on the claim's models, by whether they meet the claim's condition."""
     named = [
         arm
         for arm in everyone

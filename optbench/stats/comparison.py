@@ -155,8 +155,8 @@ def compare(a: Selection, b: Selection, *, experiments: Sequence[str] = (), forc
 def compare_arms(a: Arm, b: Arm, *, primary_only: bool = False) -> ArmComparison:
     """Compare two arms. Only the experiment's primary metrics get verdicts.
 
-    primary_only: compare only these metrics. By default, compare every metric that either arm measured, except those
-    that only state the size of the features.
+    primary_only: whether to compare only these metrics. Otherwise, every metric that either arm measured is compared,
+    except those that only state the size of the features.
     """
     seeds = tuple(s for s in a.trials if a.status(s) in ENDED and b.status(s) in ENDED)
     same = same_start(a, b, seeds)

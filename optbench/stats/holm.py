@@ -9,8 +9,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust p-values so that comparing each with a level keeps the family-wise error rate at or below that level.
 
     The k-th smallest of m p-values is multiplied by m - k + 1, raised to the previous result if that is larger, and
-    capped at 1 (Holm 1979). This is valid under any dependence between the tests. The result is in the order of
-    `p_values`.
+    capped at 1 (Holm 1979). The correction is valid under any dependence between the tests. The result is in the order
+    of `p_values`.
     """
     assert all(0 <= p <= 1 for p in p_values), "not p-values"
     m = len(p_values)

@@ -37,7 +37,7 @@ Vector: TypeAlias = NDArray[np.float64]
 class Held:
     """The held-out results of one trial.
 
-    accuracy: (T+1, T), the accuracy matrix; the only matrix kept, because its size grows with the square of T.
+    accuracy: (T+1, T), the accuracy matrix; the only matrix that is kept, because matrices grow with the square of T.
     start: (T,), the initial loss on each task, as returned by `start_losses`.
     guess: (T,), the fraction of the most frequent class of each task; NaN if not recorded.
     examples: (T,), the number of held-out examples of each task.

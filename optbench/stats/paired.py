@@ -1,6 +1,6 @@
 """Comparison of one metric of two optimizers, seed by seed: direction, size and uncertainty of the difference.
 
-Legend: `n` seeds. Each seed is a pair with the same initial weights and the same data in the same order. d = a - b.
+Legend: `n` seeds. Each seed gives a pair of trials with the same initial weights and data order. d = a - b.
 
 A diverged seed is never dropped silently. In a directed metric it takes the worst rank: d is infinite in favour of
 the side that did not diverge, or 0 if both sides diverged. A neutral metric has no worst rank, so the pair is not used.

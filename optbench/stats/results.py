@@ -61,7 +61,7 @@ SplitName = Literal["test", "validation"]
 
 @dataclass(frozen=True)
 class TrialValue:
-    """The final value of one metric in one trial; NaN if undefined. Diverged trials only have values of costs."""
+    """The final value of one metric in one trial; NaN if undefined. Diverged trials have only cost values."""
 
     trial: Trial
     status: str
@@ -236,7 +236,7 @@ class Results:
 
     @functools.cached_property
     def not_learnt(self) -> dict[str, NotLearnt]:
-        """The tasks not learnt by each trial with status `ok`, by trial id; trials that learnt all are omitted."""
+        """The tasks not learnt by each trial with status `ok`, by trial id, omitting trials that learnt all tasks."""
         right = accuracy_column([self.suite.stage])
         column = {"validation": "validation_loss", "test": "loss"}[self.split]
         table = self.run.table("accuracy", "trial", "after_task", "task", right, column, "majority", "examples")

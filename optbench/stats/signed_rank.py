@@ -47,7 +47,7 @@ class SignedRank:
 def round_differences(d: Array, magnitude: float = 0.0) -> Array:
     """Round d (n,) to 12 significant digits of the largest finite |d|, or of `magnitude` if that is larger.
 
-    This makes ties exact: .05 - .02 and .03 differ in the last bit. ±inf is unchanged.
+    Rounding makes ties exact: .05 - .02 and .03, for example, differ in the last bit. ±inf is unchanged.
 
     magnitude: if d was computed by subtraction, the largest |operand|, because the rounding error is relative to it.
     """
@@ -122,8 +122,8 @@ def interval(d: Array, level: float = 0.95) -> tuple[float, float] | None:
 def detectable(d: Array, level: float = 0.95) -> float | None:
     """Return the smallest effect that n seeds with this spread could have shown to be significant.
 
-    This is the larger distance from the estimate to an endpoint of `interval(d, level)`: with a larger effect, the
-    interval excludes 0. Return None if n pairs cannot reach the level or the interval is unbounded.
+    This is the larger of the distances from the estimate to the endpoints of `interval(d, level)`: with a larger
+    effect, the interval excludes 0. Return None if n pairs cannot reach the level or the interval is unbounded.
     """
     averages = walsh_averages(d)
     ends = bounds(averages, len(d), level)
