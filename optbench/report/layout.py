@@ -28,7 +28,7 @@ def code_lines(text: str) -> list[str]:
 
 
 def pack(widths: Sequence[int], room: int) -> list[range]:
-    """Distribute columns, in order, over as few pieces of width `room` as possible, and evenly if that fits.
+    """Distribute columns, in order, over as few pieces of width `room` as possible, and evenly if the pieces then fit.
 
     A column wider than `room` gets its own piece. If there are no columns, there is one empty piece.
     """

@@ -1,4 +1,4 @@
-"""The primary comparison of a run: optimizers with a single setting against the first one, on primary metrics."""
+"""The primary comparison of a run: optimizers with a single setting against the first of them, on primary metrics."""
 
 from __future__ import annotations
 

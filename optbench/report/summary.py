@@ -93,7 +93,7 @@ class Section:
 
     @property
     def ends(self) -> tuple[float, float]:
-        """The scale for scores: from 0 to 1 or, for text, between the nearest whole numbers that include all scores."""
+        """The scale for scores: from 0 to 1 or, for text, between the nearest whole numbers that enclose all scores."""
         if not self.in_bits:
             return 0.0, 1.0
         values = np.concatenate([row.matrix.ravel() for row in self.rows if row.matrix is not None] or [np.zeros(1)])

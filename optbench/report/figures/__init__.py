@@ -48,7 +48,7 @@ def figure_kinds(studies: Sequence[Study[Any]]) -> list[FigureKind]:
 
 
 def figures(results: Sequence[Results], studies: Sequence[Study[Any]]) -> list[Figure]:
-    """Return every figure that the data allow, in a fixed order; several runs are drawn side by side.
+    """Return every figure that the data allow, in a fixed order; figures on an experiment combine all runs.
 
     Raises:
         StoreError: a table of a run is unreadable.

@@ -1,4 +1,4 @@
-"""Average accuracy at the end by optimizer and model: Figure 3 (left) of Pascanu et al. 2025."""
+"""Average accuracy at the end by optimizer and model, as in Figure 3 (left) of Pascanu et al. 2025."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The frame of a panel: grid, axes, ticks, names, title and legend, laid out according to the sizes of their texts.
 
-matplotlib can draw the frame as well, but it creates six objects per tick and measures them three times for a layout,
-which would take most of the time needed to render a page. Scales, limits, ticks and names are set on matplotlib's axes
+matplotlib can draw the frame as well, but it creates six objects per tick and measures them three times for a layout.
+This would take most of the time needed to render a page. Scales, limits, ticks and names are set on matplotlib's axes
 and read from there.
 """
 

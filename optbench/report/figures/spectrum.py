@@ -1,4 +1,4 @@
-"""The spectrum of the feature covariance at the end: Figure 3 (right) of Pascanu et al. 2025."""
+"""The spectrum of the feature covariance at the end, as in Figure 3 (right) of Pascanu et al. 2025."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Accuracy on each task at the end: Figure 4 (left) of Pascanu et al. 2025."""
+"""Accuracy on each task at the end, as in Figure 4 (left) of Pascanu et al. 2025."""
 
 from __future__ import annotations
 

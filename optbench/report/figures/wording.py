@@ -40,7 +40,7 @@ def caption(what: str, shown: Sequence[tuple[Group, Sequence[Series]]]) -> str:
 
 
 def group_figure(group: Group, kind: str, title: str, what: str, alt: str, panels: Iterable[Panel]) -> Figure:
-    """Return the figure of this kind about a group, with a caption that covers every series shown."""
+    """Return the figure of the given kind about a group, with a caption that covers every series shown."""
     return Figure(
         name=group.figure_name(kind),
         title=f"{group.experiment}, {group.model}: {title}",

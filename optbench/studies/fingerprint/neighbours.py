@@ -5,9 +5,9 @@ seed on all optimizers (an easier permutation, a better start) does not distingu
 by the strip's standard deviation over the panel.
 
 The distance between two optimizers is the weighted root mean square of their differences over the strips on which both
-have values. The weight of a strip is the information that it carries about an optimizer's identity, ½ ln(1 + v/w),
-where v is the variance between optimizers and w the variance between the seeds of one optimizer (the capacity of a
-Gaussian channel, Shannon 1948). With equal weights, strips on which optimizers differ less than seeds do would only add
+have values. The weight of a strip is the information that it carries about an optimizer's identity, ½ ln(1 + v/w):
+the capacity of a Gaussian channel (Shannon 1948), where v is the variance between optimizers and w that between the
+seeds of one optimizer. With equal weights, strips on which optimizers differ less than seeds do would only add
 noise. If differences were measured in units of the variation between seeds instead, a strip that distinguishes
 optimizers exactly would dominate all others.
 

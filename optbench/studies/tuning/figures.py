@@ -108,7 +108,9 @@ def is_rate(hyperparameter: str) -> bool:
 
 
 def sweeps(group: Group) -> list[Sweep]:
-    """Return the sweeps of each optimizer and run: at least `MIN_POINTS` variants that differ in exactly one number.
+    """Return the sweeps of each optimizer and run.
+
+    A sweep consists of at least `MIN_POINTS` variants that differ in exactly one number.
 
     The variants of a tuning run may differ in more than the learning rate. Those that differ only in the learning rate
     then form a sweep. If there are too few of them, as with random draws, all variants form one sweep, whose points are

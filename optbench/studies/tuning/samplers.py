@@ -92,8 +92,8 @@ def draw(
 def widen(search: Search, tried: Sequence[Values], best: Values, edges: Sequence[str]) -> list[Values]:
     """Return new settings beyond the best one if it is at an edge, else between the best one and its neighbours.
 
-    The new settings differ from the best one in a single hyper-parameter, whose values must all be positive numbers:
-    the first such hyper-parameter at an edge, or the first of all if none is at an edge. Return an empty list if there
+    The new settings differ from the best one in a single hyper-parameter, chosen among those whose values are all
+    positive numbers: the first one at an edge or, if none is at an edge, the first one. Return an empty list if there
     is no such hyper-parameter.
 
     tried: all tried settings. edges: names of the hyper-parameters whose best value is at an edge.

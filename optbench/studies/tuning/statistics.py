@@ -186,9 +186,9 @@ def end_of_search(value: Any, tried: Sequence[Any], space: Any, sampler: Sampler
     """Return the end of the search space at which a value lies; None if it is at neither end.
 
     The search space extends from the smallest to the largest number among the tried values and those in `space`. For a
-    grid, only the two ends themselves count. Otherwise, values within 5% of the width also count (on a logarithmic
-    scale if all numbers are positive). 0 is a natural lower bound and does not count as an end. Text, booleans, lists
-    and single values have no ends.
+    grid, only the two ends themselves count. Otherwise, a value counts if its distance from an end is at most 5% of the
+    width of the space (on a logarithmic scale if all numbers are positive). A lower end of 0 is a natural bound and does
+    not count. Text, booleans, lists and single values have no ends.
 
     tried: the tried values. space: a list of values, `{log: [low, high], points: n}`, or None.
     """

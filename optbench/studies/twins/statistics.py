@@ -1,4 +1,4 @@
-"""Twins: the distance between two optimizers in weight space at every evaluation.
+"""Twins: the distance between the weights of two optimizers at every evaluation.
 
 Distances are estimated from sketches of the weights (`optbench.metrics.sketch`), with a relative error of about
 1/√(2K), where K is the length of a sketch.

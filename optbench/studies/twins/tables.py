@@ -93,6 +93,6 @@ def digits_of(values: Iterable[Sequence[float]]) -> int:
 
 
 def _text(values: Sequence[float], count: int, digits: int, spread_text: SpreadText) -> str:
-    """Format the mean of `values`, followed by the number of values if it is not `count`."""
+    """Format the spread of `values`, followed by the number of values if it is neither 0 nor `count`."""
     text = spread_text(Spread.of(values), digits)
     return text if len(values) in (0, count) else f"{text} (n={len(values)})"
