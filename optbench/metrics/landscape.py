@@ -275,8 +275,8 @@ class _Hessian:
     """Hessian-vector products Hv at fixed weights.
 
     The graph of the gradient is built once and differentiated again for each v. On the networks of this package, a
-    product takes about as long as a gradient, half as long as with a rebuilt graph, and a quarter as long as by
-    forward-over-reverse differentiation.
+    product takes about as long as a gradient. Rebuilding the graph would take twice as long, and forward-over-reverse
+    differentiation four times as long.
     """
 
     def __init__(self, loss: Loss, weights: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Readings, which are the inputs of metrics, and measurement from readings. Imports torch only when needed.
+"""Readings, the inputs of metrics, and the computation of metrics from readings. Imports torch only when needed.
 
 A reading holds tensors of one trial, and intermediate results that several metrics share, such as a decomposition.
 """
@@ -126,7 +126,7 @@ class Elsewhere(Reading):
 class Features(Reading):
     """The input of the last linear layer on a fixed set of examples, (N, d), with targets (N,).
 
-    Registered metrics of features use only sums over examples and one decomposition, which `Pooled` can combine.
+    Registered metrics of features use only data that `Pooled` can combine: sums over examples and one decomposition.
     """
 
     kinds = frozenset({"features", "similarity", "logits"})

@@ -1,6 +1,6 @@
 """Pruning: keeping only the largest weights, and metrics of the resulting accuracy curve.
 
-This is one-shot magnitude pruning without fine-tuning, as in Schwarz et al. 2021 (arXiv:2110.00296). Weights are
+The method is one-shot magnitude pruning without fine-tuning, as in Schwarz et al. 2021 (arXiv:2110.00296). Weights are
 tensors with two or more axes; biases and the gains of normalisation layers are unchanged. torch is imported only to
 rank weights, because reports use the curves and must start fast.
 

@@ -57,7 +57,7 @@ def gini(weights: Tensor) -> Tensor:
 
 
 def kurtosis(weights: Tensor) -> Tensor:
-    """Return the kurtosis: the fourth central moment over the squared second, which is 3 for a normal distribution.
+    """Return the kurtosis (3 for a normal distribution): the fourth central moment divided by the squared second.
 
     weights (..., n) -> (...), at least 1; NaN where the weights do not vary and for n = 0.
 

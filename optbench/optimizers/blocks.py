@@ -19,7 +19,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Part:
-    """All blocks of one shape: `down` × `across` blocks of `height` × `width` elements, the first one at (top, left).
+    """All blocks of one shape: `down` × `across` blocks of `height` × `width` elements, starting at (`top`, `left`).
 
     name: prefix of the names of the blocks' tensors in the state; empty for a matrix that is not split.
     """

@@ -3,11 +3,11 @@
 Shapes: M members; n the side of a factor; k the other side of the gradient.
 
 A factor is L = kept · total + growth / unit². On a CPU, products X Xᵀ are added to the growth, and the growth is added
-to the total when the root is refreshed. This serves two purposes:
+to the total when the root is refreshed. The growth serves two purposes:
 
-- The growth measures how stale the root is.
-- The growth can be in float32, which halves the time of a product. Only the products since the last refresh are then
-  rounded to float32, not the complete sum.
+- It measures how stale the root is.
+- It can be in float32, which halves the time of a product. Only the products since the last refresh are then rounded to
+  float32, not the complete sum.
 
 On other devices, and where neither purpose applies, products are added to the total directly.
 """

@@ -65,8 +65,8 @@ class Kfac(torch.optim.Optimizer):
 
     The network must be a softmax classifier with logits (N, classes), or (B, T, classes) for sequences with N = B T
     predicted positions. N can be less than a layer's number of positions, e.g. for masked tokens. A is the sum over all
-    rows of a layer divided by N, because the loss is a mean over predictions. G is the mean over rows, which treats
-    each row as an example (K-FAC-expand, Eschenhagen et al. 2023).
+    rows of a layer divided by N, because the loss is a mean over predictions. G is the mean over rows, so that each
+    row is treated as an example (K-FAC-expand, Eschenhagen et al. 2023).
 
     If the network returns a tuple of outputs, the loss is the sum of their mean losses. The gradients of a further
     output with N' predictions are weighted by √(N/N'), so that this output's part of the Fisher matrix is a mean over
@@ -260,7 +260,7 @@ def _inverse(factor: Tensor, damping: Tensor) -> Tensor:
 
 
 def _average(state: dict[str, Any], group: dict[str, Any], signals: LayerSignals) -> None:
-    """Update the running averages of a layer's factors, which start from the factors of the first update."""
+    """Update the running averages of a layer's factors; the first update sets them without averaging."""
     updates = group["steps"] // group["factor_frequency"] + 1
     kept = min(1 - 1 / updates, group["decay"]) if "input_factor" in state else 0.0
     for name, rows in (("input_factor", signals.inputs), ("output_factor", signals.gradients)):

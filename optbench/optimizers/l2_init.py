@@ -1,4 +1,4 @@
-"""Regularisation towards the initial weights, which preserves plasticity, for any base optimizer."""
+"""Regularisation towards the initial weights, for any base optimizer, to preserve plasticity."""
 
 from __future__ import annotations
 

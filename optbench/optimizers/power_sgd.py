@@ -1,4 +1,4 @@
-"""SGD preconditioned by a power of the weights' magnitudes, P = diag(|θ|^β), which induces sparsity."""
+"""SGD preconditioned by a power of the weights' magnitudes, P = diag(|θ|^β), to induce sparsity."""
 
 from __future__ import annotations
 
@@ -88,5 +88,5 @@ class PowerSgd(torch.optim.Optimizer):
         return torch.zeros(self._count, dtype=torch.int64)
 
     def _along(self, value: float | Tensor, p: Tensor) -> float | Tensor:
-        """Return a setting as a number, or with shape (M, 1, ..., 1), which broadcasts against a stacked parameter."""
+        """Return a setting as a number, or as a tensor (M, 1, ..., 1) that broadcasts against a stacked parameter."""
         return value.to(p).reshape(-1, *[1] * (p.ndim - 1)) if isinstance(value, Tensor) else value

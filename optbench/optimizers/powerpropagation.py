@@ -20,9 +20,9 @@ class Powerpropagation(torch.optim.Optimizer):
         φ₀ = sign(w₀) |w₀|^(1/α),    ∂L/∂φ = α |φ|^(α-1) ∂L/∂w,    φ ← base step,    w = φ |φ|^(α-1)
 
     The formulas apply to weights (parameters with two or more axes); the base trains biases and gains directly. The
-    steps are those of the reparameterised network. Implemented as an optimizer, however, the method starts from the
-    same weights as every other optimizer, so that trials can be paired by seed, and w itself is measured and pruned.
-    The counterpart of this optimizer is `PowerSgd`.
+    steps are those of the reparameterised network. As an optimizer, however, the method starts from the same weights as
+    every other optimizer, so that trials can be paired by seed. Furthermore, w itself is measured and pruned. The
+    counterpart of this optimizer is `PowerSgd`.
 
     Args:
         params: parameters, or groups of them.

@@ -133,8 +133,8 @@ def entropy(features: Tensor, frame: Tensor | None = None) -> tuple[Tensor, Tens
 def random_frame(features: Tensor, generator: torch.Generator) -> Tensor:
     """Return orthonormal columns (d, r) in uniformly random directions, on the device of the features (N, d).
 
-    These are the relevant columns of Q V, which is uniformly distributed because Q is. The signs of the columns do not
-    matter, because they cancel in Q A Qᵀ.
+    The relevant columns of Q V have this distribution, because Q is uniformly distributed. The signs of the columns do
+    not matter, because they cancel in Q A Qᵀ.
     """
     rows, width = features.shape
     dtype = widest(features.device)

@@ -76,7 +76,7 @@ def update_inverse_roots(
     the dtype of `roots`.
 
     A member keeps its previous root if its factor is not finite, `eigh` does not converge, or the new root overflows
-    the dtype. This never affects other members.
+    the dtype. Other members are not affected.
 
     Args:
         roots: shape (M, n, n), or (M, n) for diagonal matrices; floating, overwritten.

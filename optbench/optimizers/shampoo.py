@@ -67,10 +67,10 @@ class Shampoo(Optimizer):
       leads to a refresh. All this applies to CPUs. An accelerator would have to synchronise for these checks, so it
       uses a schedule with k = 50 instead.
     - On a fixed schedule, a stale root can overshoot. Consider a direction that was absent at the last refresh. Until
-      the next one, it is scaled by up to ε^(−1/4) more than the strongest direction for each stale side of a matrix,
-      and by up to ε^(−1/2) more in a vector, whose only root has the exponent −1/2. Network inputs change little from
-      step to step, unlike hidden layers. By default, therefore, only roots of matrix sides longer than every layer's
-      output become stale. A warning is issued if `small_side` lets other roots become stale. Call
+      the next refresh, its scale exceeds that of the strongest direction by a factor of up to ε^(−1/4) for each stale
+      side of a matrix, and of up to ε^(−1/2) in a vector, whose only root has the exponent −1/2. Network inputs change
+      little from step to step, unlike hidden layers. By default, therefore, only roots of matrix sides longer than
+      every layer's output become stale. A warning is issued if `small_side` lets other roots become stale. Call
       `begin_task()` before the first step on new data.
     - A root that cannot be computed, because its factor is not finite or `eigh` does not converge, keeps its previous
       value (initially zero). These cases are counted (see `fallbacks`).

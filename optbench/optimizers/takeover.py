@@ -1,4 +1,4 @@
-"""Continuation of an optimizer with the settings of another, which requires distinguishing settings from state.
+"""Continuation of an optimizer with the settings of another; settings must be distinguished from state.
 
 An optimizer may store settings and state anywhere: in parameter groups (`lr` next to schedule-free's `weight_sum`), in
 attributes or in a nested optimizer. Names alone do not distinguish the two. However, two new instances of a class

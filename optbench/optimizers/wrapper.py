@@ -1,4 +1,4 @@
-"""The base class of wrappers around another optimizer, which takes the steps and keeps the state."""
+"""The base class of wrappers around a base optimizer, which takes the steps and keeps the state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from optbench.optimizers.rates import Group, rate_groups
 
 
 class Wrapper(torch.optim.Optimizer):
-    """Base class of optimizers that wrap another optimizer, the base, and act before or after its step.
+    """Optimizer that wraps a base optimizer and acts before or after each of its steps.
 
     Args:
         name: the wrapper's name, for error messages.

@@ -1,4 +1,4 @@
-"""Networks with many dormant units, which lower a rank regardless of what the active units represent."""
+"""Networks with many dormant units. Such units lower a rank regardless of what the active units represent."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ class Shortcoming:
 
 
 def without_learning(note: str) -> str:
-    """Return a trial's note without the parts about tasks not learnt, which this module determines itself."""
+    """Return a trial's note without the parts about tasks not learnt; this module determines these tasks itself."""
     # Notes of version 0.2.0 end in "times its start".
     known = (GUESSED, EXPLODED.removesuffix("its initial value"))
     return "; ".join(part for part in note.split("; ") if not part.startswith(known))

@@ -1,4 +1,4 @@
-"""Matching: pairs of variants of two optimizers that are nearest in accuracy.
+"""Matching: variants of two optimizers, paired by nearest accuracy.
 
 Only validation data determine the pairs. A claim at matched accuracy is judged for these pairs on test data; the
 remaining difference in accuracy is reported next to the claim's verdict.

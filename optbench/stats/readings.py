@@ -52,7 +52,7 @@ class JudgedReading:
     def relative(self) -> tuple[float, float, float] | None:
         """The difference and the ends of its 95% interval, divided by the absolute median of the right side.
 
-        This puts readings with different units on a common axis. None if that median is 0 or undefined, or if the
+        The division puts readings with different units on a common axis. None if the median is 0 or undefined, or the
         interval is undefined or unbounded.
         """
         result = self.result
