@@ -1,4 +1,4 @@
-"""Estimate how much memory a measurement needs, by doing the same work on the `meta` device, which allocates nothing.
+"""Estimate how much memory a measurement needs, by doing its work on the `meta` device, which allocates nothing.
 
 Every tensor is counted for as long as it exists, so the peak includes a step's temporaries.
 """
@@ -123,7 +123,7 @@ def estimate(size: Size, make: Make, *, users: bool, planned: bool) -> Estimate:
 
 
 def _stepped(optimizer: torch.optim.Optimizer, *closure: Callable[..., Tensor]) -> bool:
-    """Try a step on tensors without values, and return whether it succeeded. A step that depends on values fails."""
+    """Try a step on tensors without values, and return whether it succeeded; steps that need the values fail."""
     with contextlib.suppress(Exception):
         optimizer.step(*closure)  # type: ignore[arg-type]
         return True

@@ -168,7 +168,7 @@ def _steps(
 ) -> tuple[list[dict[str, float]], float | None]:
     """Take `job.steps` steps, or fewer if time is up, and return the times of their parts.
 
-    Also return the mean share of roots renewed by need per step; None if unknown.
+    Also return the mean share of roots that a step renewed by need; None if unknown.
 
     paired: whether every other step has a refresh. If so, one more step is taken if time is up after an odd number of
         steps.

@@ -50,7 +50,7 @@ def attended(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 class Bert(nn.Module):
-    """BERT with its pre-training heads, which return logits for masked tokens, (R, V), and for next sentences, (B, 2).
+    """BERT with its pre-training heads: logits for masked tokens, (R, V), and for next-sentence prediction, (B, 2).
 
     It has post-norm blocks with GELU, learnt positions, two segments and a pooler. The decoder is tied to the token
     embedding. There is no dropout, because dropout does not affect an optimizer's cost.
@@ -118,7 +118,7 @@ class Bert(nn.Module):
 def network(size: Size, device: torch.device | str = "cpu") -> nn.Module:
     """Build the network of the given size, with initial weights from N(0, .02²), as in GPT-2 and BERT.
 
-    The embeddings and output layers are marked as ends. On the `meta` device, weights have no values.
+    The embeddings and output layers are marked as ends (see `optbench.optimizers.ends`). On the `meta` device, weights have no values.
     """
     with torch.device(device):
         if size.family == "gpt":

@@ -335,7 +335,7 @@ def _command(words: Sequence[object]) -> str:
 
 
 def _too_few_seeds(results: Results, claims: Sequence[JudgedClaim]) -> str | None:
-    """Return a sentence on the tests with too few seeds, given the claims' numbers of parts; None if there are none."""
+    """Return a sentence on tests with too few seeds for the claims' numbers of parts; None if all have enough."""
     found = suite_shortages(results.suite, results.trials, [corrected_for(c.claim, len(c.parts)) for c in claims])
     return shortage_text(found) if found else None
 

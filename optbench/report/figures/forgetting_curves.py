@@ -27,7 +27,7 @@ MOST = 4
 
 
 def forgetting_curves(results: Sequence[Results]) -> list[Figure]:
-    """Return one figure for each experiment and model with curves; panels show the first `MOST` tasks with curves."""
+    """Return one figure per experiment and model with curves; its panels show up to `MOST` tasks, earliest first."""
     read = {result.run.path: read_curves(result) for result in results}
     found = []
     for group in groups(results) if any(read.values()) else ():

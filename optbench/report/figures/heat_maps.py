@@ -74,7 +74,7 @@ def _is_more_than_two_diagonals(matrix: Matrix) -> bool:
 def _drawn(
     results: Sequence[Results], matrices: Callable[[Results], Mapping[str, Matrix]]
 ) -> Iterator[tuple[Group, list[tuple[Series, Matrix]]]]:
-    """Yield each group with its series and their mean matrices; omit series without a matrix and empty groups."""
+    """Yield each group with its series and their mean matrices; omit empty groups and series without a matrix."""
     for group in groups(results):
         found = [(series, _mean(series, matrices(series.arm.results))) for series in group.shown]
         if drawn := [(series, values) for series, values in found if values is not None]:

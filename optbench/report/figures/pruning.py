@@ -34,7 +34,7 @@ def pruning(results: Sequence[Results]) -> list[Figure]:
 
 
 def read_curves(results: Results) -> Curves[str]:
-    """Read the pruning curves after the last task, by trial and scope; omit points without weights or accuracy."""
+    """Read the pruning curves after the last task, by trial and scope; omit points with no weights or no accuracy."""
     found: dict[tuple[str, str], Curve] = {}
     for key, curve in results.pruning.items():
         points = [(keep, accuracy) for keep, accuracy in curve.tolist() if math.isfinite(accuracy) and keep > 0]

@@ -1,4 +1,4 @@
-"""Figures of online accuracy over tasks; the panels below it show the networks' state before each task."""
+"""Figures of online accuracy over tasks, with panels underneath for the networks' state before each task."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class _Line:
 
     @property
     def muted(self) -> bool:
-        """Whether the arm is a wrapper, such as a remedy or fresh networks, which is drawn in grey in every panel."""
+        """Whether the arm is a wrapper, such as a remedy or fresh networks. Every panel shows wrappers, in grey."""
         return self.learnt.is_control
 
     def smooth(self, column: str) -> Array:
@@ -140,7 +140,7 @@ def _drawing(
 
 
 def _look(line: _Line) -> tuple[str, style.Line, float]:
-    """Return a line's colour, style and opacity; muted lines have the text colour and, for fresh networks, dashes."""
+    """Return a line's colour, style and opacity; muted lines have the text colour and are dashed or dotted."""
     look = style.look(line.series)
     if not line.muted:
         return look.colour, look.line, 1.0

@@ -187,8 +187,8 @@ def end_of_search(value: Any, tried: Sequence[Any], space: Any, sampler: Sampler
 
     The search space extends from the smallest to the largest number among the tried values and those in `space`. For a
     grid, only the two ends themselves count. Otherwise, a value counts if its distance from an end is at most 5% of the
-    width of the space (on a logarithmic scale if all numbers are positive). A lower end of 0 is a natural bound and does
-    not count. Text, booleans, lists and single values have no ends.
+    width of the space (on a logarithmic scale if all numbers are positive). A lower end of 0 is a natural bound and
+    does not count. Text, booleans, lists and single values have no ends.
 
     tried: the tried values. space: a list of values, `{log: [low, high], points: n}`, or None.
     """
