@@ -226,9 +226,13 @@ def part_estimate(claim: JudgedClaim, part: ClaimPart) -> str:
 
 
 def _expected(claim: JudgedClaim) -> str:
+    """Return the differences that support a claim if they are significant or, for equivalence, the bounds."""
     if claim.claim.expect == "equivalent":
         return f"within ±{claim.margin:g}"
-    return "> 0" if claim.claim.expect == "higher" else "< 0"
+    higher = claim.claim.expect == "higher"
+    if not claim.margin:
+        return "> 0" if higher else "< 0"
+    return f"≥ {claim.margin:g}" if higher else f"≤ -{claim.margin:g}"
 
 
 def expectation(claim: JudgedClaim) -> str:

@@ -81,6 +81,11 @@ class PairedResult:
     differences: tuple[float, ...]
     diverged_both: int = 0
 
+    @property
+    def identical(self) -> bool:
+        """Whether both sides have equal values in every pair that the test uses."""
+        return self.n > 0 and not any(self.differences) and not self.diverged_both
+
 
 def compare_paired(pairs: PairedValues, direction: Direction) -> PairedResult:
     """Compare A with B over their pairs by the exact signed-rank test and the matching interval.

@@ -112,7 +112,10 @@ def _judge_one(question: Question, holm_p: float | None, m: int) -> Judgement:
             )
         return Judgement(holm_p, _winner(question.direction, result.difference), "", None)
     if within_margin(question):
-        return Judgement(holm_p, Verdict.EQUIVALENT, f"the 90% interval lies within ±{_short(question.margin)}", None)
+        within = f"the 90% interval lies within ±{_short(question.margin)}"
+        return Judgement(
+            holm_p, Verdict.EQUIVALENT, f"identical: {_ties(result)}" if result.identical else within, None
+        )
     effect, reason = _what_would_have_shown(result, holm_p, m)
     return Judgement(holm_p, Verdict.NO_EVIDENCE, reason, effect, enough if result.n < enough else None)
 
@@ -166,8 +169,6 @@ def within_margin(question: Question) -> bool:
 def _what_would_have_shown(result: PairedResult, holm_p: float, m: int) -> tuple[float | None, str]:
     """Return the smallest effect (or None) that these pairs could have shown among m questions, and an explanation."""
     d = np.array(result.differences)
-    equal = int((d == 0).sum())
-    ties = f"equal values in {equal} of {count(result.n, 'pair')}" if equal else "differences of the same size"
     least = smallest_holm_p(result.n, m)
     if least > ALPHA:
         return None, (
@@ -175,13 +176,18 @@ def _what_would_have_shown(result: PairedResult, holm_p: float, m: int) -> tuple
             f"the smallest Holm p is {_short(least)}"
         )
     if holm_p <= ALPHA:
-        return None, f"the 95% interval includes 0: {ties}"
+        return None, f"the 95% interval includes 0: {_ties(result)}"
     effect = detectable(d, 1 - ALPHA / m)
     if effect is None:
         return None, f"the interval is unbounded: {_diverged(result)}"
     if effect == 0:
-        return None, f"too many ties: {ties}"
+        return None, f"{'identical' if result.identical else 'too many ties'}: {_ties(result)}"
     return effect, f"an effect above {_short(effect)} would have shown"
+
+
+def _ties(result: PairedResult) -> str:
+    equal = result.differences.count(0)
+    return f"equal values in {equal} of {count(result.n, 'pair')}" if equal else "differences of the same size"
 
 
 def _diverged(result: PairedResult) -> str:

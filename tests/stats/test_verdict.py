@@ -173,6 +173,9 @@ def test_ties_are_named_as_the_reason() -> None:
     mostly_equal = only(shifted([0.0] * 11 + [0.1]), margin=0.0)
     assert (mostly_equal.verdict, mostly_equal.detectable) == (Verdict.NO_EVIDENCE, None)
     assert mostly_equal.reason == "too many ties: equal values in 11 of 12 pairs"
+    for margin, verdict in ((0.0, Verdict.NO_EVIDENCE), (0.005, Verdict.EQUIVALENT)):
+        equal = only(shifted([0.0] * 12), margin=margin)
+        assert (equal.verdict, equal.reason) == (verdict, "identical: equal values in 12 of 12 pairs")
     # All six untied pairs agree, but the interval also counts the four ties.
     half_equal = only(shifted([0.0] * 4 + [0.1] * 6))
     assert half_equal.holm_p == 2 / 2**6
