@@ -11,7 +11,7 @@ from optbench.report import comparison_report
 from optbench.report.comparison_report import place
 from optbench.report.formats import choose_format
 from optbench.stats.comparison import Selection, compare
-from optbench.stats.gates import GateResult, JudgedGate, judge_gates, parse_gate
+from optbench.stats.gates import GateResult, JudgedGate, judge_gates, parse_gate, unmeasured
 from optbench.stats.results import read_results
 from optbench.store import find_run, read_runs
 from optbench.store.read import is_run
@@ -36,7 +36,8 @@ def compare_runs(
     """Print a comparison; return the exit code, 1 if a gate failed.
 
     Raises:
-        UsageError: an option is invalid or names something that does not exist.
+        UsageError: an option is invalid or names something that does not exist, or a gate is about a metric that was
+            not measured.
         StoreError: a run does not exist or cannot be read, or the output cannot be written.
         ComparisonError: the runs cannot be compared; or, after the report is printed, no seed has finished on both
             sides.
@@ -52,6 +53,11 @@ def compare_runs(
         if metric not in known:
             raise UsageError(f"{option}: {unknown('metric', metric, known)}")
     comparison = compare(*sides, experiments=experiments, force=force)
+    if missing := unmeasured(parsed, comparison.pairs):
+        places = " and ".join(dict.fromkeys(pair.a.experiment for pair in comparison.pairs))
+        what = f"expected a metric that was measured, got '{missing[0].metric}', which neither side has"
+        advice = f"add it to `metrics` of {places} in the suite and train again"
+        raise UsageError(f"--fail-on '{missing[0].text}': {what}; {advice}")
     for remark in comparison.remarks:
         say(f"optbench: warning: {remark}")
     judged = judge_gates(parsed, comparison.pairs)
@@ -61,14 +67,13 @@ def compare_runs(
 
 
 def _conclude(judged: Sequence[JudgedGate], *, strict: bool) -> int:
-    failing = {GateResult.FAILED, GateResult.INCONCLUSIVE} if strict else {GateResult.FAILED}
     for found in judged:
         if found.result is not GateResult.PASSED:
             why = f": {found.reason}" if found.reason else ""
-            kind = "error" if found.result in failing else "warning"
+            kind = "error" if found.fails(strict=strict) else "warning"
             where = f"{place(found.pair)}, {found.pair.a.label}"
             say(f"optbench: {kind}: gate {found.gate.text} {found.result} on {where}{why}")
-    return GATE_FAILED if any(found.result in failing for found in judged) else DONE
+    return GATE_FAILED if any(found.fails(strict=strict) for found in judged) else DONE
 
 
 def _side(text: str, runs_dir: Path) -> tuple[Path, str]:

@@ -17,11 +17,13 @@ from optbench.report.numbers import (
     name_with_arrow,
     p_value,
     signed,
+    words,
 )
 from optbench.report.records import COMPARISON_COLUMNS, comparison_records
-from optbench.stats.comparison import ArmComparison, Comparison, MetricComparison
+from optbench.stats.comparison import ArmComparison, Comparison, MetricComparison, Side
 from optbench.stats.dormant import is_rank
 from optbench.stats.gates import GateResult, JudgedGate
+from optbench.stats.power import smallest_holm_p
 from optbench.stats.signed_rank import smallest_p
 from optbench.stats.verdict import Judgement, Verdict
 
@@ -108,9 +110,7 @@ def _gates(gates: Sequence[JudgedGate]) -> Iterable[Block]:
         digits = decimals(judged.gate.metric)
         result = found.result if found else None
         shown = estimate(result.difference, result.interval, digits) if result else "–"
-        who = f"{place(judged.pair)}: {judged.pair.a.label}"
-        if judged.pair.b.label != judged.pair.a.label:
-            who += f" against {judged.pair.b.label}"
+        who = f"{place(judged.pair)}: {_who(judged.pair)}"
         cells = (Cell(judged.gate.text), Cell(who), Cell(shown), Cell(judged.result, GATE_TONES[judged.result]))
         rows.append((*cells, Cell(judged.reason)))
     titles = (*columns("gate", "where", "A - B [95%]", texts=2), *columns("result", "why", texts=2))
@@ -122,11 +122,15 @@ def _overview(comparison: Comparison) -> Iterable[Block]:
     titles = ("where", "A against B", *map(name_with_arrow, judged.values()))
     rows = []
     for pair in comparison.pairs:
-        labels = [marked(arm.label, arm.shortcoming) for arm in (pair.a, pair.b)]
-        who = labels[0] if pair.a.label == pair.b.label else " against ".join(labels)
         cells = [judged_cell(pair.metric(name), with_size=True) for name in judged]
-        rows.append((Cell(place(pair)), Cell(who), *cells))
+        rows.append((Cell(place(pair)), Cell(_who(pair)), *cells))
     yield Table("Verdicts", columns(*titles, texts=len(titles)), tuple(rows), keys=2)
+
+
+def _who(pair: ArmComparison) -> str:
+    """Return the names of the two arms, each marked if it failed to learn a task; one name if both are the same."""
+    labels = dict.fromkeys(marked(arm.label, arm.shortcoming) for arm in (pair.a, pair.b))
+    return " against ".join(labels)
 
 
 def judged_cell(found: MetricComparison | None, *, with_size: bool = False) -> Cell:
@@ -206,8 +210,12 @@ def _header(pair: ArmComparison) -> Iterable[str]:
             else (f"tuning budgets differ: A {costs[0]}, B {costs[1]}")
         )
     n = len(pair.seeds)
-    family = count(pair.family, "primary metric")
-    yield f"smallest two-sided p for {count(n, 'pair')}: {p_value(smallest_p(n))}; Holm over {family}"
+    least = f"smallest two-sided p for {count(n, 'pair')}: {p_value(smallest_p(n))}"
+    if m := pair.family:
+        least += (
+            f"; smallest p after Holm's correction over {count(m, 'primary metric')}: {p_value(smallest_holm_p(n, m))}"
+        )
+    yield least
 
 
 def _warnings(pair: ArmComparison) -> Iterable[str]:
@@ -216,6 +224,21 @@ def _warnings(pair: ArmComparison) -> Iterable[str]:
             yield f"{side} ({arm.label}), of {count(len(arm.trials), 'trial')}: {lost}"
         if said := arm.learning_warning:
             yield f"{NOT_LEARNT} {side} ({arm.label}): {said}"
+    if (learns_less := pair.retains_by_learning_less) is not None:
+        yield _learns_less(pair, learns_less)
+
+
+def _learns_less(pair: ArmComparison, side: Side) -> str:
+    """Return the remark on a side that forgets less than the other side and also learns less."""
+    (less, first), (more, second) = sorted((("A", pair.a), ("B", pair.b)), key=lambda named: named[0] != side)
+    learning = pair.metric("learning_accuracy")
+    assert learning is not None
+    name, digits = words("learning_accuracy", pair.a.in_bits), decimals("learning_accuracy")
+    return (
+        f"{less} ({first.label}) forgets less than {more} ({second.label}) but also learns less, and so has less to "
+        f"forget: the difference in {name}, {signed(learning.result.difference, digits)}, exceeds the margin of "
+        f"{learning.metric.margin:g}. docs/matched.md explains how to compare optimizers at equal learning."
+    )
 
 
 def _dormant(pair: ArmComparison, shown: Sequence[MetricComparison]) -> Iterable[str]:

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 
+from optbench.counting import grouped
 from optbench.errors import ComparisonError, UsageError, unknown
 from optbench.metrics import PRIMARY_METRICS, Metric
 from optbench.stats.arms import Arm, arms
 from optbench.stats.paired import PairedResult, PairedValues, compare_paired
 from optbench.stats.power import comparison_shortages, shortage_text
 from optbench.stats.results import Results
-from optbench.stats.verdict import Judgement, Question, judge
+from optbench.stats.verdict import Judgement, Question, Verdict, judge
 from optbench.suite import suite_differences, suite_hash
 from optbench.suite.readings import Data
 
 ENDED = ("ok", "diverged")
+Side: TypeAlias = Literal["A", "B"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,11 @@ class Selection:
         """
         optimizer, _, variant = named.partition("/")
         return Selection(results, optimizer or None, variant or None)
+
+    @property
+    def named(self) -> str:
+        """The text after the colon: `OPTIMIZER`, `OPTIMIZER/VARIANT`, or empty."""
+        return "/".join(filter(None, (self.optimizer, self.variant)))
 
     def arms(self) -> list[Arm]:
         """Return the selected arms, in the suite's order.
@@ -105,6 +113,18 @@ class ArmComparison:
     def metric(self, name: str) -> MetricComparison | None:
         return next((found for found in self.metrics if found.metric.name == name), None)
 
+    @property
+    def retains_by_learning_less(self) -> Side | None:
+        """The side that forgets less, by the verdict, if its learning accuracy is lower by more than the margin."""
+        forgetting, learning = self.metric("forgetting"), self.metric("learning_accuracy")
+        if forgetting is None or forgetting.judgement is None or learning is None:
+            return None
+        sides: dict[Verdict, tuple[Side, int]] = {Verdict.BETTER: ("A", -1), Verdict.WORSE: ("B", 1)}
+        if (found := sides.get(forgetting.judgement.verdict)) is None or learning.result.difference is None:
+            return None
+        side, sign = found
+        return side if sign * learning.result.difference > learning.metric.margin else None
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -135,11 +155,11 @@ def compare(a: Selection, b: Selection, *, experiments: Sequence[str] = (), forc
         UsageError: a run does not have the optimizer or variant, or its suite does not have one of the experiments.
         ComparisonError: the runs cannot be compared and `force` is False, or they have nothing in common.
     """
-    found = obstacles(a.results, b.results)
+    found, asked = obstacles(a, b)
     if found and not force:
         raise ComparisonError(
             f"{a.results.run.id} and {b.results.run.id} cannot be compared: {'; '.join(found)}; "
-            "pass --force to compare what they have in common"
+            f"{_way_out(a.results, b.results)}pass --force to compare what they have in common"
         )
     for name in experiments:
         for side in (a, b):
@@ -148,7 +168,8 @@ def compare(a: Selection, b: Selection, *, experiments: Sequence[str] = (), forc
     matched = [(x, y) for x, y in _matched(a, b) if not experiments or x.experiment in experiments]
     pairs = tuple(compare_arms(left, right) for left, right in matched)
     forced = [f"forced: {reason}" for reason in found]
-    said = (*_too_few(pairs), *forced, *remarks(a.results, b.results), *_code_remarks(pairs))
+    left_out = _left_out(a, b, experiments)
+    said = (*_too_few(pairs), *forced, *asked, *left_out, *remarks(a.results, b.results), *_code_remarks(pairs))
     return Comparison(a, b, pairs, said)
 
 
@@ -207,14 +228,71 @@ def pairs(a: Arm, b: Arm | float, seeds: Sequence[int], metric: Metric, data: Da
     return PairedValues(left, right, lost, np.array([b.status(seed) == "diverged" for seed in seeds], np.bool_))
 
 
-def obstacles(a: Results, b: Results) -> list[str]:
-    """Return the reasons why two runs cannot be compared; empty if they can."""
-    found = []
-    if suite_hash(a.suite) != suite_hash(b.suite):
-        differences = suite_differences(a.suite, b.suite)
-        shown = ", ".join(differences[:3]) + (f" and {len(differences) - 3} more" if len(differences) > 3 else "")
-        found.append(f"their suites differ in {shown}")
-    return [*found, *other_metrics(a, b)]
+def obstacles(a: Selection, b: Selection) -> tuple[list[str], list[str]]:
+    """Return the reasons why two selections cannot be compared, and remarks on differences that are no obstacle.
+
+    If both selections name an optimizer, the settings of these optimizers may differ: this difference is the question.
+    """
+    first, second = a.results, b.results
+    found, asked = [], []
+    if suite_hash(first.suite) != suite_hash(second.suite):
+        every = suite_differences(first.suite, second.suite)
+        named = {a.optimizer, b.optimizer} if a.optimizer is not None and b.optimizer is not None else set()
+        others = suite_differences(first.suite, second.suite, apart_from=named)
+        if others or not every:
+            found.append(f"their suites differ in {_listed(others)}")
+        if settings := [difference for difference in every if difference not in others]:
+            asked.append(f"the settings of the compared optimizers differ: {_listed(settings)}")
+    return [*found, *other_metrics(first, second)], asked
+
+
+def _listed(differences: Sequence[str]) -> str:
+    more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+    return ", ".join(differences[:3]) + more
+
+
+def _way_out(a: Results, b: Results) -> str:
+    """Return advice to name an optimizer on both sides if this removes the only obstacle; otherwise an empty text."""
+    for name in a.suite.optimizers:
+        if name in b.suite.optimizers and not obstacles(Selection(a, name), Selection(b, name))[0]:
+            return f"name the optimizer, as in {a.run.id}:{name} {b.run.id}:{name}, or "
+    return ""
+
+
+def _left_out(a: Selection, b: Selection, experiments: Sequence[str]) -> Iterator[str]:
+    """Yield a remark on the experiments and models in which only one side trained an optimizer.
+
+    experiments: the experiments to compare; all of them if empty.
+    """
+    for one, other in ((a, b), (b, a)):
+        missing = grouped(
+            (other.named if a.named and b.named else arm.label, arm)
+            for arm in _alone(one, other)
+            if not experiments or arm.experiment in experiments
+        )
+        same_run = one.results.run.path.resolve() == other.results.run.path.resolve()
+        where = "there" if same_run else f"there in {other.results.run.id}"
+        for name, found in missing.items():
+            yield f"{'; '.join(_places(found))}: not compared, because {name} was not trained {where}"
+
+
+def _alone(one: Selection, other: Selection) -> Iterator[Arm]:
+    """Yield the arms of one selection for which the other selection has no arm to compare them with."""
+    by_name = not (one.optimizer and other.optimizer)  # as in `_matched`
+    theirs = {(arm.experiment, arm.model, arm.label if by_name else None) for arm in other.arms()}
+    for arm in one.arms():
+        requested = not by_name or (other.optimizer in (None, arm.optimizer) and other.variant in (None, arm.variant))
+        if requested and (arm.experiment, arm.model, arm.label if by_name else None) not in theirs:
+            yield arm
+
+
+def _places(found: Sequence[Arm]) -> Iterator[str]:
+    """Yield the experiments of the arms, with the models unless all models of the experiment are concerned."""
+    for experiment, models in grouped((arm.experiment, arm.model) for arm in found).items():
+        if {*models} == found[0].results.suite.experiments[experiment].models.keys():
+            yield experiment
+        else:
+            yield f"{experiment}, {', '.join(dict.fromkeys(models))}"
 
 
 def other_metrics(a: Results, b: Results) -> list[str]:

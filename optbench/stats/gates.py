@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from optbench.counting import count
 from optbench.errors import UsageError
+from optbench.stats.arms import Arm
 from optbench.stats.comparison import ArmComparison
 
 _PATTERN = re.compile(
@@ -48,6 +49,18 @@ class JudgedGate:
     result: GateResult
     reason: str
 
+    def fails(self, *, strict: bool) -> bool:
+        """Return whether the gate gives exit code 1.
+
+        A failed gate does. An inconclusive gate does if A learnt less reliably than B: then its interval says nothing
+        about a regression, and more seeds would not change this.
+
+        strict: whether every inconclusive gate gives exit code 1.
+        """
+        if self.result is GateResult.INCONCLUSIVE:
+            return strict or _unlearnt(self.pair.a) > _unlearnt(self.pair.b)
+        return self.result is GateResult.FAILED
+
 
 def parse_gate(text: str) -> Gate:
     """Parse `METRIC:+SIZE` or `METRIC:-SIZE`.
@@ -70,12 +83,42 @@ def judge_gates(gates: Sequence[Gate], pairs: Sequence[ArmComparison]) -> list[J
     return [JudgedGate(gate, pair, *_judge(gate, pair)) for gate in gates for pair in pairs]
 
 
+def unmeasured(gates: Sequence[Gate], pairs: Sequence[ArmComparison]) -> list[Gate]:
+    """Return the gates on metrics that no trial of any pair measured, although seeds finished on both sides."""
+    finished = [pair for pair in pairs if pair.seeds]
+    measured = {gate.metric for gate in gates for pair in finished for arm in (pair.a, pair.b) if arm.took(gate.metric)}
+    return [gate for gate in gates if finished and gate.metric not in measured]
+
+
 def _judge(gate: Gate, pair: ArmComparison) -> tuple[GateResult, str]:
     """Return the result and, if it is inconclusive, the reason.
 
     The gate fails if the entire 95% interval of A - B exceeds the threshold. It passes if no part of the interval does,
-    unless trials of A failed or are not finished, or trials of either side ended above the target training loss.
+    unless trials of A failed or are not finished, or trials of either side failed to learn a task or ended above the
+    target training loss.
     """
+    result, reason = _judge_interval(gate, pair)
+    if result is not GateResult.FAILED and (said := _not_learnt(pair)):
+        return GateResult.INCONCLUSIVE, said
+    return result, reason
+
+
+def _not_learnt(pair: ArmComparison) -> str:
+    """Return how many trials of each side failed to learn a task; empty if none did."""
+    found = [
+        f"{n} of {side}'s {count(arm.count('ok'), 'trial')}"
+        for side, arm in (("A", pair.a), ("B", pair.b))
+        if (n := _unlearnt(arm))
+    ]
+    return f"{' and '.join(found)} did not learn every task" if found else ""
+
+
+def _unlearnt(arm: Arm) -> int:
+    return arm.shortcoming.affected if arm.shortcoming else 0
+
+
+def _judge_interval(gate: Gate, pair: ArmComparison) -> tuple[GateResult, str]:
+    """Judge a gate by the interval, without regard to whether the networks learnt."""
     found = pair.metric(gate.metric)
     if found is None or found.result.n == 0:
         return GateResult.INCONCLUSIVE, "not measured"

@@ -76,12 +76,14 @@ class Shortcoming:
     """The tasks that the trials of one arm failed to learn.
 
     trials: the number of trials that are `ok`.
+    affected: the number of these trials that failed to learn at least one task.
     guessed: the number of these trials whose accuracy was no better than guessing on some task.
     exploded: the number of these trials whose loss exploded on some task.
     tasks: the tasks on which either happened in any of these trials.
     """
 
     trials: int
+    affected: int
     guessed: int
     exploded: int
     tasks: NotLearnt
@@ -93,7 +95,7 @@ class Shortcoming:
             return None
         guessed, exploded = ([getattr(tasks, what) for tasks in found] for what in ("guessed", "exploded"))
         union = NotLearnt(*(tuple(sorted({t for tasks in every for t in tasks})) for every in (guessed, exploded)))
-        return Shortcoming(trials, sum(map(bool, guessed)), sum(map(bool, exploded)), union)
+        return Shortcoming(trials, sum(map(bool, found)), sum(map(bool, guessed)), sum(map(bool, exploded)), union)
 
     def __str__(self) -> str:
         kinds = ((self.guessed, GUESSED, self.tasks.guessed), (self.exploded, EXPLODED, self.tasks.exploded))

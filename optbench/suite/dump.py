@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -84,9 +84,17 @@ def suite_hash(suite: Suite) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def suite_differences(a: Suite, b: Suite) -> list[str]:
-    """Return the differences between two suites that change the hash, e.g. `optimizers.sgd.lr (0.1, 0.3)`."""
-    return list(differences(content(a, whole=True), content(b, whole=True)))
+def suite_differences(a: Suite, b: Suite, *, apart_from: Collection[str] = ()) -> list[str]:
+    """Return the differences between two suites that change the hash, e.g. `optimizers.sgd.lr (0.1, 0.3)`.
+
+    apart_from: the optimizers whose settings, in the suite or in its experiments, are not compared.
+    """
+    sides = [content(suite, whole=True) for suite in (a, b)]
+    for plain in sides:
+        for part in (plain, *plain["experiments"].values()):
+            for name in apart_from if part["optimizers"] is not None else ():
+                part["optimizers"].pop(name, None)
+    return list(differences(sides[0], sides[1]))
 
 
 def content(suite: Suite, *, whole: bool = False) -> dict[str, Any]:

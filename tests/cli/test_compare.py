@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -166,7 +167,7 @@ def test_metrics_outside_the_primary_family_get_no_verdict(tmp_path: Path) -> No
     assert judged == {"average_accuracy", "forgetting", "effective_rank"}
     shown = text_of(comparison, everything=True)
     assert "hoyer exploratory" in shown
-    assert "Holm over 3 primary metrics" in shown
+    assert "smallest p after Holm's correction over 3 primary metrics: 0.0059" in shown
 
 
 def test_a_suite_can_declare_primary_metrics(tmp_path: Path) -> None:
@@ -399,6 +400,11 @@ def test_claims_are_reported_with_verdict_effect_and_source(tmp_path: Path) -> N
     assert "4 supported, 2 contradicted, 1 no evidence, 0 not comparable" in shown
     assert "1 forgetting of sgd lower than that of adam, by 0.005 or more (Figure 0) supported (2 of 2)" in shown
     assert "claim 2, small; claim 2, wide: contradicted: the difference has the opposite sign" in shown
+    rows = {
+        number: found for number in range(1, 8) for found in re.findall(rf"\b{number} small [^†]*?([≤≥<>] \S+)", shown)
+    }
+    margins = {1: "≤ -0.005", 2: "≥ 0.005", 4: "≤ -0.2", 5: "≥ 0.01"}
+    assert {number: rows[number] for number in margins} == margins, "a smaller difference does not support the claim"
     told = json.loads(report_json(summary))["claims"]
     assert [claim["verdict"] for claim in told][:2] == ["supported", "contradicted"]
     assert told[0]["parts"][0]["low"] < told[0]["parts"][0]["difference"] < told[0]["parts"][0]["high"] < 0

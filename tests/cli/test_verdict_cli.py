@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -131,6 +131,104 @@ def test_an_inconclusive_gate_fails_only_when_strict(runs: Path, capsys: pytest.
     assert "optbench: error: gate forgetting:-0.1 inconclusive" in capsys.readouterr().err
 
 
+def learnt_nothing(*optimizers: str) -> Callable[[Trial], Sequence[Row]]:
+    """Return rows in which these optimizers stay at chance on every task."""
+    guessing = [[0.1] * 3] * 4
+    return lambda trial: rows_of("ok", guessing) if trial.optimizer in optimizers else rows_of()
+
+
+@pytest.mark.parametrize(
+    ("unlearnt", "code", "kind", "reason"),
+    [
+        (("sgd",), 1, "error", "10 of A's 10 trials did not learn every task"),
+        (("adam",), 0, "warning", "10 of B's 10 trials did not learn every task"),
+        (("sgd", "adam"), 0, "warning", "10 of A's 10 trials and 10 of B's 10 trials did not learn every task"),
+    ],
+)
+def test_a_gate_is_inconclusive_without_learning_and_fails_if_only_the_proposal_does_not_learn(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    unlearnt: tuple[str, ...],
+    code: int,
+    kind: str,
+    reason: str,
+) -> None:
+    write_run(tmp_path, SUITE, learnt_nothing(*unlearnt), name="run")
+    monkeypatch.chdir(tmp_path)
+    words = ["compare", "run:sgd", "run:adam", "--fail-on", "forgetting:+0.9"]
+    assert main([*words, "--format", "markdown"]) == code
+    shown, said = capsys.readouterr()
+    assert f"optbench: {kind}: gate forgetting:+0.9 inconclusive on permuted, small, sgd: {reason}" in said
+    (row,) = (line for line in shown.splitlines() if line.startswith("| forgetting:+0.9 "))
+    for name in ("sgd", "adam"):
+        assert (f"{name}\N{NO-BREAK SPACE}†" in row) == (name in unlearnt)
+    assert reason in row
+    assert main([*words, "--strict"]) == 1
+    assert "optbench: error: gate forgetting:+0.9 inconclusive" in capsys.readouterr().err
+
+
+def test_a_side_that_forgets_less_because_it_learns_less_gets_a_remark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def less(trial: Trial, learns: float) -> Sequence[Row]:
+        top, forgets = (learns, 0.05) if trial.optimizer == "sgd" else (0.9, 0.1)
+        forgets += abs(WOBBLE[trial.seed])
+        end = [top - forgets, top - forgets, top]
+        return rows_of("ok", [[0.1] * 3, [top, 0.1, 0.1], [top, top, 0.1], end])
+
+    monkeypatch.chdir(tmp_path)
+    for name, learns in (("less", 0.8), ("within", 0.896), ("more", 0.95)):
+        write_run(tmp_path, SUITE, lambda trial, learns=learns: less(trial, learns), name=name)
+        for a, b in (("sgd", "adam"), ("adam", "sgd")):
+            assert main(["compare", f"{name}:{a}", f"{name}:{b}"]) == 0
+            shown = " ".join(capsys.readouterr().out.split())
+            assert ("better" if a == "sgd" else "worse") in shown
+            side, other = ("A", "B") if a == "sgd" else ("B", "A")
+            remark = f"{side} (sgd) forgets less than {other} (adam) but also learns less"
+            assert (remark in shown) == (name == "less")
+
+
+TWO = SUITE.replace(
+    "claims:",
+    "  other:\n    tasks: {kind: permuted, count: 3}\n    models: {small: {kind: mlp, hidden: [10]}}"
+    "\n    optimizers: {sgd: {}}\nclaims:",
+)
+
+
+def test_experiments_that_one_side_did_not_train_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path, TWO, rows, name="two")
+    monkeypatch.chdir(tmp_path)
+    for sides in (["two:sgd", "two:adam"], ["two:adam", "two:sgd"]):
+        assert main(["compare", *sides]) == 0
+        assert "warning: other: not compared, because adam was not trained there\n" in capsys.readouterr().err
+        assert main(["compare", *sides, "--experiment", "permuted"]) == 0
+        assert capsys.readouterr().err == ""
+    write_run(tmp_path, TWO.replace("optimizers: {sgd: {}}", "optimizers: {adam: {}}"), rows, name="three")
+    assert main(["compare", "two", "three", "--force"]) == 0
+    said = capsys.readouterr().err
+    assert "warning: other: not compared, because sgd was not trained there in three\n" in said
+    assert "warning: other: not compared, because adam was not trained there in two\n" in said
+
+
+def test_a_gate_on_a_metric_that_was_not_measured_is_an_error(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "base:sgd", "base:adam", "--fail-on", "srank:+1"]) == 2
+    shown, said = capsys.readouterr()
+    assert shown == ""
+    assert said.count("\n") == 1
+    assert "--fail-on 'srank:+1': expected a metric that was measured, got 'srank'" in said
+    assert "add it to `metrics` of permuted" in said
+
+    def some(trial: Trial) -> Sequence[Row]:
+        return rows_of(metrics={"srank": 3.0 if trial.seed < 2 else None}, init_hash=str(trial.seed))
+
+    write_run(runs.parent, SUITE, some, name="some")
+    assert main(["compare", "some:sgd", "some:adam", "--fail-on", "srank:+1"]) == 0
+    assert "warning: gate srank:+1 inconclusive" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
@@ -173,6 +271,29 @@ def test_different_settings_are_exit_4_and_can_be_forced_with_a_warning(
     assert "their suites differ in optimizers.sgd.lr (0.1, 0.2)" in capsys.readouterr().err
     assert main(["compare", "base", "other", "--force"]) == 0
     assert "optbench: warning: forced: their suites differ" in capsys.readouterr().err
+
+
+def test_settings_of_the_named_optimizers_may_differ_between_runs(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(runs.parent, SUITE.replace("lr: 0.1", "lr: 0.2"), rows, name="faster")
+    assert main(["compare", "faster", "base"]) == 4
+    assert "name the optimizer, as in faster:sgd base:sgd, or pass --force" in capsys.readouterr().err
+    assert main(["compare", "faster:adam", "base:adam"]) == 4, "a difference in another optimizer is not the question"
+    assert "name the optimizer, as in faster:sgd base:sgd" in capsys.readouterr().err
+    for a, b in (("sgd", "sgd"), ("sgd", "adam"), ("adam", "sgd")):
+        assert main(["compare", f"faster:{a}", f"base:{b}"]) == 0
+        remark = "the settings of the compared optimizers differ: optimizers.sgd.lr (0.2, 0.1)\n"
+        assert capsys.readouterr().err == f"optbench: warning: {remark}"
+    inside = SUITE.replace("    models:", "    optimizers: {sgd: {lr: 0.3}, adam: {}}\n    models:")
+    write_run(runs.parent, inside, rows, name="inside")
+    write_run(runs.parent, inside.replace("0.3", "0.4"), rows, name="further")
+    assert main(["compare", "inside:sgd", "further:sgd"]) == 0
+    assert "differ: experiments.permuted.optimizers.sgd.lr (0.3, 0.4)" in capsys.readouterr().err
+    write_run(runs.parent, SUITE.replace("lr: 0.1", "lr: 0.2").replace("count: 3", "count: 2"), rows, name="longer")
+    assert main(["compare", "longer:sgd", "base:sgd"]) == 4, "another difference is still refused"
+    said = capsys.readouterr().err
+    assert "their suites differ in experiments.permuted.tasks.count (2, 3); pass --force" in said
 
 
 def test_a_comparison_without_common_finished_seeds_is_exit_4(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -403,4 +524,4 @@ def test_the_documented_workflow_judges_a_pull_request(tmp_path: Path, monkeypat
     summary = (tmp_path / "summary.md").read_text(encoding="utf-8")
     assert summary.index("# optbench compare") < summary.index("# optbench: mine")
     assert "**failed**" in summary
-    assert "average_accuracy:-1%" in summary
+    assert "learning_accuracy:-1%" in summary
