@@ -118,7 +118,8 @@ class Bert(nn.Module):
 def network(size: Size, device: torch.device | str = "cpu") -> nn.Module:
     """Build the network of the given size, with initial weights from N(0, .02²), as in GPT-2 and BERT.
 
-    The embeddings and output layers are marked as ends (see `optbench.optimizers.ends`). On the `meta` device, weights have no values.
+    The embeddings and output layers are marked as ends (see `optbench.optimizers.ends`). On the `meta` device, weights
+    have no values.
     """
     with torch.device(device):
         if size.family == "gpt":

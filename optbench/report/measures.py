@@ -122,9 +122,9 @@ def named_measure(metric: Metric) -> Measure:
 
 
 def score_measure(measure: Measure, metric: Metric) -> Measure:
-    """Return `measure` with `metric`, and with "score" instead of "accuracy" in the title, if `metric` is for text.
+    """Return `measure` with `metric`, and with "score" instead of "accuracy" in its title.
 
-    Return `measure` unchanged if `metric.said` is empty, as for any metric that is not for text.
+    If `metric` is not a score on text, i.e. `metric.said` is empty, return `measure` unchanged.
     """
     return replace(measure, title=measure.title.replace("accuracy", "score"), own=metric) if metric.said else measure
 
