@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Array: TypeAlias = NDArray[np.float64]
 Needs: TypeAlias = Literal["all", "learnt", "last row", "since learnt", "before"]
-"""The entries of the matrix that a metric needs.
+"""The matrix entries that a metric needs.
 
 - `all`: all entries
 - `learnt`: R[j, j]
@@ -84,7 +84,7 @@ def earlier_tasks_accuracy(accuracy: ArrayLike) -> Array:
 def backward_transfer(accuracy: ArrayLike) -> Array:
     """Return the mean change in a task's accuracy since learning it: mean_{j<T} (R[T, j] - R[j, j]).
 
-    Lopez-Paz & Ranzato 2017.
+    Source: Lopez-Paz & Ranzato 2017.
 
     Example:
         >>> rows = [[0.1, 0.1], [0.9, 0.2], [0.7, 0.8]]
@@ -98,8 +98,8 @@ def backward_transfer(accuracy: ArrayLike) -> Array:
 def forward_transfer(accuracy: ArrayLike) -> Array:
     """Return the mean accuracy gain on a task from training on earlier tasks: mean_{j≥2} (R[j-1, j] - R[0, j]).
 
-    Lopez-Paz & Ranzato 2017. The mean runs over the T - 1 tasks that have a predecessor; the authors' published code
-    divides by T.
+    Source: Lopez-Paz & Ranzato 2017. The mean runs over the T - 1 tasks that have a predecessor; the authors' published
+    code divides by T.
     """
     matrix = _matrix(accuracy)
     just_before = np.diagonal(matrix, axis1=-2, axis2=-1)[..., 1:]

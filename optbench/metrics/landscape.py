@@ -177,7 +177,7 @@ def sam_sharpness(loss: Loss, weights: Tensor, rho: Annotated[float, Field(gt=0)
 def adaptive_sam_sharpness(loss: Loss, weights: Tensor, rho: Annotated[float, Field(gt=0)] = 0.5) -> NotedValue:
     """Return L(w + ρ w² g / ‖|w| g‖) - L(w), with elementwise products: the radius is relative to each weight.
 
-    Kwon et al. 2021, arXiv:2102.11600. The sharpness is invariant to any rescaling of weights that leaves the
+    Source: Kwon et al. 2021, arXiv:2102.11600. The sharpness is invariant to any rescaling of weights that leaves the
     network's function unchanged.
 
     weights: (P,). NaN if |w| g is zero. Raises ValueError unless rho is positive and finite.
@@ -291,7 +291,7 @@ class _Hessian:
 
 
 def _gradient(loss: Loss, weights: Tensor, *, create_graph: bool = False) -> tuple[Tensor, float, Tensor]:
-    """Return a float64 copy of the weights (P,), and the loss and its gradient (P,) at these weights."""
+    """Return the detached weights (P,) in float64, and the loss and its gradient (P,) at these weights."""
     if weights.ndim != 1:
         raise ValueError(f"expected weights of shape (P,), got {tuple(weights.shape)}")
     with torch.enable_grad():
@@ -316,7 +316,7 @@ def _unfit(point: Tensor, value: float, gradient: Tensor) -> str | None:
 
 
 def _sharpness(loss: Loss, weights: Tensor, scale: Tensor, rho: float, without_direction: str) -> NotedValue:
-    """Return L(w + ρ s u) - L(w) with u = s g / ‖s g‖ and s = `scale`: the rise in loss after SAM's ascent step."""
+    """Return L(w + ρ s u) - L(w) with u = s g / ‖s g‖, s = `scale` and the gradient g: the rise in a step of SAM."""
     if not (rho > 0 and math.isfinite(rho)):
         raise ValueError(f"expected rho to be positive and finite, got {rho}")
     point, value, gradient = _gradient(loss, weights)

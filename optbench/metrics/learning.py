@@ -73,7 +73,7 @@ def majority_share(counts: ArrayLike) -> float:
 
 
 ABOVE_TARGET = "ended above the target training loss"
-"""Text in the note of a trial with tasks that ended with a loss above `early_stopping.target`."""
+"""Text in a trial's note about tasks that ended with a loss above `early_stopping.target`."""
 GUESSED = "no better than guessing right after training"
 EXPLODED = f"training loss above {EXPLOSION} times its initial value"
 

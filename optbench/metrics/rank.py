@@ -186,7 +186,7 @@ def effective_rank_ratio(features: Tensor | Spectrum) -> Tensor:
 def effective_rank_uncentred(features: Tensor | Spectrum) -> Tensor:
     """Return exp(-Σ p ln p) with p = σ² / Σσ², the entropy rank of the uncentred second moment.
 
-    Roy & Vetterli 2007. (..., N, d) -> (...), from 1 to min(N, d).
+    Source: Roy & Vetterli 2007. (..., N, d) -> (...), from 1 to min(N, d).
     """
     sigma = _spectrum(features).sigma
     return _entropy_rank((sigma / sigma[..., :1]).square(), zero_where=sigma)
@@ -202,9 +202,10 @@ def effective_rank_correlation(features: Tensor | Spectrum) -> Tensor:
 
 
 def effective_rank_sv(features: Tensor | Spectrum) -> Tensor:
-    """Return exp(-Σ p ln p) with p = σ / Σσ, uncentred, as used in the loss-of-plasticity literature.
+    """Return exp(-Σ p ln p) with p = σ / Σσ, the entropy rank of the uncentred singular values.
 
-    Roy & Vetterli 2007. (..., N, d) -> (...), from 1 to min(N, d).
+    Source: Roy & Vetterli 2007. This form is used in the loss-of-plasticity literature. (..., N, d) -> (...), from 1 to
+    min(N, d).
 
     Example:
         >>> features = torch.tensor([[2.0, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]])

@@ -139,8 +139,8 @@ def pairwise_class_cosine(
 def linear_cka(x: Tensor, y: Tensor, *, debiased: bool = False) -> Tensor:
     """Return the linear centred kernel alignment ‖YᵀX‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F), with centred columns.
 
-    Kornblith et al. 2019, arXiv:1905.00414. x (..., N, p) and y (..., N, q), for the same examples in the same order
-    -> (...). NaN if x or y does not vary, or if an unbiased estimate of a self-similarity is not positive.
+    Source: Kornblith et al. 2019, arXiv:1905.00414. x (..., N, p) and y (..., N, q), for the same examples in the same
+    order -> (...). NaN if x or y does not vary, or if an unbiased estimate of a self-similarity is not positive.
 
     debiased: use unbiased estimates of the three terms (Song et al. 2012; N ≥ 4), so that values from different numbers
     of examples are comparable; the result can then be negative.

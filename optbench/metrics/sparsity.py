@@ -188,9 +188,9 @@ def activation_note(features: Tensor | Activity) -> str | None:
 
 
 def _relative(weights: Tensor) -> Tensor:
-    """Divide weights by their largest magnitude, in float64, to avoid underflow; metrics are scale-invariant.
+    """Divide weights by their largest magnitude, in float64, to avoid underflow.
 
-    Zero and non-finite vectors become NaN.
+    The metrics that use the result do not depend on the scale. Zero and non-finite vectors become NaN.
     """
     values = weights.detach().double()
     if values.ndim < 1:

@@ -33,7 +33,7 @@ class Geometry:
     cosine_sign: float
     """Cosine between Δ and -sign(G)."""
     cosine_polar: float
-    """Cosine between Δ and -UVᵀ, the polar factor of G = U S Vᵀ."""
+    """Cosine between Δ and -UVᵀ, where UVᵀ is the polar factor of G = U S Vᵀ."""
     relative_size: float
     """‖Δ‖_F / ‖W‖_F."""
     angle: float

@@ -105,7 +105,7 @@ def block_side(length: int, size: int | None, longest: int) -> int:
 
 
 def _spans(length: int, size: int | None, longest: int) -> Iterator[tuple[int, int, int]]:
-    """Yield the first block's start, the block length and the number of blocks, for each block length along a side."""
+    """Yield, for each block length along a side, the start of the first block, the length and the number of blocks."""
     block = block_side(length, size, longest)
     count, rest = divmod(length, block) if block else (1, 0)
     yield 0, block, count

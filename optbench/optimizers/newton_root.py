@@ -34,7 +34,7 @@ def newton_inverse_root(matrices: Tensor, order: int, epsilon: Tensor, iteration
         matrices: A, shape (M, n, n), symmetric positive semidefinite; in float64 if ε is small.
         order: p, at least 1.
         epsilon: ε > 0, shape (M,): the fraction of the largest eigenvalue that is added to every eigenvalue. The
-            largest is overestimated by up to a few percent (see `SQUARINGS`).
+            largest eigenvalue is overestimated by up to a few percent (see `SQUARINGS`).
         iterations: the number of iterations; see `iterations_for`.
 
     Returns:

@@ -16,8 +16,8 @@ def rate_groups(optimizer: object, *, stepping: bool = False) -> list[Group]:
     """Return the parameter groups whose learning rate, `lr`, the optimizer will use in its next step.
 
     These are the optimizer's own groups, as for PyTorch's schedulers. If none of them has a learning rate, the groups
-    of the optimizers in this optimizer's attributes are returned. Optimizers of this package can define a method
-    `rate_groups(stepping)` that returns the groups.
+    of the optimizers in this optimizer's attributes are returned. If an optimizer of this package has a method
+    `rate_groups(stepping)`, the result of this method is returned instead.
 
     stepping: whether a step follows immediately, for optimizers that must prepare for it.
     """

@@ -118,7 +118,7 @@ def around(target: str, hyperparameters: Mapping[str, Any]) -> dict[str, Mapping
 
 
 def defaults_inside(target: str, hyperparameters: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return the default of every inner optimizer that is not given, by path, e.g. `base` or `base.base`."""
+    """Return the default of each inner optimizer that `hyperparameters` omits, by path, e.g. `base` or `base.base`."""
     found: dict[str, Mapping[str, Any]] = {}
     for name, hyper in find(target).hyperparameters.items():
         if hyper.kind != "optimizer":

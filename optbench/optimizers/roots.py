@@ -167,7 +167,7 @@ def _update_each(
 def _inverse_root(
     factor: Tensor, order: int, epsilon: float, scale: float, dtype: torch.dtype, precision: torch.dtype
 ) -> Tensor | None:
-    """Return the inverse root of one factor, (n, n) or (n,), float64; None if it cannot be computed."""
+    """Return the inverse root of one float64 factor, (n, n) or (n,); None if it cannot be computed."""
     if not _finite(factor):
         return None
     if factor.ndim == 1:

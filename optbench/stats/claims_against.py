@@ -104,7 +104,7 @@ def _both(name: str, a: JudgedClaim | None, b: JudgedClaim | None) -> ClaimOfBot
 
 
 def _stated(claim: Claim) -> dict[str, object]:
-    """Return the settings in which equal claims must agree, except the margin; pairs of solutions are given as text."""
+    """Return the settings that must agree for two claims to be equal, except the margin; pairs of solutions as text."""
     stated = claim.model_dump(exclude={"text", "source", "given", "beside", "margin"})
     pairs = {key: side_text(side) for key in ("left", "right") if isinstance(side := stated[key], list)}
     return stated | pairs
