@@ -1,10 +1,10 @@
-"""Train the trials of a plan. The modules, in the order of the data flow:
+"""Execution of a plan: the training of its trials and the comparison of solutions. The modules, in order of data flow:
 
 schedule        the remaining trials, and the pieces in which they are given to workers
-preflight       the users' code of a run; checks that find errors before training
+preflight       the users' code that a run uses; checks that find errors before training
 session         owns the run: gives pieces to workers and writes their results
     directory   the directory of a run, and whether a run can be resumed here
-    interrupts  Ctrl-C, which ends a run without damaging files that are being written
+    interrupts  Ctrl-C and SIGTERM, which end a run without damaging files that are being written
     comparisons comparisons of one seed's solutions, made once the trials to compare have ended
     view        reports progress
 pool            gives units of work to workers, and retries units that were lost

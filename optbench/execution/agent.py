@@ -1,6 +1,7 @@
-"""An agent on another machine, which starts a worker process there and forwards messages to and from it.
+"""An agent that starts a worker process on another machine.
 
-The agent imports neither torch nor users' code, so it survives if the worker process dies.
+The agent forwards messages between the worker and the main process. It imports neither torch nor users' code, so it
+survives if the worker process dies.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ LINGER = 0.2
 
 @dataclass(frozen=True)
 class Hello:
-    """An agent has started, on this host and with these versions."""
+    """A message that an agent has started, on this host and with these versions."""
 
     host: str
     versions: Mapping[str, str]
@@ -55,7 +56,7 @@ class Agent:
         self._outbox: list[Message | Hello | Arrived] = [Hello(socket.gethostname(), versions())]
 
     def fetch(self, content: Any) -> bytes:
-        """Return the bytes of the parcel with this content. Overridden for backends that store the bytes elsewhere."""
+        """Return a parcel's bytes, given its `content`. Subclasses override this if the bytes are stored elsewhere."""
         assert isinstance(content, bytes)
         return content
 
@@ -114,7 +115,10 @@ class Agent:
 
 
 def _sweep() -> None:
-    """Remove the folders of agents that were killed on this host. Other hosts may share the temporary directory."""
+    """Remove the folders left by agents that were killed on this host.
+
+    Folders of other hosts are kept, because several hosts may share the temporary directory.
+    """
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
         pid = folder.name.removeprefix(f"{PREFIX}{socket.gethostname()}-").rpartition("-")[0]
         if pid.isdecimal():

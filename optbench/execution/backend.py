@@ -19,26 +19,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Died:
-    """The worker's process ended, possibly because of the unit that it was processing; the worker can be renewed."""
+    """A message that the worker's process has ended, possibly because of its unit. The worker can be renewed."""
 
     cause: str
 
 
 @dataclass(frozen=True)
 class Lost:
-    """The worker's machine or connection was lost, for a reason unrelated to its unit."""
+    """A message that the worker's machine or connection was lost, for a reason unrelated to its unit."""
 
     cause: str
 
 
 @dataclass(frozen=True)
 class Ready:
-    """The worker has started and accepts units from now on."""
+    """A message that the worker has started and accepts units from now on."""
 
 
 @dataclass(frozen=True)
 class Refused:
-    """The worker cannot start, or must not train for this run; no other worker is started in its place."""
+    """A message that the worker cannot start, or must not train for this run.
+
+    No other worker is started in its place.
+    """
 
     reason: str
 
@@ -83,7 +86,7 @@ class Backend(Protocol):
         """Start a worker. place: a number from 0 to `jobs` - 1 that no current worker has."""
 
     def wait(self, workers: Sequence[Worker]) -> Sequence[Worker]:
-        """Wait for messages from `workers`, and return the workers that have sent any; none after a timeout."""
+        """Wait for messages; return those of `workers` that have sent any, or an empty sequence after a timeout."""
 
     def discard(self, worker: Worker) -> None:
         """Remove a worker that was lost or refused."""

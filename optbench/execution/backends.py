@@ -1,4 +1,4 @@
-"""Select the backend of a run, as named by `--on`."""
+"""The selection of a run's backend, as named by `--on`."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Place:
         The package is not imported. settings: texts of the form `name=value`.
 
         Raises:
-            UsageError: there is no such backend, its package is not installed, a setting is malformed, or settings are
-                given for a backend that has none.
+            UsageError: there is no such backend, its package is not installed, the address or a setting is malformed,
+                or an address or settings are given for a backend that has none.
         """
         name, colon, address = text.partition(":")
         if name not in PLACES:
@@ -99,7 +99,8 @@ def open_backend(place: Place, device: str, jobs: int | None, runs_dir: Path, *,
     Raises:
         UsageError: a setting of the backend is invalid.
         DeviceError: there is no such device.
-        WorkerError: the cluster cannot be joined.
+        WorkerError: the Ray cluster cannot be joined, SLURM is unavailable, or the folder for SLURM jobs cannot be
+            written.
     """
     place.check_device(device)
     if place.name == RAY:

@@ -1,4 +1,4 @@
-"""Schedule comparisons of solutions with the same seed."""
+"""Scheduling of comparisons between solutions with the same seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Choose the directory of a new run, and check whether an existing run can be resumed on this machine."""
+"""The choice of a new run's directory, and a check that an existing run can be resumed on this machine."""
 
 from __future__ import annotations
 
@@ -44,7 +44,10 @@ def check_provenance(resume: Path, record: Mapping[str, Any]) -> None:
 
 
 def latest_provenance(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the provenance of a run's last resumption, or of its start. record: the run's `run.json`, checked."""
+    """Return the provenance of a run's latest resumption, or of its start if it was never resumed.
+
+    record: the checked content of the run's `run.json`.
+    """
     return (record.get("resumed") or [record])[-1].get("provenance") or {}
 
 

@@ -1,4 +1,4 @@
-"""Detect differences between the main process and a worker on another machine."""
+"""Detection of differences between the main process and a worker on another machine."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _version(package: str) -> str:
 
 
 def _source() -> str:
-    """Return a hash of the package's modules, which also distinguishes different code with the same version number."""
+    """Return a hash of the package's modules, to distinguish different code with the same version number."""
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):

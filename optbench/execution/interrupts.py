@@ -1,4 +1,4 @@
-"""Handle interrupts: Ctrl-C, and SIGTERM, which batch systems send."""
+"""Handling of interrupts: Ctrl-C, and SIGTERM, which batch systems send."""
 
 from __future__ import annotations
 

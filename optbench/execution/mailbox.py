@@ -30,8 +30,8 @@ class Mailbox:
     def take(self) -> list[Any]:
         """Return the messages that have arrived since the last call, in order, and remove them.
 
-        The folder is listed, rather than the next file opened by name, because network file systems cache the absence
-        of a file for a while.
+        Messages are found by listing the folder rather than by opening the next file by name, because network file
+        systems cache the absence of a file for a while.
 
         Raises:
             OSError: the folder or a message cannot be read.

@@ -1,4 +1,4 @@
-"""Merge runs of one suite with different seeds into one run, which equals a run trained with all of these seeds."""
+"""Merging: runs of one suite with different seeds become one run, equal to a run trained with all of the seeds."""
 
 from __future__ import annotations
 
@@ -45,8 +45,9 @@ def merge(
 
     Raises:
         UsageError: there are fewer than two runs, a run is incomplete or is a tuning run, two runs share a seed, or the
-            runs differ in their suite, users' code, version of the metrics or, without `force`, torch or machine.
-        StoreError: a run cannot be read, or the new one cannot be written.
+            runs differ in their suite, users' code or metrics version. Without `force`, also if they differ in their
+            version of torch or kind of machine.
+        StoreError: a run cannot be read, or the new run cannot be written or already exists.
     """
     found = [read_run(path) for path in runs]
     suites = [load_suite(run.path / "suite.yaml", as_written=True) for run in found]

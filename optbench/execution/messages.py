@@ -40,7 +40,8 @@ class Elsewhere:
     """The information about the main process that a worker on another machine needs.
 
     made_with: versions and CPU instructions of the main process, by name. installed: source hashes of the installed
-    packages that a run uses, by target. force: True to train despite differences. notes: additional notes for trials.
+    packages that a run uses, by target. force: True to train even if the worker's versions or packages differ. notes:
+    additional notes for trials.
     """
 
     made_with: Mapping[str, str]
@@ -132,9 +133,9 @@ class Compared:
 
 @dataclass(frozen=True)
 class Divide:
-    """A cohort must be divided.
+    """A message that a cohort must be divided.
 
-    too_large: True if it does not fit into memory; False if a user's code raised an exception.
+    too_large: True if the cohort does not fit into memory; False if a user's code raised an exception.
     """
 
     unit: Train
@@ -143,7 +144,7 @@ class Divide:
 
 @dataclass(frozen=True)
 class Failed:
-    """A cohort could not be trained, or solutions could not be compared, for a reason other than the settings."""
+    """A message that a cohort could not be trained, or that solutions could not be compared."""
 
     unit: Unit
     error_type: str
@@ -153,7 +154,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Saved:
-    """A worker on another machine has saved the state of a cohort in a part on that machine."""
+    """A message that a worker on another machine has saved the state of a cohort in a part on that machine."""
 
     part: Path
 

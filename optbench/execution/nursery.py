@@ -1,4 +1,4 @@
-"""Start worker processes. On Linux, they are forked from one process that has imported the modules they need.
+"""Start-up of worker processes. On Linux, they are forked from one process that has imported the modules they need.
 
 PyTorch is thus imported once for all workers, while the suite is still being read and checked, and a replacement worker
 starts within milliseconds. The forking process runs no user code, opens no device and starts no Python thread. Workers
@@ -201,7 +201,7 @@ _EARLY: ContextVar[list[Nursery] | None] = ContextVar("early", default=None)
 
 @contextlib.contextmanager
 def early(device: str, *, wanted: bool = True) -> Iterator[None]:
-    """If workers can be forked, start a nursery, to be returned by the next call of `nursery` in the block.
+    """Start a nursery if workers can be forked; the next call of `nursery` in the block returns it.
 
     The nursery is closed at the end of the block if it was not used.
 
@@ -221,7 +221,7 @@ def early(device: str, *, wanted: bool = True) -> Iterator[None]:
 
 
 def _means_cpu(device: str) -> bool:
-    """Return True if a run with this `--device` certainly uses the CPU, as far as is known without PyTorch."""
+    """Return whether a run with this `--device` will use the CPU, as far as this can be told without PyTorch."""
     return device == "cpu" or (device == "auto" and not any(driver.exists() for driver in DRIVERS))
 
 
@@ -244,9 +244,9 @@ def spawn(target: Any, *arguments: object) -> Any:
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Delay Ctrl-C in this thread until the end of the block, and block it in processes that the thread starts.
+    """Delay Ctrl-C (SIGINT) in this thread until the end of the block, and start processes with the signal blocked.
 
-    Does nothing on Windows.
+    On Windows, do nothing.
     """
     if sys.platform == "win32":
         yield
@@ -260,7 +260,10 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def heedless() -> None:
-    """Ignore Ctrl-C, which the parent handles for the entire process group, and undo the blocking of it in `spawn`."""
+    """Ignore Ctrl-C, which the parent handles for the entire process group.
+
+    This also unblocks the signal, because `spawn` starts processes with the signal blocked.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])

@@ -1,6 +1,7 @@
-"""Data for workers that share no files with the main process, with hashes that are checked on arrival.
+"""Data sent to workers on other machines, with hashes that are checked on arrival.
 
-The data are jobs with the users' code, datasets, and units of work with the files that they resume from or compare.
+The data are jobs, which include the users' code; datasets; and units of work, with the saved states or final weights
+that they use.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def pickled(value: object) -> bytes:
 
 
 def unpickled(content: bytes) -> Any:
-    """Unpickle what `pickled` returned. Unpickling may execute code, so use this only for data of the same run.
+    """Unpickle bytes made by `pickled`. Unpickling may execute code, so use this only for data of the same run.
 
     Raises:
         DamagedError: `content` cannot be unpickled.
@@ -105,7 +106,7 @@ def unpack(content: bytes, folder: Path) -> Unit:
 
 
 def job_for_elsewhere(job: Job, units: Iterable[Unit], *, force: bool) -> Job:
-    """Return a copy of the job for workers on other machines, without this machine's paths."""
+    """Return a copy of the job for workers on other machines, with an `Elsewhere` and without this machine's paths."""
     targets = {
         target
         for unit in units

@@ -1,7 +1,7 @@
 """The workers of a run, which train cohorts and compare solutions. The main process writes their results.
 
-A worker uses one thread, because splitting a matrix product over threads changes the order of its summation. With one
-thread, a trial's results do not depend on its cohort, bit for bit. Several processes keep all cores busy instead.
+A worker uses one thread, because splitting a matrix product over threads changes the order of summation. With one
+thread, a trial's results are the same, bit for bit, in any cohort. Several processes keep all cores busy instead.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Pool:
 
         more: a function that returns the comparisons that have become ready, called at the start and after every unit.
             Comparisons are started after all training units.
-        places: a function that returns the states from which the trials of a piece would resume now.
+        places: a function that returns the states from which the trials of a piece would resume now, by trial id.
         held: a function that returns a context in which interrupts are delayed. The context is entered before an event
             is read from a worker and left after the caller has processed the event, so that no event is lost.
         take: a function that removes a unit, given its index, from the list of waiting units and returns it. The units
@@ -118,7 +118,7 @@ class Pool:
         Units that are too large for memory, or in which a user's code raises an exception, are halved. If a worker's
         process dies (is killed, or exhausts memory), its unit is retried in smaller pieces. A member fails if the
         process dies again while training this member alone. A comparison is retried once. If a worker is lost with its
-        machine, its unit is retried undivided.
+        machine, its unit is retried undivided, at most `TRIES_ELSEWHERE` times.
 
         Raises:
             OptbenchError: a worker raised it because of the user's settings, or no worker is left for the remaining
@@ -241,7 +241,7 @@ class Pool:
             raise WorkerError(event.reason)
 
     def _unsaid(self) -> Iterator[Said]:
-        """If a worker is ready, yield the reasons for refusing others that have not been reported yet.
+        """Yield the reasons for which workers were refused, each only once, as soon as any worker is ready.
 
         If all workers are refused, `_refuse` raises an error instead.
         """

@@ -1,4 +1,4 @@
-"""Check a plan before training, so that an error in the sixth task does not end a run after hours.
+"""Checks of a plan before training, to find errors that would otherwise end a run only after hours.
 
 The checks cover optimizers and their settings, datasets, whether models fit the data, and whether every task of every
 seed has a full batch. This module also finds the users' code to which targets refer, and detects changes to this code
@@ -71,6 +71,7 @@ def find_code(plan: Plan, resume: Path | None, suite_folder: Path | None, *, for
     run's copies are used. A run resumed from its own suite uses the original files, or its copies of files that no
     longer exist.
 
+    resume: the directory of the run to resume; None for a new run.
     suite_folder: the folder of the suite file; None if a run is resumed from its own suite.
     force: True to continue even with changed code.
 
@@ -188,7 +189,7 @@ def placed(place: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _reported(place: str, kind: Kind) -> Iterator[None]:
-    """Convert exceptions that a user's kind raises in the block to KindErrors. place: the kind's place in the suite.
+    """Convert exceptions raised in the block by a user's kind to KindErrors. place: the kind's place in the suite.
 
     Raises:
         KindError: the kind raised an exception or violates its contract.
@@ -206,7 +207,11 @@ def _reported(place: str, kind: Kind) -> Iterator[None]:
 def check_tasks(name: str, experiment: ExperimentSettings, dataset: Dataset, suite: Suite) -> Outline:
     """Check that every task has a full batch; return an outline of the tasks.
 
-    For built-in task sequences, only the targets of the dataset are used.
+    For built-in task sequences, the dataset's pixels are replaced with zeros, to save memory.
+
+    Raises:
+        UsageError: a task has no full batch, or the settings do not fit the dataset.
+        KindError: a user's task sequence raised an exception or violates its contract.
     """
     import torch
 

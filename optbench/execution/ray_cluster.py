@@ -134,7 +134,7 @@ class RayCluster:
         return [pending[reference] for reference in done]
 
     def _notice_stall(self, workers: Sequence[_RayWorker]) -> None:
-        """Add a message to a worker's inbox if no worker has been ready for `STALLED` seconds."""
+        """Report, once, that no CPU or GPU is free if there has been no ready worker for `STALLED` seconds."""
         if any(worker.is_ready for worker in self._workers) or not workers:
             self._none_since = None
         elif self._none_since is None:
@@ -248,7 +248,7 @@ class _Head:
         """Check at most every `CHECK` seconds whether the node answers.
 
         Raises:
-            WorkerError: it has not answered for `GONE` seconds.
+            WorkerError: the node has not answered for `GONE` seconds.
         """
         now = time.monotonic()
         if now - self._checked < CHECK:
@@ -283,7 +283,7 @@ def _joined(address: str | None, jobs: int | None) -> Iterator[None]:
     """Connect this process to a cluster for the duration of the block, unless it is already connected to one.
 
     Raises:
-        WorkerError: there is no such cluster.
+        WorkerError: the cluster cannot be joined.
     """
     import ray
 
@@ -341,7 +341,7 @@ def _probe(address: str) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress Ray's output in the block: Ray writes cluster errors to standard output, which is for results."""
+    """Suppress Ray's output in the block. Ray would write cluster errors to standard output, which is for results."""
     from ray._private import worker
 
     before = getattr(worker, "_worker_logs_enabled", True)
@@ -354,7 +354,10 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Suppress warnings in the block, such as those about future versions of Ray; then remove Ray's signal handlers."""
+    """Suppress warnings in the block, such as those about future versions of Ray.
+
+    At the end of the block, restore the signal handlers that Ray has replaced.
+    """
     numbers = [signal.SIGINT, signal.SIGTERM] if threading.current_thread() is threading.main_thread() else []
     before = {number: signal.getsignal(number) for number in numbers}
     try:

@@ -1,4 +1,4 @@
-"""Plan what a run will train, and cut it into pieces for workers."""
+"""The plan of the trials to train and the comparisons to make, and the pieces into which cohorts are cut."""
 
 from __future__ import annotations
 
@@ -92,10 +92,11 @@ work would be lost if the process is killed, and the last process would finish l
 
 
 def spread(plan: Plan, jobs: int, most: int | None = None) -> list[Cohort]:
-    """Cut the remaining trials of every cohort into pieces so that all processes have work, longest pieces first.
+    """Cut the remaining trials of every cohort into pieces, so that all processes have work.
 
-    Pieces of the same cohort are adjacent; `sizes` joins or cuts them once their duration can be estimated. All trials
-    of a piece start over, or resume after the same task.
+    Within a piece, either all trials start over or all resume after the same task. The pieces of a cohort that resume
+    after the same task form a group and are adjacent. The longest pieces come first in each group, and the groups with
+    the longest pieces come first. `sizes` joins or cuts pieces once their duration can be estimated.
 
     most: the approximate maximum number of members in a piece. None, the best choice on an accelerator, means no
         maximum: cohorts are then cut only if there are fewer cohorts than processes.
@@ -121,7 +122,10 @@ def spread(plan: Plan, jobs: int, most: int | None = None) -> list[Cohort]:
 
 
 def goes_on(cohort: Cohort, begun: Mapping[str, Begun]) -> dict[str, Begun]:
-    """Return the states from which the trials of a piece resume, by id; empty if any trial must start over."""
+    """Return the states from which the trials of a piece resume, by trial id.
+
+    The mapping is empty if any trial must start over, or if the trials have finished different numbers of tasks.
+    """
     found = {trial.id: begun[trial.id] for trial in cohort.trials if trial.id in begun}
     alike = len(found) == len(cohort.trials) and len({place.task for place in found.values()}) == 1
     return found if alike else {}

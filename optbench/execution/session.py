@@ -1,4 +1,4 @@
-"""`optbench run`: plan the trials of a suite, train them in cohorts, and write the results.
+"""A session of `optbench run`, which plans the trials of a suite, trains them in cohorts, and writes the results.
 
     suite -> plan -> workers (engine) -> store
 
@@ -124,7 +124,7 @@ class Session:
         """Open the backend, and lock the run to be resumed, if any.
 
         Raises:
-            OptbenchError: there is no such device or backend, or another process has locked the run.
+            OptbenchError: the device or backend is unavailable, or another process has locked the run.
         """
         # Imported late, because this takes seconds, and `--help` and invalid suites must not have to wait for it.
         import torch
@@ -321,7 +321,7 @@ class Session:
         return plan
 
     def _ended(self, cohort: Cohort, rows: Sequence[tuple[Trial, Row]], checkpoints: Mapping[str, str]) -> None:
-        """Write the rows of a cohort with its trials' source hashes and notes. checkpoints: paths, by trial id."""
+        """Write a cohort's rows, with source hashes and notes. checkpoints: the paths of final weights, by trial id."""
         complete: list[tuple[Trial, Row]] = []
         for trial, row in rows:
             if isinstance(row, TrialRow):

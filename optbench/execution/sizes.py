@@ -1,12 +1,13 @@
-"""Choose the size of a piece when it is given to a worker, from the durations of trainings that have finished.
+"""The sizes of pieces, each chosen when the piece is given to a worker, from the durations of finished trainings.
 
 Until a training of the same kind has finished, pieces are those of `schedule.spread`. From then on, a piece on a CPU is
 an even share of the remaining work (guided self-scheduling: Polychronopoulos & Kuck, IEEE Transactions on Computers
 C-36, 1987), within these bounds:
 
-- Short trainings are combined into at most about a minute of work.
-- Longer trainings are combined only up to `MOST_ON_CPU`, because larger pieces would not be faster.
-- A piece is not cut to less than about a minute of work or, if this is fewer trainings, to less than `MOST_ON_CPU`.
+- Short trainings are combined into at most about a minute of work, `MOST_SHORT` trainings and `MOST_PARAMETERS`
+  parameters.
+- Longer trainings are combined only up to `MOST_ON_CPU` trainings, because larger pieces would not be faster.
+- A piece is not cut to less than about a minute of work or `MOST_ON_CPU` trainings, whichever is smaller.
 
 Large pieces come first and small ones last, so that workers finish at about the same time. Results do not depend on the
 sizes of pieces.
@@ -91,7 +92,7 @@ class Sizes:
                 self._pace.add(trial, self._cost(trial), row)
 
     def take(self, waiting: list[Unit], place: int) -> Unit:
-        """Remove the unit at `place` from `waiting` and return it, cut or extended by trainings of the same whole.
+        """Remove the unit at `place` from `waiting` and return it, cut, or extended with trainings of the same whole.
 
         waiting: the waiting units, of which the last is next. Units of the same whole are adjacent. Trainings that are
             cut off stay in `waiting`.
@@ -151,6 +152,6 @@ class Sizes:
 
 
 def _kinds(trial: Trial) -> tuple[tuple[str, ...], ...]:
-    """Return the keys under which a trial's time is recorded: for model and optimizer, model, and all trials."""
+    """Return the keys for a trial's time: for its model and optimizer, for its model alone, and for all trials."""
     model = (trial.experiment, trial.model)
     return (*model, trial.target), model, ()

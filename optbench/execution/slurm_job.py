@@ -31,7 +31,10 @@ SETTLE = 1.0
 
 @dataclass(frozen=True)
 class Ending:
-    """The last message of a job. told: True if the main process told the job to end; False if it ends otherwise."""
+    """The last message of a job.
+
+    told: True if the main process told the job to end; False if the job ends for another reason.
+    """
 
     told: bool
 

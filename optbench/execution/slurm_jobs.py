@@ -67,7 +67,7 @@ class SlurmJobs:
     def __init__(
         self, settings: Mapping[str, str], runs_dir: Path, device: str, jobs: int | None, *, force: bool = False
     ) -> None:
-        """settings: the settings of submitit's `AutoExecutor` and those in `slurm_settings.OWN`, as texts.
+        """settings: the settings of submitit's `AutoExecutor` and those in `slurm_settings.OWN`, by name, as text.
 
         Raises:
             UsageError: a setting or partition is unknown, or a value has the wrong type.
@@ -103,7 +103,7 @@ class SlurmJobs:
         threading.Thread(target=self._beat, name="pulse", daemon=True).start()
 
     def _beat(self) -> None:
-        """Show jobs that this process is alive, even while it waits minutes for an answer from SLURM."""
+        """Touch this process's pulse until the backend is closed, even while the main thread waits for SLURM."""
         while not self._closed.wait(BEAT):
             with contextlib.suppress(OSError):
                 self._pulse.beat()
@@ -389,7 +389,7 @@ class _SlurmWorker:
 
 @contextlib.contextmanager
 def _outside_of_jobs() -> Iterator[None]:
-    """In the block, hide the environment variables of the SLURM job in which this process runs, if any.
+    """Hide the environment variables of the SLURM job in which this process runs, if any, until the end of the block.
 
     Jobs submitted in the block would otherwise inherit the variables. `SLURM_CONF`, the path of SLURM's configuration,
     is kept.
@@ -411,7 +411,7 @@ def _outside_of_jobs() -> Iterator[None]:
 def _sweep(base: Path, own: Path) -> None:
     """Remove the folders of runs whose main process was killed; jobs that still use these folders then end.
 
-    The age of a pulse is the difference of two times from the file system, whose clock may differ from this machine's.
+    The age of a pulse is computed from two times of the file system, whose clock may differ from this machine's.
     """
     now = (own / PULSE).stat().st_mtime
     for folder in base.glob(f"{PREFIX}*"):

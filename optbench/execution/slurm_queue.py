@@ -1,4 +1,4 @@
-"""Query the states of a run's jobs in SLURM's queue, and cancel jobs.
+"""Access to SLURM's queue: querying the states of a run's jobs, and cancelling jobs.
 
 States are read with `squeue`, because `sacct`, which submitit uses, fails on clusters without an accounting database.
 """
@@ -49,7 +49,7 @@ OF_SLURM = ("srun:", "slurmstepd:")
 
 @dataclass(frozen=True)
 class State:
-    """The state of a job, as reported by squeue. name: e.g. `PENDING`. reason: e.g. why the job is waiting."""
+    """The state of a job, as reported by squeue. name: e.g. `PENDING`. reason: why it is in this state, if known."""
 
     name: str
     reason: str = ""
@@ -92,7 +92,7 @@ class SlurmQueue:
     """SLURM's queue, accessed with `squeue` and `scancel`."""
 
     def states(self, jobs: Sequence[Any]) -> dict[str, State]:
-        """See `Queue`. Jobs that SLURM has forgotten, some minutes after their end, are reported as `COMPLETED`."""
+        """See `Queue`. Ended jobs, which SLURM forgets after some minutes, are then reported as `COMPLETED`."""
         wanted = {job.job_id for job in jobs}
         arrays = sorted({job.partition("_")[0] for job in wanted}, key=int)
         words = ("--noheader", "--array", "--states=all", "--format=%i|%T|%r", f"--jobs={','.join(arrays)}")
@@ -130,7 +130,7 @@ class LocalQueue:
 
 
 def parsed(text: str) -> dict[str, State]:
-    """Return the job states, by id, in the output of squeue, which has a line `ID|STATE|REASON` for each job."""
+    """Parse the output of squeue, which has a line `ID|STATE|REASON` for each job; return the states by job id."""
     rows = (line.strip().split("|", 2) for line in text.splitlines() if line.count("|") >= 2)
     return {job: State(name, "" if reason == "None" else reason) for job, name, reason in rows}
 
@@ -171,7 +171,7 @@ def last_line(text: str) -> str:
 
 
 def last_line_of_log(path: Path) -> str:
-    """Return the last line of a job's log that was not added by SLURM.
+    """Return the last line of a job's log, ignoring lines that SLURM added.
 
     If SLURM added all lines, return the last of them; without a log, return an empty string.
     """

@@ -30,7 +30,8 @@ def executor(folder: Path, settings: Mapping[str, str], *, gpu: bool) -> Any:
     """Return submitit's executor with the given settings. folder: the folder for logs. gpu: True for one GPU per job.
 
     Raises:
-        UsageError: a setting or partition does not exist, or a setting has a value of the wrong type.
+        UsageError: a setting or partition does not exist, a setting has an invalid value, or a job would have more than
+            one task.
         WorkerError: SLURM is not installed here, or does not answer.
     """
     import submitit

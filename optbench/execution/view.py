@@ -1,4 +1,4 @@
-"""Report the progress of a run."""
+"""The interface through which a session reports the progress of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Process one unit in a worker: train a cohort, if memory suffices, or compare solutions."""
+"""The processing of one unit in a worker: training a cohort, if memory suffices, or comparing solutions."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ class _Desk:
 
 
 def _answer(answer: Answer, connection: multiprocessing.connection.Connection) -> None:
-    """Send an answer, or end the process if it can no longer use its device, so that another retries the unit."""
+    """Send an answer, or end this process if its device is broken, so that another process retries the unit."""
     from optbench.engine.faults import speaks_of_broken_device
     from optbench.execution.messages import Failed
 

@@ -1,4 +1,4 @@
-"""Export a run to the files of an experiment tracker. The files are made from the run's tables and not sent anywhere.
+"""Export of a run to files for an experiment tracker, made from the run's tables. Nothing is sent anywhere.
 
 `run_log` defines the data that every tracker receives, one module per tracker writes its files, and `trackers` lists
 the trackers.

@@ -30,7 +30,7 @@ def check_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def filled(path: Path) -> Iterator[None]:
-    """Create a folder that the block fills. If the block raises an exception, empty the folder and remove new folders.
+    """Create a folder for the block to fill. If the block fails, empty the folder and remove the folders created here.
 
     Raises:
         UsageError: as in `check_folder`.

@@ -17,7 +17,7 @@ from optbench.metrics import Metric
 
 @dataclass(frozen=True)
 class HparamsPage:
-    """The page of one run. settings: name -> distinct values over all trials, without nulls."""
+    """The HPARAMS page of one run. settings: name -> distinct values over all trials, without nulls."""
 
     run: RunLog
     settings: Mapping[str, tuple[Any, ...]]
@@ -47,8 +47,8 @@ class HparamsPage:
     def start(self, log: TrialLog) -> Any:
         """Return the `Summary.Value` that records a trial's settings.
 
-        Each trial is a separate group, because for a group of seeds the page would show means that leave out diverged
-        trials.
+        Each trial is a separate group, because for a group of several seeds, the page would show means that leave out
+        diverged trials.
         """
         info = SessionStartInfo(start_time_secs=self.run.created)
         for name, value in _settings(log).items():

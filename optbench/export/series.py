@@ -1,4 +1,4 @@
-"""The series of a trial that trackers plot: a value for each name and position on an axis.
+"""The series that trackers plot for a trial: a value for each name and position on an axis.
 
 The values are those in the run's tables; nulls are left out.
 """
@@ -67,7 +67,7 @@ def _curves(run: RunDirectory) -> Series:
 
 
 def _matrix(run: RunDirectory) -> Series:
-    """Return the series `<column>/task_<task>` over finished tasks: at each position, a row of the accuracy matrix."""
+    """Return the series `<column>/task_<task>` over the number of finished tasks: rows of the accuracy matrix."""
     columns = [name for name in _measured(AccuracyRow) if name != "majority"]
     rows = _Rows(run.table(AccuracyRow.table), ("after_task", "task"), columns)
     after, task = rows.order

@@ -112,7 +112,7 @@ def _write_report(run: RunLog, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _begun(run: RunLog, folder: Path, name: str, *, failed: bool = False, **about: Any) -> Iterator[Any]:
-    """Open a W&B run whose id depends only on the run and the trial, so that exporting again does not duplicate it."""
+    """Open a W&B run whose id depends only on `run` and `name`, so that a second export does not duplicate it."""
     known = {key: value for key, value in _SETTINGS.items() if key in wandb.Settings.model_fields}
     about |= {"project": re.sub(r"[/\\#?%:]", "-", run.results.suite.name)[:LONGEST], "name": shortened(name)}
     digest = hashlib.sha256("\n".join((run.name, str(run.created), name)).encode()).hexdigest()[:16]

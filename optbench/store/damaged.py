@@ -1,4 +1,4 @@
-"""Move damaged files of a run directory to `damaged/` before the run is resumed."""
+"""Damaged files of a run directory, which are moved to `damaged/` before the run is resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check the entries of a run directory: only regular files and folders inside it are read or written."""
+"""A check of the entries of a run directory: only regular files and folders inside it are read or written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write files atomically (temporary name, flush to disk, rename), so that a reader never sees a partial file."""
+"""Atomic writing of files (temporary name, flush to disk, rename), so that a reader never sees a partial file."""
 
 from __future__ import annotations
 

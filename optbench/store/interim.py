@@ -95,7 +95,7 @@ def _remove_older(folder: Path, new: str) -> None:
 
 
 def find_holding(folder: Path, trials: Iterable[str]) -> list[Path]:
-    """Return the parts that contain the state of any of these trials, which are given by id."""
+    """Return the parts that contain the state of any of these trials. trials: trial ids."""
     wanted = set(trials)
     return [
         part for part in find_parts(folder) if any(wanted & set(member.trials) for member in _members_or_none(part))
@@ -120,8 +120,8 @@ def read_interim(part: Path) -> list[Kept]:
 def find_begun(folder: Path) -> dict[str, Begun]:
     """Return the latest state from which each trial can be resumed, by trial id.
 
-    Invalid parts are ignored. Trials that failed are left out, because they start over, and so are trials whose state
-    could not be saved.
+    Invalid parts are ignored. Trials that failed are left out, because they start over. Trials whose state could not be
+    saved are also left out.
     """
     found: dict[str, Begun] = {}
     for part in find_parts(folder):

@@ -29,7 +29,7 @@ class Online:
     """Online recordings of a run.
 
     sequences: the sequence of every trial that has one, with NaN for tasks after the end of the trial.
-    fresh: trial -> its counterpart with fresh networks, from `plan.fresh_networks`.
+    fresh: trial -> the corresponding trial with fresh networks, from `plan.fresh_networks`.
     good: the trials with status `ok`; other trials have no values.
     """
 
@@ -70,16 +70,19 @@ class Online:
         return "the trial with fresh networks diverged or failed"
 
     def _fresh(self, trial: str) -> str | None:
-        """Return the trial's counterpart with fresh networks; None if it is not `ok` or has another number of tasks."""
+        """Return the corresponding trial with fresh networks.
+
+        Return None if there is none, if its status is not `ok`, or if its number of tasks differs.
+        """
         one = self.fresh.get(trial, "")
         well = one in self.good and one in self.sequences and len(self.sequences[one]) == len(self.sequences[trial])
         return one if well else None
 
 
 def sequences(online: pa.Table, tasks: Mapping[str, int], column: str = ACCURACY) -> dict[str, Sequence]:
-    """Return a column of the table `online` by trial, (T,), with NaN for missing rows and nulls.
+    """Return a column of the table `online` as one array (T,) per trial, with NaN for missing rows and nulls.
 
-    tasks: T by trial. For trials that are missing from `tasks`, or for which it is 0, T is the last task reached.
+    tasks: T by trial. For trials whose T is missing or 0, the last task reached is used as T.
     """
     trial, ids = codes(online["trial"])
     task, values = numbers(online["task"]).astype(np.int64), numbers(online[column])

@@ -1,4 +1,4 @@
-"""The table `pairs`, which compares solutions. It has its own key columns, because each row is about two trials."""
+"""The table `pairs`, which compares solutions. It has its own key columns, because each row involves two trials."""
 
 from __future__ import annotations
 

@@ -72,10 +72,10 @@ def entries(
 ) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
     """Return the entries of sources for `run.json`, and the contents of the copies by path in the run directory.
 
-    Files from the first source's folder are copied to `plugins/` itself. Files from other folders, and later versions
-    of files, are copied to subfolders.
+    For a new run, files from the folder of the first source that is not installed are copied to `plugins/` itself. All
+    other files are copied to subfolders, except those of installed sources, which are not copied.
 
-    before: the entries that the run already has.
+    before: the entries that the run already has; empty for a new run.
     """
     found: list[dict[str, Any]] = []
     copies: dict[str, bytes] = {}
@@ -94,7 +94,8 @@ def read_copy(run: Path, plugin: Plugin) -> Source:
     """Read a run's own copy of a source.
 
     Raises:
-        StoreError: a file is missing, is a link out of the run directory, or has changed since it was copied.
+        StoreError: there is no copy, or a file is missing, is a link out of the run directory, or has changed since it
+            was copied.
     """
     if plugin.copy is None:
         raise StoreError(f"{run}: no copy of {plugin.target}, because it was part of an installed package")

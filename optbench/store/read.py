@@ -1,4 +1,4 @@
-"""Read run directories, including those of killed runs, without executing any code found there."""
+"""Reading of run directories, including those of killed runs, without executing any code found there."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def read_run(path: Path) -> RunDirectory:
 
 
 def read_runs(paths: Sequence[Path]) -> list[RunDirectory]:
-    """Read runs to be shown side by side, distinguishing equal ids by their parent folders.
+    """Read runs to be shown side by side, distinguishing runs with the same id by their parent folders.
 
     Raises:
         StoreError: as in `read_run`.
@@ -132,10 +132,10 @@ def _labels(paths: Sequence[Path]) -> list[str]:
 
 
 def read_parts(path: Path) -> tuple[Path, ...]:
-    """Return the folders of cohorts that finished after the last merge.
+    """Return the parts with the results written since the run was created or last resumed.
 
     Raises:
-        StoreError: a file in one of these folders is missing or damaged.
+        StoreError: a file in one of these parts is missing or damaged.
     """
     parts = find_parts(path / PARTS)
     for part in parts:
@@ -205,9 +205,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_pairs(path: Path, parts: Sequence[Path]) -> pa.Table:
-    """Read the table `pairs` of a run: merged rows, and comparisons since the last merge.
+    """Read the table `pairs` of a run: the merged rows, then the rows in the parts.
 
-    Merged rows are ignored if one of their trials was trained or compared again since the last merge.
+    A merged row is ignored if the parts contain results or comparisons of one of its trials.
+
+    parts: the parts of the run, as returned by `read_parts`.
     """
     merged = read_file(path / f"{pairs_table.NAME}.parquet", pairs_table.SCHEMA)
     if not parts:

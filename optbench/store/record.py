@@ -1,4 +1,4 @@
-"""Read `run.json` and check its size and the types of its fields, because it may come from an untrusted source."""
+"""Reading of `run.json`, with checks of its size and of its fields' types, because its source may be untrusted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write a run directory.
+"""Writing of a run directory.
 
 The results of a finished cohort are written to `parts/<cohort>/` atomically, with a single rename. The top-level tables
 are merged from the parts periodically and at the end. Once a run is complete, its parts are removed.

@@ -218,7 +218,7 @@ class SketchRow:
 
 @dataclass(frozen=True)
 class OnlineRow:
-    """Mean scores on the batches of one task, each before its update, and measurements before the first update."""
+    """Mean scores over one task's batches, each scored before its update, and measurements before the first update."""
 
     table: ClassVar[str] = "online"
 

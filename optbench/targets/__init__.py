@@ -1,4 +1,4 @@
-"""Targets: find the object that a name refers to in a user's code, and a hash of the object's source.
+"""Targets: names of objects in users' code, from which the objects and hashes of their sources are found.
 
 A target is `module:attribute`, `./file.py:attribute`, or `python:name` for an object passed to a run from Python. The
 target of a user's text is `text-file:` followed by its path. Texts are read, hashed and kept in the same way as code,
@@ -6,10 +6,10 @@ but are never executed.
 
 A file and its neighbours (modules in its folder that it imports, directly or indirectly) are read once and executed
 from memory, so that the hash covers exactly the code that runs, and edits during a run have no effect. Every state of a
-file is executed once per process, in its own package, so that neighbours with equal names in two folders, or before and
-after an edit, are different modules.
+file is executed once per process, in its own package. Therefore, neighbours with the same name in two folders are
+different modules, as are the versions of a neighbour before and after an edit.
 
-Does not import torch.
+Importing this package does not import torch.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ _SOURCES: ContextVar[Mapping[str, Source]] = ContextVar("sources", default=types
 
 @contextlib.contextmanager
 def using(sources: Mapping[str, Source]) -> Iterator[None]:
-    """Within the block, resolve targets to these sources, in addition to earlier ones.
+    """Resolve targets to these sources, in addition to earlier ones, until the end of the block.
 
     sources: the source of each target, by the part of the target before the colon.
     """
@@ -78,7 +78,7 @@ def using(sources: Mapping[str, Source]) -> Iterator[None]:
 
 
 def use(sources: Mapping[str, Source]) -> None:
-    """From now on, resolve targets to these sources, which replace earlier ones."""
+    """Resolve targets to these sources from now on. They replace earlier ones."""
     _SOURCES.set(sources)
 
 
@@ -115,11 +115,11 @@ def read_text(path: str) -> bytes:
 
 
 def read_source(target: str, folders: Sequence[Path] = ()) -> Source | None:
-    """Read the source of a target. Files are not executed, but modules are imported.
+    """Read the source of a target; return None for a module without Python source, e.g. a built-in one.
+
+    Files are not executed, but modules are imported.
 
     folders: the folders in which a relative path is looked up before the working directory.
-
-    Returns None for a module without Python source, e.g. a built-in one.
 
     Raises:
         TargetError: there is no such file or object, a file cannot be read, or a module cannot be imported.

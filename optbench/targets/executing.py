@@ -1,4 +1,4 @@
-"""Execute users' files from memory; each state of a file is executed once per process."""
+"""Execution of users' files from memory; each state of a file is executed once per process."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def importing(what: str, target: str) -> Iterator[None]:
 def on_its_own() -> Iterator[None]:
     """Seed the global generators during an import, and restore the process-wide settings that the import changes.
 
-    A module is imported only once per process, so a changed setting would affect one trial and not the next.
+    A module is imported only once per process, so a changed setting would affect one trial but not the next.
     """
     from optbench.isolation import isolated, seed_generators  # late, because it imports torch
 
@@ -62,7 +62,7 @@ _PACKAGES: dict[str, Source] = {}
 
 
 def execute(source: Source) -> Any:
-    """Return the module of a source's main file; each state of a source is executed once per process."""
+    """Return the module of a source's main file, executing it unless this process has done so for the same state."""
     key = (source.folder, source.hash)
     if key not in _MODULES:
         place = hashlib.sha256(f"{source.folder}\n{source.hash}".encode(errors="surrogateescape")).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""Inspect objects: find out whether other processes can import them, and read their source."""
+"""Inspection of objects: whether other processes can import them, and their source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Import modules with Python's own import system."""
+"""Imports of modules with Python's own import system."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def import_module(name: str, target: str) -> Any:
 
 
 def find_attribute(module: Any, target: str) -> Any:
-    """Return the attribute of a module that a target names; raise TargetError if there is none."""
+    """Return the attribute that a target names from its module; raise TargetError if there is none."""
     where, attribute = split(target)
     names = getattr(module, "__dict__", {})
     found = names.get(attribute)

@@ -34,7 +34,7 @@ class TargetError(OptbenchError):
 
 @dataclass(frozen=True)
 class Source:
-    """The source of a target as read.
+    """The source of a target, as it was read.
 
     Attributes:
         folder: the absolute path to which file names are relative.
@@ -131,7 +131,7 @@ def read_text_file(target: str, folders: Sequence[Path] = ()) -> Source:
     """Read a text, which is looked up as in `read_file`. target: `TEXT` followed by the path of the text.
 
     Raises:
-        TargetError: there is no such file, or it cannot be read.
+        TargetError: there is no such file, it cannot be read, or its name contains a backslash.
     """
     where = target.removeprefix(TEXT)
     path = _found(where, folders, where)
@@ -184,7 +184,7 @@ def read_folder(folder: Path, main: str) -> Source:
 
 
 def _imported(file: str, content: bytes) -> Iterator[tuple[str, ...]]:
-    """Yield the modules to which a file's import statements may refer, as parts of a path relative to the folder."""
+    """Yield the modules to which a file's imports may refer, each as the parts of a path relative to the folder."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
