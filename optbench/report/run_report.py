@@ -85,7 +85,7 @@ def run_report(summary: Summary, figures: Sequence[doc.Illustration] = (), stati
 
 
 def _studied(summary: Summary, text: SpreadText, *, leads: bool) -> list[doc.Block]:
-    """Return the blocks of all studies that precede the results if `leads`, else of all that follow the results."""
+    """Return the blocks of the studies that precede the results, if `leads`, or that follow them."""
     blocks: list[doc.Block] = []
     for study in summary.studies:
         if study.leads == leads:
@@ -203,8 +203,8 @@ def _sparks(section: Section, several: bool) -> Iterable[doc.Block]:
     """Yield accuracy matrices as sparklines.
 
     There is one sparkline per task, with one character per row of the matrix. If there are more than `MANY_TASKS`
-    tasks, a single sparkline shows one accuracy per task instead: at the end or, if some tasks were not scored then,
-    right after training on the task.
+    tasks, a single sparkline shows the accuracies on all tasks instead: at the end or, if some tasks were not scored
+    then, right after training on each task.
     """
     rows = [row for row in section.rows if row.matrix is not None]
     tasks = {row.matrix.shape[1] for row in rows if row.matrix is not None}

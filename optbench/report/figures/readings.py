@@ -191,7 +191,7 @@ def _left_out(parts: Sequence[ClaimPart]) -> Iterator[str]:
 
 
 def _rows(judged: JudgedClaim) -> Iterator[Row]:
-    """Yield a row for each metric, and for each layer and kind of data if there are several."""
+    """Yield a row for each metric and, where there are several, for each layer and each kind of data."""
     assert judged.claim.readings is not None
     cells = judged.claim.readings.cells
     depth = 0.0

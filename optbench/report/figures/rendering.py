@@ -1,4 +1,4 @@
-"""Figures as inline SVG and as files, drawn with matplotlib's objects and never with pyplot's global state."""
+"""Figures as inline SVG and as files, drawn with matplotlib's objects rather than pyplot's global state."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def draw_means(axes: Axes, x: Sequence[float], y: Sequence[float], shown: Look) 
 
 
 def draw_centres(axes: Axes, points: Sequence[tuple[float, float]], shown: Look) -> None:
-    """Draw means as markers that are larger than the markers of seeds and have an edge."""
+    """Draw means as markers with an edge, which are larger than those of seeds."""
     marks = {**shown.marks, "markersize": 7.5, "markeredgecolor": INK}
     axes.plot([x for x, _ in points], [y for _, y in points], linestyle="none", **marks, label="_centres")
 

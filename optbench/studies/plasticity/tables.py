@@ -97,7 +97,7 @@ def _head(one: LearntOnline) -> tuple[Cell, Cell]:
 
 
 def _chart(here: Sequence[LearntOnline], where: str) -> Table | None:
-    """Return a table of sparklines on a common scale: the mean over seeds at evenly spaced tasks.
+    """Return a table of sparklines on a common scale: means over seeds and, for many tasks, over sections of tasks.
 
     Return None if there is only one task, or no arm has an ok trial.
     """

@@ -189,7 +189,7 @@ def searches(suite: Suite) -> Searches:
 
 
 def untuned_lines(left: Sequence[Untuned]) -> list[str]:
-    """Return lines `not tuned: NAME: why`, with the experiments' names if an optimizer has several reasons."""
+    """Return lines `not tuned: NAME: why`, with the names of the experiments if an optimizer's reasons differ."""
     places = grouped(((untuned.optimizer, untuned.why), untuned.experiment) for untuned in left)
     several = Counter(optimizer for optimizer, _ in places)
     lines = []

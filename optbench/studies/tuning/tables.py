@@ -215,7 +215,7 @@ def _names(settings: Sequence[tuple[TriedSetting, str]]) -> str:
 
 
 def _settings(tuned: TunedOptimizer, name: str, spread_text: SpreadText) -> Iterable[Block]:
-    """Yield two tables of one optimizer's settings: bars for text formats, and numbers for a page with a figure."""
+    """Yield two tables of one optimizer's settings: bars for a terminal and Markdown, numbers for HTML and LaTeX."""
     known = {name: metric_in_bits(METRICS[name]) if tuned.in_bits else METRICS[name] for name in SHOWN}
     shown = [known[name] for name in SHOWN if any(map(math.isfinite, _every(tuned, name)))]
     metrics = list(dict.fromkeys([*shown, tuned.metric]))
@@ -248,8 +248,8 @@ def _every(tuned: TunedOptimizer, metric: str) -> list[float]:
 def _ends_of_bars(tuned: TunedOptimizer, metric: str) -> tuple[float, float]:
     """Return the values at which a metric's bars are empty and full.
 
-    Bars of scores on text range between the whole bits that enclose the learning scores. All other bars range from 0 to
-    1, except that bars of a rule's metric that is not in `SHOWN` extend to its largest value if that exceeds 1.
+    For scores on text, bars range between the whole numbers that enclose all learning scores. Other bars range from 0
+    to 1; those of a rule's metric that is not in `SHOWN` extend to its largest value if that exceeds 1.
     """
     if metric not in SHOWN and (tuned.metric.kind == "curve" or not tuned.in_bits):
         return 0.0, max([1.0, *filter(math.isfinite, _every(tuned, metric))])
