@@ -18,11 +18,15 @@ Subject = TypeVar("Subject")
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report: the check's name and outcome, and a description."""
+    """One line of the report: the check's name and outcome, and a description.
+
+    scope: what the verdict is limited to, e.g. `on vectors of shape (B, 20)`; empty if this finding does not limit it.
+    """
 
     name: str
     outcome: Outcome
     text: str
+    scope: str = ""
 
 
 def lines(subject: Subject, checks: Sequence[tuple[str, Callable[[Subject], Found]]]) -> Iterator[Finding]:

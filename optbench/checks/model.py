@@ -11,7 +11,7 @@ from optbench.checks.evidence import Evidence
 from optbench.checks.finding import Finding, Found
 from optbench.checks.optimizer import Check, alone_and_among_others, check, deterministic, lowers_the_loss, resume
 from optbench.checks.problem import SMALL, Problem
-from optbench.checks.samples import first_that_fits
+from optbench.checks.samples import first_that_fits, reasons
 from optbench.data import Dataset
 from optbench.engine.batches import Normaliser
 from optbench.engine.blueprint import METHOD
@@ -43,10 +43,14 @@ def _lines(make: Callable[[Dataset], Problem]) -> Iterator[Finding]:
     if isinstance(found, str):
         yield Finding("builds", "failed", found)
         return
-    name, dataset, problem = found
-    spec = dataset.inputs
-    yield Finding("builds", "passed", f"for {name}: inputs (B, {', '.join(map(str, spec.shape))}), {spec.dtype}")
-    yield from check(problem, CHECKS)
+    scope = f"on {found.name} of shape {found.shape}"
+    if found.rejected:
+        scope += f", after rejecting {' and '.join(found.rejected)}"
+    built = f"for {found.name}: inputs {found.shape}, {found.dataset.inputs.dtype}"
+    yield Finding("builds", "passed", built, scope)
+    if found.rejected:
+        yield Finding("rejects", "information", reasons(found.rejected))
+    yield from check(found.made, CHECKS)
 
 
 def _output(evidence: Evidence) -> Found:

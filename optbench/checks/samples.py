@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 
@@ -68,17 +69,38 @@ SAMPLES: Mapping[str, Callable[[], Dataset]] = {
 }
 
 
-def first_that_fits(make: Callable[[Dataset], Made]) -> tuple[str, Dataset, Made] | str:
-    """Return the name, dataset and result of the first form of data that `make` accepts, or why it accepts none."""
-    refused: dict[str, str] = {}
+@dataclass(frozen=True)
+class Fit(Generic[Made]):
+    """The first form of data that fits, with what was made from it, and why earlier forms were rejected, by name."""
+
+    name: str
+    dataset: Dataset
+    made: Made
+    rejected: Mapping[str, str]
+
+    @property
+    def shape(self) -> str:
+        """The shape of the inputs, e.g. `(B, 1, 28, 28)`."""
+        return f"({', '.join(map(str, ('B', *self.dataset.inputs.shape)))})"
+
+
+def first_that_fits(make: Callable[[Dataset], Made]) -> Fit[Made] | str:
+    """Return the first form of data that `make` accepts with the result of `make`, or why it accepts none."""
+    rejected: dict[str, str] = {}
     for name, sample in SAMPLES.items():
         dataset = sample()
         try:
-            return name, dataset, make(dataset)
+            return Fit(name, dataset, make(dataset), rejected)
         except OptbenchError as error:
-            refused[name] = " ".join(str(error).split())
+            rejected[name] = " ".join(str(error).split())
         except Exception as error:  # a user's code may raise anything
-            refused[name] = said(error)
+            rejected[name] = said(error)
+    found = list(dict.fromkeys(rejected.values()))
+    return found[0] if len(found) == 1 else f"for none of {reasons(rejected)}"
+
+
+def reasons(rejected: Mapping[str, str]) -> str:
+    """List rejected forms of data with one reason, e.g. `images, small images; for images: expected vectors`."""
     # An error raised while the code ran is more informative than one about the wrong form of data.
-    name, why = min(refused.items(), key=lambda item: "expected" not in item[1])
-    return why if len(set(refused.values())) == 1 else f"for none of {', '.join(refused)}; for {name}: {why}"
+    name, why = min(rejected.items(), key=lambda item: "expected" not in item[1])
+    return f"{', '.join(rejected)}; for {name}: {why}"

@@ -64,9 +64,8 @@ def _lines(settings: TaskSettings) -> Iterator[Finding]:
     if isinstance(found, str):
         yield Finding("builds", "failed", found)
         return
-    name, _, subject = found
-    yield Finding("builds", "passed", f"over {name}")
-    yield from lines(subject, CHECKS)
+    yield Finding("builds", "passed", f"over {found.name}")
+    yield from lines(found.made, CHECKS)
 
 
 def _names(subject: _Subject) -> Found:

@@ -63,7 +63,8 @@ def check_target(target: str, settings: Sequence[str] = (), kind: str | None = N
         if OF_VMAP not in text:
             _show(seen, Finding("warning", "information", text))
     failed = [finding.name for finding in seen if finding.outcome == "failed"]
-    verdict = f"violates the contract: {', '.join(failed)}" if failed else "satisfies the contract"
+    scope = "".join(f" {finding.scope}" for finding in seen if finding.scope)
+    verdict = f"violates the contract{scope}: {', '.join(failed)}" if failed else f"satisfies the contract{scope}"
     with results() as console:
         console.print(Text(f"{target} {verdict}", style="bold"), soft_wrap=True)
     return BROKEN if failed else KEPT

@@ -22,7 +22,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from optbench.data import Dataset
+from optbench.data import Dataset, InputSpec
 from optbench.engine.batches import Normaliser
 from optbench.engine.faults import of_the_machine
 from optbench.engine.randomness import SEEDS, seeded
@@ -35,6 +35,7 @@ from optbench.models import Network, build, cross_entropy, initialise
 from optbench.optimizers.ends import ends
 from optbench.streams import generator, stream_seed
 from optbench.suite.schema import ExperimentSettings
+from optbench.targets.raised import raised_at
 
 PROBED = 4
 """Number of training examples on which a user's model is run; batch norm needs at least two."""
@@ -153,11 +154,19 @@ class Blueprint:
         except Exception as error:  # a user's module may raise anything
             if of_the_machine(error):
                 raise
-            said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {spoken(error)}"
-            kind = experiment.models[name].kind
-            raise UsageError(
-                f"{place}: {kind}: {' '.join(said.split())}" if place else " ".join(said.split())
-            ) from error
+            said = " ".join(_explained(error, dataset.inputs).split())
+            raise UsageError(f"{place}: {experiment.models[name].kind}: {said}" if place else said) from error
+
+
+def _explained(error: Exception, inputs: InputSpec) -> str:
+    """Describe an error found while a user's model was built and run.
+
+    An exception raised by the user's code is described with the line that raised it and the shape of the inputs.
+    """
+    said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {spoken(error)}"
+    place = raised_at(error, own=True)
+    given = f"the model was given inputs of shape {_shape(('B', *inputs.shape))}"
+    return f"{said}, raised {place}; {given}" if place else said
 
 
 def _probed(
@@ -173,7 +182,7 @@ def _probed(
     generators = Snapshot(AMBIENT[:3])
     logits = module(inputs.clone())
     expected = (*targets.shape, outputs)
-    _check("logits", logits, expected, len(inputs))
+    _check("logits", logits, expected, inputs)
     cross_entropy(logits, targets).backward()  # type: ignore[no-untyped-call]
     if _tensors(module).keys() != start.keys():
         raise ValueError("expected shared buffers to be changed in place, got another tensor under one of their names")
@@ -184,13 +193,13 @@ def _probed(
         raise ValueError("expected an nn.Linear, whose input is the features, or a method features(x), got neither")
     with torch.no_grad():
         whole, again, part = (_evaluated(module, some) for some in (inputs, inputs, inputs[: PROBED // 2]))
-        _check("logits", whole, expected, len(inputs))
+        _check("logits", whole, expected, inputs)
         if not torch.allclose(whole, again):
             raise ValueError(
                 "expected the same logits in a second evaluation, got different ones; keep state in buffers only"
             )
         if method is not None:
-            _check("features(x)", method(inputs.clone()), (*targets.shape, None), len(inputs))
+            _check("features(x)", method(inputs.clone()), (*targets.shape, None), inputs)
     alone = []
     if not torch.allclose(whole[: len(part)], part, rtol=1e-3, atol=1e-4):
         alone.append("logits that depend on the other examples in eval mode")
@@ -257,14 +266,15 @@ def _check_parts(module: object) -> None:
             raise ValueError(f"{name}: expected a trainable parameter, got requires_grad=False; make it a buffer")
 
 
-def _check(what: str, found: object, expected: tuple[int | None, ...], batch: int) -> None:
+def _check(what: str, found: object, expected: tuple[int | None, ...], inputs: Tensor) -> None:
     if not isinstance(found, Tensor):
         raise ValueError(f"expected {what} of shape {_shape(expected)}, got {type(found).__name__}")
     open_end = expected[-1] is None  # features may have any number of axes and any size
     same = found.shape[: len(expected) - 1] == expected[:-1] and found.ndim >= len(expected)
     if not same or (not open_end and found.shape != expected):
-        arrived = ("B", *found.shape[1:]) if found.ndim and len(found) == batch else tuple(found.shape)
-        raise ValueError(f"expected {what} of shape {_shape(expected)}, got {_shape(arrived)}")
+        arrived = ("B", *found.shape[1:]) if found.ndim and len(found) == len(inputs) else tuple(found.shape)
+        given = f"for inputs of shape {_shape(inputs.shape)}"
+        raise ValueError(f"expected {what} of shape {_shape(expected)}, got {_shape(arrived)} {given}")
     if found.dtype != torch.float32:
         raise ValueError(f"expected {what} in float32, got {found.dtype}")
     if not bool(torch.isfinite(found).all()):

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import re
-import traceback
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from optbench.errors import escaped, spoken
+from optbench.errors import spoken
 from optbench.optimizers.needs import declared_needs
 from optbench.optimizers.registry import user_targets
+from optbench.targets.raised import raised_at
 
 LONGEST = 300
 """Maximum length of a message in characters; longer messages usually contain printed data, such as a tensor."""
-_OURS = Path(__file__).parents[1]
-_LIBRARIES = ("torch", "numpy", "optbench")
 _MISSING: tuple[tuple[str, str, str], ...] = (
     (r"closure", "closure", "`needs: closure`"),
     (r"does not require grad|grad_fn|create_graph", "create_graph", "`needs: create_graph` or `needs: loss`"),
@@ -53,44 +50,6 @@ def explained(error: BaseException, target: str, hyperparameters: Mapping[str, A
 def in_words(error: BaseException, target: str, hyperparameters: Mapping[str, Any]) -> str:
     """Return the result of `explained` as a single line."""
     return " ".join(": ".join(explained(error, target, hyperparameters)).split())
-
-
-def raised_at(error: BaseException) -> str | None:
-    """Describe the last line of user code in a traceback, e.g. `by Mine.step in mine.py:12: assert p.grad is not None`.
-
-    Without user code, the last line outside optbench is described; None if there is no such line.
-    """
-    frames = list(traceback.walk_tb(error.__traceback__))
-    own = [place for place in frames if not _of_library(place[0].f_code.co_filename)]
-    outside = [place for place in frames if not Path(place[0].f_code.co_filename).is_relative_to(_OURS)]
-    chosen = own or outside
-    if not chosen:
-        return None
-    frame, number = chosen[-1]
-    line = traceback.FrameSummary(frame.f_code.co_filename, number, frame.f_code.co_name).line
-    told = f"by {frame.f_code.co_qualname} in {_shown(Path(frame.f_code.co_filename))}:{number}"
-    return escaped(f"{told}: {line}" if line else told)
-
-
-def _of_library(file: str) -> bool:
-    """Return whether a file belongs to Python, PyTorch, NumPy or optbench."""
-    path = Path(file)
-    if path.is_relative_to(_OURS) or file.startswith("<"):
-        return True
-    parts = path.parts
-    if "site-packages" in parts:
-        return parts[parts.index("site-packages") + 1] in _LIBRARIES
-    return path.is_relative_to(Path(re.__file__).parents[1])
-
-
-def _shown(path: Path) -> Path:
-    """Return a path relative to `site-packages` or to the working directory, if possible."""
-    if "site-packages" in path.parts:
-        return Path(*path.parts[path.parts.index("site-packages") + 1 :])
-    try:
-        return path.relative_to(Path.cwd())
-    except (ValueError, OSError):
-        return path
 
 
 def _shortened(message: str) -> str:

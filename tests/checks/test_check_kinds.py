@@ -60,6 +60,17 @@ class Headless(nn.Module):
         return x.flatten(1) @ self.weight
 
 
+class Flat(nn.Module):
+    """Forgets to flatten images."""
+
+    def __init__(self, inputs: InputSpec, outputs: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(math.prod(inputs.shape), outputs)
+
+    def forward(self, x):
+        return self.head(x)
+
+
 class Otherwise(Residual):
     """Initial weights that no seed decides."""
 
@@ -256,10 +267,30 @@ def test_a_model_that_accepts_no_input_is_reported_in_one_line(capsys: pytest.Ca
     wanted = (
         "for none of images, small images, vectors, text, tokens; for images: expected logits of shape (B, 10), got"
     )
-    assert lines["builds"] == ("✗", f"{wanted} (B, 9)")
+    assert lines["builds"] == ("✗", f"{wanted} (B, 9) for inputs of shape (B, 1, 28, 28)")
     _, lines = said(capsys, "riddle", "--as", "model")
     assert lines["builds"][1].count("riddle") <= 1
     assert "experiments" not in lines["builds"][1]
+
+
+def test_the_verdict_on_a_model_names_the_inputs_that_were_tried(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "./mine.py:Residual"]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == "./mine.py:Residual satisfies the contract on images of shape (B, 1, 28, 28)"
+    assert "rejects" not in out
+
+
+def test_inputs_that_a_model_rejects_are_reported_with_shape_and_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "./mine.py:Flat"]) == 0
+    _, second, *_, verdict = capsys.readouterr().out.splitlines()
+    assert second.startswith(
+        "· rejects             images, small images; for images: RuntimeError: mat1 and mat2 shapes"
+    )
+    number = FILE.splitlines().index("        return self.head(x)") + 1
+    place = f"raised by Flat.forward in mine.py:{number}: return self.head(x)"
+    assert second.endswith(f", {place}; the model was given inputs of shape (B, 1, 28, 28)")
+    wanted = "satisfies the contract on vectors of shape (B, 20), after rejecting images and small images"
+    assert verdict == f"./mine.py:Flat {wanted}"
 
 
 SMALL = {
