@@ -1,11 +1,13 @@
 """`optbench run --dry-run`: show the plan.
 
-Torch is imported only for users' optimizers and models, deep models, and metrics at chosen layers, which are tried.
+Torch is imported only for users' optimizers, models and metrics, deep models, and metrics at chosen layers, which are
+tried.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from rich.text import Text
 
@@ -17,6 +19,7 @@ from optbench.data.settings import DatasetSettings
 from optbench.errors import DataError, escaped
 from optbench.execution.backends import Place
 from optbench.execution.preflight import (
+    check_metrics,
     check_optimizers,
     check_penalties,
     check_places,
@@ -52,14 +55,14 @@ def show_plan(plan: Plan, options: Options) -> None:
     """Print a plan's experiments, cohorts and trials, and which trials are done.
 
     Raises:
-        OptbenchError: a user's optimizer rejects its settings, a model does not fit its data or an optimizer, or a
-            protocol requests more examples than a dataset has.
+        OptbenchError: a user's optimizer rejects its settings, a user's metric raises an exception, a model does not
+            fit its data or an optimizer, or a protocol requests more examples than a dataset has.
     """
     place = Place.parse(options.on, options.set_on)
     place.check_device(options.device)
     _check_sizes(plan)
     check_penalties(plan.suite, plan.trials)
-    models, resume, claims = _models(plan, options), options.resume, plan.suite.claims
+    tried, resume, claims = _tried(plan, options), options.resume, plan.suite.claims
     done = len(plan.done & {trial.id for trial in plan.trials})
     with results() as console:
         planned = f"{plan.count} in {count(len(plan.cohorts), 'cohort')}"
@@ -89,9 +92,10 @@ def show_plan(plan: Plan, options: Options) -> None:
             console.print("\nReadings of claims")
             for line in read:
                 console.print(Text(line), soft_wrap=True)
-        if models:
-            console.print("\nModels")
-            for line in models:
+        for title, lines in (("Models", tried.models), ("Metrics", tried.metrics)):
+            if lines:
+                console.print(f"\n{title}")
+            for line in lines:
                 console.print(Text(f"  {line}"), soft_wrap=True)
         console.print()
         print_table(_cohorts(plan, resumed=resume is not None), console)
@@ -202,24 +206,38 @@ def _plain(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _models(plan: Plan, options: Options) -> list[str]:
-    """Describe the size and training of each user's model and each deep built-in model, without downloading data.
+@dataclass(frozen=True)
+class _Tried:
+    """The parts of a plan that were tried, one line each.
 
-    A user's model is tried on a few examples. Users' optimizers are imported and constructed with their settings.
+    models: the size and training of each user's model and each deep built-in model.
+    metrics: the users' metrics of each experiment.
+    """
+
+    models: list[str] = field(default_factory=list)
+    metrics: list[str] = field(default_factory=list)
+
+
+def _tried(plan: Plan, options: Options) -> _Tried:
+    """Try users' and deep models on a few examples and users' metrics on random numbers, without downloading data.
+
+    Users' optimizers are imported and constructed with their settings.
     """
     if not any(trial.user_code for trial in plan.trials):
-        return _tried(plan, options)
+        return _with_data(plan, options)
     with using(find_code(plan, options.resume, options.suite_folder, force=True).sources):
         check_optimizers(trial for trial in plan.trials if trial.user_optimizers)
-        return _tried(plan, options)
+        return _with_data(plan, options)
 
 
-def _tried(plan: Plan, options: Options) -> list[str]:
-    lines = []
+def _with_data(plan: Plan, options: Options) -> _Tried:
+    tried = _Tried()
     for name, experiment in with_readings(plan.suite).experiments.items():
         shown = [model for model, settings in experiment.models.items() if settings.is_users or _deep(settings)]
-        somewhere = any(metric.placed and metric.settings for metric in resolve(experiment.metrics))
-        if not shown and not somewhere:
+        metrics = resolve(experiment.metrics)
+        somewhere = any(metric.placed and metric.settings for metric in metrics)
+        own = ", ".join(metric.name for metric in metrics if metric.is_users)
+        if not (shown or somewhere or own):
             continue
         from optbench.data import load
         from optbench.engine.blueprint import Blueprint
@@ -233,7 +251,9 @@ def _tried(plan: Plan, options: Options) -> list[str]:
         try:
             dataset = load(experiment.dataset, options.data_dir, download=False)
         except DataError:
-            lines += [f"{name}, {model}: not tried, since the data are missing" for model in shown]
+            missing = "not tried, since the data are missing"
+            tried.models.extend(f"{name}, {model}: {missing}" for model in shown)
+            tried.metrics.extend([f"{name}: {own}; {missing}"] if own else [])
             continue
         with placed(f"experiments.{name}"):
             check_dataset(experiment.protocol, dataset)
@@ -246,8 +266,11 @@ def _tried(plan: Plan, options: Options) -> list[str]:
             if model not in shown:
                 continue
             how = f"trained member by member: {blueprint.alone}" if blueprint.alone else lock_step
-            lines.append(f"{name}, {model}: {blueprint.layout.parameters:,} parameters; {how}")
-    return lines
+            tried.models.append(f"{name}, {model}: {blueprint.layout.parameters:,} parameters; {how}")
+        if own:
+            check_metrics(name, experiment, dataset, plan.outlines[name].count)
+            tried.metrics.append(f"{name}: {own}; tried on random numbers and untrained networks")
+    return tried
 
 
 def _deep(settings: ModelSettings) -> bool:

@@ -137,7 +137,7 @@ def check(plan: Plan, load: Load) -> dict[str, Outline]:
             blueprint = Blueprint.of(experiment, model, dataset, f"experiments.{name}.models.{model}")
             check_places(name, experiment, model, blueprint, unlisted(plan.suite, name))
         outlines[name] = check_tasks(name, experiment, dataset, plan.suite)
-        _check_metrics(name, experiment, dataset, outlines[name].count)
+        check_metrics(name, experiment, dataset, outlines[name].count)
     return outlines
 
 
@@ -249,8 +249,12 @@ def check_places(
             raise UsageError(f"{place}: {metric.name}: models.{model}: {error}") from error
 
 
-def _check_metrics(name: str, experiment: ExperimentSettings, dataset: Dataset, tasks: int) -> None:
-    """Try the users' metrics on random numbers."""
+def check_metrics(name: str, experiment: ExperimentSettings, dataset: Dataset, tasks: int) -> None:
+    """Try the users' metrics on random numbers. tasks: the number of tasks; 0 if unknown.
+
+    Raises:
+        UsageError: a metric raises an exception or does not return a number.
+    """
     if experiment.own_metrics:
         from optbench.engine.own_metrics import try_metrics
 

@@ -270,8 +270,23 @@ def test_wrong_metrics_are_refused_before_training(
     name: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     suite = written(tmp_path, f'["./mine.py:{name}"]', "forgetting", WRONG)
-    assert said in refusal(capsys, tmp_path, "run", str(suite), "--runs-dir", str(tmp_path / "runs"))
+    words = ("run", str(suite), "--runs-dir", str(tmp_path / "runs"))
+    refused = refusal(capsys, tmp_path, *words)
+    assert said in refused
+    assert refusal(capsys, tmp_path, *words, "--dry-run") == refused, "a dry run tries metrics, too"
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "cifar10"])
+def test_a_dry_run_says_which_metrics_were_tried(
+    dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = written(tmp_path, '[default, "./mine.py:margin", {kind: "./mine.py:margin", power: 2}]')
+    suite.write_text(suite.read_text().replace("    tasks:", f"    dataset: {dataset}\n    tasks:"), encoding="utf-8")
+    assert main(["run", str(suite), "--dry-run", "--data-dir", str(tmp_path / "no data")]) == 0
+    missing = "; not tried, since the data are missing"  # MNIST is part of the package
+    tried = "; tried on random numbers and untrained networks" if dataset == "mnist" else missing
+    assert f"\nMetrics\n  e: margin, margin power=2{tried}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
