@@ -19,7 +19,7 @@ bash, zsh and fish.
 | exit code | meaning |
 |---|---|
 | 0 | success; a diverged trial is a result, not a failure |
-| 1 | a gate (`--fail-on`) or a check failed |
+| 1 | a gate (`--fail-on`) or a check failed, or more trials of A than of B did not learn every task |
 | 2 | usage or configuration error: an option, a suite, a device or a dataset |
 | 3 | the run finished, but some trials failed |
 | 4 | nothing was measured, or the runs cannot be compared |

@@ -343,8 +343,9 @@ def compare(
         list[str] | None,
         typer.Option(
             metavar="METRIC:±SIZE[%]",
-            help="Exit with code 1 if the entire 95% interval of A - B is beyond this value; with %, relative to B's "
-            'median. Examples: "forgetting:+0.02", "learning_accuracy:-1%". Repeatable.',
+            help="Exit with code 1 if the entire 95% interval of A - B is beyond this value (with %, relative to B's "
+            "median), or if more trials of A than of B did not learn every task. "
+            'Examples: "forgetting:+0.02", "learning_accuracy:-1%". Repeatable.',
         ),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Treat inconclusive gates (--fail-on) as failed.")] = False,
