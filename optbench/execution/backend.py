@@ -1,7 +1,7 @@
 """The interface between the pool and its workers, which run on this machine or on a cluster.
 
 A backend starts workers, sends them units of work and receives their messages. The pool decides which unit a worker
-gets, which units are retried, and when a unit is abandoned, in the same way for every backend.
+gets, which units are retried, and when a unit is abandoned. These decisions do not depend on the backend.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Died:
-    """A message that the worker's process has ended, possibly because of its unit. The worker can be renewed."""
+    """A message that the worker's process has ended, possibly because of its current unit.
+
+    The worker can be renewed.
+    """
 
     cause: str
 
@@ -56,7 +59,7 @@ class Worker(Protocol):
 
     @property
     def is_ready(self) -> bool:
-        """True once the worker accepts units: from the start or, with some backends, after its message `Ready`."""
+        """True once the worker accepts units: from the start or, on a cluster, after its message `Ready`."""
 
     def give(self, unit: Unit, job: Job) -> None:
         """Submit a unit. If the worker is lost, no exception is raised here; `receive` reports the loss."""
@@ -73,7 +76,7 @@ class Backend(Protocol):
 
     @property
     def device(self) -> str:
-        """The device on which workers train: `cpu`, `cuda` on a cluster, or `cuda:N`, the GPU of the first worker."""
+        """The workers' device: `cpu`; for GPUs, `cuda` on a cluster, and locally `cuda:N`, the first worker's GPU."""
 
     @property
     def jobs(self) -> int:

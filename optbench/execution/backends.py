@@ -91,7 +91,7 @@ def is_installed(module: str) -> bool:
 
 
 def open_backend(place: Place, device: str, jobs: int | None, runs_dir: Path, *, force: bool) -> Backend:
-    """Start or join the backend of a run; the caller closes it. Imports torch.
+    """Start or join the backend of a run; the caller must close it. Imports torch.
 
     runs_dir: the folder below which a new folder is created for exchanging files with SLURM jobs, unless a setting in
         `place` names another.

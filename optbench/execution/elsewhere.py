@@ -57,7 +57,7 @@ def refusal(found: Mapping[str, str], host: str) -> str | None:
 
 
 def unlike(job: Job) -> str | None:
-    """Return a message if an installed package that a run uses differs from the main process's copy; else None.
+    """Return how an installed package that the run uses differs from the main process's copy; None if none differs.
 
     Before the comparison, users' modules that were sent with the job are written to a folder and made importable.
     """

@@ -226,7 +226,10 @@ def _means_cpu(device: str) -> bool:
 
 
 def nursery(devices: Sequence[str]) -> Nursery:
-    """Return a nursery for workers on these devices: the one started by `early`, or a new one. The caller closes it."""
+    """Return a nursery for workers on these devices: the one started by `early`, or a new one.
+
+    The caller must close the nursery.
+    """
     if any(device != "cpu" for device in devices):
         return Nursery(forks=False)
     waiting = _EARLY.get()

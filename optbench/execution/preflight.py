@@ -49,7 +49,7 @@ class Code:
 
     Attributes:
         sources: the sources of targets, by the part of the target before the colon.
-        notes: notes for trials that use a source that was changed after the run began, by the same keys.
+        notes: notes for trials whose source was changed after the run began, by the same keys.
         unrecorded: the sources that are not in the run directory yet.
     """
 
@@ -114,7 +114,9 @@ def find_source(target: str, suite_folder: Path | None, resume: Path | None = No
 
 
 def check(plan: Plan, load: Load) -> dict[str, Outline]:
-    """Check everything that the remaining trials of a plan need; return an outline of each experiment's tasks.
+    """Check the optimizers of a plan's remaining trials, and the data, models, tasks and metrics of its experiments.
+
+    Return an outline of each experiment's tasks, by experiment.
 
     Raises:
         OptbenchError: an optimizer cannot be imported or rejects its settings, data are missing, a model does not fit

@@ -88,7 +88,7 @@ def make_plan(suite: Suite, resume: Path | None = None, *, grown: bool = False, 
 
 MOST_ON_CPU = 8
 """Maximum number of members in a piece for a process with one thread. Larger pieces would not be faster there, but more
-work would be lost if the process is killed, and the last process would finish later."""
+work would be lost if the process were killed, and the last process would finish later."""
 
 
 def spread(plan: Plan, jobs: int, most: int | None = None) -> list[Cohort]:

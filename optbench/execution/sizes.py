@@ -26,7 +26,7 @@ from optbench.plan import Cohort, Trial, expected_cost
 from optbench.store.tables import TrialRow
 
 MINUTE = 60.0
-"""Duration of a piece in seconds that is long compared with the time to hand it out and to write its results."""
+"""Duration of a piece, in seconds, that is long compared with the time to hand it out and to write its results."""
 MOST_SHORT = 64
 """Maximum number of trainings in a piece, however short they are."""
 MOST_PARAMETERS = 16_000_000
@@ -35,7 +35,7 @@ and the best weights, these take about 500 MB."""
 
 
 class Pace:
-    """The seconds per unit of `plan.expected_cost`, and the parameter counts, of finished trainings."""
+    """The speed of finished trainings, in seconds per unit of `plan.expected_cost`, and their parameter counts."""
 
     def __init__(self) -> None:
         self._seconds: defaultdict[tuple[str, ...], float] = defaultdict(float)
@@ -57,8 +57,8 @@ class Pace:
     def seconds(self, trial: Trial, cost: float) -> float | None:
         """Estimate how many seconds a trial of this cost takes; None if no trial has finished.
 
-        The estimate uses finished trials with the same model and optimizer; if there are none, trials with the same
-        model; if there are none of these either, all trials.
+        The estimate uses the most similar finished trials: those with the same model and optimizer, else those with the
+        same model, else all.
         """
         for kind in _kinds(trial):
             if kind in self._cost:
@@ -92,7 +92,7 @@ class Sizes:
                 self._pace.add(trial, self._cost(trial), row)
 
     def take(self, waiting: list[Unit], place: int) -> Unit:
-        """Remove the unit at `place` from `waiting` and return it, cut, or extended with trainings of the same whole.
+        """Remove the unit at `place` from `waiting` and return it, cut or extended by trainings of its whole.
 
         waiting: the waiting units, of which the last is next. Units of the same whole are adjacent. Trainings that are
             cut off stay in `waiting`.

@@ -70,7 +70,8 @@ class SlurmJobs:
         """settings: the settings of submitit's `AutoExecutor` and those in `slurm_settings.OWN`, by name, as text.
 
         Raises:
-            UsageError: a setting or partition is unknown, or a value has the wrong type.
+            UsageError: a setting or partition does not exist, a setting has an invalid value, or a job would have more
+                than one task.
             WorkerError: SLURM is not installed or does not answer, or the shared folder cannot be written.
         """
         self.device = "cuda" if device == "cuda" else "cpu"
@@ -200,7 +201,7 @@ class SlurmJobs:
     def _ask(self, workers: Sequence[_SlurmWorker]) -> None:
         """Query SLURM about jobs that have not started, are about to end or show no sign of life.
 
-        Other jobs are left out, to spare the cluster unnecessary queries. The user is told why jobs are waiting.
+        Other jobs are left out, to spare the cluster unnecessary queries. If jobs wait for long, report the reason.
         """
         quiet = [worker for worker in workers if worker.job is not None and not worker.inbox and worker.is_quiet]
         if not quiet or time.monotonic() - self._asked_at < min(worker.asked_every for worker in quiet):

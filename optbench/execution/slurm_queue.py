@@ -92,7 +92,7 @@ class SlurmQueue:
     """SLURM's queue, accessed with `squeue` and `scancel`."""
 
     def states(self, jobs: Sequence[Any]) -> dict[str, State]:
-        """See `Queue`. Ended jobs, which SLURM forgets after some minutes, are then reported as `COMPLETED`."""
+        """See `Queue`. SLURM forgets jobs some minutes after they end; these are reported as `COMPLETED`."""
         wanted = {job.job_id for job in jobs}
         arrays = sorted({job.partition("_")[0] for job in wanted}, key=int)
         words = ("--noheader", "--array", "--states=all", "--format=%i|%T|%r", f"--jobs={','.join(arrays)}")

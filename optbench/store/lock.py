@@ -1,4 +1,4 @@
-"""The lock of a run directory, which ensures that only one process at a time writes the directory."""
+"""The lock of a run directory. It ensures that only one process at a time writes to the directory."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from optbench.store.files import reported
 
 NAME = ".lock"
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
-"""Error numbers that are raised if the file system has no locks."""
+"""Numbers of the errors that are raised if the file system has no locks."""
 HELD = (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)
-"""Error numbers that are raised if another process holds the lock."""
+"""Numbers of the errors that are raised if another process holds the lock."""
 
 
 class RunLock:

@@ -117,7 +117,7 @@ def read_runs(paths: Sequence[Path]) -> list[RunDirectory]:
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
-    """Return the shortest trailing parts of the paths that distinguish different directories."""
+    """Return the shortest end of each path that distinguishes its directory from the others."""
     places = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100
     labels = []
     for path, place in zip(paths, places, strict=True):
@@ -157,10 +157,10 @@ def run_ids(runs_dir: Path) -> list[str]:
 
 
 def find_run(text: str, runs_dir: Path) -> Path:
-    """Return the directory of a run given as a directory, a run id, or `latest`.
+    """Return the directory of the run that `text` names: a directory, a run id, or `latest`.
 
     Raises:
-        StoreError: there is no such run, or an entry of its directory leads out of the directory.
+        StoreError: there is no such run, or `check_entries` rejects its directory.
     """
     if text == "latest":
         ids = run_ids(runs_dir)

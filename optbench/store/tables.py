@@ -227,9 +227,9 @@ class OnlineRow:
     steps: int
     """Optimizer steps taken in this task."""
     online_accuracy: float | None
-    """Mean accuracy on a batch before its update, over the steps of this task."""
+    """Mean over this task's steps of the accuracy on the step's batch before the update."""
     online_loss: float | None
-    """Mean cross-entropy on a batch before its update, over the steps of this task, in nats."""
+    """Mean over this task's steps of the cross-entropy on the step's batch before the update, in nats."""
     dead: float | None
     """Fraction of features that are zero on every input. This field and the following ones are taken from
     `engine.before_task.BeforeTask`, which is measured on at most 2,000 of the task's inputs."""

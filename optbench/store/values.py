@@ -69,7 +69,7 @@ def trial_values(
 
 
 def accuracy_column(stages: Iterable[str]) -> str:
-    """Return the name of the accuracy column to use: on validation data if `stages` contains `tune`, else on test data.
+    """Return the accuracy column to use: the one for validation data if `stages` contains `tune`, else for test data.
 
     Settings must never be chosen with test data.
     """
@@ -203,7 +203,7 @@ def lower_bounds(metrics: pa.Table) -> dict[str, dict[str, str]]:
 def pruning_curves(pruning: pa.Table, matrices: Mapping[str, Matrix]) -> dict[tuple[str, str], Matrix]:
     """Return (trial, scope) -> pruning curve (K, 2) after the last task.
 
-    The columns of a curve are the fraction kept, in ascending order, and the accuracy, NaN where null.
+    The columns of a curve are the fraction kept, in ascending order, and the accuracy, with NaN for null.
     """
     (trial, ids), (scope, scopes) = codes(pruning["trial"]), codes(pruning["scope"])
     last = np.array([matrices[name].shape[1] if name in matrices else -1 for name in ids], np.int64)

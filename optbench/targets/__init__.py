@@ -1,4 +1,4 @@
-"""Targets: names of objects in users' code, from which the objects and hashes of their sources are found.
+"""Targets, which name objects in users' code: finding the objects, and hashing their sources.
 
 A target is `module:attribute`, `./file.py:attribute`, or `python:name` for an object passed to a run from Python. The
 target of a user's text is `text-file:` followed by its path. Texts are read, hashed and kept in the same way as code,

@@ -62,7 +62,7 @@ _PACKAGES: dict[str, Source] = {}
 
 
 def execute(source: Source) -> Any:
-    """Return the module of a source's main file, executing it unless this process has done so for the same state."""
+    """Return the module of a source's main file. Each state of a source is executed at most once per process."""
     key = (source.folder, source.hash)
     if key not in _MODULES:
         place = hashlib.sha256(f"{source.folder}\n{source.hash}".encode(errors="surrogateescape")).hexdigest()[:12]

@@ -74,7 +74,7 @@ def import_module(name: str, target: str) -> Any:
 
 
 def find_attribute(module: Any, target: str) -> Any:
-    """Return the attribute that a target names from its module; raise TargetError if there is none."""
+    """Return the attribute of `module` that `target` names; raise TargetError if there is none."""
     where, attribute = split(target)
     names = getattr(module, "__dict__", {})
     found = names.get(attribute)
@@ -124,7 +124,7 @@ _CHECKED: set[tuple[str, str]] = set()
 
 
 def check_unchanged(target: str, expected: Source | None) -> None:
-    """Raise TargetError if a module has changed since the run began; checked once per process."""
+    """Raise TargetError if a module has changed since the run began. Each source is checked only once per process."""
     where, _ = split(target)
     if expected is None or expected.is_installed or (where, expected.hash) in _CHECKED:
         return
