@@ -109,15 +109,24 @@ def _metrics(_: Path) -> RenderableType:
     from optbench.metrics import METRICS
 
     # Names are long, so there are few columns: 80 characters must leave space for a formula.
-    table = _table("metric", "", "taken from", "cost", "formula (source)")
+    fold = has_width()
+    several = ("formula (source), taken from, cost",) if fold else ("taken from", "cost", "formula (source)")
+    table = _table("metric", "", "margin", *several)
+    table.columns[2].justify = "right"
     for metric in METRICS.values():
-        cost = "default" if metric.default else metric.cost
-        _row(table, metric.name, metric.arrow, metric.kind, cost, f"{metric.formula} ({metric.source})")
+        formula, cost = f"{metric.formula} ({metric.source})", "default" if metric.default else metric.cost
+        cells = [f"{formula}\n{metric.kind}, {cost}"] if fold else [metric.kind, cost, formula]
+        _row(table, metric.name, metric.arrow, f"{metric.margin:g}" if metric.margin else "", *cells)
+    margins = "margin: the smallest relevant difference, in the unit of the metric; empty if no margin is set"
     costs = "cost: default metrics are measured if a suite lists none, cheap and expensive ones only if it lists them"
     placed = [metric.name for metric in METRICS.values() if metric.placed]
     of_text = "R[i,j]: accuracy on task j after task i; for text, negative bits per byte, with a margin of .02"
     return Group(
-        table, Text(of_text), Text(costs), Text(f"layer, activation (before or after): settings of {', '.join(placed)}")
+        table,
+        Text(of_text),
+        Text(margins),
+        Text(costs),
+        Text(f"layer, activation (before or after): settings of {', '.join(placed)}"),
     )
 
 

@@ -29,6 +29,7 @@ from optbench.engine import Progress
 from optbench.errors import UsageError
 from optbench.execution.schedule import Plan, make_plan
 from optbench.execution.session import Outcome
+from optbench.metrics import METRICS
 from optbench.plan import Trial, cohorts, complete, trials
 from optbench.selection import Addition, Choice, choose, parse_optimizers, parse_seeds
 from optbench.store import RunWriter
@@ -306,6 +307,23 @@ def test_lists_of_suites_and_runs_fit_80_columns(
     assert main(["list", "suites"]) == 0
     (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("smoke ")]
     assert row.endswith("sgd, adam, adamw, shampoo"), "a suite is one line in a pipe"
+
+
+def test_the_list_of_metrics_shows_every_margin(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = {metric.name: [f"{metric.margin:g}"] if metric.margin else [] for metric in METRICS.values()}
+    for columns in ("80", None):
+        if columns is None:
+            monkeypatch.delenv("COLUMNS")
+        else:
+            monkeypatch.setenv("COLUMNS", columns)
+        assert main(["list", "metrics"]) == 0
+        head, *rows = capsys.readouterr().out.splitlines()
+        at = slice(head.index("margin"), head.index("margin") + len("margin"))
+        shown = {row.split()[0]: row[at].split() for row in rows if row and row.split()[0] in wanted}
+        assert shown == wanted
+        assert columns is None or max(map(len, rows)) <= int(columns)
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
