@@ -41,8 +41,8 @@ class Hello:
 class Agent:
     """An agent that runs one worker process for a main process on another machine.
 
-    All methods must be called from one thread. Between `give` and the end of the unit, `receive` must be called
-    repeatedly.
+    All methods must be called from one thread. After a call of `give`, `receive` must be called repeatedly until the
+    unit has ended.
     """
 
     def __init__(self, device: str) -> None:

@@ -39,9 +39,10 @@ class Job:
 class Elsewhere:
     """The information about the main process that a worker on another machine needs.
 
-    made_with: versions and CPU instructions of the main process, by name. installed: source hashes of the installed
-    packages that a run uses, by target. force: True to train even if the worker's versions or packages differ. notes:
-    additional notes for trials.
+    made_with: versions and CPU instructions of the main process, by name.
+    installed: source hashes of the installed packages that a run uses, by target.
+    force: True to train even if these packages differ on the worker's machine.
+    notes: additional notes for trials.
     """
 
     made_with: Mapping[str, str]

@@ -130,7 +130,7 @@ class _Forking:
                 raise
 
     def exit_code(self, pid: int) -> int:
-        """Return the exit code of a worker that has ended. Raises OSError if the code is lost."""
+        """Return the exit code of a worker that has ended. Raises OSError if the forking process cannot provide it."""
         code: int = self._ask("wait", pid)
         return code
 

@@ -266,7 +266,7 @@ _OF_THE_POOL = (Divide, OptbenchError, Died, Lost, Ready, Refused, Saved)
 
 
 def _again(unit: Unit, places: Callable[[Cohort], Mapping[str, Begun]]) -> Unit:
-    """Return a copy of the unit that resumes from the latest saved states; a comparison is returned unchanged."""
+    """Return a copy of the unit that resumes from the latest saved states. Comparisons are returned unchanged."""
     return Train(unit.cohort, places(unit.cohort), unit.note) if isinstance(unit, Train) else unit
 
 

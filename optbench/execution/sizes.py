@@ -92,10 +92,10 @@ class Sizes:
                 self._pace.add(trial, self._cost(trial), row)
 
     def take(self, waiting: list[Unit], place: int) -> Unit:
-        """Remove the unit at `place` from `waiting` and return it, cut or extended by trainings of its whole.
+        """Remove the unit at `place` from `waiting`, cut or extend it if its size should differ, and return it.
 
         waiting: the waiting units, of which the last is next. Units of the same whole are adjacent. Trainings that are
-            cut off stay in `waiting`.
+            cut off stay in `waiting`; trainings that are added are removed from it.
         """
         unit = waiting.pop(place)
         if not isinstance(unit, Train) or unit.id not in self._new:

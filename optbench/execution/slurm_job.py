@@ -51,7 +51,7 @@ def run_job(folder: str, device: str) -> None:
 
     If a job is cancelled or preempted, or reaches its time limit, SLURM sends SIGTERM to all of its processes, and
     SIGKILL some time later. At submitit's request, SLURM also sends SIGUSR2 before the time limit. The handlers that
-    submitit installs are replaced, because they would ignore SIGTERM and, at SIGUSR2, put a preempted job back into the
+    submitit installs are replaced, because they would ignore SIGTERM and, on SIGUSR2, put a preempted job back into the
     queue with the same id.
     """
     signals: list[int] = []

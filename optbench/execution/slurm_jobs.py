@@ -231,7 +231,7 @@ class SlurmJobs:
                     return
 
     def say_once(self, worker: _SlurmWorker, what: str, reason: str) -> None:
-        """Report what happened to a worker and why, unless the same reason has already been reported for any job."""
+        """Report what happened to a worker and why, unless this reason has already been reported for some job."""
         if reason not in self._reasons:
             self._reasons.add(reason)
             worker.inbox.append(Said(f"{what}: {reason}"))

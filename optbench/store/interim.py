@@ -152,6 +152,9 @@ def drop_begun(folder: Path, is_done: Callable[[str], bool]) -> None:
 class StoredMember(NamedTuple):
     """One training in a part.
 
+    trials: ids of the trials that share the training.
+    task: the number of finished tasks.
+    status: the status of the training so far.
     refused: the reason why the training cannot be resumed; None if it can.
     """
 

@@ -70,7 +70,7 @@ def _is_inside(place: object) -> bool:
 def entries(
     sources: Mapping[str, Source], before: Sequence[Mapping[str, Any]] = ()
 ) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
-    """Return the entries of sources for `run.json`, and the contents of the copies by path in the run directory.
+    """Return the sources' entries for `run.json`, and the contents of their copies by path in the run directory.
 
     For a new run, files from the folder of the first source that is not installed are copied to `plugins/` itself. All
     other files are copied to subfolders, except those of installed sources, which are not copied.

@@ -11,7 +11,7 @@ from typing import Any
 
 
 def provenance(device: str, accelerators: list[str], cpu_capability: str, jobs: int) -> dict[str, Any]:
-    """Return the versions of installed packages, the processors, and the git commit of the working directory, if any.
+    """Return a record of the installed packages, the machine and, if any, the git commit of the working directory.
 
     Args:
         device: the device on which the run trains.

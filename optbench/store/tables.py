@@ -1,7 +1,8 @@
 """The tables of a run: for each table, a frozen dataclass for its rows and the Arrow schema made from this class.
 
 Every table starts with the key columns, taken from the trial, followed by the row's fields.
-Legend: `after_task` is 0 before training and 1..T after that task; `task` is 1..T; null means "does not apply".
+Legend: `after_task` is 0 before training and 1..T after that task; `task` is 1..T; null means "does not apply" or
+"undefined".
 """
 
 from __future__ import annotations

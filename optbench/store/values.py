@@ -136,7 +136,7 @@ def accuracy_matrices(accuracy: pa.Table, column: str = "accuracy") -> dict[str,
 
 
 def in_bits(accuracy: pa.Table) -> frozenset[str]:
-    """Return the ids of the trials on text, whose R contains negative bits per byte."""
+    """Return the ids of the trials on text: those whose R contains negative bits per byte."""
     trial, ids = codes(accuracy["trial"])
     return frozenset(ids[i] for i in np.unique(trial[np.isfinite(numbers(accuracy["bits_per_byte"]))]).tolist())
 
@@ -147,7 +147,7 @@ def score_columns(column: str) -> tuple[str, ...]:
 
 
 def score_matrices(accuracy: pa.Table, column: str = "accuracy") -> dict[str, Matrix]:
-    """Return R (T+1, T) of each trial: the accuracies in `column` or, for text, the negative bits per byte."""
+    """Return the matrix R (T+1, T) of each trial: the accuracies in `column` or, for text, the negative bits per byte."""
     found = accuracy_matrices(accuracy, column)
     if text := in_bits(accuracy):
         bits = accuracy_matrices(accuracy, score_columns(column)[-1])

@@ -86,7 +86,7 @@ def load(target: str) -> Any:
     """Return the object that a target names, executing the module that contains the object if necessary.
 
     Raises:
-        TargetError: there is no such file or module, it cannot be imported, or it has no such attribute.
+        TargetError: there is no such file, module or object, it cannot be imported, or it has no such attribute.
     """
     where, _ = split(target)
     known = _SOURCES.get().get(where)

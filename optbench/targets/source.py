@@ -50,7 +50,7 @@ class Source:
 
     @functools.cached_property
     def hash(self) -> str:
-        """The hash of the names and contents of all files, which does not depend on the location of the folder."""
+        """The hash of the names and contents of all files. It does not depend on the location of the folder."""
         text = "".join(f"{name}\0{checksum}\n" for name, checksum in sorted(self.sums.items()))
         return hashlib.sha256(f"{self.main}\n{text}".encode()).hexdigest()[:DIGITS]
 
