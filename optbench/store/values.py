@@ -147,7 +147,7 @@ def score_columns(column: str) -> tuple[str, ...]:
 
 
 def score_matrices(accuracy: pa.Table, column: str = "accuracy") -> dict[str, Matrix]:
-    """Return the matrix R (T+1, T) of each trial: the accuracies in `column` or, for text, the negative bits per byte."""
+    """Return the matrix R (T+1, T) of each trial: the accuracies in `column` or, for text, negative bits per byte."""
     found = accuracy_matrices(accuracy, column)
     if text := in_bits(accuracy):
         bits = accuracy_matrices(accuracy, score_columns(column)[-1])
