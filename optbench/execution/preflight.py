@@ -267,7 +267,7 @@ def check_metrics(name: str, experiment: ExperimentSettings, dataset: Dataset, t
 
 
 def _original(resume: Path, plugin: Plugin) -> Source:
-    """Read the file with which a run was made, or the run's copy if the file no longer exists."""
+    """Read the original file of a source that a run used, or the run's copy if that file no longer exists."""
     if not Path(plugin.origin).is_file():
         return read_copy(resume, plugin)
     return read_text_file(f"{TEXT}{plugin.origin}") if is_text(plugin.target) else read_file(plugin.origin)

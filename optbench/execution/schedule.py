@@ -98,8 +98,8 @@ def spread(plan: Plan, jobs: int, most: int | None = None) -> list[Cohort]:
     after the same task form a group and are adjacent. The longest pieces come first in each group, and the groups with
     the longest pieces come first. `sizes` joins or cuts pieces once their duration can be estimated.
 
-    most: the approximate maximum number of members in a piece. None, the best choice on an accelerator, means no
-        maximum: cohorts are then cut only if there are fewer cohorts than processes.
+    most: the approximate maximum number of members in a piece. None means no maximum, which is best on an accelerator;
+        cohorts are then cut only if there are fewer cohorts than processes.
     """
     wholes: list[tuple[int, Cohort]] = []  # with the number of finished tasks
     for cohort in plan.cohorts:

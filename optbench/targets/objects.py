@@ -1,7 +1,7 @@
 """Objects that another process cannot import by name: classes in a notebook or in `__main__`, and closures.
 
-These objects are pickled once, by cloudpickle, and sent to worker processes by value. No file in a run directory is
-ever unpickled.
+These objects are pickled once, by cloudpickle, and sent to worker processes by value. The pickles are never stored in
+a run directory.
 """
 
 from __future__ import annotations
