@@ -20,7 +20,7 @@ def escaped(text: str) -> str:
 
 
 def spoken(error: BaseException) -> str:
-    """Return `str(error)`, or an empty string if this raises an error, as it can for a user's exception class."""
+    """Return `str(error)`, or an empty string if `str` itself fails, as it can for a user's exception class."""
     try:
         return str(error)
     except Exception:

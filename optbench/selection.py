@@ -168,7 +168,7 @@ def choose(path: Path, choice: Choice, resume: Path | None = None) -> Suite:
 
 
 def _from_here(addition: Addition, suite_folder: Path) -> Addition:
-    """Return an addition with the path of its file made absolute if the suite would find another file of that name.
+    """Return an addition with the path of its file made absolute if the suite could find another file of that name.
 
     Files named in a suite are looked up next to the suite first (in a run's suite, among the run's copies), but files
     named on the command line are relative to the working directory.

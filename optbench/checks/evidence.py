@@ -1,4 +1,4 @@
-"""Evidence for the checks: training runs on the small problem, each performed once, on first use."""
+"""Evidence for the checks: training runs on a small problem (`Problem`), each performed once, on first use."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ preconditioners, so the loop ends between two refreshes."""
 
 @dataclass(frozen=True, eq=False)
 class Ending:
-    """The outcome of training in the engine: a result, or a description of an exception that ended the cohort."""
+    """The outcome of training in the engine: a result, or a description of the exception that ended the cohort."""
 
     result: TrialResult | None
     raised: str = ""
@@ -91,7 +91,7 @@ class Evidence:
         return self._between({})[0]
 
     def among_diverged(self, changed: Mapping[str, Any]) -> tuple[Ending, bool]:
-        """Train the trial between two trials that have other seeds and the settings `changed`.
+        """Train the trial between two trials with other seeds and the changed settings `changed`.
 
         Return the trial's outcome, and whether both neighbours diverged or failed.
         """
@@ -122,9 +122,9 @@ class Evidence:
 
     @cached_property
     def resumed(self) -> tuple[Ending, str | None]:
-        """The outcome of the trial when interrupted after its first task and resumed, and None.
+        """The outcome of the trial when interrupted after its first task and resumed, paired with None.
 
-        If the trial cannot be resumed: the outcome of the uninterrupted trial, and the reason.
+        If the trial cannot be resumed: the outcome of the uninterrupted trial, paired with the reason.
         """
         kept: list[Interim] = []
         trials = [self.problem.trial(SEED)]
@@ -157,7 +157,7 @@ class Evidence:
 
 
 def difference(a: Ending, b: Ending) -> str | None:
-    """Describe how two endings differ, ignoring timings; return None if they agree bit for bit."""
+    """Describe how two endings differ, ignoring timings and choices based on timings; return None if they agree."""
     if a.obstacle or b.obstacle:
         return None if a.obstacle == b.obstacle else f"one of the two {b.obstacle or a.obstacle}"
     assert a.result is not None

@@ -60,7 +60,7 @@ class _Subject:
 
 
 def findings(target: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
-    """Call a metric on random numbers or an untrained network, depending on its kind.
+    """Check a metric on random numbers or an untrained network, depending on its kind.
 
     Raises:
         KindError: the metric cannot be loaded, or is not marked as a metric.

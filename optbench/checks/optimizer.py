@@ -48,7 +48,7 @@ ASKS: Mapping[Need, str] = {
 
 @dataclass(frozen=True)
 class Check:
-    """One requirement of the contract; `after` names what must have succeeded before it is checked."""
+    """One requirement of the contract; `after` names what must have succeeded first, or else the check is skipped."""
 
     name: str
     look: Callable[[Evidence], Found | None]
@@ -70,7 +70,7 @@ def findings(target: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def check(problem: Problem, checks: Sequence[Check] | None = None) -> Iterator[Finding]:
-    """Run checks, by default those for optimizers, on one thread; exceptions in user code become findings."""
+    """Run checks on one thread, by default the checks for optimizers; exceptions in user code become findings."""
     evidence = Evidence(problem)
     for entry in CHECKS if checks is None else checks:
         with _as_in_a_worker():
@@ -170,9 +170,9 @@ def _diverged_neighbour(evidence: Evidence) -> Found:
 
 
 def _absurd_settings(problem: Problem) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the name of each hyper-parameter that can be absurd in a single member, with the settings that make it so.
+    """Yield each hyper-parameter in `LOSING` that one member alone can set to `ABSURD`, and settings that do so.
 
-    The hyper-parameters of base optimizers are included.
+    The hyper-parameters of base optimizers are included under names such as `base.lr`.
     """
     takes = {*problem.hyperparameters, *inspect.signature(load_factory(problem.spec.target)).parameters}
     if problem.spec.lane == "batched":

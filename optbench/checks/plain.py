@@ -40,7 +40,7 @@ class PlainTraining:
             self.update(step)
 
     def gradients(self, step: int) -> Tensor:
-        """Compute the mean cross-entropy on batch `step`, store its gradients in `grad`, and return the loss."""
+        """Compute gradients of the mean cross-entropy on batch `step`, store them in `grad`, and return the loss."""
         inputs, labels = self._problem.batch(step)
         with self._around(), torch.enable_grad():
             loss = nn.functional.cross_entropy(self.network(inputs), labels)
@@ -77,7 +77,7 @@ class PlainTraining:
             self.optimizer.zero_grad()
 
     def loss(self, step: int) -> Tensor:
-        """Return the loss on batch `step`, as a closure does; compute gradients too, unless the optimizer does so."""
+        """Return the loss on batch `step`, as a closure would; also compute gradients, unless the optimizer does so."""
         if "loss" not in self._needs:
             return self.gradients(step)
         inputs, labels = self._problem.batch(step)

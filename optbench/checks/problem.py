@@ -94,7 +94,7 @@ class Problem:
         model: ModelSettings | None = None,
         dataset: Dataset | None = None,
     ) -> Problem:
-        """Load the optimizer and construct it once, without training.
+        """Create the problem for an optimizer, which is loaded and constructed once but not trained with.
 
         model: the model to train, by default an MLP with one hidden layer.
         dataset: the data to train on, by default downsampled MNIST.

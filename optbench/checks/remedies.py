@@ -27,7 +27,7 @@ def what_works(problem: Problem) -> str:
 
 
 def _declarations(problem: Problem) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each declaration that could be missing, in two forms: an argument to `--set`, and settings."""
+    """Yield each declaration that could be missing, both as an argument to `--set` and as settings."""
     given = str(problem.given.get("needs") or "")
     for words in WORDS:
         missing = [word for word in words.split() if word not in problem.spec.needs]

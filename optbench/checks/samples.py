@@ -38,7 +38,7 @@ def _vectors() -> Dataset:
 
 
 def _tokens() -> Dataset:
-    """Return sequences that count up from a random number; the label is 1 if that number is in the lower half."""
+    """Return sequences that count up from a random token; the label is 1 if it is in the vocabulary's lower half."""
     draws = torch.Generator().manual_seed(0)
 
     def half(count: int) -> Split:

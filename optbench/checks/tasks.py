@@ -45,7 +45,7 @@ class _Subject:
 
 
 def findings(target: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
-    """Generate every task of a sequence several times, on the first form of sample data that fits, and check them.
+    """Check a task sequence by generating every task several times, on the first form of sample data that fits.
 
     Raises:
         KindError, ValidationError: the task sequence cannot be loaded, or rejects its settings.

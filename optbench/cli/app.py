@@ -64,7 +64,7 @@ def _request(context: typer.Context) -> Request:
 
 @contextlib.contextmanager
 def _early(context: typer.Context) -> Iterator[None]:
-    """Start the process that forks workers before the slow imports, if there is a readable suite to run.
+    """Start the process that forks workers, if there is a readable suite to run; call this before the slow imports.
 
     Errors in the suite or the run are reported by the command itself.
     """
@@ -226,7 +226,7 @@ def tune(
 ) -> None:
     """Choose hyper-parameters for every optimizer of a suite.
 
-    Settings are compared on validation data and on seeds that the suite does not use. The suite defines the search
+    Settings are compared on validation data, with seeds that the suite does not use. The suite defines the search
     space under the key tune. Without this key, learning rates around the one given for each optimizer are tried. The
     run contains every setting that was tried; the tuned suite extends the original suite with the chosen values.
     """
@@ -449,8 +449,8 @@ def merge(
 ) -> None:
     """Merge runs of one suite on different seeds into a new run.
 
-    The new run equals a single run on all seeds. The given runs are not changed. They must have the same suite, code
-    and versions, and no seed in common.
+    The new run equals a single run on all seeds. The given runs are not changed. They must have no seed in common,
+    and the same suite, code and metric versions; without --force, also the same version of torch and kind of machine.
     """
 
     def command() -> int:

@@ -103,10 +103,10 @@ def _said(error: ValidationError, settings: Iterable[str]) -> str:
 
 
 def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
-    """Parse settings `name=value` with values in YAML; `base.lr=0.1` sets a key of the mapping `base`.
+    """Parse settings of the form `name=value`, with values in YAML; `base.lr=0.1` sets a key of the mapping `base`.
 
     Raises:
-        UsageError: a text is not of this form, or sets a key in a value that is not a mapping.
+        UsageError: a setting does not have this form, or sets a key in a value that is not a mapping.
     """
     found: dict[str, Any] = {}
     for text in texts:
@@ -121,7 +121,7 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _line(finding: Finding, *, folded: bool) -> RenderableType:
-    """Lay out a finding: wrapped next to its name if `folded`, else on one line."""
+    """Lay out a finding: with its text wrapped in a column if `folded`, else on one line."""
     mark, style = MARKS[finding.outcome], STYLES[finding.outcome]
     if not folded:
         return Text(f"{mark} {finding.name:<{NAME_WIDTH}} {finding.text}")

@@ -36,7 +36,7 @@ def compare_runs(
     """Print a comparison; return the exit code, 1 if a gate failed.
 
     Raises:
-        UsageError: an option is invalid or names something that does not exist, or a gate is about a metric that was
+        UsageError: an option is invalid or names something that does not exist, or a gate refers to a metric that was
             not measured.
         StoreError: a run does not exist or cannot be read, or the output cannot be written.
         ComparisonError: the runs cannot be compared; or, after the report is printed, no seed has finished on both

@@ -84,7 +84,7 @@ def runs(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def reported(context: typer.Context, incomplete: str) -> list[str]:
-    """Complete the arguments of `report`: `latest`, ids of runs, and names of files with results of `cost`."""
+    """Complete the arguments of `report`: `latest`, ids of runs, and names of `cost` result files."""
 
     def found() -> Iterable[str]:
         return "latest", *_ids(context), *(file.name for file in sorted(_runs_dir(context).glob("cost-*.json")))

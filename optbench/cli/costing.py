@@ -30,7 +30,7 @@ def known_sizes(sizes: Sequence[str]) -> tuple[str, ...]:
 
 
 def device_and_memory(text: str) -> tuple[str, int]:
-    """Return the device that `--device` names, and the number of bytes that can be allocated there by default.
+    """Return the device that `--device` names, and the number of bytes that may be allocated there by default.
 
     Raises:
         OptbenchError: there is no such device, or it does not support measurements.

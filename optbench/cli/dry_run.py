@@ -1,7 +1,6 @@
 """`optbench run --dry-run`: show the plan.
 
-Torch is imported only for users' optimizers, models and metrics, deep models, and metrics at chosen layers, which are
-tried.
+Torch is imported only to check users' optimizers, models and metrics, deep models, and metrics at chosen layers.
 """
 
 from __future__ import annotations
@@ -108,7 +107,8 @@ def _check_sizes(plan: Plan) -> None:
     """Check protocols against the sizes of shipped datasets, which are known without loading them.
 
     Raises:
-        UsageError: a protocol requests more examples than exist, or leaves none for training.
+        UsageError: a protocol requests more examples than exist, or leaves none for training; or each task draws too
+            many or too few training examples.
     """
     for name, experiment in plan.suite.experiments.items():
         known = experiment.dataset.known
@@ -321,7 +321,7 @@ def _arm(optimizer: str, variant: str) -> str:
 
 
 def _summary(cohort: Cohort, optimizer: str, *, named: bool) -> str:
-    """Summarise an optimizer's variants: the range and the number of the values of each hyper-parameter that differs.
+    """Summarise an optimizer's variants: the range and the number of values of each hyper-parameter that varies.
 
     named: whether to begin with the optimizer's name.
     """
@@ -336,7 +336,7 @@ def _summary(cohort: Cohort, optimizer: str, *, named: bool) -> str:
 
 
 def _values(values: Mapping[str, object]) -> str:
-    """Describe the values of one hyper-parameter, by name: `0.01 to 1 (7)`, `false or true`, `5 values`."""
+    """Describe one hyper-parameter's values, given by their text: `0.01 to 1 (7)`, `false or true`, `5 values`."""
     numbers = [value for value in values.values() if isinstance(value, int | float) and not isinstance(value, bool)]
     if len(numbers) == len(values):
         return f"{value_name(min(numbers))} to {value_name(max(numbers))} ({len(numbers)})"

@@ -88,7 +88,7 @@ def report_claims_against(
     """Report on the claims of two runs side by side, each judged on its own run's data.
 
     Raises:
-        UsageError: not exactly two different runs are named.
+        UsageError: not exactly two different runs are named, or a result of `optbench cost` is named.
         StoreError: there is no such run, it cannot be read, or the output cannot be written.
         ComparisonError: the versions of the metrics differ, or a suite states no claims; or, after the report is
             written, no claim is the same in both suites and judged in both runs.

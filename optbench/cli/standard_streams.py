@@ -1,4 +1,4 @@
-"""Standard streams that cannot be written: closed, on a full disk, or without a reader.
+"""Handling of standard streams that cannot be written to: closed, on a full disk, or without a reader.
 
 Like `optbench.cli.app`, this module imports nothing slow.
 """
@@ -35,7 +35,7 @@ def undelivered(stream: TextIO) -> OSError | None:
 
 
 def discard(stream: TextIO) -> None:
-    """Discard a stream's buffered and further output; flushing it at exit would raise the error again."""
+    """Discard a stream's buffered and further output, because flushing it at exit would raise the error again."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     with contextlib.suppress(OSError):
         os.dup2(nowhere, stream.fileno())

@@ -189,8 +189,8 @@ def _seeds(text: str | None, suite: Suite) -> list[int] | None:
 def _source(what: _What, path: Path) -> tuple[str | Path | None, dict[str, Any]]:
     """Return the base of the tuned suite, and the content of the suite being tuned.
 
-    The base, which the tuned suite extends, is the name of a shipped suite or a file. It is None if the original suite
-    no longer exists or has changed.
+    The base, which the tuned suite extends, is the name of a shipped suite or the path of a file. It is None if the
+    original suite no longer exists or has changed.
     """
     raw = read_document(path).value
     try:

@@ -29,7 +29,8 @@ class Bpe:
 
     Attributes:
         pieces: (V,) the bytes of each token, single-byte tokens first.
-        merges: (V − single bytes,) the pair of tokens that each further token joins, in merge order.
+        merges: (V − A,) the pair of tokens that each further token joins, in merge order; A is the number of
+            single-byte tokens.
     """
 
     pieces: tuple[bytes, ...]
@@ -116,19 +117,19 @@ class _Row:
         return at
 
     def touching(self, at: Ints, width: int) -> Flags:
-        """Return a mask (L,) of pairs in one word that overlap the `width` tokens from a position in `at` on."""
+        """Return a mask (L,) of the pairs within a word that overlap `width` tokens starting at a position in `at`."""
         found = np.zeros(len(self.tokens), np.bool_)
         for offset in range(-1, width):
             found[(at + offset)[at + offset >= 0]] = True
         return found & self.inside
 
     def pairs(self, which: Flags, vocabulary: int) -> tuple[Ints, Ints]:
-        """Return the key, `left * vocabulary + right`, and the count of each pair selected by the mask `which`."""
+        """Return the key, `left * vocabulary + right`, and the word's frequency for each pair that `which` selects."""
         at = np.flatnonzero(which)
         return self.tokens[at].astype(np.int64) * vocabulary + self.tokens[at + 1], self.weights[at]
 
     def join(self, at: Ints, token: int) -> Ints:
-        """Replace the pairs at positions `at` with `token`; return the new positions of these tokens."""
+        """Replace the pairs at positions `at` with `token`; return the positions of the new tokens."""
         self.tokens[at] = token
         self.inside[at] = self.inside[at + 1]
         kept = np.ones(len(self.tokens), np.bool_)

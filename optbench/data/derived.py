@@ -49,8 +49,9 @@ def classes(*, of: DatasetSettings, keep: Annotated[tuple[Label, ...], Field(min
 def imbalanced(*, of: DatasetSettings, ratio: Annotated[float, Field(ge=1)] = 100.0, seed: Seed = 0) -> Dataset:
     """Another dataset with a decreasing number of training examples per class (first to last: `ratio` : 1)
 
-    Class c of C keeps n · ratio^(-c / (C-1)) training examples, drawn at random, where n is the size of the smallest
-    class. The sizes form a geometric sequence (Cui et al. 2019, arXiv:1901.05555). The test half is unchanged.
+    Class c of C keeps round(n · ratio^(-c / (C-1))) training examples, but at least one, drawn at random, where n is
+    the size of the smallest class. Before rounding, the sizes form a geometric sequence (Cui et al. 2019,
+    arXiv:1901.05555). The test half is unchanged.
     """
     base = _labelled("imbalanced", of)
     counts = torch.bincount(base.train.targets, minlength=base.classes)
@@ -69,8 +70,8 @@ def imbalanced(*, of: DatasetSettings, ratio: Annotated[float, Field(ge=1)] = 10
 def noisy_labels(*, of: DatasetSettings, share: Share = 0.2, seed: Seed = 0) -> Dataset:
     """Another dataset with a share of wrong training labels
 
-    Exactly round(share · N) training labels are replaced with another class, drawn uniformly (symmetric noise). The
-    test half is unchanged.
+    Each of exactly round(share · N) training labels is replaced with another class, drawn uniformly (symmetric noise).
+    The test half is unchanged.
     """
     base, stream = _labelled("noisy-labels", of), generator(seed, None, "noisy-labels")
     if base.classes < 2:

@@ -64,7 +64,7 @@ def keeping_last(load: Load) -> Load:
 
 
 def loaded(kind: Kind | str) -> Dataset:
-    """Load a dataset with the `Access` currently in effect, e.g. the base of a derived dataset."""
+    """Load a dataset, such as the base of a derived dataset, with the `Access` currently in effect."""
     from optbench.data.dataset import Dataset  # late, because it imports torch
 
     name = kind.kind if isinstance(kind, Kind) else kind

@@ -52,7 +52,11 @@ class DatasetSettings(Kind):
 
     @staticmethod
     def _kept_of_text(settings: dict[str, Any]) -> dict[str, Any]:
-        """Drop `vocabulary` for bytes, whose vocabulary is fixed, and fill in its default for a byte-pair encoding."""
+        """Drop an unset `vocabulary` if tokens are bytes; fill in its default for a byte-pair encoding.
+
+        Raises:
+            KindError: `vocabulary` is set although tokens are bytes.
+        """
         if settings["tokens"] == "bpe":
             return {**settings, "vocabulary": settings["vocabulary"] or VOCABULARY}
         if settings["vocabulary"] is not None:

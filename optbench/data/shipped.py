@@ -1,4 +1,4 @@
-"""The registered datasets: functions that return a `Dataset`, as a user's do, and import torch only when called."""
+"""The registered datasets: functions that return a `Dataset`, like users' functions; they import torch when called."""
 
 from __future__ import annotations
 

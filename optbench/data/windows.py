@@ -50,8 +50,8 @@ def drawn_windows(tokens: Tensor, context: int, count: int, stream: Generator) -
 def unigram_entropy(tokens: Tensor, token_bytes: Tensor) -> float:
     """Return the bits per byte needed to predict a text from its token frequencies alone.
 
-    The value is −Σ_v p_v log₂ p_v / Σ_v p_v b_v, where p_v is the frequency of token v in `tokens` and b_v its number
-    of bytes. In bits per token, the entropy is between 0 and log₂ V (Shannon 1948).
+    The value is (−Σ_v p_v log₂ p_v) / (Σ_v p_v b_v), where p_v is the relative frequency of token v in `tokens` and
+    b_v its number of bytes. In bits per token, the entropy is between 0 and log₂ V (Shannon 1948).
 
     Args:
         tokens: (n,) integers in 0..V-1, n ≥ 1.

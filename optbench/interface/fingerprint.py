@@ -103,7 +103,7 @@ def fingerprint(
     Args:
         optimizer: the optimizer to tune and train: a class, a function, a target or a registered name. With `run`: the
             name of one of the run's optimizers, required if the run has several.
-        run: a finished run of the suite `fingerprint`, drawn without further training.
+        run: a finished run of the suite `fingerprint`, whose page is drawn without further training.
         set: hyper-parameters. If they include `lr`, the learning rate is not tuned.
         seeds: how many of the panel's seeds to use, or a list of them; None for all ten. Verdicts require all ten.
         quick: use three seeds and a learning rate tuned on one seed: a first look, without verdicts.

@@ -97,8 +97,9 @@ def choice_of(
 ) -> Choice:
     """Return a `Choice` for the arguments of `run` that select from a suite or add to it.
 
-    optimizers: a list of names selects these. A mapping adds optimizers: name -> class, function, target, or a mapping
-    with one of these as `target` and hyper-parameters next to it; the value None selects an optimizer of the suite.
+    optimizers: names of optimizers to select; or a mapping, which adds optimizers: name -> class, function, target, or
+        a mapping with one of these as `target` and hyper-parameters next to it. The value None selects an optimizer of
+        the suite.
     only_known: whether the suite already contains the added optimizers, as it does when a run is resumed.
 
     Raises:

@@ -49,9 +49,9 @@ def run(
         suite: the name of a shipped suite, a path, a mapping (as in a suite file, with classes and functions allowed
             instead of targets), or a result of `load_suite`. Optional with `resume`.
         seeds: the number of seeds, or a list of seeds.
-        optimizers: a list of names selects these. A mapping adds optimizers: name -> class, function, target, or a
-            mapping with one of these as `target` and hyper-parameters next to it; the value None selects an optimizer
-            of the suite.
+        optimizers: names of optimizers to select; or a mapping, which adds optimizers: name -> class, function, target,
+            or a mapping with one of these as `target` and hyper-parameters next to it. The value None selects an
+            optimizer of the suite.
         experiments: the experiments to run; all if empty.
         models: the models to train; all if empty.
         set: settings by path, such as `{"experiments.small.protocol.max_epochs": 3}`.

@@ -65,7 +65,7 @@ def check_of_trials(name: str) -> None:
 
 
 def check_compared(name: str, experiment: ExperimentSettings | None) -> None:
-    """Raise UsageError unless `name` is a metric of two solutions that the experiment's `pairs` measure."""
+    """Raise UsageError unless `name` is a metric of two solutions and, if `pairs` lists metrics, one of those."""
     check_pair_metric(name)
     listed = experiment.pairs.metrics if experiment is not None and experiment.pairs is not None else None
     if listed is not None and name not in listed:
@@ -73,7 +73,7 @@ def check_compared(name: str, experiment: ExperimentSettings | None) -> None:
 
 
 def _judged_by(claim: Claim, suite: Suite, as_written: bool) -> Metric | None:
-    """Return the metric that gives a claim's verdict; None if it is unknown, which is reported with the metric."""
+    """Return the metric that gives a claim's verdict; None if it is unknown, a fault that other checks report."""
     name = claim.primary.name
     experiment = with_readings(suite).experiments.get(claim.experiment)
     entry = experiment.own_metrics.get(name) if experiment is not None and not as_written else None

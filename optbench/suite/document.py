@@ -184,7 +184,7 @@ def _place(mark: Any, source: str) -> Place:
 
 
 class _Reading:
-    """A conversion of nodes to values that records locations; aliases become copies, which overrides can change."""
+    """A conversion of nodes to values that records locations; aliases become independent copies."""
 
     def __init__(self, source: str, tagged: set[int]) -> None:
         self.source, self.tagged = source, tagged

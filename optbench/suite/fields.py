@@ -36,7 +36,7 @@ OffByFalse = BeforeValidator(lambda value: None if value is False else value)
 
 
 def without_nulls(value: Any, *keys: str) -> Any:
-    """Remove those of `keys` that are null from a mapping, so that null in a suite removes a value of its base."""
+    """Remove from a mapping those of `keys` whose value is null, so that null removes a value of the suite's base."""
     if not isinstance(value, dict):
         return value
     return {key: given for key, given in value.items() if given is not None or key not in keys}

@@ -328,7 +328,7 @@ def _taken(
 def _settings_faults(
     document: Document, check: OptimizerCheck | None, target: str, hyperparameters: Mapping[str, Any], *paths: KeyPath
 ) -> Iterator[Fault]:
-    """Yield at most one fault: the first in an optimizer's settings. paths: where they are, most specific first."""
+    """Yield at most one fault, the first in an optimizer's settings. paths: their locations, most specific first."""
     try:
         for variant in variants(hyperparameters):
             if check is not None:

@@ -79,9 +79,9 @@ def _count(combined: Sequence[Combined]) -> int:
 
 
 def _combined(hyperparameters: Mapping[str, Any]) -> tuple[dict[str, Any], list[Combined]]:
-    """Return the hyper-parameters without `variants`, and each listed setting with the sweeps of the other keys.
+    """Return the hyper-parameters without `variants`, and pairs: a listed setting, and the sweeps of keys not in it.
 
-    Without `variants` there is one empty setting.
+    Without `variants`, there is one pair, with an empty setting.
     """
     fixed = {key: value for key, value in hyperparameters.items() if key != LISTED}
     listed = _listed(hyperparameters[LISTED]) if LISTED in hyperparameters else [{}]

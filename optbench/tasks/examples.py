@@ -170,8 +170,8 @@ def check_dataset(protocol: Protocol, dataset: Dataset) -> None:
     """Check a protocol against the examples of a dataset.
 
     Raises:
-        UsageError: the protocol requests more examples than exist, leaves none for training, or limits training on
-            text.
+        UsageError: the protocol requests more examples than exist, leaves none for training, or sets
+            `train_examples` for a text dataset.
     """
     if dataset.texts is None:
         check_sizes(protocol, len(dataset.train), len(dataset.test), dataset.name)

@@ -60,11 +60,11 @@ class TaskFamily(Tasks):
         return list(self.outline.names)
 
     def sequence(self, trial_seed: int) -> TaskSequence:
-        """Return the tasks of all trials with this seed, which do not depend on the optimizer."""
+        """Return the tasks of a trial seed; trials with this seed have the same tasks, whatever their optimizer."""
         return TaskSequence(self, trial_seed)
 
     def shared(self, trial_seed: int, task: int, part: Part) -> Examples:
-        """Return the result of `examples`; while it is referenced, an equal key and part give the same object."""
+        """Return the result of `examples`: the same object for an equal key and part, while it is still referenced."""
         assert 0 <= task < self.count, f"task {task} of {self.count}"
         key = self.key(trial_seed, task)
         place = (key, part)

@@ -26,9 +26,9 @@ class Permuted:
     In every image of all three parts, task i moves pixel p[j] to position j, where the H·W positions are numbered in
     row-major order. All channels use the same p, which preserves colours. Other inputs are permuted elementwise.
 
-    With `examples_per_task`, each task trains on this number of training examples, drawn for every trial seed and task;
-    validation and test data are not reduced. Together with `max_epochs: 1`, this is the online form, in which each
-    drawn example is used at most once.
+    With `examples_per_task`, each task trains on this number of training examples, drawn anew for every trial seed and
+    task; validation and test data are not reduced. Together with `max_epochs: 1`, this is the online form, in which
+    each drawn example is used at most once.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Permuted:
         permutations: Literal["per-seed", "shared"] = "per-seed",
         examples_per_task: Annotated[Whole, Field(ge=1)] | None = None,
     ) -> None:
-        """Raise UsageError if examples have several targets, or there are fewer than a task needs."""
+        """Raise UsageError if examples have several targets, or there are fewer examples than a task needs."""
         if data.train.targets.ndim > 1 and (count > 1 or first == "permuted"):
             raise UsageError("tasks.kind: expected one target for each example, got one for each position")
         self.names = _names(count, first)

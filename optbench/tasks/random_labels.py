@@ -34,7 +34,7 @@ class RandomLabels:
         examples_per_task: Annotated[Whole, Field(ge=1)] = 1200,
         images: Literal["once", "per-task"] = "once",
     ) -> None:
-        """Raise UsageError if examples have several targets, or there are fewer than a task needs."""
+        """Raise UsageError if examples have several targets, or there are fewer examples than a task needs."""
         if data.train.targets.ndim > 1:
             raise UsageError("tasks.kind: expected one target for each example, got one for each position")
         check_enough(examples_per_task, len(data.train))

@@ -1,4 +1,4 @@
-"""Examples for text tasks: windows drawn for every trial seed and task, and consecutive held-out windows."""
+"""Examples for text tasks: windows drawn anew for every trial seed and task, and consecutive held-out windows."""
 
 from __future__ import annotations
 
