@@ -54,6 +54,10 @@ class Mine(torch.optim.SGD):
     def __init__(self, params, lr=0.1, momentum=0.0):
         super().__init__(params, lr=lr, momentum=momentum)
 
+class Stuck(Mine):
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, lr=1e-9 * lr)
+
 class Still(torch.optim.Optimizer):
     def __init__(self, params):
         super().__init__(params, {})
@@ -180,7 +184,21 @@ def test_an_optimizer_without_a_learning_rate_is_trained_untuned(
     assert "not tuned: Still: it has no learning rate" in err
     assert "too few" not in err, "the page itself says how many seeds its verdicts need"
     assert "It has no learning rate." in out
-    assert "On permuted, it has not learnt on 1 of 1 seed" in out
+    said = " ".join(out.split())
+    assert "On permuted (three permutations of MNIST), it has not learnt on 1 of 1 seed: its test accuracy" in said
+
+
+def test_the_page_of_an_optimizer_that_has_not_learnt_names_its_tuning(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(capsys, "./mine.py:Stuck", "--quick", "--seeds", "1", "--name", "stuck")
+    assert code == 0
+    report = "optbench report runs/stuck-tune"
+    said = " ".join(out.split())
+    assert f"Its learning rates were tuned on 1 seed; {report} shows what was tried." in said
+    assert "Learning rates, tuned on 1 seed: " in said
+    assert main(report.split()[1:]) == 0
+    assert "lr=0.01" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 from scipy import stats
 
@@ -92,6 +93,11 @@ def test_neighbours_agree_with_a_plain_computation_and_ignore_shared_seed_effect
     }
     assert {one.name: one.distance for one in found.neighbours} == pytest.approx(expected)
     assert found.neighbours[0].name == "c" == min(expected, key=lambda name: expected[name])
+    squares = weights * ((mine - made.entry("c").values).mean(axis=1) / scale) ** 2
+    assert found.neighbours[0].shares == pytest.approx(squares / squares.sum())
+    first, second, third = (STRIPS[i].label for i in np.argsort(-squares)[:3])
+    said = re.escape(f"this distance are {first} (..%), {second} (..%) and {third} (..%).").replace(r"\.\.%", r"\d+%")
+    assert re.search(said, " ".join(one.text for one in sentences(found)))
     assert found.neighbours[0].nearest == 1.0
     assert sum(one.nearest for one in found.neighbours) == pytest.approx(1.0)
     harder = np.random.default_rng(1).normal(0, 50, (16, 10))
@@ -161,6 +167,7 @@ def test_an_optimizer_of_the_panel_is_identical_to_itself(made: Panel) -> None:
     found = fingerprint(made.entry("adamw"), made)
     assert (found.neighbours[0].name, found.neighbours[0].distance) == ("adamw", 0.0)
     assert all(one.identical and one.verdict is Verdict.EQUIVALENT for one in found.judged["adamw"])
+    assert not any("contribute most" in one.text for one in sentences(found))
     assert "It is identical to adamw in all 16 strips." in [one.text for one in sentences(found)]
 
 
@@ -197,7 +204,7 @@ def check_words(found: Fingerprint) -> None:
     # A sentence without a verdict is about distances or about what was not learnt.
     for one in said:
         if not one.verdicts:
-            assert re.match(r"The nearest in the panel|Too few strips|On \w+, it ", one.text), one.text
+            assert re.match(r"The (nearest in|strips that)|Too few strips|On \w+ \(.+\), it ", one.text), one.text
     for strip in STRIPS:
         for phrase in (strip.more, strip.less):
             stated = [v for one in said if phrase in one.text for v in one.verdicts if v.strip is strip]
@@ -209,7 +216,8 @@ def test_an_experiment_that_was_not_learnt_has_no_value_and_no_verdict(made: Pan
     trials = {**slow.trials, "permuted": dataclasses.replace(slow.trials["permuted"], learnt=np.full(10, 0.12))}
     found = fingerprint(dataclasses.replace(slow, name="slow", trials=trials), made)
     assert set(found.not_learnt) == {"permuted"}
-    assert "has not learnt on 10 of 10 seeds: accuracy 0.120, expected at least 0.520" in found.not_learnt["permuted"]
+    accuracy = "its test accuracy right after training on each task is 0.120, expected at least 0.520"
+    assert f"has not learnt on 10 of 10 seeds: {accuracy}" in found.not_learnt["permuted"]
     for i, one in enumerate(found.standings):
         if one.strip.experiment == "permuted":
             assert one.centre is None
@@ -218,7 +226,7 @@ def test_an_experiment_that_was_not_learnt_has_no_value_and_no_verdict(made: Pan
             assert one.centre is not None
     text = " ".join(one.text for one in sentences(found))
     assert "forgets less" not in text
-    assert "On permuted, it has not learnt" in text
+    assert "On permuted (three permutations of MNIST), it has not learnt" in text
     check_words(found)
 
 
@@ -278,6 +286,17 @@ def test_three_seeds_give_no_verdicts_and_a_note(made: Panel) -> None:
     assert sentences(found)[0].text.startswith("The nearest in the panel, as far as 3 seeds can tell, is c (")
     assert all(one.interval is None for one in (*found.standings, *found.neighbours))
     assert "[" not in html.page(found).partition("Nearest in the panel")[2].partition("</table>")[0]
+
+
+@pytest.mark.parametrize(("n", "legend"), [(3, "c"), (10, "c, 95% interval")])
+def test_legends_mention_intervals_only_if_there_are_some(made: Panel, n: int, legend: str) -> None:
+    found = fingerprint(made.entry("c").on(tuple(range(n))), made)
+    axes = Figure().subplots()
+    figure._draw(found, axes)
+    drawn = axes.get_legend()
+    assert drawn is not None
+    assert legend in [text.get_text() for text in drawn.get_texts()]
+    assert f'<i class="key own"></i>{legend}<' in html.page(found)
 
 
 def test_a_seed_outside_the_panel_is_refused(made: Panel) -> None:
@@ -402,7 +421,7 @@ def test_the_terminal_page_fits_the_width(found: Fingerprint, made: Panel, width
         lines = captured.get().splitlines()
         assert max(map(len, lines)) <= width
         for standing in one.standings:
-            [line] = [line for line in lines if line.startswith(standing.strip.title + " ")]
+            line = next(line for line in lines if line.startswith(standing.strip.title + " "))
             assert "●" in line
             assert wording.value(standing) in line
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,6 +28,22 @@ Array: TypeAlias = NDArray[np.float64]
 WITHIN_LEARNING = {"permuted": "learning_accuracy", "pairs": "learning_accuracy", "plasticity": "late_online_accuracy"}
 """The metric that shows whether an experiment was learnt at all, by experiment. On plasticity, the metric's value is
 divided by that of `plasticity_kept`."""
+
+
+LEARNT = {
+    "permuted": "test accuracy right after training on each task",
+    "pairs": "test accuracy right after training on each task",
+    "plasticity": "best online accuracy over a tenth of the tasks",
+}
+"""Description of `Trials.learnt`, by experiment."""
+
+
+@dataclass(frozen=True)
+class TuningRun:
+    """The run that chose the learning rates, and its number of seeds."""
+
+    path: Path
+    seeds: int
 
 
 @dataclass(frozen=True)
@@ -49,7 +66,7 @@ class Entry:
     """One optimizer's results.
 
     values: (16, n); NaN where undefined. trials, settings: trials and hyper-parameters, by experiment.
-    width: width of the learning-rate optimum; None if unknown.
+    width: width of the learning-rate optimum; None if unknown. tuning: None if the learning rates were given.
     """
 
     name: str
@@ -59,6 +76,7 @@ class Entry:
     trials: Mapping[str, Trials]
     settings: Mapping[str, Mapping[str, Any]]
     width: Width | None = None
+    tuning: TuningRun | None = None
 
     def on(self, seeds: Sequence[int]) -> Entry:
         """Return the entry restricted to these seeds."""
@@ -107,7 +125,10 @@ def read_entry(results: Results, optimizer: str | None = None, tuning: Results |
     settings = {name: dict(next(iter(arm.trials.values())).hyperparameters) for name, arm in found.items()}
     trials = {name: _trials(arm, seeds) for name, arm in found.items()}
     target = next(iter(first.trials.values())).target
-    return Entry(optimizer, target, seeds, values, trials, settings, _width(tuning, optimizer))
+    tuned = None
+    if tuning is not None and optimizer in {trial.optimizer for trial in tuning.trials}:
+        tuned = TuningRun(tuning.run.path, len(tuning.suite.seeds))
+    return Entry(optimizer, target, seeds, values, trials, settings, _width(tuning, optimizer), tuned)
 
 
 def _value(arm: Arm, metric: str, seed: int) -> float:

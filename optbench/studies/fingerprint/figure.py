@@ -56,7 +56,7 @@ def _draw(found: Fingerprint, axes: Axes) -> None:
         axes.text(1.05, y, f"{said:>7}   {words}", ha="left", va="center", fontsize=7, family="DejaVu Sans Mono")
     for name, colour in colours.items():
         axes.plot([], [], color=colour, linewidth=2.5, label=name)
-    axes.plot([], [], color=INK, marker="o", markersize=5, linewidth=1.5, label=f"{found.name}, 95% interval")
+    axes.plot([], [], color=INK, marker="o", markersize=5, linewidth=1.5, label=wording.own(found))
     axes.plot([], [], color=QUIET, linewidth=0.8, label=f"panel of {len(found.panel.entries)}")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=5, frameon=False, fontsize=7, handlelength=1.2)
     axes.set_title(wording.title(found), fontsize=9.5, loc="left", pad=4)

@@ -76,8 +76,7 @@ def _lines(found: Fingerprint) -> Iterator[str]:
 
 
 def _legend(found: Fingerprint) -> Iterator[str]:
-    said = ", 95% interval" if any(one.interval for one in found.standings) else ""
-    names = [f'<span><i class="key own"></i>{escape(found.name)}{said}</span>']
+    names = [f'<span><i class="key own"></i>{escape(wording.own(found))}</span>']
     for kind, name in _marked(found).items():
         names.append(f'<span><i class="key {kind}"></i>{escape(name)}</span>')
     yield f'<p class="legend">{" ".join(names)} <span><i class="key"></i>the rest of the panel</span></p>'

@@ -38,6 +38,7 @@ class Neighbour:
         similar.
     nearest: share of the bootstrap samples in which no other optimizer is nearer.
     strips: number of strips on which both optimizers have values.
+    shares: share of each strip in the squared distance, (S,); 0 for all strips if the distance is 0.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Neighbour:
     interval: tuple[float, float] | None
     nearest: float
     strips: int
+    shares: tuple[float, ...]
 
 
 def neighbours(own: Array, panel: Array, names: list[str], apart: str | None = None) -> list[Neighbour]:
@@ -59,6 +61,9 @@ def neighbours(own: Array, panel: Array, names: list[str], apart: str | None = N
     means = _means(every - _seed_effect(panel))  # (1 + P, S)
     scale, weights = _scale(means[1:]), information(panel)
     resampled = _resampled(every - _seed_effect(panel))  # (1 + P, S, B)
+    squares = _weighted_squares(means[:, :, None], scale, weights)[:, :, 0]  # (P, S)
+    totals = squares.sum(axis=1, keepdims=True)
+    shares = np.divide(squares, totals, out=np.zeros_like(squares), where=totals > 0)
     distances, counts = _distances(means[:, :, None], scale, weights)
     drawn, _ = _distances(resampled, scale, weights)  # (P, B)
     there = (counts >= FEWEST) & np.isfinite(distances[:, 0])
@@ -73,6 +78,7 @@ def neighbours(own: Array, panel: Array, names: list[str], apart: str | None = N
             percentile_interval(drawn[i][np.isfinite(drawn[i])]) if own.shape[-1] >= MIN_PAIRS else None,
             float((nearest == i).mean()),
             int(counts[i]),
+            tuple(shares[i].tolist()),
         )
         for i in used
     ]
@@ -161,10 +167,14 @@ def _distances(means: Array, scale: Array, weights: Array) -> tuple[Array, Array
 
     means: means over seeds, (1 + P, S, B). scale, weights: standard deviation and weight of each strip, (S,).
     """
-    gaps = (means[1:] - means[:1]) / scale[None, :, None]
-    known = np.isfinite(gaps)
+    known = np.isfinite(means[1:] - means[:1])
     counts = known.sum(axis=1)
-    weight = np.where(known, weights[None, :, None], 0.0)
-    squares = (weight * np.where(known, gaps, 0.0) ** 2).sum(axis=1)
-    total = weight.sum(axis=1)
+    squares = _weighted_squares(means, scale, weights).sum(axis=1)
+    total = np.where(known, weights[None, :, None], 0.0).sum(axis=1)
     return np.where(total > 0, np.sqrt(squares / np.where(total > 0, total, 1.0)), np.nan), counts[:, 0]
+
+
+def _weighted_squares(means: Array, scale: Array, weights: Array) -> Array:
+    """Return each strip's part of the first optimizer's squared distances, (P, S, B); 0 where a value is missing."""
+    gaps = (means[1:] - means[:1]) / scale[None, :, None]
+    return np.where(np.isfinite(gaps), weights[None, :, None] * gaps**2, 0.0)

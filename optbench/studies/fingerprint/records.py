@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from optbench.studies.fingerprint.standing import Fingerprint, Judged
+from optbench.studies.fingerprint.strips import STRIPS
 from optbench.studies.fingerprint.words import sentences
 
 
@@ -29,6 +30,7 @@ def record(found: Fingerprint) -> dict[str, Any]:
                 "high": one.interval[1] if one.interval else None,
                 "nearest_share": one.nearest,
                 "strips": one.strips,
+                "shares": {strip.name: share for strip, share in zip(STRIPS, one.shares, strict=True)},
             }
             for one in found.neighbours
         ],

@@ -8,6 +8,7 @@ the panel's interquartile range.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,10 +19,10 @@ from optbench.stats.paired import PairedResult, PairedValues, compare_paired
 from optbench.stats.power import ALPHA, seeds_needed, smallest_holm_p
 from optbench.stats.signed_rank import bounds, middle, walsh_averages
 from optbench.stats.verdict import DIFFERENT, Judgement, Question, Verdict, judge
-from optbench.studies.fingerprint.entry import Array, Entry, Trials
+from optbench.studies.fingerprint.entry import LEARNT, Array, Entry, Trials
 from optbench.studies.fingerprint.neighbours import Neighbour, neighbours
 from optbench.studies.fingerprint.panel import REFERENCES, Panel, check_seeds
-from optbench.studies.fingerprint.strips import EXPERIMENTS, STRIPS, Strip
+from optbench.studies.fingerprint.strips import EXPERIMENTS, STRIPS, TASKS, Strip
 
 CHANCE = 0.1
 """The accuracy of guessing one of ten digits."""
@@ -157,13 +158,21 @@ def fingerprint(entry: Entry, panel: Panel, remarks: Sequence[str] = (), *, apar
     found = neighbours(mine.values, stacked, panel.names, apart)
     first = panel.entries[0]  # all entries of the panel have the same initial weights
     elsewhere = [name for name in EXPERIMENTS if not _starts_alike(entry.trials[name], first.trials[name])]
-    said = [*remarks, *(f"On {name}, it {what}; these seeds have no values there." for name, what in partly.items())]
+    said = [*remarks, *(f"{on(name)}, it {what}; these seeds have no values there." for name, what in partly.items())]
+    if (not_learnt or partly) and (tuning := entry.tuning) is not None:
+        rates = f"optbench report {shlex.quote(str(tuning.path))}"
+        said.append(f"Its learning rates were tuned on {count(tuning.seeds, 'seed')}; {rates} shows what was tried.")
     if elsewhere:
         said.append(
             f"Its initial weights differ from the panel's on {', '.join(elsewhere)}, so seeds cannot be paired and "
             "there are no verdicts there."
         )
     return Fingerprint(entry, panel, standings, judged, tuple(found), not_learnt, tuple(said))
+
+
+def on(experiment: str) -> str:
+    """Return the beginning of a sentence about an experiment, e.g. `On pairs (pairs of MNIST digits)`."""
+    return f"On {experiment} ({TASKS[experiment]})"
 
 
 def learnt_only(panel: Panel) -> Panel:
@@ -209,21 +218,21 @@ def _learnt(entry: Entry, thresholds: Mapping[str, float]) -> tuple[Entry, dict[
         most = bad.sum() * 2 >= n
         values[np.array(rows)[:, None], np.arange(n) if most else np.flatnonzero(bad)] = np.nan
         (why if most else partly)[experiment] = _what_happened(
-            trials.states, int(low.sum()), trials.learnt[low], needed
+            trials.states, LEARNT.get(experiment, ""), trials.learnt[low], needed
         )
     return replace(entry, values=values), why, partly
 
 
-def _what_happened(states: Sequence[str], low: int, learnt: Array, needed: float) -> str:
-    """Describe what happened, e.g. `has not learnt on 10 of 10 seeds: accuracy 0.112, expected at least 0.520`.
+def _what_happened(states: Sequence[str], accuracy: str, learnt: Array, needed: float) -> str:
+    """Describe what happened, e.g. `has not learnt on 2 of 10 seeds: its test accuracy is 0.1, expected at least 0.5`.
 
-    low: number of seeds below the needed accuracy. learnt: accuracies of these seeds.
+    accuracy: what `learnt` measures. learnt: the accuracies that are below the needed one, one per seed.
     """
     n = len(states)
     parts = []
-    if low:
+    if len(learnt):
         parts.append(
-            f"has not learnt on {low} of {count(n, 'seed')}: accuracy {learnt.mean():.3f}, "
+            f"has not learnt on {len(learnt)} of {count(n, 'seed')}: its {accuracy} is {learnt.mean():.3f}, "
             f"expected at least {needed:.3f}"
         )
     for state, said in (

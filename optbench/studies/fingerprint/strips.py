@@ -12,6 +12,14 @@ SUITE = "fingerprint"
 TUNED_ON = "permuted"
 """Name of the experiment on which the width of the learning-rate optimum is measured."""
 
+TASKS = {
+    "permuted": "three permutations of MNIST",
+    "pairs": "pairs of MNIST digits",
+    "plasticity": "40 permutations of MNIST",
+    "matched": "one task of MNIST",
+}
+"""The tasks of each experiment."""
+
 Topic = Literal["learning", "solution", "updates"]
 TOPICS: dict[Topic, str] = {
     "learning": "Learning and forgetting",

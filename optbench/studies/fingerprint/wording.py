@@ -27,6 +27,11 @@ def subtitle(found: Fingerprint) -> str:
     return f"{what}{count(found.seeds, 'seed')}, compared with {count(len(found.panel.entries), 'optimizer')}"
 
 
+def own(found: Fingerprint) -> str:
+    """Return the optimizer's entry in a legend, which mentions intervals only if there are some."""
+    return f"{found.name}, 95% interval" if any(one.interval for one in found.standings) else found.name
+
+
 def verdict(one: Judged) -> str:
     return SHORT.get(one.verdict, str(one.verdict))
 
@@ -52,10 +57,16 @@ def rates(found: Fingerprint) -> str:
     entry = found.entry
     known = {name: rate for name, values in entry.settings.items() if (rate := _rate(values)) is not None}
     said = ", ".join(f"{rate:g} on {name}" for name, rate in known.items())
-    if entry.width is None:
-        return f"Learning rates, as given: {said}." if said else "It has no learning rate."
-    width = f"{entry.width} of learning rates"
-    return f"Learning rates: {said}. On permuted, learning accuracy is within 1% of its best over {width}."
+    if not said:
+        return "It has no learning rate."
+    if entry.tuning is not None:
+        how = f", tuned on {count(entry.tuning.seeds, 'seed')}"
+    else:
+        how = ", as given" if entry.width is None else ""
+    optimum = ""
+    if entry.width is not None:
+        optimum = f" On permuted, learning accuracy is within 1% of its best over {entry.width} of learning rates."
+    return f"Learning rates{how}: {said}.{optimum}"
 
 
 def _rate(values: object) -> float | None:

@@ -13,11 +13,15 @@ from optbench.counting import count
 from optbench.report.numbers import estimate
 from optbench.stats.power import MIN_PAIRS
 from optbench.stats.verdict import Verdict
-from optbench.studies.fingerprint.standing import Fingerprint, Judged
+from optbench.studies.fingerprint.neighbours import Neighbour
+from optbench.studies.fingerprint.standing import Fingerprint, Judged, on
 from optbench.studies.fingerprint.strips import STRIPS
 
 SURE = 0.95
 """The share of bootstrap samples that agree on the nearest optimizer is stated only if it is below this value."""
+
+LARGEST = 3
+"""Number of strips named as those that contribute most to a distance."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ def sentences(found: Fingerprint) -> list[Sentence]:
 
 def _not_learnt(found: Fingerprint) -> Iterator[Sentence]:
     for experiment, what in found.not_learnt.items():
-        yield Sentence(f"On {experiment}, it {what}; the strips measured there have no values.")
+        yield Sentence(f"{on(experiment)}, it {what}; the strips measured there have no values.")
 
 
 def _nearest(found: Fingerprint) -> Iterator[Sentence]:
@@ -50,6 +54,8 @@ def _nearest(found: Fingerprint) -> Iterator[Sentence]:
     then = f", followed by {others[0].name} ({others[0].distance:.2f})" if others else ""
     text = f"The nearest in the panel{sure} is {first.name} (distance {first.distance:.2f}){then}."
     yield Sentence(text)
+    if largest := _largest(first):
+        yield Sentence(f"The strips that contribute most to this distance are {_listed(largest)}.")
     if not found.has_verdicts:
         return
     judged = found.judged[first.name]
@@ -58,6 +64,12 @@ def _nearest(found: Fingerprint) -> Iterator[Sentence]:
         identical = "identical to" if all(one.identical for one in judged) else "like"
         where = f"all {len(STRIPS)} strips" if len(same) == len(STRIPS) else f"{len(same)} of {len(STRIPS)} strips"
         yield Sentence(f"It is {identical} {first.name} in {where}.", same)
+
+
+def _largest(neighbour: Neighbour) -> list[str]:
+    """Return the strips with the largest shares of the squared distance, e.g. `dormant units (31%)`."""
+    shares = sorted(zip(neighbour.shares, STRIPS, strict=True), key=lambda pair: -pair[0])
+    return [f"{strip.label} ({100 * share:.0f}%)" for share, strip in shares[:LARGEST] if share > 0]
 
 
 def _against(judged: Sequence[Judged]) -> Iterator[Sentence]:
