@@ -30,7 +30,7 @@ class Finding:
 
 
 def lines(subject: Subject, checks: Sequence[tuple[str, Callable[[Subject], Found]]]) -> Iterator[Finding]:
-    """Run checks in order, skipping the rest after a failure.
+    """Run checks in order and yield their findings; after a failure, report the remaining checks as skipped.
 
     Exceptions raised by user code are reported as failures.
     """

@@ -1,4 +1,4 @@
-"""Training with the optimizer in a plain PyTorch loop, as in a user's script, without the engine and its lanes."""
+"""Training with the optimizer in a plain PyTorch loop, as in a user's script, without the engine or its lanes."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class PlainTraining:
             self.step(step)
 
     def draws(self) -> AbstractContextManager[None]:
-        """Return a context manager that seeds the global generators if the optimizer needs it, as the lane does."""
+        """Return a context manager that seeds the global generators if the optimizer needs it, as the engine does."""
         if "random" in self._needs:
             return own_draws(self.noise, torch.device("cpu"))
         return contextlib.nullcontext()

@@ -148,7 +148,7 @@ class Problem:
         return dataclasses.replace(problem, spec=resolve_made(spec, optimizer, completed))
 
     def with_settings(self, more: Mapping[str, Any]) -> Problem:
-        """Return a problem on the default model and data, with these optimizer settings added or replaced.
+        """Return a problem with the default model and data, and with these optimizer settings added or replaced.
 
         Raises:
             OptimizerError: the optimizer rejects these settings.

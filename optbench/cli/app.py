@@ -299,7 +299,7 @@ def fingerprint(
 ) -> None:
     """Show on one page what kind of solution an optimizer finds.
 
-    The command tunes the learning rate and trains the suite fingerprint, which takes about a minute and a half on two
+    The command tunes the learning rate and trains the suite fingerprint. This takes about a minute and a half on two
     cores for an optimizer as cheap as AdamW. The page shows 16 properties next to those of known optimizers, verdicts
     against AdamW and SGD, and the nearest neighbours.
     """
@@ -359,9 +359,9 @@ def compare(
 ) -> None:
     """Compare two runs, or two optimizers, seed by seed.
 
-    Each verdict judges A against B. By default, every optimizer that both runs have is compared. :OPTIMIZER (or
-    :OPTIMIZER/VARIANT) selects one on each side; both sides can be in the same run: optbench compare latest:shampoo
-    latest:adamw
+    Each verdict judges A against B. By default, all optimizers that are in both runs are compared. The suffix
+    :OPTIMIZER (or :OPTIMIZER/VARIANT) selects one on each side. Both sides can then be in the same run, for example:
+    optbench compare latest:shampoo latest:adamw
     """
     from optbench.cli.comparing import compare_runs
 

@@ -38,7 +38,9 @@ def check_target(target: str, settings: Sequence[str] = (), kind: str | None = N
 
     Raises:
         UsageError: a setting is not of the form name=value, or the kind is unknown.
-        OptbenchError: the target cannot be loaded, or rejects its settings; in either case, nothing has been tried.
+        OptbenchError: the target cannot be loaded, or rejects its settings.
+
+    All of these errors are raised before the first check.
     """
     given = parse_settings(settings)
     if kind is not None and kind not in CHECKERS:

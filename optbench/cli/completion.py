@@ -106,7 +106,7 @@ def fingerprinted(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def _known(module: str, table: str) -> Callable[[str], list[str]]:
-    """Return a function that imports `module` when called, and completes the names in its dictionary `table`."""
+    """Return a function that imports `module` when called, and completes the names in the module's `table`."""
 
     def offered(incomplete: str) -> list[str]:
         return _starting(incomplete, lambda: getattr(importlib.import_module(module), table))

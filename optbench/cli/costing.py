@@ -112,7 +112,7 @@ def usable(contenders: Sequence[Contender], *, all_needed: bool) -> tuple[Conten
 
 
 def thread_counts(text: str | None) -> tuple[int, ...]:
-    """Parse numbers of threads such as `1,2`, without duplicates; for None, return 1 and the number of cores."""
+    """Parse thread counts such as `1,2`, dropping duplicates; for None, return 1 and the number of cores."""
     from optbench.engine.device import cores
 
     if text is None:

@@ -170,7 +170,7 @@ def cohort_line(rows: Sequence[tuple[Trial, TrialRow]], tracker: Tracker) -> str
 
 
 def failures(rows: Sequence[tuple[Trial, TrialRow]]) -> list[str]:
-    """Return a line for every distinct error in a cohort, naming the first trial in which it occurred."""
+    """Return a line for each distinct error in a cohort, naming the first trial that failed with it."""
     seen: dict[tuple[str | None, str | None], tuple[Trial, int]] = {}
     for trial, row in rows:
         if row.status == "failed":

@@ -15,7 +15,7 @@ from optbench.paths import user_path
 
 
 def path_option(option: str) -> Callable[[str | Path], Path]:
-    """Return a parser for a path option that expands `~`, which a shell does not do in `--option=~/x`."""
+    """Return a parser for a path option; it expands `~`, which a shell does not do in `--option=~/x`."""
 
     def parse(value: str | Path) -> Path:
         return user_path(value, option)
@@ -24,7 +24,7 @@ def path_option(option: str) -> Callable[[str | Path], Path]:
 
 
 def whole(option: str, least: int) -> Callable[[str | int], int]:
-    """Return a parser for an option that is a whole number of at least `least`."""
+    """Return a parser for an option whose value must be a whole number of at least `least`."""
 
     def parse(value: str | int) -> int:
         with contextlib.suppress(ValueError):

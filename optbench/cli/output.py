@@ -52,7 +52,7 @@ def has_width() -> bool:
 
 @contextlib.contextmanager
 def results(pipe_width: int = PIPE_WIDTH) -> Iterator[Console]:
-    """Yield a console for results, whose content is written to standard output at the end of the block."""
+    """Yield a console for results; its content is written to standard output at the end of the block."""
     # Otherwise rich would use the terminal's width even for a file, whose content must not depend on the window.
     console = Console(file=sys.stdout, width=None if has_width() else pipe_width)
     with console.capture() as captured:

@@ -38,7 +38,7 @@ def report_runs(
 ) -> None:
     """Report on runs, side by side if there are several.
 
-    against: a run whose claims are shown next to those of the single run in `runs`; nothing else is reported then.
+    against: a run whose claims are shown next to those of the single run in `runs`; only claims are reported.
 
     Raises:
         UsageError: the format is unknown, options cannot be combined, or a run is named twice.

@@ -174,7 +174,7 @@ class Dataset:
         return {} if known is None else {name: unigram_entropy(text.train, known) for name, text in texts.items()}
 
     def without_pixels(self) -> Dataset:
-        """Return the dataset with zeros as inputs, of size 1 along every axis after the channels, to save memory.
+        """Return the dataset with its inputs replaced by zeros of shape (N, C, 1, ..., 1), to save memory.
 
         Text datasets are returned unchanged.
         """

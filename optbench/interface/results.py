@@ -54,7 +54,7 @@ class Run:
     def table(self, name: str, *, controls: bool = False) -> pd.DataFrame:
         """Return a table of the run: `trials`, `accuracy`, `summary`, `metrics`, `pairs`, ...
 
-        controls: whether to include the trials that were trained only for comparison, whose stage is `control`.
+        controls: whether to include the trials with stage `control`, which were trained only for comparison.
 
         Raises:
             UsageError: there is no table of this name.
@@ -176,7 +176,7 @@ def compare(
 
     Args:
         run: the run that contains `a`, the side that the verdicts are about.
-        a: OPTIMIZER or OPTIMIZER/VARIANT; None for every optimizer that both runs have.
+        a: OPTIMIZER or OPTIMIZER/VARIANT; None for all optimizers that are in both runs.
         b: the optimizer on the other side, in the same form as `a`.
         against: the run that contains `b`; None if it is `run`.
         metric: the metric or metrics to compare; None for all.

@@ -70,7 +70,7 @@ class Document:
         return self.keys[path] if path in self.keys else self.value_place(path)
 
     def is_above(self, place: Place, other: Place) -> bool:
-        """Return whether `place`, in an extending file or an override, can change the value at `other`."""
+        """Return whether `place` takes precedence: an override over a file, or an extending file over its base."""
         if place.is_override or other.is_override:
             return place.is_override and not other.is_override
         return self.sources.index(place.source) > self.sources.index(other.source)
@@ -250,7 +250,7 @@ class _Reading:
         return result
 
     def entries(self, node: yaml.MappingNode) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-        """Return a mapping's entries by key: first those merged with `<<`, except for repeated keys, then its own."""
+        """Return a mapping's entries by key: first those merged with `<<` whose keys it lacks, then its own."""
         own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         merged: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         merge_key: yaml.Node | None = None

@@ -215,7 +215,7 @@ def _shown(value: Any) -> str:
 
 
 def _locate(loc: tuple[str | int, ...], document: Document) -> tuple[KeyPath, Any, bool]:
-    """Convert a location from pydantic to a path into the file, the type expected there, and whether a key is meant.
+    """Convert pydantic's location to a path into the file, the type expected there, and whether it refers to a key.
 
     Within a kind's settings, the type is determined by the kind that the document names.
     """

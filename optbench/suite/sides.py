@@ -99,6 +99,6 @@ def _variants(side: str | list[str], arms: Sequence[Named]) -> list[Arms]:
 
 
 def _same_variants(left: Sequence[str], a: Arms, right: Sequence[str], b: Arms) -> bool:
-    """Return whether each name that occurs in both `left` and `right` stands for the same arm in `a` as in `b`."""
+    """Return whether each name in both `left` (for arms `a`) and `right` (for arms `b`) stands for the same arm."""
     of_left, of_right = dict(zip(left, a, strict=True)), dict(zip(right, b, strict=True))
     return all(of_left[name] == of_right[name] for name in of_left.keys() & of_right.keys())

@@ -54,6 +54,6 @@ class Windows:
         return consecutive_windows(getattr(text, part), self._context)
 
     def examples(self, windows: Tensor) -> Examples:
-        """Return windows, (N, T + 1), as inputs and next tokens, which are views of one tensor on the data's device."""
+        """Return the inputs and next tokens of windows (N, T + 1), as views of one tensor on the data's device."""
         windows = windows.to(self._parts.train.targets.device)
         return Examples(windows[:, :-1], windows[:, 1:])
