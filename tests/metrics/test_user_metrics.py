@@ -208,13 +208,13 @@ def test_every_format_shows_users_metrics(run: Path, form: str, capsys: pytest.C
 
 
 def test_compare_gives_verdicts_and_gates_on_users_metrics(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sides = [f"{run}:adam", f"{run}:sgd", "--format", "json", "--metric", "margin"]
+    sides = [f"{run}:sgd", f"{run}:adam", "--format", "json", "--metric", "margin"]
     assert main(["compare", *sides, "--fail-on", "margin:+0.1"]) == 0
     found = json.loads(capsys.readouterr().out)
     (judged,) = found["results"]
     medians = final(run, "margin").groupby(lambda trial: "adam" in trial).median()
     assert (judged["metric"], judged["direction"], judged["primary"]) == ("margin", "higher", True)
-    assert (judged["median_a"], judged["median_b"]) == pytest.approx((medians[True], medians[False]))
+    assert (judged["median_a"], judged["median_b"]) == pytest.approx((medians[False], medians[True]))
     assert [gate["result"] for gate in found["gates"]] == ["inconclusive"]
     assert main(["compare", *sides, "--fail-on", "margine:+0.1"]) == 2
     assert "unknown metric 'margine'; did you mean 'margin'?" in capsys.readouterr().err
