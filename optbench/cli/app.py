@@ -174,7 +174,7 @@ def tune(
         typer.Option(
             metavar="N",
             parser=options.whole("--trials", 1),
-            help="With random or tpe: settings to try per optimizer; by default, as many as the optimizer's grid has.",
+            help="With random or tpe: number of settings to try per optimizer; by default, as many as its grid has.",
         ),
     ] = None,
     widen: Annotated[
@@ -182,7 +182,7 @@ def tune(
         typer.Option(
             "--widen",
             help="If a grid's best setting lies at an edge, extend the grid and continue the search. The other "
-            "optimizers get equally many settings inside their grids.",
+            "optimizers get the same number of new settings, inside their grids.",
         ),
     ] = False,
     output: Annotated[

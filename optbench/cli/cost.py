@@ -53,7 +53,8 @@ def cost(
         typer.Option(
             metavar="S",
             parser=options.number("--seconds", 0),
-            help="Start no step after this many seconds; at least two steps are measured.",
+            help="Time limit in seconds for the warm-up and, with each number of threads, for the measured steps; at "
+            "least two steps are measured.",
         ),
     ] = 20.0,
     warm_up: Annotated[
@@ -61,7 +62,8 @@ def cost(
         typer.Option(
             metavar="N",
             parser=options.whole("--warm-up", 0),
-            help="Number of warm-up steps, as far as --seconds allows. Matrix roots change fastest in the first steps.",
+            help="Number of warm-up steps; fewer if they reach the time limit, --seconds. Matrix roots change fastest "
+            "in the first steps.",
         ),
     ] = 50,
     timeout: Annotated[

@@ -91,7 +91,7 @@ SetOn = Annotated[
         "--set-on",
         metavar="NAME=VALUE",
         help="With --on slurm: a setting of the jobs (partition, account, timeout_min, mem_gb, ...); max_jobs, the "
-        "number of jobs at a time; or folder, a folder that all nodes can access. Repeatable.",
+        "maximum number of concurrent jobs; or folder, a folder that all nodes can access. Repeatable.",
     ),
 ]
 RunName = Annotated[

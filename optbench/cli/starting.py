@@ -21,7 +21,7 @@ def init(folder: Path) -> int:
     """
     templates = importlib.resources.files("optbench") / "templates"
     if there := [name for name in FILES if (folder / name).exists()]:
-        raise UsageError(f"{folder / there[0]}: this file exists; expected a folder without {' and '.join(FILES)}")
+        raise UsageError(f"{folder / there[0]}: this file exists; expected a folder without {' or '.join(FILES)}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -47,7 +47,7 @@ class DatasetSettings(Kind):
             return {name: value for name, value in kept.items() if name != "resize"}
         if (whole := info.shape[-1]) % side:
             fitting = ", ".join(str(size) for size in range(1, whole + 1) if whole % size == 0)
-            raise KindError(f"resize: expected a divisor of {whole}, the side of the images ({fitting}), got {side}")
+            raise KindError(f"resize: expected a divisor of the image side {whole} ({fitting}), got {side}")
         return kept
 
     @staticmethod

@@ -190,7 +190,7 @@ def _probed(
     module.eval()
     linear, method = _last_linear(module, inputs), own_features(module)
     if method is None and linear is None:
-        raise ValueError("expected an nn.Linear, whose input is the features, or a method features(x), got neither")
+        raise ValueError("expected an nn.Linear, whose input is used as features, or a method features(x), got neither")
     with torch.no_grad():
         whole, again, part = (_evaluated(module, some) for some in (inputs, inputs, inputs[: PROBED // 2]))
         _check("logits", whole, expected, inputs)

@@ -95,7 +95,10 @@ class Penalties:
         with self._watched(network, axes, lambda rows: (own.strength, own.frame(rows, self._step))) as found:
             yield found
         if torch.is_grad_enabled() and not found[0].requires_grad:
-            raise ValueError(f"rank-penalty: expected features of {type(network).__name__} to depend on its weights")
+            raise ValueError(
+                f"rank-penalty: expected the features of {type(network).__name__} to depend on its weights, "
+                "got features that do not"
+            )
 
     @contextlib.contextmanager
     def added_together(self, member: Tensor, network: nn.Module, axes: int) -> Iterator[list[Tensor]]:

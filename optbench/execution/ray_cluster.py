@@ -259,7 +259,9 @@ class _Head:
             self._answered = time.monotonic()
         except ConnectionError as error:
             if now - self._answered > GONE:
-                raise WorkerError(f"the head node of the Ray cluster ({self._address}) is lost: {error}") from error
+                raise WorkerError(
+                    f"lost contact with the head node of the Ray cluster ({self._address}): {error}"
+                ) from error
 
 
 def _fault(error: Exception) -> Lost | Refused:

@@ -155,7 +155,8 @@ def ask(*command: str) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise WorkerError(f"--on slurm: {command[0]} does not answer: {error}") from error
     if found.returncode:
-        raise WorkerError(f"--on slurm: SLURM does not answer: {last_line(found.stderr) or command[0]}")
+        reason = last_line(found.stderr) or f"exit code {found.returncode}"
+        raise WorkerError(f"--on slurm: {command[0]} failed: {reason}")
     return found.stdout
 
 

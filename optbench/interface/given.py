@@ -111,7 +111,9 @@ def choice_of(
     for name, given in ({} if only_known else added).items():
         target, own = (given.get("target"), given) if isinstance(given, dict) else (given, {})
         if given is not None and not isinstance(target, str):
-            raise UsageError(f"optimizers.{name}: expected a class, a function, a target, or a mapping with 'target'")
+            raise UsageError(
+                f"optimizers.{name}: expected a class, a function, a target, or a mapping with 'target', got {given!r}"
+            )
         texts += [f"{name}={target}"] if given is not None else []
         overrides |= {f"optimizers.{name}.{key}": value for key, value in own.items() if key != "target"}
     names, additions = parse_optimizers(texts)

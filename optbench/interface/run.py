@@ -74,7 +74,7 @@ def run(
     objects = Objects()
     existing = read_run(resume, runs_dir).path if resume is not None else None
     if suite is None and existing is None:
-        raise UsageError("suite: expected a name, a path or a mapping; it can be omitted only with 'resume'")
+        raise UsageError("suite: expected a name, a path or a mapping, got none; it can be omitted only with 'resume'")
     if jobs is not None and jobs < 1:
         raise UsageError(f"jobs: expected at least 1, got {jobs}")
     with suite_file(f"{existing}/suite.yaml" if suite is None else suite, objects) as file:

@@ -111,7 +111,10 @@ class _Metrics(Registry):
         if name in self.names:
             raise KindError(f"{kind}: '{name}' is the name of a registered metric; rename the function")
         if not name.isascii() or not name[:1].isalpha():
-            raise KindError(f"{kind}: expected a name of ASCII letters, digits and _ that starts with a letter")
+            raise KindError(
+                f"{kind}: expected a name that starts with a letter and has only ASCII letters, digits and _, "
+                f"got '{name}'"
+            )
         return found
 
     def _settings(self, kind: str) -> type[BaseModel]:
@@ -285,7 +288,10 @@ def from_record(record: Mapping[str, Any]) -> Metric:
     """
     name, target, source, settings = (record.get(key) for key in ("name", "target", "source_hash", "settings"))
     if not (isinstance(name, str) and isinstance(target, str) and isinstance(source, str | None)):
-        raise ValueError("expected text as name, target and source_hash")
+        raise ValueError(
+            "expected text as name and target, and text or null as source_hash, "
+            f"got {name!r}, {target!r} and {source!r}"
+        )
     if not isinstance(settings, dict | None):
         raise ValueError("expected a mapping of settings")
     if target in METRICS:

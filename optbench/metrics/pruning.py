@@ -204,7 +204,7 @@ def _curve(sparsity: ArrayLike, accuracy: ArrayLike) -> tuple[Array, Array]:
     if at.ndim != 1 or not len(at) or values.shape[-1:] != at.shape:
         raise ValueError(f"expected sparsity (K,) and accuracy (..., K), got {at.shape} and {values.shape}")
     if not ((at >= 0) & (at <= 1)).all() or len(np.unique(at)) != len(at):
-        raise ValueError("expected distinct sparsities from 0 to 1")
+        raise ValueError(f"expected distinct sparsities from 0 to 1, got {at.tolist()}")
     order = np.argsort(at)
     finite = np.isfinite(values).all(axis=-1, keepdims=True)
     return at[order], np.where(finite, values[..., order], np.nan)

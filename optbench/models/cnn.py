@@ -39,7 +39,7 @@ class Cnn(Network):
         """Build the network for images.
 
         Raises:
-            ValueError: the inputs are not images, or are too small for this number of poolings.
+            ValueError: the inputs are not images, or are too small for this number of pooling layers.
         """
         super().__init__()
         if len(inputs.shape) != 3:
@@ -48,8 +48,8 @@ class Cnn(Network):
         shrink = 2 ** len(channels)
         if min(height, width) < shrink:
             raise ValueError(
-                f"expected images of at least {shrink} pixels per side for {len(channels)} poolings, got "
-                f"{height}x{width}"
+                f"expected images of at least {shrink} pixels per side for {len(channels)} pooling layers, "
+                f"got {height}x{width}"
             )
         counts = [first, *channels]
         self.layers = nn.ModuleList([nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(counts)])

@@ -75,7 +75,7 @@ class ResNet(Network):
             below = max(8, depth - (depth - 2) % 6)
             raise ValueError(f"depth: expected 6n + 2, such as {below} or {below + 6}, got {depth}")
         if groups is not None and norm != "group":
-            raise ValueError(f"groups: expected only with the norm 'group', got the norm '{norm}'")
+            raise ValueError(f"groups: expected norm: group, got norm: {norm}, which has no groups")
         if groups is not None and width % groups:
             raise ValueError(f"groups: expected a divisor of the width {width}, got {groups}")
         if groups is None:

@@ -70,7 +70,9 @@ class RankPenalty(Wrapper):
         )
         linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
         if not linear:
-            raise OptimizerError("rank-penalty: expected a model with an nn.Linear, whose input is the features")
+            raise OptimizerError(
+                "rank-penalty: expected a model with an nn.Linear, whose input is used as features, got one without"
+            )
         self.generator = generator
         linear[-1].register_forward_pre_hook(self._see)
 

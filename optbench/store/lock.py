@@ -54,8 +54,8 @@ class RunLock:
                     if error.errno in UNSUPPORTED:
                         self._path.unlink(missing_ok=True)
                         raise StoreError(
-                            f"{self._path.parent.parent}: this file system has no locks ({error.strerror}), which "
-                            "prevent other processes from writing the same run; choose another one with --runs-dir"
+                            f"{self._path.parent.parent}: this file system has no locks ({error.strerror}), so other "
+                            "processes could write the same run; choose a folder on another file system with --runs-dir"
                         ) from None
                     if error.errno not in HELD:
                         raise

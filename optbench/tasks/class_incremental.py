@@ -97,7 +97,7 @@ class ClassIncremental:
             if empty is not None:
                 raise UsageError(
                     f"protocol.{part}_examples: none of the {int(counts.sum())} {part} examples belongs to the classes "
-                    f"{_listing(empty)}, so a task would be empty; increase it"
+                    f"{_listing(empty)}, so a task would be empty; increase this number"
                 )
 
 

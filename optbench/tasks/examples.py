@@ -191,7 +191,7 @@ def check_augment(augment: Augment | None, dataset: Dataset) -> None:
         got = f"inputs of shape {tuple(shape)} from {dataset.name}"
         raise UsageError(f"protocol.augment: expected images of shape (C, H, W), got {got}")
     if augment.crop >= (side := min(shape[1:])):
-        whose = f"the side of the images of {dataset.name}"
+        whose = f"the shorter side of the images of {dataset.name}"
         raise UsageError(f"protocol.augment.crop: expected less than {side}, {whose}, got {augment.crop}")
 
 

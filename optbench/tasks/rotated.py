@@ -36,7 +36,7 @@ class Rotated:
         inputs = data.train.inputs
         if inputs.dtype != torch.uint8 or inputs.ndim != 4:
             dtype = str(inputs.dtype).removeprefix("torch.")
-            raise UsageError(f"tasks.kind: expected images of bytes, got {dtype} {tuple(inputs.shape[1:])}")
+            raise UsageError(f"tasks.kind: expected uint8 images (C, H, W), got {dtype} {tuple(inputs.shape[1:])}")
         self.names = self.outline(data.classes, angles=angles).names
         self._angles = [angle % 360 for angle in angles]
         self._parts = data

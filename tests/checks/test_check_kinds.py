@@ -231,7 +231,10 @@ def test_valid_targets_pass(name: str, capsys: pytest.CaptureFixture[str]) -> No
 
 BROKEN = {
     "Narrow": ("builds", "expected logits of shape (B, 10), got (B, 9)"),
-    "Headless": ("builds", "expected an nn.Linear, whose input is the features, or a method features(x), got neither"),
+    "Headless": (
+        "builds",
+        "expected an nn.Linear, whose input is used as features, or a method features(x), got neither",
+    ),
     "Otherwise": ("initialisation", "'head.weight' differs between two models made with the same seed"),
     "drawn": ("reproducible", "train differs when made a second time; draw from torch.Generator()"),
     "doubles": ("makes a dataset", "train.inputs: expected uint8, float32 or int64, got float64"),

@@ -440,5 +440,5 @@ def test_without_resize_a_dataset_is_written_as_its_name() -> None:
 
 @pytest.mark.parametrize("side", [13, 56])
 def test_a_side_that_does_not_divide_the_image_is_refused_with_valid_sides(side: int) -> None:
-    with pytest.raises(ValidationError, match=r"resize: expected a divisor of 28, .*7, 14, 28\), got"):
+    with pytest.raises(ValidationError, match=r"resize: expected a divisor of the image side 28 \(.*7, 14, 28\), got"):
         DatasetSettings.of("mnist", resize=side)

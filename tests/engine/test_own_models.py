@@ -239,7 +239,7 @@ GIVEN = "the model was given inputs of shape (B, 1, 28, 28)"
         (own_models.NotFinite, "expected finite logits, got NaN or infinity at the initial weights"),
         (
             own_models.NoLinear,
-            "expected an nn.Linear, whose input is the features, or a method features(x), got neither",
+            "expected an nn.Linear, whose input is used as features, or a method features(x), got neither",
         ),
         (own_models.Frozen, "fc.bias: expected a trainable parameter, got requires_grad=False; make it a buffer"),
         (own_models.function, "expected an nn.Module, got list"),

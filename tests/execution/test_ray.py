@@ -129,7 +129,7 @@ def test_the_loss_of_the_head_node_ends_the_run(folder: Path, cluster: Any) -> N
     _, errors = process.communicate(timeout=200)
     assert process.returncode == 2, errors[-3000:]
     assert f"the Ray cluster is at {address}: {NODES} CPUs, 0 GPUs" in errors
-    assert f"optbench: the head node of the Ray cluster ({address}) is lost: " in errors
+    assert f"optbench: lost contact with the head node of the Ray cluster ({address}): " in errors
     assert any(run.glob("interim/[!.]*")), "training can be resumed from these states"
 
 

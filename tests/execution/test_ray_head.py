@@ -20,7 +20,8 @@ def test_a_head_node_is_lost_once_it_has_not_answered_for_long(monkeypatch: pyte
     now += 2 * ray_cluster.CHECK
     head.check()
     now += ray_cluster.GONE
-    with pytest.raises(WorkerError, match=r"^the head node of the Ray cluster \(127\.0\.0\.1:\d+\) is lost: no answer"):
+    lost = r"^lost contact with the head node of the Ray cluster \(127\.0\.0\.1:\d+\): no answer"
+    with pytest.raises(WorkerError, match=lost):
         head.check()
 
 

@@ -273,7 +273,7 @@ def test_an_unreachable_slurm_is_reported_in_one_line(slurm: Path, tmp_path: Pat
     )
     with pytest.raises(WorkerError) as error:
         SlurmJobs({}, tmp_path / "runs", "cpu", 1)
-    assert str(error.value) == "--on slurm: SLURM does not answer: Could not establish a configuration source"
+    assert str(error.value) == "--on slurm: sinfo failed: Could not establish a configuration source"
 
 
 @pytest.mark.parametrize("name", ["use_srun", "stderr_to_stdout"])

@@ -124,7 +124,7 @@ def test_initial_weights_follow_he_et_al() -> None:
     [
         (CIFAR, {"depth": 21}, "depth: expected 6n \\+ 2, such as 20 or 26, got 21"),
         (CIFAR, {"depth": 2}, "depth: expected 6n \\+ 2, such as 8 or 14, got 2"),
-        (CIFAR, {"groups": 4}, "groups: expected only with the norm 'group', got the norm 'batch'"),
+        (CIFAR, {"groups": 4}, "groups: expected norm: group, got norm: batch, which has no groups"),
         (CIFAR, {"norm": "group", "groups": 3}, "groups: expected a divisor of the width 16, got 3"),
         (InputSpec((1, 4, 9)), {}, "expected images of at least 5 pixels per side, got 4x9"),
         (InputSpec((784,)), {}, r"expected images \(channels, rows, columns\), got inputs of shape \(784,\)"),

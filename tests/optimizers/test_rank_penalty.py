@@ -137,7 +137,9 @@ def test_a_network_without_hidden_layers_is_refused_before_training(
 def test_a_users_model_without_weights_below_the_features_fails(mnist: Dataset, use: Use) -> None:  # noqa: F811
     use(own_models.Flat)
     (result,) = train_suite(small_suite({"it": penalised(SGD, 0.1)}, seeds=1, **SHORT), mnist)
-    assert trial_row(result).error_message == "rank-penalty: expected features of Flat to depend on its weights"
+    assert trial_row(result).error_message == (
+        "rank-penalty: expected the features of Flat to depend on its weights, got features that do not"
+    )
 
 
 def test_invalid_nesting_is_refused() -> None:

@@ -464,7 +464,11 @@ def test_a_permutation_also_permutes_vectors() -> None:
 @pytest.mark.parametrize(
     ("kind", "data", "message"),
     [
-        ("rotated", made(torch.zeros(90, 5), torch.arange(90) % CLASSES), "expected images of bytes, got float32 (5,)"),
+        (
+            "rotated",
+            made(torch.zeros(90, 5), torch.arange(90) % CLASSES),
+            "expected uint8 images (C, H, W), got float32 (5,)",
+        ),
         *(
             (kind, made(torch.zeros(90, 4).long(), torch.zeros(90, 4).long()), "expected one target for each example")
             for kind in ("permuted", "class-incremental")

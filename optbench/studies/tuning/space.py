@@ -281,7 +281,9 @@ def _parse(
             raise SuiteError(f"{place}: expected {needed}, got {value!r}")
         dimensions.append(Dimension(path, tuple(values), log.log if log else None))
     if not dimensions and not ties:
-        raise SuiteError(f"{where}: expected hyper-parameters to search, as in {{lr: {{log: [0.01, 1.0], points: 7}}}}")
+        raise SuiteError(
+            f"{where}: expected hyper-parameters to search, as in {{lr: {{log: [0.01, 1.0], points: 7}}}}, got none"
+        )
     return dimensions, ties
 
 
