@@ -296,7 +296,10 @@ def test_legends_mention_intervals_only_if_there_are_some(made: Panel, n: int, l
     drawn = axes.get_legend()
     assert drawn is not None
     assert legend in [text.get_text() for text in drawn.get_texts()]
-    assert f'<i class="key own"></i>{legend}<' in html.page(found)
+    page = html.page(found)
+    assert f'<i class="key own"></i>{legend}<' in page
+    table = page.partition("Nearest in the panel")[2].partition("</table>")[0]
+    assert [title in table for title in ("95% interval", "nearest in", "equal strips")] == [n == 10] * 3
 
 
 def test_a_seed_outside_the_panel_is_refused(made: Panel) -> None:

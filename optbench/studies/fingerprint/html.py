@@ -147,26 +147,28 @@ def _names(found: Fingerprint, one: Standing) -> str:
 def _neighbours(found: Fingerprint) -> Iterator[str]:
     if not found.neighbours:
         return
+    resampled = any(one.interval for one in found.neighbours)
+    titles = ["optimizer", "distance", *(["95% interval", "nearest in"] if resampled else [])]
+    titles += ["equal strips"] if found.has_verdicts else []
+    heads = "".join(f'<th scope="col">{title}</th>' for title in titles)
     yield "<h2>Nearest in the panel</h2>"
-    yield '<div class="wide"><table><thead><tr><th scope="col">optimizer</th><th scope="col">distance</th>'
-    yield '<th scope="col">95% interval</th><th scope="col">nearest in</th><th scope="col">equal strips</th></tr>'
-    yield "</thead><tbody>"
+    yield f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>'
     for one in found.neighbours[:NEIGHBOURS]:
-        alike = f"{found.same_strips(one.name)} of {len(found.standings)}" if found.has_verdicts else "–"
-        cells = (
-            f"{one.distance:.2f}",
-            interval(one.interval, 2) or UNDEFINED,
-            f"{100 * one.nearest:.0f}%" if one.interval else UNDEFINED,
-            alike,
-        )
+        cells = [f"{one.distance:.2f}"]
+        if resampled:
+            cells += [interval(one.interval, 2) or UNDEFINED, f"{100 * one.nearest:.0f}%"]
+        if found.has_verdicts:
+            cells.append(f"{found.same_strips(one.name)} of {len(found.standings)}")
         numbers = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         yield f'<tr><th scope="row">{escape(one.name)}</th>{numbers}</tr>'
     yield "</tbody></table></div>"
-    yield (
-        '<p class="quiet">Distance: root mean square difference over strips, in standard deviations of the panel; a '
-        "strip is weighted by how well it distinguishes optimizers, relative to the variation between seeds. Nearest "
-        "in: share of the resamples of the seeds in which no other optimizer is nearer.</p>"
+    said = (
+        "Distance: root mean square difference over strips, in standard deviations of the panel; a strip is weighted "
+        "by how well it distinguishes optimizers, relative to the variation between seeds."
     )
+    if resampled:
+        said += " Nearest in: share of the resamples of the seeds in which no other optimizer is nearer."
+    yield f'<p class="quiet">{said}</p>'
 
 
 def _numbers(found: Fingerprint) -> Iterator[str]:
