@@ -123,7 +123,7 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _line(finding: Finding, *, folded: bool) -> RenderableType:
-    """Lay out a finding: with its text wrapped in a column if `folded`, else on one line."""
+    """Lay out a finding, with its text wrapped in a column if `folded`, else on one line."""
     mark, style = MARKS[finding.outcome], STYLES[finding.outcome]
     if not folded:
         return Text(f"{mark} {finding.name:<{NAME_WIDTH}} {finding.text}")

@@ -1,4 +1,4 @@
-"""Warnings about a plan, shown before its trials are trained: settings that are valid but not useful."""
+"""Warnings about a plan, shown before training: too few seeds, and early stopping without effect."""
 
 from __future__ import annotations
 

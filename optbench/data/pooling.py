@@ -13,7 +13,7 @@ _CHUNK = 4096  # images at a time: limits the integer copy to about 13 MB for MN
 
 
 def average_pooled(dataset: Dataset, side: int) -> Dataset:
-    """Return the dataset with images of `side` × `side` pixels, each of which is the mean of a square block.
+    """Return the dataset with images of `side` × `side` pixels, where each pixel is the mean of a square block.
 
     Means are rounded to the nearest integer, halves up, so that inputs stay uint8 and are the same on every machine.
     `normalisation: standard` uses the statistics of the pooled training images, whose pixels vary less than

@@ -92,7 +92,7 @@ def load_published(
 ) -> Dataset:
     """Load a catalogued dataset from its published files in `folder`.
 
-    Published archives found there are unpacked even without `download`. The progress of a download is shown on
+    Published archives in `folder` are unpacked even if `download` is False. The progress of a download is shown on
     standard error if `notify` is given and standard error is a terminal.
 
     Raises:

@@ -96,7 +96,7 @@ def fingerprint(
     name: str | None = None,
     progress: bool = False,
 ) -> Fingerprint:
-    """Determine what kind of solution an optimizer finds, compared with known optimizers.
+    """Determine what kind of solution an optimizer finds, in comparison with known optimizers.
 
     This function does the same as `optbench fingerprint`.
 

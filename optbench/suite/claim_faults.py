@@ -19,7 +19,7 @@ from optbench.suite.variants import count_variants, variants
 
 
 def claim_faults(suite: Suite, document: Document, *, as_written: bool = False) -> Iterator[Fault]:
-    """Yield a fault for each side that does not exist or cannot be compared, and each equivalence without a margin.
+    """Yield a fault for each unknown variant, each side that cannot be compared, and each equivalence without a margin.
 
     as_written: do not load users' metrics.
     """
@@ -88,7 +88,7 @@ def _same_sides(claim: Claim) -> bool:
 
 
 def _is_one_variant(suite: Suite, claim: Claim) -> bool:
-    """Return whether the left side stands for a single variant, which cannot be compared with itself."""
+    """Return whether the left side is a single variant or pair of solutions, which cannot be compared with itself."""
     if claim.about_pairs:
         return True
     optimizer, variant = split_arm(claim.arms[0])

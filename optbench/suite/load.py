@@ -51,8 +51,8 @@ def load_suite(
     as overridden by each experiment; it must raise OptimizerError if they are invalid. The check is an argument because
     this layer lies below the optimizer registry; without a check, targets and hyper-parameters are not validated.
 
-    `find(target)` reads the file of a user's kind or metric; by default, the file is looked up next to the suite, then
-    in the working directory.
+    `find(target)` reads the file of a user's kind, metric or text; by default, the file is looked up next to the suite,
+    then in the working directory.
 
     as_written: do not load kinds, so that no user code is executed and torch is not imported; meant for the suite of an
     existing run.
@@ -135,7 +135,7 @@ def _note_listed_optimizers(document: Document) -> None:
 
 
 def _size_faults(suite: Suite, document: Document) -> Iterator[Fault]:
-    """Yield a fault if the suite has an implausible number of trials, counted before any is created."""
+    """Yield a fault if the suite has an implausible number of trials, which are counted before any is created."""
     whole = sum(_settings(optimizer.hyperparameters) for optimizer in suite.optimizers.values())
     trials = 0
     for experiment in suite.experiments.values():

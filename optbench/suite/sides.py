@@ -59,7 +59,7 @@ def arms_of(side: str | list[str] | float) -> list[str]:
 def side_text(side: str | list[str] | float) -> str:
     """Return a side in words, e.g. `adam`, `adam with sgd`, `adam with itself` or `0.1`.
 
-    An optimizer paired with itself stands for the trial of each seed paired with its control, which is trained with
+    An optimizer paired with itself stands for each of its trials paired with the trial's control, which is trained with
     another data order.
     """
     if isinstance(side, list):

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 class PermutedVocabulary:
-    """Text of one domain, whose vocabulary is shuffled by one fixed random permutation in each task.
+    """Text of one domain; each task shuffles the vocabulary with one fixed random permutation.
 
     Task i replaces token v with p[v] in the inputs and targets of all three parts. The structure of the text stays the
     same, but knowledge about individual tokens no longer applies. Each trial seed and task has its own permutation p. A
-    token of a byte-pair encoding is only replaced with tokens of the same number of bytes, so that bits per byte are
+    token of a byte-pair encoding is only replaced with a token of the same number of bytes, so that bits per byte are
     comparable between tasks. If tokens are bytes, any byte can be replaced with any other.
 
     `domain`: null for the dataset's first domain. Windows are drawn and held out as in the task sequence `domains`.

@@ -16,7 +16,7 @@ from optbench.tasks.kind import Outline
 
 
 class RandomLabels:
-    """Images with random labels, which are redrawn uniformly for each task.
+    """Images with random labels; each task draws its labels anew from a uniform distribution over the classes.
 
     `images: once` uses the same images for all tasks, so that only labels change (Kumar et al. 2023); `per-task` also
     redraws the images. Images are drawn from the training examples, and images and labels differ between trial seeds.
