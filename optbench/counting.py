@@ -1,4 +1,4 @@
-"""Counts with their nouns (`2 trials`), ranges of numbers, and grouping by key."""
+"""Counts with their nouns (`2 trials`), ranges of numbers, lists in words, and grouping by key."""
 
 from __future__ import annotations
 
@@ -44,6 +44,12 @@ def number_ranges(numbers: Sequence[int]) -> str:
         else:
             runs.append([number])
     return ", ".join("-".join(str(end) for end in run) for run in runs)
+
+
+def listed(words: Iterable[str]) -> str:
+    """Join one or more words, e.g. `a`, `a and b` or `a, b and c`."""
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def kept(trials: int) -> str:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from optbench.counting import count, grouped, listed
 from optbench.errors import OptbenchError, SuiteError, UsageError, unknown
 from optbench.execution.preflight import find_source
 from optbench.optimizers.registry import OPTIMIZERS, check_settings
@@ -131,7 +132,7 @@ def check_directory(name: str | None, resume: Path | None, *, force: bool) -> No
         raise UsageError("--force: expected --resume as well, got no run to continue")
 
 
-def choose(path: Path, choice: Choice, resume: Path | None = None) -> Suite:
+def choose(path: Path, choice: Choice, resume: Path | None = None, note: Callable[[str], None] | None = None) -> Suite:
     """Load the suite in the file `path`, apply the choice, and make every check that requires no training.
 
     Added optimizers take part in every experiment.
@@ -140,7 +141,7 @@ def choose(path: Path, choice: Choice, resume: Path | None = None) -> Suite:
     itself chosen, this is an error instead. Claims about anything left out are left out as well, and claims about
     several models are restricted to the chosen models.
 
-    resume: the run being resumed, if `path` is its suite.
+    resume: the run being resumed, if `path` is its suite. note: called with each remark on the suite and the choice.
 
     Raises:
         SuiteError, UsageError: as in `load_suite`; or the choice names something that is not in the suite.
@@ -161,10 +162,50 @@ def choose(path: Path, choice: Choice, resume: Path | None = None) -> Suite:
             overrides,
             check_optimizer=check_settings,
             find=partial(find_source, suite_folder=None if resume is not None else path.parent, resume=resume),
+            note=note,
         )
     except OptbenchError as error:
         raise type(error)(*(_in_the_users_words(str(line), choice.additions) for line in error.args)) from None
-    return _keep(suite, choice)
+    kept = _keep(suite, choice)
+    if note is not None:
+        for remark in _remarks(suite, kept, choice):
+            note(remark)
+    return kept
+
+
+def _remarks(suite: Suite, kept: Suite, choice: Choice) -> Iterator[str]:
+    """Yield a sentence about each consequence of a choice that the options do not state.
+
+    suite, kept: the suite before and after the choice.
+    """
+    asked = choice.experiments or tuple(suite.experiments)
+    given = [("optimizer", choice.optimizers), ("model", choice.models)]
+    options = " and ".join(f"--{what}" for what, names in given if names)
+    if out := [name for name in asked if name not in kept.experiments]:
+        yield f"{options}: {listed(out)} {'is' if len(out) == 1 else 'are'} left out, without any of the given names"
+    for what, names in given:
+        used: dict[str, Collection[str]] = {
+            name: experiment.models if what == "model" else suite.taking_part(suite.experiments[name])
+            for name, experiment in kept.experiments.items()
+        }
+        lacking = ((name, tuple(one for one in names if one not in used[name])) for name in used)
+        for missing, experiments in grouped((missing, name) for name, missing in lacking if missing).items():
+            yield f"--{what}: {listed(missing)}: not used by {listed(experiments)}, so not trained there"
+    about = {name: claim for name, claim in suite.claims.items() if claim.experiment in asked}
+    if gone := [claim for name, claim in about.items() if name not in kept.claims]:
+        needed = [one for claim in gone for one in dict.fromkeys(_needed(claim, kept))]
+        reasons = listed(f"{name} ({needed.count(name)})" for name in dict.fromkeys(needed))
+        number = f"{len(gone)} of {count(len(about), 'claim')} {'is' if len(gone) == 1 else 'are'} left out"
+        yield f"{options}: {number}, about what is not trained: {reasons}"
+
+
+def _needed(claim: Claim, kept: Suite) -> Sequence[str]:
+    """Return the names of what a claim needs but a choice has left out: its experiment, or optimizers, or models."""
+    if claim.experiment not in kept.experiments:
+        return [claim.experiment]
+    taking_part = kept.taking_part(kept.experiments[claim.experiment])
+    pairs = "the optimizers with whose solutions others are compared"
+    return [name for name in claim.optimizers if name not in taking_part] or claim.models or [pairs]
 
 
 def _from_here(addition: Addition, suite_folder: Path) -> Addition:
@@ -222,10 +263,9 @@ def _keep(suite: Suite, choice: Choice) -> Suite:
     ):
         if missing := [name for name in names if name not in valid]:
             name = missing[0]
-            if what == "optimizer" and name in OPTIMIZERS:
-                expected = f"expected an optimizer of the suite ({', '.join(valid)}), got '{name}'"
-                raise UsageError(f"--{what}: {expected}; {name}={name} adds the registered optimizer of this name")
-            raise UsageError(f"--{what}: {unknown(what, name, valid)}")
+            registered = what == "optimizer" and name in OPTIMIZERS
+            remedy = f"; {name}={name} adds the registered optimizer of this name" if registered else ""
+            raise UsageError(f"--{what}: {unknown(what, name, valid)}{remedy}")
     if not (choice.experiments or choice.models or choice.optimizers):
         return suite
     added = {addition.name for addition in choice.additions}

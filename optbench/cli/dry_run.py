@@ -5,7 +5,7 @@ Torch is imported only to check users' optimizers, models and metrics, deep mode
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rich.text import Text
@@ -50,8 +50,10 @@ LOCK_STEP = {
 }
 
 
-def show_plan(plan: Plan, options: Options) -> None:
+def show_plan(plan: Plan, options: Options, notes: Sequence[str] = ()) -> None:
     """Print a plan's experiments, cohorts and trials, and which trials are done.
+
+    notes: remarks on the suite and on what was selected from it.
 
     Raises:
         OptbenchError: a user's optimizer rejects its settings, a user's metric raises an exception, a model does not
@@ -78,7 +80,7 @@ def show_plan(plan: Plan, options: Options) -> None:
             console.print(Text(said), soft_wrap=True)
         if plan.comparisons:
             console.print(Text(_pairs(plan)), soft_wrap=True)
-        for remark in remarks(plan):
+        for remark in (*notes, *remarks(plan)):
             console.print(Text(f"warning: {remark}", "yellow"), soft_wrap=True)
         console.print("\nTasks")
         for name, experiment in plan.suite.experiments.items():

@@ -66,14 +66,17 @@ def train_suite(request: Request) -> int:
         OptbenchError: the request, suite, device, data or runs directory is invalid.
     """
     resume = find_run(request.resume, request.runs_dir) if request.resume is not None else None
-    suite, path = _suite(request, resume)
+    notes: list[str] = []
+    suite, path = _suite(request, resume, notes)
     if not request.quiet:
         _say_defaults(suite)
     with placing(path, request.settings):
         if request.dry_run:
-            show_plan(make_plan(suite, resume), options_of(request, resume))
+            show_plan(make_plan(suite, resume), options_of(request, resume), notes)
             return DONE
         with watched(request) as view:
+            for note in notes:
+                view.warning(note)
             outcome = run(suite, options_of(request, resume), view)
     return conclude(outcome, request.quiet)
 
@@ -121,7 +124,8 @@ def watched(request: Request) -> Iterator[QuietView]:
             raise type(error)(*error.args, f"{kept(view.tracker.done)} in {view.path}") from error
 
 
-def _suite(request: Request, resume: Path | None) -> tuple[Suite, Path]:
+def _suite(request: Request, resume: Path | None, notes: list[str]) -> tuple[Suite, Path]:
+    """Return the requested suite and its file, and add the remarks on a new run's suite to `notes`."""
     if request.suite is None and resume is None:
         raise UsageError("run: expected a SUITE (a path, or a name from `optbench list suites`), got none")
     check_directory(request.name, resume, force=request.force and request.on == "local")
@@ -134,7 +138,7 @@ def _suite(request: Request, resume: Path | None) -> tuple[Suite, Path]:
     choice = Choice(seeds, request.experiments, keep, additions, request.settings, request.models)
     if request.suite is not None:
         path = resolve_suite_path(request.suite)
-        return choose(path, choice), path
+        return choose(path, choice, note=notes.append if resume is None else None), path
     assert resume is not None
     path = resume / "suite.yaml"
     return choose(path, choice, resume), path

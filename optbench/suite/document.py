@@ -58,6 +58,8 @@ class Document:
     """Mappings that are not in the file but were created for an override."""
     removed: dict[KeyPath, Place] = field(default_factory=dict)
     """Paths at which null removes a key of the base, with the location of each."""
+    followed: dict[KeyPath, list[KeyPath]] = field(default_factory=dict)
+    """Paths at which null removes a key of the base, with the paths of the references that were removed as well."""
     explicit_nulls: set[KeyPath] = field(default_factory=set)
     """Paths at which null is written with its tag, `!!null`."""
 

@@ -27,6 +27,7 @@ from optbench.suite.document import (
     parse_yaml,
 )
 from optbench.suite.faults import admits_null, shown_path
+from optbench.suite.removals import remove_references
 from optbench.suite.resolve import resolve_suite_path
 from optbench.suite.schema import Suite
 from optbench.targets import TEXT, is_file
@@ -168,7 +169,9 @@ class _Merger:
 
     def __init__(self, base: Document, own: Document) -> None:
         self.base, self.own = base, own
-        self.result = Document(None, (*base.sources, *own.sources), removed=base.removed)
+        remove_references(base, own, self.removes)
+        sources = (*base.sources, *own.sources)
+        self.result = Document(None, sources, removed=base.removed, followed=base.followed)
         self.result.value = self.merge((), base.value, own.value)
 
     def merge(self, path: KeyPath, old: Any, new: Any) -> Any:

@@ -122,7 +122,7 @@ def _fault(detail: ErrorDetails, document: Document) -> Fault:
     if what == "missing":
         is_target = path[0] == "optimizers" and path[-1] == "target"
         hint = f", as in target: {OPTIMIZER}" if is_target else ""
-        other = "kind" if is_target else None
+        other = "kind" if is_target else "seed" if path == ("seeds",) else None
         return _missing_key(around, f"'{path[-1]}'{hint}", other, value, document)
     if what == "extra_forbidden":
         message = _prefixed(around[:-1], unknown("key", str(path[-1]), _keys(_model(kind))))

@@ -25,6 +25,7 @@ from optbench.suite.fitting import fitting_faults, text_faults
 from optbench.suite.measured import with_readings
 from optbench.suite.overrides import apply_override, parse_override
 from optbench.suite.references import reference_faults
+from optbench.suite.remarks import suite_remarks
 from optbench.suite.schema import ExperimentSettings, Suite
 from optbench.suite.spaces import space_problems
 from optbench.suite.variants import count_variants, variants
@@ -44,6 +45,7 @@ def load_suite(
     check_optimizer: OptimizerCheck | None = None,
     find: FindSource | None = None,
     as_written: bool = False,
+    note: Callable[[str], None] | None = None,
 ) -> Suite:
     """Load and validate the suite in the file `path`, changed by `overrides` (each `key.path=value`).
 
@@ -56,6 +58,8 @@ def load_suite(
 
     as_written: do not load kinds, so that no user code is executed and torch is not imported; meant for the suite of an
     existing run.
+
+    `note(text)` is called with each remark on a valid suite, such as an optimizer that no experiment uses.
 
     A suite can extend another (`optbench.suite.extends`); overrides apply to the merged suite.
 
@@ -89,6 +93,9 @@ def load_suite(
         ]
     if faults:
         raise_faults(faults)
+    if note is not None:
+        for remark in suite_remarks(suite, document):
+            note(remark)
     return suite
 
 

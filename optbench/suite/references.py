@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
+from optbench.counting import listed
 from optbench.errors import unknown
 from optbench.suite.claim_faults import named_arms
 from optbench.suite.document import Document, KeyPath, Place
@@ -50,9 +51,9 @@ def reference_faults(suite: Suite, document: Document) -> Iterator[Fault]:
             message = f"{shown_path(reference.path[: reference.shown])}: {unknown(what, reference.name, valid)}"
             yield Fault(_place(reference, document), message)
     for (place, path), references in left.items():
-        names = _listed(f"'{name}'" for name in dict.fromkeys(reference.name for reference in references))
+        names = listed(f"'{name}'" for name in dict.fromkeys(reference.name for reference in references))
         parts = dict.fromkeys(shown_path(_part(reference.path)) for reference in references)
-        what = f"other parts of the suite still use {names}: {_listed(parts)}"
+        what = f"other parts of the suite still use {names}: {listed(parts)}"
         first = _place(references[0], document)
         yield Fault(place, f"{shown_path(path)}: {what}; replace these parts or set them to null (first use: {first})")
 
@@ -76,11 +77,6 @@ def _removal(reference: _Reference, document: Document) -> tuple[Place, KeyPath]
 def _part(path: KeyPath) -> KeyPath:
     """Return the part of the suite that contains a reference, such as `claims` or an experiment's `tuning`."""
     return path[:3] if path[0] == "experiments" else path[:1]
-
-
-def _listed(words: Collection[str] | Iterator[str]) -> str:
-    *others, last = words
-    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _references(suite: Suite) -> Iterator[_Reference]:

@@ -129,8 +129,7 @@ OPTIONS: dict[str, tuple[list[str], str]] = {
     "misspelt optimizer": (["--optimizer", "sdg"], "--optimizer: unknown optimizer 'sdg'; did you mean 'sgd'?"),
     "registered optimizer that is not in the suite": (
         ["--optimizer", "lamb"],
-        "--optimizer: expected an optimizer of the suite (sgd, adam), got 'lamb'; "
-        "lamb=lamb adds the registered optimizer of this name",
+        "did you mean 'adam'? (valid: adam, sgd); lamb=lamb adds the registered optimizer of this name",
     ),
     "optimizer is a target": (
         ["--optimizer", "./mine.py:SignMom"],

@@ -167,7 +167,10 @@ FAULTS = [
     ("experiments: {e: {tasks: {kind: rotated}}}", "base.yaml:8:29: experiments.e.tasks: unknown key 'count'"),
     ("experiments: {e: {protocol: {max_epochs: fast}}}", "own.yaml:2:42: experiments.e.protocol.max_epochs"),
     ("seeds: null", "own.yaml:1:1: expected the key 'seeds'"),
-    ("optimizers: {adam: null}", "own.yaml:2:14: optimizers: other parts of the suite still use 'adam': experiments.e"),
+    (
+        "optimizers: {adam: null}\nclaims: {c: {margin: 0.1}}",
+        "own.yaml:2:14: optimizers: other parts of the suite still use 'adam': claims; replace",
+    ),
     ("claims: {c: {left: adan}}", "own.yaml:2:20: claims.c.left: unknown optimizer in e 'adan'"),
     ("optimizers: {sgdd: null}", "own.yaml:2:14: optimizers: unknown name 'sgdd'; did you mean 'sgd'?"),
 ]
@@ -180,18 +183,20 @@ def test_an_error_is_placed_where_the_faulty_value_was_written(folder: Path, own
     assert str(caught.value).startswith(message), caught.value
 
 
-def test_uses_of_a_removed_name_are_one_error_at_the_removal(folder: Path) -> None:
+def test_uses_of_a_removed_name_that_must_stay_are_one_error_at_the_removal(folder: Path) -> None:
+    (folder / "base.yaml").write_text(BASE.replace("[sgd, adam]", "[adam]").partition("claims:")[0])
     with pytest.raises(SuiteError) as caught:
         load("optimizers: {adam: null}")
     assert str(caught.value) == (
-        "own.yaml:2:14: optimizers: other parts of the suite still use 'adam': experiments.e.optimizers and claims; "
-        "replace these parts or set them to null (first use: base.yaml:11:23)"
+        "own.yaml:2:14: optimizers: other parts of the suite still use 'adam': experiments.e.optimizers; "
+        "replace these parts or set them to null (first use: base.yaml:11:18)"
     )
     Path("mid.yaml").write_text("extends: base.yaml\noptimizers: {adam: null}\n")
     with pytest.raises(SuiteError, match=r"^mid\.yaml:2:14: optimizers: other parts of the suite still use 'adam'"):
         load("description: no more", "mid.yaml")
     load("optimizers: {adam: {target: adam, lr: 0.1}}", "mid.yaml")
-    load("optimizers: {adam: null}\nclaims: null\nexperiments: {e: {optimizers: [sgd]}}")
+    load("optimizers: {adam: null}\nexperiments: {e: {optimizers: [sgd]}}")
+    load("optimizers: {adam: null}\nexperiments: {e: {optimizers: {sgd: null}}}")
 
 
 def test_uses_of_an_optimizer_that_a_new_list_leaves_out_are_one_error(folder: Path) -> None:
