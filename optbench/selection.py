@@ -138,7 +138,7 @@ def choose(path: Path, choice: Choice, resume: Path | None = None, note: Callabl
     Added optimizers take part in every experiment.
 
     An experiment with none of the chosen optimizers or none of the chosen models is left out; if the experiment was
-    itself chosen, this is an error instead. Claims about anything left out are left out as well, and claims about
+    itself chosen, this is an error instead. Claims about parts that are left out are left out as well, and claims about
     several models are restricted to the chosen models.
 
     resume: the run being resumed, if `path` is its suite. note: called with each remark on the suite and the choice.
@@ -211,7 +211,7 @@ def _needed(claim: Claim, kept: Suite) -> Sequence[str]:
 def _from_here(addition: Addition, suite_folder: Path) -> Addition:
     """Return an addition with the path of its file made absolute if the suite could find another file of that name.
 
-    Files named in a suite are looked up next to the suite first (in a run's suite, among the run's copies), but files
+    Files named in a suite are looked up next to the suite first (in a run's suite, among the run's copies). Files
     named on the command line are relative to the working directory.
     """
     where, _, attribute = addition.target.rpartition(":")

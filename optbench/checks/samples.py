@@ -71,7 +71,7 @@ SAMPLES: Mapping[str, Callable[[], Dataset]] = {
 
 @dataclass(frozen=True)
 class Fit(Generic[Made]):
-    """The first form of data that fits, with what was made from it, and why earlier forms were rejected, by name."""
+    """The first form of data that fits, the result for it, and the reasons why earlier forms were rejected, by name."""
 
     name: str
     dataset: Dataset

@@ -338,7 +338,10 @@ def _summary(cohort: Cohort, optimizer: str, *, named: bool) -> str:
 
 
 def _values(values: Mapping[str, object]) -> str:
-    """Describe one hyper-parameter's values, given by their text: `0.01 to 1 (7)`, `false or true`, `5 values`."""
+    """Describe one hyper-parameter's values, e.g. as `0.01 to 1 (7)`, `false or true` or `5 values`.
+
+    values: the values, by their formatted text.
+    """
     numbers = [value for value in values.values() if isinstance(value, int | float) and not isinstance(value, bool)]
     if len(numbers) == len(values):
         return f"{value_name(min(numbers))} to {value_name(max(numbers))} ({len(numbers)})"

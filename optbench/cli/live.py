@@ -184,7 +184,10 @@ def failures(rows: Sequence[tuple[Trial, TrialRow]]) -> list[str]:
 
 
 def picture(tracker: Tracker, height: int, spinner: RenderableType) -> RenderableType:
-    """Return the progress bar and, below it, the trial groups; if they exceed `height`, those in training first."""
+    """Return the progress bar and, below it, the trial groups.
+
+    If not all groups fit in `height` lines, those in training come first, and the groups left out are counted.
+    """
     left = tracker.left
     remaining = f"about {duration(left)} left" if left is not None else "time left: too early to say"
     bar = Table.grid(padding=(0, 1))

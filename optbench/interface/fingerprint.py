@@ -107,7 +107,7 @@ def fingerprint(
         set: hyper-parameters. If they include `lr`, the learning rate is not tuned.
         seeds: how many of the panel's seeds to use, or a list of them; None for all ten. Verdicts require all ten.
         quick: use three seeds and a learning rate tuned on one seed: a first look, without verdicts.
-        device: see the option `--device` of `optbench run`.
+        device: the device, as for `--device` of `optbench run`.
         jobs: number of worker processes.
         runs_dir: the folder that holds the runs.
         name: the run's id; the id of the tuning run ends in `-tune`.

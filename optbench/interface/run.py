@@ -55,7 +55,7 @@ def run(
         experiments: the experiments to run; all if empty.
         models: the models to train; all if empty.
         set: settings by path, such as `{"experiments.small.protocol.max_epochs": 3}`.
-        device: as `--device` of `optbench run`; the next six arguments also correspond to options of that command.
+        device: the device, as for `--device` of `optbench run`. The next six arguments also correspond to its options.
         on: where workers run: `local`, `ray`, `ray:HOST:PORT`, `slurm`.
         set_on: settings of SLURM jobs, such as `{"partition": "gpu"}`.
         jobs: number of worker processes.

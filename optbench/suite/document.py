@@ -72,7 +72,10 @@ class Document:
         return self.keys[path] if path in self.keys else self.value_place(path)
 
     def is_above(self, place: Place, other: Place) -> bool:
-        """Return whether `place` takes precedence: an override over a file, or an extending file over its base."""
+        """Return whether `place` takes precedence over `other`.
+
+        An override takes precedence over a file, and an extending file over the file that it extends.
+        """
         if place.is_override or other.is_override:
             return place.is_override and not other.is_override
         return self.sources.index(place.source) > self.sources.index(other.source)

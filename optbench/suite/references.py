@@ -37,8 +37,8 @@ class _Reference(NamedTuple):
 def reference_faults(suite: Suite, document: Document) -> Iterator[Fault]:
     """Yield faults for references to parts that do not exist.
 
-    If an extending file or an override removed a part, a single fault at the place of the removal lists the other parts
-    of the suite that still refer to the removed part.
+    If an extending file or an override removed a part, a single fault at the place of the removal lists the parts that
+    still refer to the removed one.
     """
     left: dict[tuple[Place, KeyPath], list[_Reference]] = {}
     for reference in _references(suite):
