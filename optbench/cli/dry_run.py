@@ -25,6 +25,7 @@ from optbench.execution.preflight import (
     check_tasks,
     find_code,
     placed,
+    reported,
 )
 from optbench.execution.schedule import Plan
 from optbench.execution.session import Options
@@ -56,8 +57,8 @@ def show_plan(plan: Plan, options: Options, notes: Sequence[str] = ()) -> None:
     notes: remarks on the suite and on what was selected from it.
 
     Raises:
-        OptbenchError: a user's optimizer rejects its settings, a user's metric raises an exception, a model does not
-            fit its data or an optimizer, or a protocol requests more examples than a dataset has.
+        OptbenchError: a user's optimizer rejects its settings, a user's dataset or metric raises an exception, a model
+            does not fit its data or an optimizer, or a protocol requests more examples than a dataset has.
     """
     place = Place.parse(options.on, options.set_on)
     place.check_device(options.device)
@@ -251,7 +252,8 @@ def _with_data(plan: Plan, options: Options) -> _Tried:
         lock_step = LOCK_STEP["cpu" if device in ("cpu", "auto") else "accelerator"]
 
         try:
-            dataset = load(experiment.dataset, options.data_dir, download=False)
+            with reported(f"experiments.{name}.dataset", experiment.dataset):
+                dataset = load(experiment.dataset, options.data_dir, download=False)
         except DataError:
             missing = "not tried, since the data are missing"
             tried.models.extend(f"{name}, {model}: {missing}" for model in shown)

@@ -130,10 +130,10 @@ def check(plan: Plan, load: Load) -> dict[str, Outline]:
     check_optimizers(left_of(plan))
     outlines = {}
     for name, experiment in with_readings(plan.suite).experiments.items():
-        with _reported(f"experiments.{name}.dataset", experiment.dataset):
+        with reported(f"experiments.{name}.dataset", experiment.dataset):
             dataset = load(experiment.dataset)
         if (other := experiment.transfer) is not None:
-            with _reported(f"experiments.{name}.transfer", other), placed(f"experiments.{name}"):
+            with reported(f"experiments.{name}.transfer", other), placed(f"experiments.{name}"):
                 check_transfer(dataset, load(other))
         for model in experiment.models:
             blueprint = Blueprint.of(experiment, model, dataset, f"experiments.{name}.models.{model}")
@@ -190,7 +190,7 @@ def placed(place: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _reported(place: str, kind: Kind) -> Iterator[None]:
+def reported(place: str, kind: Kind) -> Iterator[None]:
     """Convert exceptions raised in the block by a user's kind to KindErrors. place: the kind's place in the suite.
 
     Raises:
@@ -221,7 +221,7 @@ def check_tasks(name: str, experiment: ExperimentSettings, dataset: Dataset, sui
     from optbench.tasks.examples import check_augment
 
     protocol = experiment.protocol
-    with _reported(f"experiments.{name}.tasks", experiment.tasks):
+    with reported(f"experiments.{name}.tasks", experiment.tasks):
         with placed(f"experiments.{name}"):
             check_augment(protocol.augment, dataset)
             data = dataset if experiment.tasks.is_users else dataset.without_pixels()

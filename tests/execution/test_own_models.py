@@ -125,3 +125,16 @@ def test_a_dry_run_describes_how_users_models_are_trained(suite: Path, capsys: p
     out = capsys.readouterr().out
     assert re.search(r"  nets, resnet: [\d,]+ parameters; trained member by member: batch norm, dropout\n", out)
     assert re.search(r"  nets, vit: [\d,]+ parameters; trained with torch.func for all members if a test", out)
+
+
+def test_a_dry_run_refuses_a_dataset_that_raises_with_the_error_of_a_run(
+    suite: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite.write_text(SUITE.replace("    tasks:", '    dataset: {kind: "./data.py:lost"}\n    tasks:'))
+    (suite.parent / "data.py").write_text("def lost():\n    raise RuntimeError('no disk')\n")
+    errors = []
+    for more in ([], ["--dry-run"]):
+        assert main([*words(suite, "lost"), *more]) == 2
+        errors.append(capsys.readouterr().err)
+    assert errors[0].endswith("experiments.nets.dataset: ./data.py:lost raised RuntimeError: no disk\n")
+    assert errors[0] == errors[1]
