@@ -141,7 +141,8 @@ def choose(path: Path, choice: Choice, resume: Path | None = None, note: Callabl
     itself chosen, this is an error instead. Claims about parts that are left out are left out as well, and claims about
     several models are restricted to the chosen models.
 
-    resume: the run being resumed, if `path` is its suite. note: called with each remark on the suite and the choice.
+    resume: the run being resumed, if `path` is its suite.
+    note: a function called with each remark on the suite and the choice.
 
     Raises:
         SuiteError, UsageError: as in `load_suite`; or the choice names something that is not in the suite.

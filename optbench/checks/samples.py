@@ -85,7 +85,7 @@ class Fit(Generic[Made]):
 
 
 def first_that_fits(make: Callable[[Dataset], Made]) -> Fit[Made] | str:
-    """Return the first form of data that `make` accepts with the result of `make`, or why it accepts none."""
+    """Return the first form of data that `make` accepts, with the result, or the reason why `make` accepts none."""
     rejected: dict[str, str] = {}
     for name, sample in SAMPLES.items():
         dataset = sample()

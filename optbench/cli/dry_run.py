@@ -213,7 +213,7 @@ def _plain(value: object) -> str:
 class _Tried:
     """The parts of a plan that were tried, one line each.
 
-    models: the size and training of each user's model and each deep built-in model.
+    models: the size and training of each user-defined or deep built-in model.
     metrics: the users' metrics of each experiment.
     """
 

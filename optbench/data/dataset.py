@@ -65,8 +65,8 @@ class Dataset:
             images (C, H, W) and over all values for other inputs. Tokens are not normalised.
         vocabulary: the number of distinct input tokens; by default the number of classes.
         token_bytes: int64, (classes,): the number of bytes of text that each token represents, 1 if tokens are bytes.
-            Next-token predictions are then scored in bits per byte, Σ −log₂ p(target) / Σ token_bytes[target]. None if
-            tokens are not text.
+            Next-token predictions are then scored in bits per byte: (−Σ log₂ p(target)) / (Σ token_bytes[target]).
+            None if tokens are not text.
         texts: the complete text of each domain, from which task sequences draw windows; see `of_texts`.
 
     Raises:

@@ -28,7 +28,7 @@ def load(
         kind: a registered name, or the dataset settings of a suite.
         data_dir: the folder of the published files, by default `data_folder()`; embedded datasets do not need it.
         download: whether to fetch missing files into that folder; if False, the network is never accessed.
-        notify: called with a line of text before files are downloaded or unpacked.
+        notify: a function called with a line of text before files are downloaded or unpacked.
 
     Raises:
         DataError: files are missing and cannot be obtained (the message names them and their folder), or their

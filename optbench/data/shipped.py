@@ -1,4 +1,7 @@
-"""The registered datasets: functions that return a `Dataset`, like users' functions; they import torch when called."""
+"""The registered datasets: functions that return a `Dataset`, like users' functions.
+
+They import torch only when called.
+"""
 
 from __future__ import annotations
 

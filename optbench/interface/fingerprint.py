@@ -106,12 +106,12 @@ def fingerprint(
         run: a finished run of the suite `fingerprint`, whose page is drawn without further training.
         set: hyper-parameters. If they include `lr`, the learning rate is not tuned.
         seeds: how many of the panel's seeds to use, or a list of them; None for all ten. Verdicts require all ten.
-        quick: use three seeds and a learning rate tuned on one seed: a first look, without verdicts.
+        quick: whether to use three seeds and a learning rate tuned on one seed, for a first look without verdicts.
         device: the device, as for `--device` of `optbench run`.
         jobs: number of worker processes.
         runs_dir: the folder that holds the runs.
         name: the run's id; the id of the tuning run ends in `-tune`.
-        progress: show progress on standard error.
+        progress: whether to show progress on standard error.
 
     Raises:
         OptbenchError: the optimizer, a setting, the device, the directory or the run is invalid.

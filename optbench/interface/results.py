@@ -181,7 +181,7 @@ def compare(
         against: the run that contains `b`; None if it is `run`.
         metric: the metric or metrics to compare; None for all.
         experiments: the experiments to compare; all if empty.
-        force: compare runs even if their suites, seeds or versions of the metrics differ.
+        force: whether to compare runs even if their suites, seeds or versions of the metrics differ.
 
     Returns a table with one row per experiment, model, pair of settings and metric; `verdict` is None for exploratory
     metrics.

@@ -63,9 +63,9 @@ def run(
         name: the run's id.
         data_dir: the folder of datasets that do not come with optbench.
         resume: a run to continue. Objects passed to the original call must be passed again.
-        force: with `resume`: continue even if torch, the kind of device, the CPU or your code has changed; with `on`:
-            also use workers with other versions of torch or optbench.
-        progress: show progress on standard error.
+        force: with `resume`, whether to continue even if torch, the kind of device, the CPU or your code has changed;
+            with `on`, whether also to use workers with other versions of torch or optbench.
+        progress: whether to show progress on standard error.
 
     Raises:
         OptbenchError: the suite, device, data or directory is invalid.

@@ -21,7 +21,7 @@ from optbench.suite.variants import count_variants, variants
 def claim_faults(suite: Suite, document: Document, *, as_written: bool = False) -> Iterator[Fault]:
     """Yield a fault for each unknown variant, each side that cannot be compared, and each equivalence without a margin.
 
-    as_written: do not load users' metrics.
+    as_written: whether to skip loading users' metrics.
     """
     for name, claim in suite.claims.items():
         metric = _judged_by(claim, suite, as_written)

@@ -56,8 +56,8 @@ def load_suite(
     `find(target)` reads the file of a user's kind, metric or text; by default, the file is looked up next to the suite,
     then in the working directory.
 
-    as_written: do not load kinds, so that no user code is executed and torch is not imported; meant for the suite of an
-    existing run.
+    as_written: whether to skip loading kinds, so that no user code is executed and torch is not imported; meant for the
+    suite of an existing run.
 
     `note(text)` is called with each remark on a valid suite, such as an optimizer that no experiment uses.
 

@@ -30,7 +30,7 @@ def _unused(suite: Suite, document: Document) -> Iterator[str]:
 
 
 def _seed(suite: Suite, document: Document) -> Iterator[str]:
-    """Yield a remark if a file that extends another sets `seed`, which is easily confused with `seeds`, alone."""
+    """Yield a remark if an extending file sets `seed` but not `seeds`, because the two are easily confused."""
     seed, seeds = (document.key_place((key,)) for key in ("seed", "seeds"))
     if ("seed",) in document.keys and not seed.is_override and document.is_above(seed, seeds):
         yield f"{seed}: seed: this changes all random numbers, not the seeds of the trials, which are set by 'seeds'"

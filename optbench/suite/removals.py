@@ -110,7 +110,7 @@ class _Removal:
         return True
 
     def drop_items(self, path: KeyPath, name: str = "", *, least: int = 1, or_whole: bool = False) -> None:
-        """Remove the items of a list that are `name`, by default the removed name, or lists that contain it.
+        """Remove from a list each item that is `name` (by default the removed name) or is itself a list containing it.
 
         least: the smallest number of items that can be left. or_whole: whether to remove the list if fewer are left;
         otherwise it is unchanged.

@@ -279,7 +279,7 @@ class ExperimentSettings(Settings):
         return value
 
     def user_targets(self, model: str) -> tuple[str, ...]:
-        """Return the user-defined targets that are used to train and measure a model, except for optimizers."""
+        """Return the user-defined targets, other than optimizers, that are used to train and measure a model."""
         other = () if self.transfer is None else self.transfer.chain
         kinds = (*self.dataset.chain, *other, self.tasks, self.models[model])
         return tuple(kind.kind for kind in (*kinds, *self.own_metrics.values()) if kind.is_users)
