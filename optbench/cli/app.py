@@ -249,7 +249,7 @@ def fingerprint(
             metavar="TARGET",
             autocompletion=completion.fingerprinted,
             help="The optimizer to train: a name from `optbench list optimizers`, module:Class or ./file.py:Class. "
-            "Or RUN:OPTIMIZER, an optimizer in a finished run of the suite fingerprint.",
+            "Or RUN:OPTIMIZER, to show an optimizer of a finished run of the suite fingerprint.",
         ),
     ] = None,
     set_: Annotated[

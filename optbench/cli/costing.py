@@ -119,5 +119,5 @@ def thread_counts(text: str | None) -> tuple[int, ...]:
         return tuple(dict.fromkeys((1, cores())))
     numbers = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch(r"[0-9]{1,4}", part) and int(part) for part in numbers):
-        raise UsageError(f"--threads {text}: expected numbers of at least 1, as in 1,{max(2, cores())}")
+        raise UsageError(f"--threads {text}: expected numbers from 1 to 9999, as in 1,{max(2, cores())}")
     return tuple(dict.fromkeys(map(int, numbers)))

@@ -97,4 +97,4 @@ def try_metrics(metrics: Sequence[Metric], experiment: ExperimentSettings, datas
     for found in [found for reading in readings for found in take(own, reading, asked(cpu, 0, 0, "tried"))]:
         if found.note is not None and found.note.startswith(RAISED):
             target = next(metric.target for metric in own if metric.name == found.metric)
-            raise UsageError(f"{target}: {found.note}, when tried on random numbers")
+            raise UsageError(f"{target}: {found.note} (in a test call before training)")

@@ -160,7 +160,7 @@ def test_an_optimizer_that_does_not_fit_is_reported_before_allocation(
         (["adamm"], "unknown optimizer 'adamm'; did you mean 'adam'?"),
         (["adam", "--set", "rate=1"], "unknown hyper-parameter 'rate' of adam"),
         (["./gone.py:Mine"], "gone.py"),
-        (["--threads", "0"], "--threads 0: expected numbers of at least 1"),
+        (["--threads", "0"], "--threads 0: expected numbers from 1 to 9999"),
         (["--device", "cuda"], "--device cuda"),
         (["--format", "pdf"], "--format: unknown format 'pdf'"),
     ],

@@ -260,7 +260,7 @@ def ends(features): sys.exit(3)
         ),
         ("takes_two", "./mine.py:takes_two: expected a function of (weights), got (weights, targets); settings"),
         ("forgetting", "./mine.py:forgetting: 'forgetting' is the name of a registered metric"),
-        ("raises", "./mine.py:raises: raised ValueError: boom, when tried on random numbers"),
+        ("raises", "./mine.py:raises: raised ValueError: boom (in a test call before training)"),
         ("shaped", "./mine.py:shaped: raised TypeError: expected one number, got Tensor of shape (32,)"),
         ("text", "./mine.py:text: raised TypeError: expected one number, got str"),
         ("ends", "./mine.py:ends: raised ProgramEndError: it ends the program with exit(3)"),

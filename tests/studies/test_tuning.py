@@ -286,7 +286,11 @@ def test_by_default_learning_rates_are_searched_around_their_values() -> None:
             r"tune.optimizers.sgd.lr: 'times': expected a positive number, got -1",
         ),
         ({"lr": {"of": "other.lr"}}, r"tune.optimizers.sgd.lr: 'of': expected a hyper-parameter of one"),
-        ({"lr": {"of": "adam.eps"}}, r"tune.optimizers.sgd.lr: adam.eps is not chosen on e; did you mean 'adam.lr'\?"),
+        (
+            {"lr": {"of": "adam.eps"}},
+            r"tune.optimizers.sgd.lr: 'of': expected a hyper-parameter that is tuned on e, got adam.eps; "
+            r"did you mean 'adam.lr'\?",
+        ),
     ],
 )
 def test_an_invalid_space_is_refused_with_its_place(space: dict[str, Any], message: str) -> None:

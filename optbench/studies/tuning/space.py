@@ -317,9 +317,10 @@ def _check_ties(ties: Sequence[Tie], found: Sequence[Search]) -> None:
         if (tie.experiment, tie.of, tie.of_path) not in chosen:
             of = ".".join((tie.of, *tie.of_path))
             valid = [f"{o}.{'.'.join(path)}" for e, o, path in sorted(chosen) if e == tie.experiment]
-            meant = hint(of, valid) or f" (chosen: {', '.join(valid) or 'none'})"
+            meant = hint(of, valid) or f" (tuned: {', '.join(valid) or 'none'})"
             raise SuiteError(
-                f"tune.optimizers.{tie.optimizer}.{'.'.join(tie.path)}: {of} is not chosen on {tie.experiment}{meant}"
+                f"tune.optimizers.{tie.optimizer}.{'.'.join(tie.path)}: 'of': expected a hyper-parameter that is tuned "
+                f"on {tie.experiment}, got {of}{meant}"
             )
 
 
