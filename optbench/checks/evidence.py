@@ -91,7 +91,7 @@ class Evidence:
         return self._between({})[0]
 
     def among_diverged(self, changed: Mapping[str, Any]) -> tuple[Ending, bool]:
-        """Train the trial between two trials with other seeds and the changed settings `changed`.
+        """Train the trial between two trials with other seeds, which also use the settings in `changed`.
 
         Return the trial's outcome, and whether both neighbours diverged or failed.
         """

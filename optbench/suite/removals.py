@@ -1,4 +1,4 @@
-"""What an extending suite removes along with an optimizer, model, experiment or claim: the base's references to it.
+"""Removal of the base's references to an optimizer, model, experiment or claim that an extending suite removes.
 
 The documents are plain values that have not been validated. `optbench.suite.references` later reports the references
 that could not be removed, such as the only optimizer of an experiment.
@@ -161,7 +161,7 @@ def removal_remarks(document: Document) -> Iterator[str]:
 
 
 def _part(path: KeyPath) -> tuple[str, str]:
-    """Return the part of the suite in which a reference was, e.g. `experiments.e`, and the key there, e.g. `tuning`."""
+    """Return the part of the suite that held a reference, e.g. `experiments.e`, and the key there, e.g. `tuning`."""
     return ("tune", "") if path[0] == "tune" else (shown_path(path[:2]), str(path[2]))
 
 
