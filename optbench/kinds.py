@@ -89,10 +89,10 @@ Whole = Annotated[int, BeforeValidator(_whole)]
 
 @dataclass(frozen=True, eq=False)
 class Registry:
-    """The registered kinds of one sort, such as models, by name.
+    """A registry of the built-in kinds of one category, such as models, by name.
 
     Attributes:
-        what: the sort in words, such as `task sequence`.
+        what: the category in words, such as `task sequence`.
         given: names of the arguments that the program passes first, by position.
         names: the target of each name; "" for a kind without settings that is constructed elsewhere.
     """

@@ -61,7 +61,7 @@ FormatOption = Annotated[
         "--format",
         metavar="FORMAT",
         autocompletion=completion.one_of(completion.FORMATS),
-        help="terminal, markdown, html, latex, csv or json; by default, the format of FILE's suffix, or else terminal.",
+        help="terminal, markdown, html, latex, csv or json; by default, chosen by the suffix of FILE, or terminal.",
     ),
 ]
 OutputOption = Annotated[

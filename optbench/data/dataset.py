@@ -161,7 +161,7 @@ class Dataset:
 
     @property
     def inputs(self) -> InputSpec:
-        """The form of one model input; bytes are converted to float32."""
+        """The form of one model input: float32 for uint8 data, because the data are converted; int64 for tokens."""
         dtype = torch.int64 if self.vocabulary is not None else torch.float32
         return InputSpec(tuple(self.train.inputs.shape[1:]), dtype, self.vocabulary)
 

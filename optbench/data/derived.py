@@ -148,7 +148,7 @@ def _select(half: Split, index: Tensor, what: str) -> Split:
 
 
 def _others(labels: Tensor, classes: int, stream: torch.Generator) -> Tensor:
-    """For each label (N,), draw one of the other classes uniformly."""
+    """Draw, for each of the labels (N,), one of the other classes uniformly at random."""
     return (labels + torch.randint(1, classes, labels.shape, generator=stream)) % classes
 
 

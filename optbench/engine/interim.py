@@ -90,7 +90,7 @@ class Interim:
 
     @staticmethod
     def of(member: Member, task: int, optimizer: Any, apart: str | None = None) -> Interim:
-        """Save a member's state. optimizer: the optimizer's state, consisting of containers, tensors and numbers."""
+        """Capture a member's state. optimizer: the optimizer's state, made up of containers, tensors and numbers."""
         trials = tuple(trial.id for trial in member.trials)
         counters = {name: getattr(member, name) for name in COUNTERS}
         if member.unkept is not None:

@@ -33,7 +33,7 @@ def matched_text(judged: JudgedClaim) -> str:
 
 
 def match_record(pair: Match) -> dict[str, Any]:
-    """Return the record of a match."""
+    """Return a match as a record for JSON."""
     return {
         "metric": pair.metric,
         "left_mean": pair.left_mean if pair.n else None,

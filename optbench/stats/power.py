@@ -55,7 +55,10 @@ def smallest_holm_p(n: int, m: int) -> float:
 
 
 def seeds_needed(m: int) -> int:
-    """Return the fewest pairs that can show a difference in a family of m tests: 6 for m = 1, 7 for m = 2 and 3."""
+    """Return the smallest number of pairs that can show a difference in a family of m tests.
+
+    For example, the number is 6 for m = 1, and 7 for m = 2 or 3.
+    """
     n = MIN_PAIRS
     while smallest_holm_p(n, m) > ALPHA:
         n += 1

@@ -78,7 +78,7 @@ class Judgement:
 
 
 def judge(family: Sequence[Question]) -> list[Judgement]:
-    """Judge each question, in order. Together, the questions form the family of Holm's correction.
+    """Judge each question, in order. Together, the questions form the family for Holm's correction.
 
     A question without a valid p enters the family with p = 1, so that an undefined metric does not weaken the
     correction. A significant difference smaller than the margin is `below margin` even if its 90% interval lies within

@@ -19,7 +19,7 @@ NOT_COMPARED = "the comparison failed"
 
 @dataclass(frozen=True)
 class PairRow:
-    """One metric of two solutions with the same initial weights; an undefined value is null, with a note."""
+    """One metric that compares two solutions with the same initial weights; an undefined value is null, with a note."""
 
     trial_a: str
     """Id of the first trial."""

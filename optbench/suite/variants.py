@@ -178,6 +178,6 @@ def log_grid(key: str, value: Mapping[str, Any]) -> LogGrid:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise OptimizerError(
-            f"'{key}': expected a grid such as {{log: [1.0e-4, 0.1], points: 4}}, with bounds above 0 and "
-            f"2 to 1000 points; {where}: {first['msg'].lower()}"
+            f"'{key}': expected a grid such as {{log: [1.0e-4, 0.1], points: 4}}, with 2 to 1000 points and "
+            f"both bounds above 0; {where}: {first['msg'].lower()}"
         ) from None

@@ -196,7 +196,7 @@ def check_augment(augment: Augment | None, dataset: Dataset) -> None:
 
 
 def check_sizes(protocol: Protocol, train: int, test: int, name: str) -> None:
-    """Check a protocol against the sizes of a dataset called `name`, without its data or torch.
+    """Check a protocol against the sizes of a dataset called `name`, without loading its data or importing torch.
 
     Raises:
         UsageError: the protocol requests more examples than exist, or leaves none for training.

@@ -1,8 +1,8 @@
 """Lanes: three ways to apply an update to a cohort, behind one interface.
 
-A lane is built for the members of a stack and discarded with the stack. `export` returns a member's optimizer state,
-and a new lane is built from the states of the members that continue. States are therefore never mixed, and no masks are
-needed to remove a member. If a stopped member stays in the stack, its results are ignored.
+A lane is built for the members of a stack and discarded with the stack. When members leave, `export` returns the
+optimizer state of each remaining member, and a new lane is built from these states. States are therefore never mixed,
+and no masks are needed. Until a stopped member is removed, its results are ignored.
 
 Legend: A members in training, P padded parameter count.
 """

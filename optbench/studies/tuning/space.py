@@ -327,7 +327,7 @@ def _check_ties(ties: Sequence[Tie], found: Sequence[Search]) -> None:
 def _check(dimensions: Sequence[Dimension], target: str, hyperparameters: Mapping[str, Any], where: str) -> None:
     """Check that the optimizer accepts each value of each dimension.
 
-    In each check, the other dimensions have their first values, and all other hyper-parameters have the suite's values.
+    In each check, the other dimensions take their first values, and all other hyper-parameters keep the suite's values.
 
     Raises:
         SuiteError: the optimizer rejects a value, or the suite sweeps other hyper-parameters.
