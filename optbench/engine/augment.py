@@ -71,6 +71,6 @@ class Augmenter:
         return torch.where(source >= 0, moved, OUTSIDE).flatten(0, 1)
 
     def mirrored(self, images: Tensor, mirrored: Tensor, ways: Tensor) -> Tensor:
-        """Return images (S B, C, H, W), taken from `mirrored` where `ways` (S B,) mirrors them, else from `images`."""
+        """Return images (S B, C, H, W), from `mirrored` where `ways` (S B,) include mirroring, else from `images`."""
         flip = (ways >= self._shifts**2).view(-1, *(1,) * (images.ndim - 1))
         return torch.where(flip, mirrored, images)

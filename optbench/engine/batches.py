@@ -46,8 +46,8 @@ class Normaliser:
     def of(dataset: Dataset, protocol: Protocol, device: torch.device) -> Normaliser:
         """Build the map for a dataset, according to `protocol.normalisation`.
 
-        Bytes are divided by 255; floats are not. `standard` then maps x to (x - mean) / std, with the dataset's mean
-        and std. `unit` changes nothing else. Tokens are never changed.
+        Tokens are never changed. Other inputs are divided by 255 if they have the dtype uint8. `standard` then maps x
+        to (x - mean) / std, with the dataset's mean and std; `unit` changes nothing else.
         """
         standard, inputs = protocol.normalisation == "standard", dataset.inputs
         assert dataset.mean is not None

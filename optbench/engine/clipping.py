@@ -16,8 +16,9 @@ class Clip:
 
         g ← g · min(1, bound / (‖g‖ + 1e-6))
 
-    ‖g‖ is the norm over all parameters of a member. The factor stays on the device, so the work can be recorded. This
-    class clips the gradients for all lanes except `lanes.per_member`, which clips each instance's own gradients.
+    ‖g‖ is the norm over all parameters of a member. The factor stays on the device, so clipping can be recorded (see
+    `recording`). This class clips the gradients for all lanes except `lanes.per_member`, which clips each instance's
+    own gradients.
     """
 
     def __init__(self, bound: float, grads: Tensor, recordings: Recordings) -> None:

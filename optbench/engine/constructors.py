@@ -152,7 +152,7 @@ class _Place:
         return self._networks[device]
 
     def _total_steps(self, trial: Trial) -> int:
-        """Return the optimizer's total number of steps if all its tasks are as long as the first.
+        """Return the optimizer's total number of steps, assuming that all of its tasks have as many steps as the first.
 
         Only the first task is generated.
         """

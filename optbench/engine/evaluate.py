@@ -248,7 +248,7 @@ class Evaluator:
         return torch.zeros(2 if self._bytes is None else 3, count, dtype=widest(device), device=device)
 
     def _scores(self, totals: Tensor, examples: Sequence[Examples]) -> list[Score]:
-        """Compute the scores of networks from their totals, one column per network, over all their examples."""
+        """Return each network's score, given its column of `totals`, the sums over all of its examples."""
         losses, correct, *bits = totals.tolist()
         counts = [own.targets.numel() for own in examples]
         found = [Score(loss / n, int(right), n) for loss, right, n in zip(losses, correct, counts, strict=True)]
@@ -332,8 +332,8 @@ def _count(totals: Tensor, logits: Tensor, targets: Tensor) -> None:
 
     logits: (..., B, C) or (..., B, T, C).
 
-    For text, `totals` (3, ...) has bits as the third row, and cross-entropies are also computed in the dtype of
-    `totals`.
+    For text, `totals` (3, ...) has bits as the third row, and each target's cross-entropy is also computed in the dtype
+    of `totals`, rather than only added in this dtype.
     """
     logits, targets = logits.flatten(0, -2), targets.expand(logits.shape[:-1]).flatten()
     exact = logits.to(totals.dtype) if len(totals) > 2 else logits

@@ -119,7 +119,7 @@ def measure(
     - If not all tasks are scored, spectra and similarity are measured only after the last task. Over hundreds of tasks,
       they would account for most of a run's size.
     - Pruning curves are measured after the last task if `metrics` includes a pruning metric.
-    - For a member that is no longer running (diverged or failed), accuracies are null.
+    - For a member that is no longer running (diverged or failed), accuracies are null and there are no other results.
     """
     count, layout = sequence.family.count, evaluator.blueprint.layout
     if not member.running:

@@ -78,7 +78,7 @@ class Penalties:
 
     @contextlib.contextmanager
     def added(self, i: int, network: nn.Module, axes: int) -> Iterator[list[Tensor]]:
-        """Yield a list to which the block's forward pass adds the penalty of member `i`; it stays empty if λ is 0.
+        """Yield a list that holds member `i`'s penalty once the block has run a forward pass; it stays empty if λ is 0.
 
         The value of the penalty is λ H. Second derivatives treat the penalty's gradient as a constant.
 

@@ -21,7 +21,7 @@ seven times the memory.
 
 
 def sampled(examples: Examples, suite_seed: int) -> Tensor | None:
-    """Return ascending indices of `MOST` of the N·T targets, drawn at random; None to use all targets.
+    """Return ascending indices of `MOST` of the N·T targets, drawn at random; None if all targets are used.
 
     The indices depend only on the suite seed and N·T, so all networks are measured at the same positions of a text.
     """

@@ -1,4 +1,4 @@
-"""Pruning curves of a trained network: accuracy as a function of the fraction of largest weights kept."""
+"""Pruning curves of a trained network: accuracy as a function of the fraction of weights kept, largest first."""
 
 from __future__ import annotations
 

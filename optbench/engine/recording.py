@@ -29,7 +29,7 @@ NO_MEMORY = "not enough memory"
 
 @dataclass(frozen=True)
 class Recordings:
-    """How a cohort's work is recorded, and why some of the work is not."""
+    """The recorder of a cohort's repeated work, and the reasons why some of the work is not recorded."""
 
     record: Recorder | None
     """The function that records work; None to record nothing."""

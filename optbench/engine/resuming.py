@@ -3,7 +3,7 @@
 There are two failure modes. If `state_dict()` is incomplete, a restored instance holds different data. If restored
 state is not found again (for example because it is looked up by `id(p)`), later steps differ. Therefore, an instance is
 restored from every saved state and compared with the original. The later steps of both instances are also compared, but
-only once per cohort for each combination of settings, where all non-zero numbers count as equal.
+only once per cohort for each combination of settings. For this purpose, all non-zero numbers count as equal.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from optbench.engine.stack import same_bits
 from optbench.errors import spoken
 
 BEFORE, AFTER = 12, 12
-"""Numbers of test steps before and after saving an instance; neither is a multiple of a usual refresh interval."""
+"""Numbers of test steps before and after saving an instance; neither is a multiple of a common refresh interval."""
 UNTRIED = "the optimizer raised an exception before its state could be tested"
 
 

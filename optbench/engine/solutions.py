@@ -55,8 +55,8 @@ def compare(
 
     weights: returns the final weights of a trial; called only for trials that have weights, and again for a solution
         that has been evicted.
-    missing: maps the id of each trial without weights to the reason. The values of the trial's pairs are null, with the
-        reason as a note.
+    missing: maps the id of each trial without weights to the reason why it has none. The values of the trial's pairs
+        are null, with the reason as a note.
     budget: as in `BUDGET`.
     """
     names = workspace.experiment.pairs.metrics if workspace.experiment.pairs else None

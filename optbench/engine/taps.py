@@ -1,4 +1,4 @@
-"""Taps: the tensors of a forward pass at the points of a network that a suite names.
+"""Taps: tensors of a forward pass, captured at the places in a network that metrics read.
 
 Legend: B batch, T positions of a sequence, d units.
 """

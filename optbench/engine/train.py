@@ -2,8 +2,8 @@
 
 A *stack* (`lockstep`) holds the members in training. All of them are updated until one is due for evaluation. Members
 that then stop (early, at the last step, or because they diverged) keep their weights and optimizer state and leave the
-stack. The others continue in a smaller stack: immediately on a CPU, and once half of the stack has stopped on an
-accelerator. When all members have stopped, the next task begins with those that have not diverged or failed.
+stack. The others continue in a smaller stack: on a CPU immediately, and on an accelerator as soon as half of the
+stack has stopped. When all members have stopped, the next task begins with those that have not diverged or failed.
 
 Legend: P padded parameter count, Q padded size of the buffers in floats.
 """

@@ -26,7 +26,7 @@ def load_transfer(experiment: ExperimentSettings, data_dir: Path | None) -> Data
 
 @dataclass(frozen=True, eq=False)
 class Transfer:
-    """The examples of an experiment's other dataset, on the device.
+    """The training, validation and test examples of an experiment's other dataset, on the device.
 
     Inputs are stored before normalisation. Targets are classes of the other dataset, for which networks have no
     outputs.
@@ -37,9 +37,10 @@ class Transfer:
 
     @staticmethod
     def of(dataset: Dataset, suite_seed: int, device: torch.device) -> Transfer:
-        """Draw the parts at random; they are the same for every trial of a suite.
+        """Draw the examples of each part at random; they are the same for every trial of a suite.
 
-        Up to 2/7 of the training data are held out as validation data, to choose the probe's penalty.
+        At most 2/7 of the training data, but at least one example, are held out as validation data, for the
+        choice of the probe's penalty.
         """
         order = torch.randperm(len(dataset.train), generator=generator(suite_seed, None, "transfer"))
         held_out = min(VALIDATION, max(1, 2 * len(order) // 7))

@@ -68,5 +68,5 @@ class Watch:
 
 
 def layer_sizes(layout: Layout) -> dict[str, int]:
-    """Return the number of weights in every matrix, by name."""
+    """Return the number of weights in each matrix, by name."""
     return {slot.name: math.prod(slot.shape) for slot in layout.slots if len(slot.shape) > 1}

@@ -105,7 +105,7 @@ class UserCode:
             raise ended(error) from error
 
     def closure(self) -> AbstractContextManager[None]:
-        """Wrap an evaluation of the loss in a step: restore the process's settings in case the optimizer changed them.
+        """Wrap an evaluation of the loss in a step, so that settings changed by the optimizer do not apply to it.
 
         Members share the memory of batches, which must not depend on an optimizer's inference mode or default device.
         """

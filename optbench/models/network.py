@@ -49,7 +49,7 @@ class Network(Module):
     """
 
     reads_tokens: ClassVar[bool] = False
-    """True if the inputs are sequences of tokens (B, T), with logits (B, T, V), rather than images or vectors."""
+    """True if the inputs are sequences of tokens (B, T) rather than images or vectors; logits are then (B, T, V)."""
     deep: ClassVar[bool] = False
     """True if the settings do not make the network's size obvious, or may require members to be trained one by one. A
     dry run then reports the number of parameters and how members are trained."""

@@ -35,8 +35,8 @@ class Vit(Transformer):
 
     Initial weights follow the reference implementation: Glorot uniform in the blocks, LeCun truncated normal for the
     patch projection, N(0, .02²) for positions, and biases of 0. The head is an exception: its weights are LeCun
-    truncated normal here, but 0 in the reference implementation. A matrix of zeros has no polar factor and no norm by
-    which to scale steps, and Powerpropagation could never change it.
+    truncated normal here, but 0 in the reference implementation. A matrix of zeros has no polar factor, has a
+    norm of 0, to which steps cannot be scaled, and could never be changed by Powerpropagation.
 
     Source: Dosovitskiy et al. 2021, arXiv:2010.11929; Beyer et al. 2022, arXiv:2205.01580.
     """

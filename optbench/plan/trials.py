@@ -89,7 +89,7 @@ class Trial:
 
     @property
     def is_control(self) -> bool:
-        """True for a control, which shows the effect of a different data order. An arm's seeds exclude its controls."""
+        """True for a control, which shows the effect of a different data order and is not one of its arm's seeds."""
         return self.stage == CONTROL
 
 

@@ -9,7 +9,7 @@
 
 `ways` selects one for each model.
 
-On one CPU thread, a batched product is no faster than separate products, because the library loops over them.
+On one CPU thread, a batched product is no faster than separate products, because the BLAS library loops over them.
 Processing one member at a time keeps the member's weights and gradients in the cache. Batching would only save
 framework overhead, of which the explicit backpropagation in `mlp` saves more. Processing members one at a time also
 guarantees bit-identity, because a member's arithmetic does not depend on the number of other members. On a GPU, in

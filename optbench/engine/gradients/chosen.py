@@ -35,7 +35,7 @@ CHECKED = 100
 
 
 class OtherBitsError(Exception):
-    """`torch.func` gave the same bits as processing each member alone at first, but not later."""
+    """`torch.func` at first gave the same bits as processing each member alone, but no longer does."""
 
 
 @dataclass

@@ -94,7 +94,7 @@ def _gradients(
 
     `STEPS` steps are taken with two members, which are created for the test. They have different weights and different
     batches of `size` examples.
-    around: a context manager entered at each step for the computation member by member.
+    around: a context manager, entered at each step around the member-by-member computation.
     """
     device, layout, network = normalise.scale.device, blueprint.layout, blueprint.network
     few = examples.select(torch.arange(min(2 * size, len(examples)), device=examples.targets.device))

@@ -52,7 +52,7 @@ def build_lane(
 
     network: a network of the members' architecture, without weights.
     recordings: how to record steps; ignored by lanes whose steps cannot be recorded.
-    begin: True at the start of a task, where `weights` are the weights at which members were measured.
+    begin: True at the start of a task, when `weights` are those at which the members were measured.
     clip_norm: the norm to which a per-member lane clips gradients; other lanes receive gradients clipped by the stack.
     """
     if spec.lane == "per-member":

@@ -92,7 +92,7 @@ class Lane(ABC):
         return row
 
     def fallbacks(self, index: int) -> int:
-        """Return how many of a member's matrix factorisations failed; after a failure, the previous root is kept."""
+        """Return how many of a member's matrix factorisations failed; each failure leaves a matrix root unchanged."""
         return 0
 
 

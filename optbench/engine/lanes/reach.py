@@ -19,8 +19,8 @@ def state_bytes(optimizer: torch.optim.Optimizer, network: nn.Module, *, users: 
     """Return the number of bytes of an optimizer's state, counting each storage once.
 
     users: True for a user's optimizer. In this case, all reachable tensors count, including the state of inner
-        optimizers and buffers in attributes, but not the network's parameters, buffers and gradients. Otherwise, only
-        `state` and users' optimizers inside the registered one count.
+        optimizers and buffers in attributes, but not the network's parameters, buffers and gradients. False for a
+        registered optimizer. In this case, only its `state` and any users' optimizers inside it are searched.
     """
     known = list(network.modules())
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
