@@ -100,7 +100,7 @@ class Blueprint:
         return found | {alias: found[name].clone() for alias, name in self.aliases.items()}
 
     def tap(self, place: Place) -> Tap | None:
-        """Return the tap that reads a place in a forward pass; None for the features.
+        """Return the tap that reads a place in a forward pass; None for the features, which need no tap.
 
         Raises:
             ValueError: the network has no such layer, or the input of the layer's activation cannot be determined.

@@ -95,7 +95,7 @@ class Landscape(Reading):
         ours: bool = True,
     ) -> None:
         """make_loss: builds the loss; called only if a metric uses the loss.
-        draws: returns a generator at the start of the trial's stream, so that values do not depend on other metrics.
+        draws: returns a new generator, seeded for the trial, so that a metric's values do not depend on other metrics.
         ours: True if the network is built in.
         """
         super().__init__()
@@ -118,5 +118,5 @@ class Landscape(Reading):
 
     @property
     def generator(self) -> torch.Generator:
-        """A generator at the start of the trial's stream; a new one at every access."""
+        """A new generator at every access, always with the same seed for a trial."""
         return self._draws()

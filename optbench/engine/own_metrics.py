@@ -1,4 +1,4 @@
-"""Calls to users' metrics with copied arguments and per-trial seeds, after which process settings are restored."""
+"""Calls to users' metrics with copied arguments and per-trial seeds; process settings are restored after each call."""
 
 from __future__ import annotations
 

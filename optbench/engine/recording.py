@@ -106,12 +106,12 @@ class Recorded(Generic[T]):
 
 
 def recorder(device: torch.device) -> Recorder | None:
-    """Return the recorder for a device; None if work on the device cannot be recorded."""
+    """Return a function that records work on a device; None if work on this device cannot be recorded."""
     return functools.partial(record_cuda, device) if device.type == "cuda" else None
 
 
 def record_cuda(device: torch.device, work: Callable[[], object]) -> Callable[[], None]:
-    """Record work as a CUDA graph, without executing it.
+    """Record work as a CUDA graph, without executing it, and return a function that replays the graph.
 
     Raises:
         RuntimeError: the work contains something that cannot be recorded, such as a synchronisation.

@@ -145,7 +145,7 @@ class _Kept:
         self._kept: OrderedDict[str, _Read] = OrderedDict()
 
     def room(self, trial: Trial) -> int:
-        """Return how many solutions of this trial's size fit in the budget: at least two, for a pair."""
+        """Return how many solutions of this trial's size are kept: all that fit in the budget, but at least two."""
         return self._most(self(trial))
 
     def _most(self, read: _Read) -> int:

@@ -87,7 +87,7 @@ class Layout:
         return {slot.name: part.view(slot.shape) for slot, part in zip(self.slots, parts, strict=True)}
 
     def weights(self, rows: Tensor) -> Tensor:
-        """Return a view (..., P) of rows (..., P + Q) that excludes the buffers."""
+        """Return rows (..., P + Q) without their buffers, as a view (..., P)."""
         return rows[..., : self.width]
 
     def buffer_views(self, rows: Tensor) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Calls to an optimizer's code with seeds that depend on the trial, after which process settings are restored."""
+"""Calls to an optimizer's code with per-trial seeds; process settings are restored after each call."""
 
 from __future__ import annotations
 

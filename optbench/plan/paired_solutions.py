@@ -26,7 +26,7 @@ class TrialPair:
 
 @dataclass(frozen=True)
 class PairedSolutions:
-    """All pairs of one experiment, model and seed, compared together because they share intermediate results."""
+    """All trial pairs of one experiment, model and seed, compared together because they share intermediate results."""
 
     experiment: str
     model: str

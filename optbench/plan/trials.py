@@ -89,7 +89,10 @@ class Trial:
 
     @property
     def is_control(self) -> bool:
-        """True for a control, which shows the effect of a different data order and is not one of its arm's seeds."""
+        """True for a control, which shows the effect of a different data order.
+
+        Controls are not counted among the seeds of their arm.
+        """
         return self.stage == CONTROL
 
 
@@ -259,7 +262,7 @@ def _shared_settings(trial: Trial) -> str:
 
 
 def _inside(target: str, settings: Mapping[str, Any]) -> list[Any]:
-    """Return a wrapper's inner optimizers, each with its own inner optimizers; an empty list if it is not a wrapper."""
+    """Return the optimizers that an optimizer wraps, each with those that it wraps in turn; empty if there are none."""
     hyperparameters = registry.find(target).hyperparameters.items()
     bases = [registry.base_settings(target, settings[n]) for n, hyper in hyperparameters if hyper.kind == "optimizer"]
     return [[base, _inside(base, within)] for base, within in bases]

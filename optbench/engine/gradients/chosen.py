@@ -55,8 +55,8 @@ class Choice:
 class ChosenGradients:
     """Computes the first steps both ways and, if the bits are equal, later steps in the faster way.
 
-    In steps computed both ways, training uses the gradients computed for each member alone. Only the computation for
-    each member alone uses the members' own networks.
+    In steps computed both ways, training uses the gradients computed for each member alone. Only this computation uses
+    the members' own networks.
     """
 
     def __init__(self, network: nn.Module, layout: Layout, buffer: BatchBuffer, bound: Bound, choice: Choice) -> None:

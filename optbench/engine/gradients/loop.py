@@ -20,7 +20,7 @@ from optbench.models import cross_entropy, materialised
 
 
 class LoopGradients:
-    """Computes gradients with a separate graph for each member and step.
+    """Computes gradients with a separate autograd graph for each member and step.
 
     On a CPU, a member's network is called as in a plain loop, with parameters that are views of the member's row.
     `functional_call` would swap the parameters in and out at every step, making steps of a small network up to a fifth

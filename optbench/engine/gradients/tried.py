@@ -54,7 +54,7 @@ def together_refused(
 def together_alike(
     blueprint: Blueprint, examples: Examples, normalise: Normaliser, suite_seed: int, precision: Precision = "float32"
 ) -> int | None:
-    """Return the bytes per example that a member keeps for the backward pass; None if `torch.func` must not be used.
+    """Return how many bytes per example a member keeps for the backward pass; None if `torch.func` must not be used.
 
     `torch.func` must not be used if it changes bits, raises an exception, or warns that it loops over members.
 

@@ -37,8 +37,8 @@ class Verification:
     """Two instances that repeat a member's steps, for comparison with the member.
 
     The first instance steps the member's row alone. It must agree with the member bit for bit; otherwise, trials would
-    depend on the other trials in their cohort. The second instance steps a network's parameters. It must agree with the
-    member up to rounding.
+    depend on the other trials in their cohort. The second instance steps a network's separate parameter tensors. It
+    must agree with the member up to rounding.
     """
 
     def __init__(
