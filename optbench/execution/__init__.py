@@ -15,8 +15,8 @@ backend         the interface of all backends, which run the workers
         slurm_settings, slurm_queue     the settings of jobs, and their state in SLURM's queue
         slurm_job, mailbox      a job's main function; messages in files
         agent   runs in an actor or job: starts a worker process there and forwards messages
-        parcels the data sent to other machines, with hashes
-        elsewhere   versions, and the differences between machines
+        parcels the data sent to other machines, with hashes that are checked on arrival
+        elsewhere   differences between the main process and a worker on another machine
     backends    the backend that `--on` names
     worker      the imports and the loop of a worker process
     messages    the messages between the main process and workers

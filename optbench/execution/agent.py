@@ -117,7 +117,7 @@ class Agent:
 def _sweep() -> None:
     """Remove the folders left by agents that were killed on this host.
 
-    Folders of other hosts are kept, because several hosts may share the temporary directory.
+    Folders from other hosts are kept, because several hosts may share the temporary directory.
     """
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
         pid = folder.name.removeprefix(f"{PREFIX}{socket.gethostname()}-").rpartition("-")[0]

@@ -29,7 +29,7 @@ class Died:
 
 @dataclass(frozen=True)
 class Lost:
-    """A message that the worker's machine or connection was lost, for a reason unrelated to its unit."""
+    """A message that the worker counts as lost for a reason unrelated to its unit, e.g. a failure of its machine."""
 
     cause: str
 
@@ -76,7 +76,10 @@ class Backend(Protocol):
 
     @property
     def device(self) -> str:
-        """The workers' device: `cpu`; for GPUs, `cuda` on a cluster, and locally `cuda:N`, the first worker's GPU."""
+        """The workers' device.
+
+        On a cluster, `cpu` or `cuda`; on this machine, the device of the first worker, e.g. `cuda:0`.
+        """
 
     @property
     def jobs(self) -> int:

@@ -18,9 +18,9 @@ INSTRUCTIONS = "CPU instructions"
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Return the versions that must agree between processes, by name: torch, and optbench with a hash of its source.
+    """Return, by name, the versions of torch and optbench, which must agree between processes.
 
-    Does not import torch.
+    The version of optbench includes a hash of its source. Does not import torch.
     """
     return {"torch": _version("torch"), "optbench": f"{_version('optbench')} (source {_source()})"}
 
@@ -36,7 +36,7 @@ def made_with() -> dict[str, str]:
 
 
 def differences(expected: Mapping[str, str]) -> list[str]:
-    """Return notes for trials trained by this process, one per entry of `made_with` that differs from `expected`."""
+    """Return notes for trials trained by this process: one per entry of `made_with` that differs from `expected`."""
     return [
         f"trained with {name} {now}; the main process has {expected[name]}"
         for name, now in made_with().items()

@@ -24,7 +24,7 @@ class Interrupts:
     """
 
     def __init__(self, further: Callable[[], object]) -> None:
-        """further: a function that is called on later interrupts, except echoes.
+        """further: a function that is called on later interrupts, except those within `ECHO` seconds of the first.
 
         The function must not raise an exception, because the first interrupt is still pending.
         """
@@ -54,7 +54,7 @@ class Interrupts:
     def held(self, *, again: bool = True) -> Iterator[None]:
         """Delay an interrupt until the end of the block.
 
-        again: True to raise the interrupt there, unless the block raises an exception.
+        again: True to raise the interrupt at the end, unless the block raises an exception.
 
         Blocks must not be nested: the end of an inner block raises interrupts even within an outer block.
         """

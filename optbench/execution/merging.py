@@ -44,8 +44,8 @@ def merge(
     force: True to merge even runs made with different versions of torch or on different kinds of machine.
 
     Raises:
-        UsageError: there are fewer than two runs, a run is incomplete or is a tuning run, two runs share a seed, or the
-            runs differ in their suite, users' code or metrics version. Without `force`, also if they differ in their
+        UsageError: there are fewer than two runs; a run is incomplete or is a tuning run; two runs share a seed; the
+            runs differ in their suite, users' code or metrics version; or, without `force`, they differ in their
             version of torch or kind of machine.
         StoreError: a run cannot be read, or the new run cannot be written or already exists.
     """

@@ -53,8 +53,8 @@ LOST_AT_START = 3
 class _Slot:
     """A worker, its current unit, and the users' code that has run in its process.
 
-    rested: True if the worker has sent nothing since it was last idle. It may have been lost while idle, because
-        messages from idle workers are not read.
+    rested: True if the worker has sent nothing since it was last idle. If it is then reported as lost, this may have
+        happened while it was idle, because messages from idle workers are not read.
     """
 
     place: int

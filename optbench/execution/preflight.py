@@ -191,10 +191,12 @@ def placed(place: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reported(place: str, kind: Kind) -> Iterator[None]:
-    """Convert exceptions raised in the block by a user's kind to KindErrors. place: the kind's place in the suite.
+    """Convert exceptions raised in the block by a user's `kind` (e.g. a model) to KindErrors.
+
+    place: the place of `kind` in the suite, which is prefixed to the message.
 
     Raises:
-        KindError: the kind raised an exception or violates its contract.
+        KindError: `kind` raised an exception or violates its contract.
     """
     try:
         yield

@@ -51,14 +51,17 @@ class Pace:
             self._cost[kind] += cost
 
     def parameters(self, trial: Trial) -> int | None:
-        """Return the parameter count of a trial; None if no trial with its model and optimizer has finished."""
+        """Return the parameter count of a trial.
+
+        Return None if no trial with the same experiment, model and optimizer has finished.
+        """
         return self._parameters.get(_kinds(trial)[0])
 
     def seconds(self, trial: Trial, cost: float) -> float | None:
         """Estimate how many seconds a trial of this cost takes; None if no trial has finished.
 
-        The estimate uses the most similar finished trials: those with the same model and optimizer, else those with the
-        same model, else all.
+        The estimate uses the most similar finished trials: those with the same experiment, model and optimizer, else
+        those with the same experiment and model, else all.
         """
         for kind in _kinds(trial):
             if kind in self._cost:
@@ -67,7 +70,7 @@ class Pace:
 
 
 class Sizes:
-    """A selector of trainings for each piece that is given to a worker.
+    """A selector of the trainings in each piece, used when the piece is given to a worker.
 
     Legend: a *whole* consists of the remaining trainings of one cohort of the plan. They differ in seed and settings,
     and are expected to take the same time.
@@ -152,6 +155,9 @@ class Sizes:
 
 
 def _kinds(trial: Trial) -> tuple[tuple[str, ...], ...]:
-    """Return the keys for a trial's time: for its model and optimizer, for its model alone, and for all trials."""
+    """Return the keys under which a trial's time is recorded, from the most to the least specific.
+
+    They stand for its experiment, model and optimizer; for its experiment and model; and for all trials.
+    """
     model = (trial.experiment, trial.model)
     return (*model, trial.target), model, ()

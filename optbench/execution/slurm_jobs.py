@@ -201,7 +201,8 @@ class SlurmJobs:
     def _ask(self, workers: Sequence[_SlurmWorker]) -> None:
         """Query SLURM about jobs that have not started, are about to end or show no sign of life.
 
-        Other jobs are left out, to spare the cluster unnecessary queries. If jobs wait for long, report the reason.
+        Other jobs are left out, to spare the cluster unnecessary queries. If no worker has been ready for a long
+        time, report why a job is waiting.
         """
         quiet = [worker for worker in workers if worker.job is not None and not worker.inbox and worker.is_quiet]
         if not quiet or time.monotonic() - self._asked_at < min(worker.asked_every for worker in quiet):

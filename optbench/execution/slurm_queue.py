@@ -82,7 +82,7 @@ class Queue(Protocol):
     """The interface of a queue of jobs submitted with submitit."""
 
     def states(self, jobs: Sequence[Any]) -> dict[str, State]:
-        """Return the state of each job by its id; empty if the queue does not answer."""
+        """Return the states of jobs, by job id; an empty mapping if the queue does not answer."""
 
     def cancel(self, jobs: Sequence[Any]) -> None:
         """Cancel jobs, without waiting for them to end."""

@@ -30,7 +30,9 @@ def check_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def filled(path: Path) -> Iterator[None]:
-    """Create a folder for the block to fill. If the block fails, empty the folder and remove the folders created here.
+    """Create a folder, with missing parent folders, for the block to fill.
+
+    If the block fails, the folder is emptied, and the folders created by this function are removed.
 
     Raises:
         UsageError: as in `check_folder`.

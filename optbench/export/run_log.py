@@ -31,7 +31,7 @@ TAKEN = (*KEYS, "status", "trial", "run")
 
 @dataclass(frozen=True)
 class TrialLog:
-    """One finished trial.
+    """The data of one finished trial that every tracker receives.
 
     status: as returned by `Results.status`. final: metric -> final value, without undefined values.
     hyperparameters: as in the table `trials`, with a nested optimizer's hyper-parameters as a nested mapping.
@@ -99,7 +99,7 @@ class RunLog:
 
     @functools.cached_property
     def created(self) -> float:
-        """Time at which the run was created, in seconds since 1970; 0 if the record does not contain it."""
+        """The time at which the run was created, in seconds since 1970; 0 if the record does not contain it."""
         try:
             return datetime.fromisoformat(self.results.run.record["created"]).timestamp()
         except (KeyError, TypeError, ValueError, OverflowError):

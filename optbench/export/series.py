@@ -67,7 +67,7 @@ def _curves(run: RunDirectory) -> Series:
 
 
 def _matrix(run: RunDirectory) -> Series:
-    """Return the series `<column>/task_<task>` over the number of finished tasks: rows of the accuracy matrix."""
+    """Return the series `<column>/task_<task>` of the table `accuracy`, over the number of finished tasks."""
     columns = [name for name in _measured(AccuracyRow) if name != "majority"]
     rows = _Rows(run.table(AccuracyRow.table), ("after_task", "task"), columns)
     after, task = rows.order

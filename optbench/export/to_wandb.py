@@ -66,7 +66,7 @@ def distinct_keys(names: Iterable[str]) -> dict[str, str]:
     """Return the W&B key of each name.
 
     Keys consist of letters, digits and underscores, because W&B's tables treat a dot as a path separator. If several
-    names have the same key, the later ones are numbered: `a.b` and `a b` become `a_b` and `a_b_2`.
+    names would have the same key, the later ones are numbered: `a.b` and `a b` become `a_b` and `a_b_2`.
     """
     found: dict[str, str] = {}
     for name in names:

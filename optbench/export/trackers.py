@@ -22,7 +22,7 @@ show or upload the files."""
 
 @dataclass(frozen=True)
 class Tracker:
-    """One tracker.
+    """A tracker to which runs can be exported.
 
     title: the tracker's display name.
     module: the module that writes the tracker's files.

@@ -39,7 +39,7 @@ def vectors(column: pa.ChunkedArray) -> NDArray[np.float64]:
 
 
 def codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[str]]:
-    """Return the codes of a column of text, (rows,), with -1 for null, and the text that each code stands for."""
+    """Encode a column of text: return one code per row, (rows,), with -1 for null, and the texts, indexed by code."""
     encoded = column.combine_chunks().dictionary_encode()
     found = numbers(encoded.indices)
     return np.where(np.isnan(found), -1.0, found).astype(np.int64), encoded.dictionary.to_pylist()

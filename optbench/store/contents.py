@@ -1,4 +1,4 @@
-"""Checks of the values in a run's tables on reading, because a file may come from an untrusted source.
+"""Checks of the values read from a run's tables, because a file may come from an untrusted source.
 
 The schema covers types, columns and nulls. This module checks values: counts in range, fractions between 0 and 1, known
 statuses, paths inside the run directory, and one row per trial. Measured values may be NaN or infinite, which readers

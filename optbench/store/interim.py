@@ -71,7 +71,9 @@ def write_interim(folder: Path, cohort: str, kept: Sequence[Kept], trials: Mappi
 
 
 def write_arrived(folder: Path, name: str, files: Mapping[str, bytes]) -> None:
-    """Write a part received from another machine, replacing the cohort's earlier part. Ignore a damaged part.
+    """Write a part received from another machine, replacing the cohort's earlier part.
+
+    If the received part is damaged, it is ignored and the earlier part is kept.
 
     files: the content of each file by name, including the manifest.
 

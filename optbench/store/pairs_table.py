@@ -66,7 +66,7 @@ def pairs_table(rows: Sequence[PairRow]) -> pa.Table:
 
 @dataclass(frozen=True)
 class PairValue:
-    """A metric of two solutions. value: NaN if undefined. note: the reason why the value is undefined, or None."""
+    """The value of a metric that compares two solutions, NaN if undefined. note: why it is undefined, or None."""
 
     value: float
     note: str | None

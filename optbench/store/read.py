@@ -207,7 +207,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_pairs(path: Path, parts: Sequence[Path]) -> pa.Table:
     """Read the table `pairs` of a run: the merged rows, then the rows in the parts.
 
-    A merged row is ignored if the parts contain results or comparisons of one of its trials.
+    A merged row is ignored if the parts contain results of one of its trials, or a pair whose `trial_a` is one of them.
 
     parts: the parts of the run, as returned by `read_parts`.
     """
@@ -236,7 +236,10 @@ def done_trials(trials: pa.Table) -> set[str]:
 
 
 def read_rows(file: Path, row_type: type[Row]) -> list[tuple[str, Row]]:
-    """Return the rows of a table file; empty if it does not exist. Raises the errors of `RunDirectory.table`."""
+    """Return the rows of a table file, each with the id of its trial; an empty list if the file does not exist.
+
+    Raises the errors of `RunDirectory.table`.
+    """
     records = read_file(file, arrow_schema(row_type)).to_pylist()
     found: list[tuple[str, Row]] = []
     for record in records:

@@ -112,7 +112,10 @@ def summary_table(tables: Mapping[str, pa.Table], catalog: Mapping[str, Metric],
 
 
 def undefined(metric: Metric | None, trial: str, matrices: Mapping[str, Matrix], online: Online) -> str | None:
-    """Return why a derived metric is undefined for a trial; None for a user's metric and for a trial without data."""
+    """Return why a derived metric is undefined for a trial.
+
+    Return None if it is defined, for all other metrics, which include users' metrics, and for trials without data.
+    """
     if metric is None or metric.is_users:
         return None
     if metric.kind == "online" and trial in online.sequences:
@@ -162,7 +165,7 @@ MEASURED_ONCE: tuple[Kind, ...] = ("landscape", "collapse", "curve")
 def final_metrics(metrics: pa.Table, matrices: Mapping[str, Matrix], data: Data = "pooled") -> Values:
     """Return metric -> trial -> value after the trial's last task.
 
-    Only values of the features and values that do not belong to a layer are included.
+    Values that belong to a layer are left out, except those of the layer `features`.
 
     data: `pooled` for values on the data of all tasks together, `last` for values on the last task alone. Landscape,
         collapse and training-curve metrics are measured once, on the last task, and count as pooled.

@@ -1,4 +1,4 @@
-"""Find the line of a user's code that raised an error."""
+"""Description of the line of a user's code that raised an error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ _LIBRARIES = ("torch", "numpy", "optbench")
 def raised_at(error: BaseException, *, own: bool = False) -> str | None:
     """Describe the last line of user code in a traceback, e.g. `by Mine.step in mine.py:12: assert p.grad is not None`.
 
-    Without user code, the last line outside optbench is described, unless `own` is True; None if there is no such line.
+    If the traceback contains no user code, describe its last line outside optbench, or return None if `own` is True.
+    Also return None if all lines are in optbench.
     """
     frames = list(traceback.walk_tb(error.__traceback__))
     chosen = [place for place in frames if not _of_library(place[0].f_code.co_filename)]
