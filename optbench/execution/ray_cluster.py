@@ -265,7 +265,7 @@ class _Head:
 
 
 def _fault(error: Exception) -> Lost | Refused:
-    """Convert an error that Ray raised while reading from a worker into a message for the pool."""
+    """Convert an error that Ray raised when reading a worker's messages to a message for the pool."""
     import ray
 
     lines = [line.strip() for line in CONTROL.sub("\n", str(error)).splitlines() if line.strip()]

@@ -234,7 +234,10 @@ def _read_begun(unit: Train, keeper: _Keeper) -> dict[str, Interim]:
 
 
 def _read_all(unit: Train, keeper: _Keeper) -> dict[str, Interim] | str:
-    """Return the states as `_read_begun` does, or a message if they are missing or the device or code has changed."""
+    """Return the states as `_read_begun` does, or the reason why they cannot be used.
+
+    They cannot be used if they are missing, or if the device or code has changed.
+    """
     found: dict[str, Interim] = {}
     notes: list[str] = []
     own: dict[str, str] = {}

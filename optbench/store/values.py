@@ -114,7 +114,7 @@ def summary_table(tables: Mapping[str, pa.Table], catalog: Mapping[str, Metric],
 def undefined(metric: Metric | None, trial: str, matrices: Mapping[str, Matrix], online: Online) -> str | None:
     """Return why a derived metric is undefined for a trial.
 
-    Return None if it is defined, for all other metrics, which include users' metrics, and for trials without data.
+    Return None if it is defined, if the metric is not derived or is a user's, or if the trial has no data.
     """
     if metric is None or metric.is_users:
         return None
