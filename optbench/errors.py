@@ -56,7 +56,7 @@ class SuiteError(OptbenchError):
 
 
 class DataError(OptbenchError):
-    """A dataset that is missing or whose files are invalid."""
+    """A dataset that is missing or invalid."""
 
 
 class DeviceError(OptbenchError):

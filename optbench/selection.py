@@ -201,7 +201,10 @@ def _remarks(suite: Suite, kept: Suite, choice: Choice) -> Iterator[str]:
 
 
 def _needed(claim: Claim, kept: Suite) -> Sequence[str]:
-    """Return the names of what a claim needs but a choice has left out: its experiment, or optimizers, or models."""
+    """Return the names of the parts that a claim needs but a choice has left out: experiment, optimizers or models.
+
+    If a claim that lists no models lacks only the optimizers of `against`, return a phrase that describes them.
+    """
     if claim.experiment not in kept.experiments:
         return [claim.experiment]
     taking_part = kept.taking_part(kept.experiments[claim.experiment])
@@ -210,7 +213,7 @@ def _needed(claim: Claim, kept: Suite) -> Sequence[str]:
 
 
 def _from_here(addition: Addition, suite_folder: Path) -> Addition:
-    """Return an addition with the path of its file made absolute if the suite could find another file of that name.
+    """Return an addition, with its file's path made absolute if the suite could find another file under that path.
 
     Files named in a suite are looked up next to the suite first (in a run's suite, among the run's copies). Files
     named on the command line are relative to the working directory.

@@ -91,7 +91,7 @@ class Evidence:
         return self._between({})[0]
 
     def among_diverged(self, changed: Mapping[str, Any]) -> tuple[Ending, bool]:
-        """Train the trial between two trials with other seeds, which also use the settings in `changed`.
+        """Train the trial between two trials that use other seeds and the settings in `changed`.
 
         Return the trial's outcome, and whether both neighbours diverged or failed.
         """
@@ -122,9 +122,9 @@ class Evidence:
 
     @cached_property
     def resumed(self) -> tuple[Ending, str | None]:
-        """The outcome of the trial when interrupted after its first task and resumed, paired with None.
+        """A pair: the trial's outcome when it is interrupted after its first task and resumed, and None.
 
-        If the trial cannot be resumed: the outcome of the uninterrupted trial, paired with the reason.
+        If the trial cannot be resumed, the pair is the outcome of the uninterrupted trial and the reason.
         """
         kept: list[Interim] = []
         trials = [self.problem.trial(SEED)]

@@ -20,7 +20,7 @@ Subject = TypeVar("Subject")
 class Finding:
     """One line of the report: the check's name and outcome, and a description.
 
-    scope: what the verdict is limited to, e.g. `on vectors of shape (B, 20)`; empty if this finding does not limit it.
+    scope: a limit on the verdict, e.g. `on vectors of shape (B, 20)`; empty if this finding does not limit the verdict.
     """
 
     name: str

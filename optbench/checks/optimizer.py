@@ -48,7 +48,7 @@ ASKS: Mapping[Need, str] = {
 
 @dataclass(frozen=True)
 class Check:
-    """One requirement of the contract; `after` names what must have succeeded first, or else the check is skipped."""
+    """One requirement of the contract; the check is skipped unless the prerequisite named in `after` succeeded."""
 
     name: str
     look: Callable[[Evidence], Found | None]
@@ -170,9 +170,10 @@ def _diverged_neighbour(evidence: Evidence) -> Found:
 
 
 def _absurd_settings(problem: Problem) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each hyper-parameter in `LOSING` that one member alone can set to `ABSURD`, and settings that do so.
+    """Yield each hyper-parameter in `LOSING` that accepts the value `ABSURD`, with settings that give it this value.
 
-    The hyper-parameters of base optimizers are included under names such as `base.lr`.
+    If the optimizer is batched, its own hyper-parameters are included only if they can differ between members.
+    Hyper-parameters of base optimizers are included under names such as `base.lr`.
     """
     takes = {*problem.hyperparameters, *inspect.signature(load_factory(problem.spec.target)).parameters}
     if problem.spec.lane == "batched":

@@ -61,7 +61,7 @@ class PlainTraining:
             self.step(step)
 
     def draws(self) -> AbstractContextManager[None]:
-        """Return a context manager that seeds the global generators if the optimizer needs it, as the engine does."""
+        """Return a context manager that, as in the engine, seeds the global generators if the optimizer uses them."""
         if "random" in self._needs:
             return own_draws(self.noise, torch.device("cpu"))
         return contextlib.nullcontext()
@@ -77,7 +77,7 @@ class PlainTraining:
             self.optimizer.zero_grad()
 
     def loss(self, step: int) -> Tensor:
-        """Return the loss on batch `step`, as a closure would; also compute gradients, unless the optimizer does so."""
+        """Return the loss on batch `step`, as a closure does. Compute gradients too, unless the optimizer does that."""
         if "loss" not in self._needs:
             return self.gradients(step)
         inputs, labels = self._problem.batch(step)

@@ -1,4 +1,4 @@
-"""The small problem for checking optimizers: downsampled MNIST, a small MLP or another model, a few dozen steps.
+"""The small problem for checking optimizers: by default, downsampled MNIST and a small MLP, for a few dozen steps.
 
 Shapes: N examples, B examples in a batch, S pixels per side.
 """
@@ -42,7 +42,7 @@ TASKS = 2
 
 @dataclass(frozen=True)
 class Size:
-    """The size of the problem."""
+    """The sizes of the images, the hidden layer, the data and the batches, and the number of steps."""
 
     side: int = 7
     """S, a divisor of 28. The default gives 49 pixels, few enough for methods whose cost is a power of the width."""
@@ -94,7 +94,7 @@ class Problem:
         model: ModelSettings | None = None,
         dataset: Dataset | None = None,
     ) -> Problem:
-        """Create the problem for an optimizer, which is loaded and constructed once but not trained with.
+        """Create the problem for an optimizer; load and construct the optimizer once, without training.
 
         model: the model to train, by default an MLP with one hidden layer.
         dataset: the data to train on, by default downsampled MNIST.

@@ -38,7 +38,10 @@ def _vectors() -> Dataset:
 
 
 def _tokens() -> Dataset:
-    """Return sequences that count up from a random token; the label is 1 if it is in the vocabulary's lower half."""
+    """Return sequences that count up from a random token.
+
+    The label is 1 if this first token is in the lower half of the vocabulary, and 0 otherwise.
+    """
     draws = torch.Generator().manual_seed(0)
 
     def half(count: int) -> Split:
@@ -71,7 +74,7 @@ SAMPLES: Mapping[str, Callable[[], Dataset]] = {
 
 @dataclass(frozen=True)
 class Fit(Generic[Made]):
-    """The first form of data that fits, the result for it, and the reasons why earlier forms were rejected, by name."""
+    """The first form of data that fits, the result for it, and the reason for rejecting each earlier form."""
 
     name: str
     dataset: Dataset
@@ -85,7 +88,7 @@ class Fit(Generic[Made]):
 
 
 def first_that_fits(make: Callable[[Dataset], Made]) -> Fit[Made] | str:
-    """Return the first form of data that `make` accepts, with the result, or the reason why `make` accepts none."""
+    """Return the first form of data that `make` accepts, with the result; if `make` accepts none, return the reason."""
     rejected: dict[str, str] = {}
     for name, sample in SAMPLES.items():
         dataset = sample()

@@ -37,7 +37,7 @@ class _Subject:
     def examples(self, tasks: Tasks, *, backwards: bool = False) -> dict[Place, Examples]:
         """Return the examples of every part of every task for two trial seeds.
 
-        backwards: whether to generate them in reverse order.
+        backwards: whether to generate the examples in reverse order.
         """
         places = [(s, task, part) for s in SEEDS for task in range(tasks.outline.count) for part in PARTS]
         order = reversed(places) if backwards else places

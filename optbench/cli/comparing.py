@@ -79,7 +79,7 @@ def _conclude(judged: Sequence[JudgedGate], *, strict: bool) -> int:
 def _side(text: str, runs_dir: Path) -> tuple[Path, str]:
     """Split `RUN`, `RUN:OPTIMIZER` or `RUN:OPTIMIZER/VARIANT` into the path of the run and the text after the colon.
 
-    A text that is itself the path or id of a run is not split, because paths and ids can contain colons.
+    An argument that is itself the path or id of a run is not split, because paths and ids can contain colons.
 
     Raises:
         UsageError: there is no text before or after the colon.

@@ -1,6 +1,6 @@
 """`optbench run --dry-run`: show the plan.
 
-Torch is imported only to check users' optimizers, models and metrics, deep models, and metrics at chosen layers.
+Torch is imported only to check deep models, metrics at chosen layers, and users' optimizers, models and metrics.
 """
 
 from __future__ import annotations
@@ -278,7 +278,7 @@ def _with_data(plan: Plan, options: Options) -> _Tried:
 
 
 def _deep(settings: ModelSettings) -> bool:
-    """Return the attribute `deep` of the network class of a built-in model; False if it has none."""
+    """Return the attribute `deep` of a built-in model's network class; False if the class has none."""
     return getattr(settings.registry.load(settings.kind), "deep", False)
 
 

@@ -1,4 +1,4 @@
-"""`optbench fingerprint`: train an optimizer, or read a finished run, and show one page about it."""
+"""`optbench fingerprint`: train an optimizer, or read a finished run, and show a page about the optimizer."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def report_runs(
     Raises:
         UsageError: the format is unknown, options cannot be combined, or a run is named twice.
         StoreError: there is no such run, it cannot be read, or the output cannot be written.
-        NothingMeasuredError: no run has an `ok` or diverged trial; the report is written first.
+        NothingMeasuredError: no run has an `ok` or diverged trial; raised after the report is written.
         ComparisonError: as in `report_claims_against`.
     """
     chosen = choose_format(format, output)

@@ -111,7 +111,8 @@ def options_of(request: Request, resume: Path | None) -> Options:
 def watched(request: Request) -> Iterator[QuietView]:
     """Yield a view that shows training on standard error.
 
-    If an OptbenchError is raised in the block and finished trials are kept, it is re-raised with their number and path.
+    If an OptbenchError is raised in the block and finished trials are kept, it is re-raised with the number of these
+    trials and the path of the run.
     """
     with view_for(sys.stderr, quiet=request.quiet, debug=request.debug) as view:
         try:

@@ -40,8 +40,8 @@ class Bpe:
     def trained(texts: Sequence[bytes], vocabulary: int, alphabet: int) -> Bpe:
         """Train by repeatedly merging the most frequent pair of tokens, until there are `vocabulary` tokens.
 
-        Ties go to the pair with the lowest token numbers. Training stops early if no pair occurs twice. It takes less
-        than a second for 4 MB of text and a vocabulary of 512.
+        Ties go to the pair with the lowest token numbers. Training stops early if no pair occurs twice. Training takes
+        less than a second for 4 MB of text and a vocabulary of 512.
 
         alphabet: the number of single-byte tokens, 128 or 256.
         """

@@ -61,8 +61,8 @@ class Dataset:
         train, test: the two halves.
         classes: the number of classes, which is the width of a model's output; for text, the vocabulary size.
         mean, std: statistics for `normalisation: standard`: one number, or one for each index of an input's first
-            axis. Bytes are scaled to [0, 1] first. By default, the statistics of the training inputs, per channel for
-            images (C, H, W) and over all values for other inputs. Tokens are not normalised.
+            axis. uint8 inputs are scaled to [0, 1] first. By default, the statistics of the training inputs, per
+            channel for images (C, H, W) and over all values for other inputs. Tokens are not normalised.
         vocabulary: the number of distinct input tokens; by default the number of classes.
         token_bytes: int64, (classes,): the number of bytes of text that each token represents, 1 if tokens are bytes.
             Next-token predictions are then scored in bits per byte: (−Σ log₂ p(target)) / (Σ token_bytes[target]).
@@ -187,7 +187,7 @@ class Dataset:
 
 
 def fault_of(half: Split, classes: int, vocabulary: int | None) -> str | None:
-    """Describe a fault in a half's examples, as text to append to its name; return None if they are valid."""
+    """Describe a fault in a half's examples, as text to append to the half's name; return None if they are valid."""
     inputs, targets = half.inputs, half.targets
     if not (isinstance(inputs, Tensor) and isinstance(targets, Tensor)):
         return f": expected two tensors, got {type(inputs).__name__} and {type(targets).__name__}"
@@ -218,7 +218,7 @@ def _fault_of_cues(cues: object, count: int, classes: int) -> str | None:
 
 
 def fault_of_texts(texts: Mapping[str, Text], vocabulary: int, context: int) -> str | None:
-    """Describe a fault in text domains, as text to append to their name; return None if they are valid."""
+    """Describe a fault in text domains, as text to append to the name `texts`; return None if they are valid."""
     for domain, text in texts.items():
         for part in ("train", "validation", "test"):
             if (fault := _fault_of_tokens(getattr(text, part, None), vocabulary, context)) is not None:

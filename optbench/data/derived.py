@@ -1,4 +1,4 @@
-"""Datasets derived from the dataset named by `of`: a subset of it, or a modified copy.
+"""Datasets derived from the dataset named by the setting `of`: a subset of it, or a modified copy.
 
 A derived dataset is the same for every trial of a suite; its random draws depend only on its `seed`. Validation data
 are held out of the training half and are therefore changed in the same way.

@@ -11,7 +11,7 @@ _CHUNK = 2048
 
 
 def statistics(inputs: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and population standard deviation, per channel for images (N, C, H, W), else over all inputs.
+    """Return the mean and population standard deviation, per channel for images (N, C, H, W), else over all values.
 
     uint8 inputs are scaled to [0, 1], and their statistics are rounded to four decimal places as in the literature,
     e.g. 0.1307 and 0.3081 for MNIST. Their sums are integers, and therefore exact and the same on every machine. A

@@ -30,7 +30,7 @@ def stretches(content: bytes) -> tuple[bytes, bytes, bytes]:
 
 
 def fault_of_text(content: bytes, context: int) -> str | None:
-    """Return why a text cannot be used with windows of `context` bytes; None if it can."""
+    """Return the reason why a text cannot be used with windows of `context` bytes; None if it can be used."""
     try:
         content.decode()
     except UnicodeDecodeError as error:

@@ -169,7 +169,7 @@ def _split(images: Any, labels: Any, info: DatasetInfo, size: int) -> Split:
 
 
 def _archives_complete(info: DatasetInfo, source: _Source, datasets: ModuleType, folder: Path) -> bool:
-    """Return whether every published file exists with the correct checksum, so that unpacking needs no network."""
+    """Return whether every published file exists with the correct checksum; if so, unpacking needs no network."""
     checksums = source.checksums(getattr(datasets, source.type_name))
     return all(
         datasets.utils.check_integrity(str(folder / file), checksum)

@@ -33,7 +33,7 @@ class Text:
 def consecutive_windows(tokens: Tensor, context: int) -> Tensor:
     """Return windows that start every T tokens, int64 (N, T + 1).
 
-    Each token in the windows, except the first, is a target exactly once. An incomplete last window is dropped.
+    All tokens in the windows except the first are targets, each exactly once. An incomplete last window is dropped.
 
     tokens: (n,), with n > `context`.
     """

@@ -96,14 +96,14 @@ def fingerprint(
     name: str | None = None,
     progress: bool = False,
 ) -> Fingerprint:
-    """Determine what kind of solution an optimizer finds, in comparison with known optimizers.
+    """Return a page on the kind of solution that an optimizer finds, next to those of known optimizers.
 
     This function does the same as `optbench fingerprint`.
 
     Args:
         optimizer: the optimizer to tune and train: a class, a function, a target or a registered name. With `run`: the
             name of one of the run's optimizers, required if the run has several.
-        run: a finished run of the suite `fingerprint`, whose page is drawn without further training.
+        run: a finished run of the suite `fingerprint`, to be shown without further training.
         set: hyper-parameters. If they include `lr`, the learning rate is not tuned.
         seeds: how many of the panel's seeds to use, or a list of them; None for all ten. Verdicts require all ten.
         quick: whether to use three seeds and a learning rate tuned on one seed, for a first look without verdicts.

@@ -65,7 +65,7 @@ def check_of_trials(name: str) -> None:
 
 
 def check_compared(name: str, experiment: ExperimentSettings | None) -> None:
-    """Raise UsageError unless `name` is a metric of two solutions and, if `pairs` lists metrics, one of those."""
+    """Raise UsageError unless `name` is a metric of two solutions and, if `pairs` lists metrics, is among them."""
     check_pair_metric(name)
     listed = experiment.pairs.metrics if experiment is not None and experiment.pairs is not None else None
     if listed is not None and name not in listed:
@@ -88,7 +88,7 @@ def _same_sides(claim: Claim) -> bool:
 
 
 def _is_one_variant(suite: Suite, claim: Claim) -> bool:
-    """Return whether the left side is a single variant or pair of solutions, which cannot be compared with itself."""
+    """Return whether the left side is a single variant or pair of solutions and thus cannot be compared with itself."""
     if claim.about_pairs:
         return True
     optimizer, variant = split_arm(claim.arms[0])

@@ -289,7 +289,7 @@ def _readings_faults(suite: Suite, document: Document, as_written: bool) -> Iter
 
 
 def _named_metrics(suite: Suite) -> Iterator[tuple[KeyPath, str, Callable[[str], object]]]:
-    """Yield each reference to a metric that must be in the catalog: path, name, and a check that raises UsageError."""
+    """Yield each reference that must name a metric of the catalog: path, name, and a check that raises UsageError."""
     measured = with_readings(suite).experiments
     for path, entry in _listed_metrics(suite):
         if entry.kind != DEFAULT and not entry.is_users:

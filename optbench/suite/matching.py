@@ -12,8 +12,8 @@ from optbench.suite.fields import Settings
 class Matching(Settings):
     """The rule that matches each variant of the side with fewer variants to the nearest variant of the other side.
 
-    The distance is the absolute difference in the mean of `on` over seeds, always on validation data. The claim's
-    metric, measured on test data, does not affect the choice.
+    The distance is the absolute difference between the means of the metric `on` over seeds, always measured on
+    validation data. The claim's metric, measured on test data, does not affect the choice.
     """
 
     on: Literal["learning_accuracy", "average_accuracy", "last_task_accuracy", "earlier_tasks_accuracy"]

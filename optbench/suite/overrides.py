@@ -26,7 +26,7 @@ class Override:
 
 
 def parse_override(text: str) -> Override:
-    """Parse `key.path=value`, in which the value is YAML; raise UsageError if it is invalid."""
+    """Parse `key.path=value`, where the value is YAML; raise UsageError if the text is invalid."""
     key, equals, value = text.partition("=")
     bare = Override(text, tuple(key.strip().split(".")), None)
     if not equals:

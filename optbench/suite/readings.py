@@ -85,7 +85,7 @@ class Readings(Settings):
         return self
 
     def _found(self, names: list[str]) -> PrimaryReading:
-        """Return the primary reading with its layer written as in `layers`, so that `primary_cell` finds it there."""
+        """Return the primary reading with its layer written as in `layers`, so that `primary_cell` finds the layer."""
         said = self.primary
         if said.metric not in self.metrics:
             _not_among("metrics", [entry.name for entry in self.metrics], "metric", said.metric.name)

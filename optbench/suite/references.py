@@ -65,7 +65,7 @@ def _place(reference: _Reference, document: Document) -> Place:
 
 
 def _removal(reference: _Reference, document: Document) -> tuple[Place, KeyPath] | None:
-    """Return the place and path at which a later file or override removed the name; None if none did."""
+    """Return the place and path at which a later file or override removed the name; None if nothing removed it."""
     used, path = _place(reference, document), reference.names.path
     for removed in ((*path, reference.name), ("optimizers", reference.name)):
         if (place := document.removed.get(removed)) is not None and document.is_above(place, used):

@@ -1,4 +1,4 @@
-"""Remarks on a valid suite: parts that have no effect or an effect that its author may not expect."""
+"""Remarks on a valid suite: parts without effect, and parts whose effects the suite's author may not expect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Removal of the base's references to an optimizer, model, experiment or claim that an extending suite removes.
+"""Removal of a base's references to the optimizers, models, experiments and claims that an extending suite removes.
 
 The documents are plain values that have not been validated. `optbench.suite.references` later reports the references
 that could not be removed, such as the only optimizer of an experiment.
@@ -16,9 +16,9 @@ from optbench.suite.sides import split_arm
 
 
 def remove_references(base: Document, own: Document, removes: Callable[[KeyPath], bool]) -> None:
-    """Remove from `base`, in place, the references to the names that `own` removes, and list them in `base.followed`.
+    """Remove from `base`, in place, the references to the names that `own` removes.
 
-    References in parts that `own` changes or replaces are kept.
+    The removed references are listed in `base.followed`. References in parts that `own` changes or replaces are kept.
 
     removes: whether null at a path of `own` removes the key of the base.
     """

@@ -57,7 +57,10 @@ Seeds = Annotated[
 
 
 class LogGrid(Settings):
-    """`{log: [1e-4, 1e-1], points: 7}`: `points` values evenly spaced on a log scale, rounded to 3 or more digits."""
+    """`{log: [1e-4, 1e-1], points: 7}`: `points` values evenly spaced on a log scale.
+
+    Values between the bounds are rounded to the fewest significant digits, at least 3, that keep all values distinct.
+    """
 
     # YAML has no tuples, so the bounds are a list of two.
     log: Annotated[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], Field(strict=False)]

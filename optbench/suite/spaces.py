@@ -1,4 +1,4 @@
-"""Checks of the search spaces recorded in a suite under `tuning`, which reports show."""
+"""Checks of the search spaces that a suite records under `tuning`, to be shown in reports."""
 
 from __future__ import annotations
 

@@ -220,7 +220,7 @@ def check_sizes(protocol: Protocol, train: int, test: int, name: str) -> None:
 
 
 def check_task_size(protocol: Protocol, examples_per_task: int, train: int) -> None:
-    """Check the number of examples that each task draws from `train` training examples, without data or torch.
+    """Check the number of examples that each task draws from `train` training examples, without loading data.
 
     Raises:
         UsageError: the number is more than remains after the validation split, or less than a batch.
