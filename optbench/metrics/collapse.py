@@ -114,7 +114,7 @@ def nc2_angle(collapse: Collapse) -> float:
 
 
 def nc3(collapse: Collapse) -> float:
-    """Return ‖W/‖W‖_F - M/‖M‖_F‖²_F, where M has the rows m_c, and W is restricted to the same classes."""
+    """Return ‖W/‖W‖_F - M/‖M‖_F‖²_F, where M has the rows m_c, and W is restricted to classes that have examples."""
     if collapse.head is None:
         return math.nan
     w, m = exact(collapse.head)[collapse.classes], collapse.centred

@@ -1,7 +1,8 @@
 """Cost of a trial's training, from the engine's records.
 
-Members of a cohort are trained together, so a trial's seconds are its share of the cohort's seconds. Times can only be
-compared between runs on the same machine without other load. Every function returns NaN instead of dividing by zero.
+Members of a cohort are trained together, so a trial's seconds are its share of the cohort's seconds. Times are
+comparable only between runs on the same machine with no other load. Every function returns NaN instead of dividing by
+zero.
 """
 
 from __future__ import annotations

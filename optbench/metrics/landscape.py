@@ -33,7 +33,7 @@ _LINEAR = "the gradient is zero"
 
 @dataclass(frozen=True)
 class NotedValue:
-    """A number and a note, which is the reason if the number is NaN, and None otherwise."""
+    """A number, and a note that gives the reason if the number is NaN and is None otherwise."""
 
     value: float
     note: str | None
@@ -316,7 +316,10 @@ def _unfit(point: Tensor, value: float, gradient: Tensor) -> str | None:
 
 
 def _sharpness(loss: Loss, weights: Tensor, scale: Tensor, rho: float, without_direction: str) -> NotedValue:
-    """Return L(w + ρ s u) - L(w) with u = s g / ‖s g‖, s = `scale` and the gradient g: the rise in a step of SAM."""
+    """Return L(w + ρ s u) - L(w), the rise of the loss due to SAM's perturbation.
+
+    s is `scale`, g is the gradient of L at w, and u = s g / ‖s g‖.
+    """
     if not (rho > 0 and math.isfinite(rho)):
         raise ValueError(f"expected rho to be positive and finite, got {rho}")
     point, value, gradient = _gradient(loss, weights)

@@ -63,7 +63,7 @@ class Metric:
     kind: the metric's input.
 
         - `continual`: the accuracy matrix
-        - `online`: each task's online accuracy: the mean accuracy on its batches, each measured before the update
+        - `online`: each task's online accuracy, i.e. the mean over its batches, each evaluated before the update on it
         - `features`: the features (N, d)
         - `similarity`: the features with labels
         - `logits`: the logits (N, C) with targets

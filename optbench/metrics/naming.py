@@ -16,10 +16,10 @@ def check_metric(name: str) -> None:
 
 
 def derived_with(names: Iterable[str]) -> set[Kind]:
-    """Return the kinds whose registered metrics are all derived if a suite names these metrics.
+    """Return the kinds whose registered metrics are all derived if a suite's metrics are `names`.
 
-    Metrics of the accuracy matrix and of cost are always derived. If a suite names a metric of online
-    accuracy, all of these are derived; the same applies to metrics of pruning curves.
+    Metrics of the accuracy matrix and of cost are always derived. If a suite names any metric of
+    online accuracy, all metrics of online accuracy are derived. The same applies to metrics of pruning curves.
     """
     return {"continual", "cost", *(METRICS[name].kind for name in names if name in METRICS)} & {*DERIVED}
 
@@ -36,7 +36,10 @@ def check_taken(name: str, listed: Iterable[str] | None) -> None:
 
 
 def unmeasured(name: str, target: str | None = None) -> str:
-    """Return the message about a metric that exists but is not measured. target: how to list it, if not by name."""
+    """Return the message about a metric that exists but is not measured.
+
+    target: the entry to add to the suite's `metrics`; None if this is the metric's name.
+    """
     return f"expected a metric that the experiment measures, got '{name}'; add {target or 'it'} to 'metrics'"
 
 

@@ -49,8 +49,8 @@ def kept_cka(changes: Sequence[Change], *, broken: bool = False) -> NotedValue:
 
     The result is averaged over all tasks before the last.
 
-    broken: compute the null instead, in which every example is paired with another: the features at the end are shifted
-        cyclically by half the number of examples.
+    broken: whether to compute the null instead, in which every example is paired with another. To this end, the
+        features at the end are shifted cyclically by half the number of examples.
     """
 
     def of(change: Change) -> Tensor:
@@ -62,7 +62,7 @@ def kept_cka(changes: Sequence[Change], *, broken: bool = False) -> NotedValue:
 
 
 def kept_cka_means(changes: Sequence[Change]) -> NotedValue:
-    """Return `kept_cka` of features averaged over each sequence's positions, debiased as there are few sequences."""
+    """Return `kept_cka` of features averaged over each sequence's positions, debiased because sequences are few."""
     if any(change.before.means is None for change in changes):
         return NotedValue(math.nan, "expected sequences, got examples without positions")
 
@@ -88,7 +88,8 @@ def tasks_cka(tasks: Sequence[TaskFeatures], *, within: bool = False) -> NotedVa
 
     Examples of two tasks are not paired, but units are, so this is linear CKA with units in the role of examples. The
     result is 1 for proportional covariances, and 0 if the features of the two tasks have no direction in common.
-    within: compute the null instead, between the two halves of each task.
+
+    within: whether to compute the null instead, in which the two halves of each task are compared.
     """
     return _mean((_aligned(a, b) for a, b in _pairs(tasks, within)), "the features of a task do not vary", NO_PAIR)
 
@@ -98,7 +99,7 @@ def tasks_overlap(tasks: Sequence[TaskFeatures], *, within: bool = False) -> Not
 
     The result is averaged over pairs of tasks.
 
-    within: compute the null instead, between the two halves of each task.
+    within: whether to compute the null instead, in which the two halves of each task are compared.
     """
     return _overlap(list(_pairs(tasks, within)), NO_PAIR)
 

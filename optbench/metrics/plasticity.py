@@ -2,8 +2,8 @@
 
 Legend: `T` tasks; `...` any leading axes (seeds, optimizers).
 
-`accuracy` has shape (..., T) and contains fractions a_k: the mean accuracy on the batches of task k, each measured
-before the update on that batch (Kumar et al. 2023, arXiv:2308.11958, section 4.1). A window consists of
+`accuracy` has shape (..., T) and contains fractions a_k: the mean accuracy on the batches of task k, where each batch
+is evaluated before the update on it (Kumar et al. 2023, arXiv:2308.11958, section 4.1). A window consists of
 w = max(1, ⌊T/10⌋) tasks (see `window`).
 
 Every metric returns float64 of shape (...), and raises ValueError unless `accuracy` has shape (..., T) with T ≥ 1. The
@@ -50,8 +50,8 @@ def late_online_accuracy(accuracy: ArrayLike) -> Array:
 def plasticity_kept(accuracy: ArrayLike) -> Array:
     """Return the mean of a_k over the last w tasks divided by the largest mean over w consecutive tasks.
 
-    The result is at most 1; higher is better. It is also NaN if the largest mean is 0, because a network that never
-    learnt has no plasticity to keep.
+    The result is at most 1; higher is better. NaN if an entry is not finite, or if the largest mean is 0: a network
+    that never learnt has no plasticity to keep.
 
     Example:
         >>> round(float(plasticity_kept(np.linspace(0.9, 0.7, 100))), 3)
@@ -65,7 +65,8 @@ def plasticity_kept(accuracy: ArrayLike) -> Array:
 def plasticity_slope(accuracy: ArrayLike) -> Array:
     """Return the Theil-Sen slope per 100 tasks: median of (a_l - a_k) / (l - k) over k < l; higher is better.
 
-    The slope is robust to outliers in up to 29% of the tasks (Sen 1968, JASA 63:1379). It is also NaN if T = 1.
+    The slope is robust to outliers in up to 29% of the tasks (Sen 1968, JASA 63:1379). NaN if T = 1 or an
+    entry is not finite.
 
     Example:
         >>> round(float(plasticity_slope(np.linspace(0.9, 0.7, 100))), 3)

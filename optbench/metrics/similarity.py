@@ -82,7 +82,7 @@ def pooled_sums(parts: Sequence[ClassSums]) -> ClassSums:
 def class_cosine(features: Tensor | ClassSums, labels: Tensor | None = None, classes: int | None = None) -> Tensor:
     """Return the cosines between class means of the features: entry (a, b) = ⟨μ_a, μ_b⟩ / (‖μ_a‖ ‖μ_b‖).
 
-    The arguments are those of `class_sums`, or its result alone. The returned tensor has shape (..., C, C), with NaN in
+    Pass either the arguments of `class_sums` or its result alone. The result has shape (..., C, C), with NaN in
     the row and column of a class that has no examples or a zero mean. Raises ValueError as `class_sums` does.
     """
     known = _class_sums(features, labels, classes)

@@ -44,7 +44,7 @@ NAMES = tuple(field.name for field in fields(Geometry))
 
 
 def mean(points: Sequence[Geometry], *, of: str) -> float:
-    """Return the mean of one field over the measured updates for which it is defined; NaN if it never is."""
+    """Return the mean of one field over the measured updates for which it is defined; NaN if there are none."""
     values = [value for point in points if math.isfinite(value := getattr(point, of))]
     return math.fsum(values) / len(values) if values else math.nan
 

@@ -239,9 +239,9 @@ def moved(state: dict[str, Any], side: str) -> None:
 def outgrown(factor: Factor, rows: Tensor, epsilon: Tensor, correction: Tensor, share: float) -> list[int]:
     """Return the members whose factor has changed by more than `share` since their root was computed.
 
-    R is the current root. It was computed from L₀ / c₀, where L₀ is the factor and c₀ the bias correction c at that
-    time. Apart from the damping, L / c lies between a and a + ρ times L₀ / c₀ in every direction. The factor counts as
-    changed if one of these bounds is far from 1:
+    R is the current root. It was computed from L₀ / c₀, where L₀ and c₀ are the factor L and the bias correction c
+    at that time. Apart from the damping, L / c lies between a L₀ / c₀ and (a + ρ) L₀ / c₀ in every direction. The
+    factor counts as changed if a or a + ρ is far from 1:
 
         a = kept c₀ / c,   ρ = λ_max(R^(p/2) growth R^(p/2)) / c,   changed if a < 1 / (1 + share) or a + ρ > 1 + share.
 

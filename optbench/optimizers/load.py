@@ -95,7 +95,7 @@ def check_arguments(target: str, hyperparameters: Mapping[str, Any]) -> None:
 def _check_types(factory: Callable[..., Any], target: str, hyperparameters: Mapping[str, Any]) -> None:
     """Check values against the annotations of a signature, except annotations whose types YAML cannot express.
 
-    For example, a parameter that has no annotation but a number as its default does not accept text.
+    A parameter without an annotation does not accept text if its default is, for example, a number.
 
     Raises:
         OptimizerError: a value has the wrong type.

@@ -90,7 +90,7 @@ def maker(spec: OptimizerSpec, hyperparameters: Mapping[str, Any], given: Mappin
 
 
 def _grouped(parameters: Sequence[Tensor], at_the_ends: Mapping[str, Any]) -> list[Any]:
-    """Return the parameters; if the ends have their own settings, return a group for the rest and one for the ends."""
+    """Return the parameters, grouped into ends (see `ends`) and others if the ends have their own settings."""
     ends = [p for p in parameters if is_end(p)] if at_the_ends else []
     if not ends:
         return list(parameters)
@@ -155,7 +155,7 @@ def resolve_spec(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> Opt
     Raises:
         OptimizerError: the optimizer cannot be loaded, is wrongly declared elementwise, or has contradictory
             declarations.
-        UntriedError: the optimizer raises an exception when it is tried, possibly because of these settings.
+        UntriedError: the optimizer raises an exception when it is tried, possibly because of its settings.
     """
     if spec.source != "yours":
         return spec
@@ -220,10 +220,10 @@ def _tried(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> bool:
 
 
 def is_elementwise(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> bool:
-    """Return whether steps on stacked rows equal steps on each row alone, bit for bit, with all state in `state`.
+    """Return whether stacked rows are updated exactly like each row alone, and all state is in `state`.
 
-    Each row is tried as a vector and as a matrix. Updates that depend on other weights only after more steps, or only
-    in larger tensors, are detected during training (`lanes.verification`).
+    Updates must agree bit for bit. Each row is tried alone as a vector and as a matrix. Updates that depend on other
+    weights only after more steps, or only in larger tensors, are detected during training (`lanes.verification`).
     """
     make = maker(spec, hyperparameters)
     random = torch.Generator().manual_seed(0)
@@ -347,7 +347,7 @@ class Together(torch.optim.Optimizer):
         self.parts = list(parts)
 
     def step(self, closure: Any = None) -> Any:
-        """Evaluate `closure` once and take one step with every part; return its loss, or None without a closure."""
+        """Evaluate `closure` once and take one step with every part; return the closure's loss, or None without one."""
         loss = evaluated(closure)
         for part in self.parts:
             part.step()

@@ -27,7 +27,7 @@ class Powerpropagation(torch.optim.Optimizer):
     Args:
         params: parameters, or groups of them.
         base: the optimizer that takes the steps on φ, e.g. `{"target": "sgd", "lr": 0.1}`.
-        alpha: the power, ≥ 1; 1 is the base itself.
+        alpha: the power, ≥ 1; with 1, the weights are trained by the base alone.
 
     Reference: arXiv:2110.00296.
 

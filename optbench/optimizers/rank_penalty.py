@@ -34,8 +34,8 @@ class RankPenalty(Wrapper):
 
     In optbench's engine, the penalty is part of the gradients (`engine.penalties`), and the base steps in its own lane,
     whatever its needs. This class does the same in a plain training loop, with one exception: if a forward pass calls
-    the last layer several times, the class penalises the features of every call, and the engine only those of the last
-    call.
+    the last layer several times, the class penalises the features of every call, whereas the engine penalises only
+    those of the last call.
 
     Args:
         model: the network. The features are the inputs of its last `nn.Linear` in module order; a hook on this layer

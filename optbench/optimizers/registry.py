@@ -97,7 +97,7 @@ def check_settings(target: str, hyperparameters: Mapping[str, Any]) -> None:
 
 
 def stepping(target: str, hyperparameters: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """Return the target and hyper-parameters of the optimizer inside all wrappers with the lane `its base's`.
+    """Return the target and hyper-parameters of the outermost optimizer whose lane is not `its base's`.
 
     hyperparameters: the complete hyper-parameters, as returned by `complete`.
     """

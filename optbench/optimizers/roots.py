@@ -212,7 +212,7 @@ def _update_by_newton(
 
 
 def _take(new: Tensor, good: Tensor, roots: Tensor) -> Tensor:
-    """Replace the roots of `good` members with `new` if finite; return which members kept their previous root, (M,)."""
+    """Copy finite roots from `new` for the `good` members; return which members kept their previous root, (M,)."""
     good = good & new.flatten(1).isfinite().all(1)
     roots.copy_(torch.where(good.view(-1, *[1] * (new.ndim - 1)), new, roots))
     return ~good

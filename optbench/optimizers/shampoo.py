@@ -51,7 +51,8 @@ class Shampoo(Optimizer):
     - Parameters with one dimension use the full-matrix form L̂^(−1/2) M; a scalar counts as a vector with one element.
       Tensors with more than two dimensions are treated as matrices: a convolution (o, i, h, w) as (o, i·h·w).
     - Before a root is computed, eigenvalues are raised to at least ε times the largest. Factors are accumulated in
-      float64. Their growth between two refreshes, and their decomposition, can be in float32 (see `root_precision`).
+      float64, but float32 can be used to decompose them and, on a CPU, for their growth between two refreshes (see
+      `root_precision`).
       Roots are stored in the parameter's dtype (at least float32). A direction without gradients has root 0 only if
       ε = 0 or if there were no gradients at all.
     - Roots of sides up to `small_side` are refreshed at every step. Roots of longer sides are refreshed every

@@ -123,8 +123,8 @@ def is_due(size: int, sides: int, group: dict[str, Any], asked: bool) -> bool | 
 def _falls_due(every: int, clock: int, begun: bool) -> bool:
     """Return whether a refresh is due at the step with index `clock`, counted from 0.
 
-    Before `begin_task()` is first called, the last of every `every` steps is due. After that, a step is due if its
-    index is a multiple of `every`, or one of 1, 2, 4, 8, ... below `every`.
+    Before `begin_task()` is first called, the last step of each block of `every` steps is due. After that, a step is
+    due if its index is a multiple of `every`, or one of 1, 2, 4, 8, ... below `every`.
     """
     if not begun:
         return (clock + 1) % every == 0

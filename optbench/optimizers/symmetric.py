@@ -1,4 +1,4 @@
-"""Sums of products X Xᵀ, which dominate Shampoo's step on a CPU, at about half the cost of general products.
+"""Sums of products X Xᵀ, which dominate Shampoo's step on a CPU, computed at about half the cost of general products.
 
 A symmetric matrix is stored as its *lower panels*: groups of `PANEL` rows, each group up to the column of its last
 diagonal element. Elements further to the right are not written. A matrix with a single panel is stored completely.

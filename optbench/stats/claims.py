@@ -9,8 +9,9 @@ Some claims have further settings:
 - A claim with readings gets its verdict from the primary reading; the other readings are reported next to the verdict.
 - A claim with a condition (`where`) covers the variants that meet the condition; the other variants are listed.
 - A claim at matched accuracy (`matched`) covers pairs of a left and a right variant that are nearest in accuracy.
-- A claim about pairs of solutions (`left: [adam, sgd]`) is about a metric of two solutions. Seed by seed, the value for
-  the left pair is compared with the value for another pair or for a null (a trial and its control), or with a number.
+- A claim about pairs of solutions (`left: [adam, sgd]`) uses a metric that compares two solutions. Seed by seed, the
+  value for the left pair is compared with the value for another pair or for a null (a trial and its control), or with a
+  number.
 """
 
 from __future__ import annotations

@@ -231,7 +231,8 @@ def pairs(a: Arm, b: Arm | float, seeds: Sequence[int], metric: Metric, data: Da
 def obstacles(a: Selection, b: Selection) -> tuple[list[str], list[str]]:
     """Return the reasons why two selections cannot be compared, and remarks on differences that are no obstacle.
 
-    If both selections name an optimizer, the settings of these optimizers may differ: this difference is the question.
+    If both selections name an optimizer, the settings of these optimizers may differ, because they are what is
+    compared.
     """
     first, second = a.results, b.results
     found, asked = [], []
@@ -287,7 +288,7 @@ def _alone(one: Selection, other: Selection) -> Iterator[Arm]:
 
 
 def _places(found: Sequence[Arm]) -> Iterator[str]:
-    """Yield the experiments of the arms, with the models unless all models of the experiment are concerned."""
+    """Yield the experiments of the arms, each followed by the arms' models unless these are all of its models."""
     for experiment, models in grouped((arm.experiment, arm.model) for arm in found).items():
         if {*models} == found[0].results.suite.experiments[experiment].models.keys():
             yield experiment
@@ -296,7 +297,7 @@ def _places(found: Sequence[Arm]) -> Iterator[str]:
 
 
 def other_metrics(a: Results, b: Results) -> list[str]:
-    """Return a reason not to compare two runs if their versions of the metrics differ; otherwise an empty list."""
+    """Return why two runs with different versions of the metrics cannot be compared; empty if the versions agree."""
     versions = [results.run.record.get("metrics_version", 1) for results in (a, b)]
     if versions[0] == versions[1]:
         return []

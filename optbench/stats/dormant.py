@@ -18,10 +18,10 @@ MANY = 0.05
 
 @dataclass(frozen=True)
 class ManyDormant:
-    """The trials of one arm in which more than a fraction `MANY` of the units are dormant.
+    """The trials of one arm with many dormant units, i.e. with a dormant fraction above `MANY`.
 
     trials: the number of trials that are `ok`.
-    seeds, shares: the seed and the dormant fraction of each listed trial, in seed order.
+    seeds, shares: the seed and the dormant fraction of each trial with many dormant units, in seed order.
     """
 
     trials: int

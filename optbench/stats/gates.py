@@ -24,7 +24,7 @@ class Gate:
     text: the gate as given by the user.
     upwards: whether the gate limits an increase.
     threshold: the signed difference that must not be exceeded.
-    relative: whether the threshold is a fraction of B's absolute median instead of a value in the metric's unit.
+    relative: whether the threshold is a fraction of the absolute value of B's median rather than in the metric's unit.
     """
 
     text: str
@@ -52,7 +52,7 @@ class JudgedGate:
     def fails(self, *, strict: bool) -> bool:
         """Return whether the gate gives exit code 1.
 
-        A failed gate does. An inconclusive gate does if A learnt less reliably than B: then its interval says nothing
+        A failed gate does. An inconclusive gate does if A learnt less reliably than B: the interval then says nothing
         about a regression, and more seeds would not change this.
 
         strict: whether every inconclusive gate gives exit code 1.

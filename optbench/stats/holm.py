@@ -8,7 +8,7 @@ from collections.abc import Sequence
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust p-values so that rejecting those up to a level keeps the family-wise error rate at or below that level.
 
-    The k-th smallest of m p-values is multiplied by m - k + 1, raised to the previous result if that is larger, and
+    The k-th smallest of m p-values is multiplied by m - k + 1, replaced by the previous result if that is larger, and
     capped at 1 (Holm 1979). The correction is valid under any dependence between the tests. The result is in the order
     of `p_values`.
     """

@@ -50,7 +50,7 @@ class JudgedReading:
 
     @property
     def relative(self) -> tuple[float, float, float] | None:
-        """The difference and the ends of its 95% interval, divided by the absolute median of the right side.
+        """The difference and the ends of its 95% interval, divided by the absolute value of the right side's median.
 
         The division puts readings with different units on a common axis. None if the median is 0 or undefined, or the
         interval is undefined or unbounded.
