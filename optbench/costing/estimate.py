@@ -1,6 +1,6 @@
-"""Estimate how much memory a measurement needs, by doing its work on the `meta` device, which allocates nothing.
+"""Estimates of the memory that a measurement needs, made by doing its work on the `meta` device.
 
-Every tensor is counted for as long as it exists, so the peak includes a step's temporaries.
+The device allocates nothing. Every tensor is counted for as long as it exists, so the peak includes temporaries.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def estimate(size: Size, make: Make, *, users: bool, planned: bool) -> Estimate:
 
 
 def _stepped(optimizer: torch.optim.Optimizer, *closure: Callable[..., Tensor]) -> bool:
-    """Try a step on tensors without values, and return whether it succeeded; steps that need the values fail."""
+    """Try a step on tensors without values, and return whether it succeeded; a step that needs values fails."""
     with contextlib.suppress(Exception):
         optimizer.step(*closure)  # type: ignore[arg-type]
         return True

@@ -1,4 +1,4 @@
-"""Measure one optimizer on one network in this process (see `worker`)."""
+"""The measurement of one optimizer on one network, in this process (see `worker`)."""
 
 from __future__ import annotations
 
@@ -166,12 +166,12 @@ def _known(training: Training, spec: OptimizerSpec, first: Mapping[str, float]) 
 def _steps(
     job: CostJob, training: Training, watch: RegionTimer, numbers: Iterator[int], paired: bool
 ) -> tuple[list[dict[str, float]], float | None]:
-    """Take `job.steps` steps, or fewer if time is up, and return the times of their parts.
+    """Take `job.steps` steps, or fewer if time runs out, and return the times of each step's parts.
 
-    Also return the mean share of roots that a step renewed by need; None if unknown.
+    Also return the mean share of roots renewed per step; None if the optimizer does not store the ages of roots.
 
-    paired: whether every other step has a refresh. If so, one more step is taken if time is up after an odd number of
-        steps.
+    paired: whether every other step has a refresh. If so, one more step is taken if time runs out after an odd number
+        of steps.
     """
     found: list[dict[str, float]] = []
     shares: list[float] = []
@@ -185,7 +185,7 @@ def _steps(
 
 
 def _renewed(optimizer: torch.optim.Optimizer) -> Iterator[float]:
-    """Yield the share of Shampoo's roots that the last step renewed by need, i.e. whose age is 0.
+    """Yield the share of Shampoo's roots that the last step renewed, i.e. those of age 0.
 
     Yield nothing if the optimizer does not store the ages of roots.
     """
@@ -208,9 +208,9 @@ def _timing(
     every: int | None,
     renewed: float | None,
 ) -> Timing:
-    """Summarise measured steps; mean times are scaled to a refresh every `every` steps.
+    """Summarise measured steps; mean times are weighted as if one step in `every` had a refresh.
 
-    steps: the times of the measured steps; if `every` is not None, every other one has a refresh.
+    steps: the times of the measured steps; if `every` is not None, every other step has a refresh.
     every: number of steps between refreshes in normal training; None if there are no refreshes.
     """
     whole = [s["statistics"] + s["roots"] + s["update"] for s in steps]
@@ -249,7 +249,7 @@ def _mean(values: Sequence[float], places: Sequence[int]) -> float:
 
 
 def _holdings(training: Training) -> Iterator[Holding]:
-    """Yield the state of each kind of parameter: embeddings and heads, matrices, and vectors.
+    """Yield the size of the state for each kind of parameter: embeddings and heads, matrices, and vectors.
 
     State that the optimizer does not store in `state[parameter]` is not counted.
     """

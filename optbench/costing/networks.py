@@ -144,7 +144,7 @@ def loss(outputs: Tensor | tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> T
 
 
 def kinds(model: nn.Module) -> dict[str, str]:
-    """Return each parameter's kind, by the parameter's name: `embeddings, heads`, `matrices` or `vectors`."""
+    """Return the kind of each parameter (`embeddings, heads`, `matrices` or `vectors`), by the parameter's name."""
     return {
         name: "embeddings, heads" if is_end(p) else "matrices" if p.ndim > 1 else "vectors"
         for name, p in model.named_parameters()
@@ -175,7 +175,7 @@ def batch(size: Size, step: int, device: torch.device | str = "cpu") -> Batch:
 
 @functools.cache
 def tokens(vocabulary: int) -> Tensor:
-    """Return the text domain `glosses`, which consists of word definitions, as int64 token ids.
+    """Return the text domain `glosses` (word definitions) as int64 token ids.
 
     With a vocabulary of up to 256, tokens are bytes. With a larger vocabulary, tokens are words and punctuation marks,
     and the more frequent a token, the lower its id.

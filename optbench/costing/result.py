@@ -28,7 +28,7 @@ class _Record(Settings):
 
 
 class Timing(_Record):
-    """Times of a training step in seconds, with a given number of threads.
+    """Times, in seconds, of a training step with a given number of threads.
 
     clock: `processor` (CPU time, which other processes hardly affect), `wall` or `device` (time between device events).
     after: number of steps taken before the measured ones.
@@ -67,7 +67,7 @@ class Holding(_Record):
 
     weights: number of weights of this kind.
     bytes: size of their state.
-    factors: the largest side lengths of square factors.
+    factors: the largest distinct side lengths of square factors in the state, in descending order.
     """
 
     kind: str
@@ -79,10 +79,10 @@ class Holding(_Record):
 class Row(_Record):
     """The measurement of one optimizer at one size.
 
-    note: the reason if the measurement failed; otherwise a caveat, or empty.
+    note: why the measurement failed or, if it succeeded, a caveat; empty if there is none.
     idle: memory of the process before the measurement, in bytes.
-    needed, peak: estimated and measured peak memory, in bytes. On a GPU, this is memory of the device; otherwise, of
-        the process.
+    needed, peak: estimated and measured peak memory, in bytes: the device's memory on a GPU, the process's memory
+        otherwise.
     state, planned_state: measured and estimated size of the optimizer's state, in bytes.
     split: whether the optimizer marks the parts of its step, so that their times are known.
     first: the optimizer's time for the first step, in seconds, including the creation of its state.

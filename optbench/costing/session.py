@@ -108,7 +108,7 @@ def measure(
 
 
 def ask(job: CostJob, timeout: float) -> Row:
-    """Run one job in a separate process, which is killed if it exceeds `timeout` seconds, and return the job's row."""
+    """Run one job in a separate process, and return the job's row; kill the process after `timeout` seconds."""
     told = dataclasses.asdict(job)
     lost = {name: told[name] for name in ("target", "settings", "size", "twin")}
     lost |= {"optimizer": job.name, "tokens": job.batch * SIZES[job.size].context, "parameters": 0}

@@ -1,4 +1,4 @@
-"""Measure the time of each part of a step.
+"""A timer for the parts of a step.
 
 Parts are marked as regions. The time of a region excludes that of the regions nested in it.
 """
@@ -33,7 +33,7 @@ class RegionTimer:
 
     @contextlib.contextmanager
     def step(self) -> Iterator[dict[str, float]]:
-        """Time a `with` block; once it ends, the yielded mapping has the time of each part in seconds, by name."""
+        """Time a `with` block; once it ends, the yielded mapping holds the seconds spent in each part, by name."""
         found = dict.fromkeys(NAMES, 0.0)
         self._inside, self._marks = ["update"], []
         with self._watching():

@@ -116,7 +116,8 @@ def verdict_cell(claim: JudgedClaim, numbered: Numbered) -> Cell:
 def warnings_of(numbered: Numbered) -> list[str]:
     """Return the warnings about the networks that the claims compare, each with the numbers of the claims it concerns.
 
-    The warnings are about tasks not learnt, trials above the target training loss, and ranks with many dormant units.
+    The warnings are about tasks not learnt, trials above the target training loss, and ranks of networks with many
+    dormant units.
     """
 
     def above_target(side: Arm) -> str:
@@ -139,8 +140,8 @@ def _of_parts(
 ) -> Iterable[str]:
     """Yield each distinct remark once, with the numbers of the claims that it concerns.
 
-    say: returns the remark on an arm, or a falsy value if there is none.
-    about: returns the arms of a part that are passed to `say`.
+    say: function that returns the remark on an arm, or a falsy value if there is none.
+    about: function that returns the arms of a part to pass to `say`.
     """
     found: dict[str, list[int]] = {}
     for number, claim in numbered.items():
@@ -155,7 +156,7 @@ def _of_parts(
 def _reasons(run: RunSummary) -> Iterable[str]:
     """Yield each reason why there is no stronger verdict, preceded by the parts to which the reason applies.
 
-    A lack of seeds is omitted, because the report states it at the beginning.
+    Having too few seeds is not listed as a reason, because the report states it at the beginning.
     """
     shared = grouped(
         (f"{part.verdict}: {part.reason}", f"claim {number}, {part_label(part)}")
@@ -226,7 +227,7 @@ def part_estimate(claim: JudgedClaim, part: ClaimPart) -> str:
 
 
 def _expected(claim: JudgedClaim) -> str:
-    """Return the differences that support a claim if they are significant or, for equivalence, the bounds."""
+    """Format the differences that a claim expects, e.g. `≥ 0.005` or, for equivalence, `within ±0.005`."""
     if claim.claim.expect == "equivalent":
         return f"within ±{claim.margin:g}"
     higher = claim.claim.expect == "higher"

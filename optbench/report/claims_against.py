@@ -43,7 +43,7 @@ COLUMNS = (
 def claims_against(a: RunSummary, b: RunSummary, claims: Sequence[ClaimOfBoth], apart: Sequence[str]) -> Report:
     """Build the document on the claims of two runs.
 
-    apart: a text for each setting in which the suites of the two runs differ.
+    apart: one text for each setting that differs between the suites of the two runs.
     """
     blocks: list[Block] = []
     for side, run in (("A", a), ("B", b)):

@@ -48,8 +48,8 @@ def comparison_report(
     """Build the document on a comparison.
 
     metrics: the metrics to show; all of them if empty.
-    everything: whether exploratory metrics are in one table with the primary ones. By default, they are in a separate
-        table that is folded, or in none if there are more than `MANY_PAIRS` pairs.
+    everything: whether to show exploratory metrics in the same table as the primary ones. By default, they are in a
+        separate, folded table, or omitted if there are more than `MANY_PAIRS` pairs.
     """
     blocks: list[Block] = [Paragraph(_sides(comparison))]
     if tuning := [s.results.run.id for s in (comparison.a, comparison.b) if s.results.split == "validation"]:
@@ -189,7 +189,7 @@ def _pair(
 
 
 def _said(pair: ArmComparison, judgement: Judgement) -> bool:
-    """Return whether the comparison's remark on too few seeds already gives the reason for a judgement."""
+    """Return whether the comparison's remark on too few seeds already explains a judgement."""
     return judgement.seeds_needed is not None and len(pair.seeds) < judgement.seeds_needed
 
 

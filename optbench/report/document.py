@@ -112,7 +112,7 @@ class Illustration:
 
     panels: SVG elements made by `figures.to_svg`, shown side by side if there is room and otherwise stacked.
     alt: a sentence that describes the figure for readers who cannot see it.
-    files: paths of the files that were written, relative to the document, by suffix (`svg`, `png`, `pdf`).
+    files: by suffix (`svg`, `png`, `pdf`), the path of each file written, relative to the document.
     """
 
     name: str
@@ -148,8 +148,8 @@ class Records:
     """Data for programs; formats for people omit them.
 
     key: the key in JSON.
-    tree: returns the value in JSON.
-    lines: returns the records in csv; None if the data are not part of csv.
+    tree: function that returns the value in JSON.
+    lines: function that returns the records in csv; None if the data are not part of csv.
     """
 
     key: str
@@ -165,7 +165,7 @@ Block: TypeAlias = Shown | Part | Records
 
 @dataclass(frozen=True)
 class Report:
-    """A report.
+    """A titled document made of blocks.
 
     name: the name of the report's format in JSON.
     columns: the columns of the report's records in csv.

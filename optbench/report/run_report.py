@@ -85,7 +85,7 @@ def run_report(summary: Summary, figures: Sequence[doc.Illustration] = (), stati
 
 
 def _studied(summary: Summary, text: SpreadText, *, leads: bool) -> list[doc.Block]:
-    """Return the blocks of the studies that precede the results, if `leads`, or that follow them."""
+    """Return the blocks of the studies that precede the results (if `leads`) or of those that follow them."""
     blocks: list[doc.Block] = []
     for study in summary.studies:
         if study.leads == leads:

@@ -20,9 +20,9 @@ ResultKey: TypeAlias = tuple[str, str, str, str, str, str]
 
 @dataclass(frozen=True)
 class FigureKind:
-    """A kind of figure.
+    """A named kind of figure, and the function that makes such figures.
 
-    make: returns the figures, possibly none, that can be drawn from the data of some runs.
+    make: function that returns the figures, possibly none, that can be drawn from the given runs.
     """
 
     name: str
@@ -34,15 +34,16 @@ class Study(Generic[Found]):
     """An analysis that some suites request in addition to metrics.
 
     name: the key of the study's records in JSON.
-    find: returns the study's results for a run; empty if the suite does not request the study.
-    blocks: returns the study's part of a report, given the results of all runs, whether there are several runs, and the
-    function that formats a spread.
-    records: returns the study's records in JSON.
-    lines: returns the study's records in csv.
+    find: function that returns the study's results for a run; empty if the suite does not request the study.
+    blocks: function that returns the study's part of a report, given the results of all runs, whether there are several
+        runs, and the function that formats a spread.
+    records: function that returns the study's records in JSON.
+    lines: function that returns the study's records in csv; None if there are none.
     columns: the columns that the study adds to csv.
-    beside: returns, by result, values of `columns` to add to the record of the result.
+    beside: function that returns the values of `columns` to add to the record of each result, by result; None if there
+        are none.
     leads: whether the study's part of a report precedes the results.
-    provenance: returns sentences on how the settings of a run were chosen.
+    provenance: function that returns sentences on how the settings of a run were chosen; None if there are none.
     """
 
     name: str

@@ -263,7 +263,7 @@ def _said(arm: Arm) -> str:
 
 
 def stopping(protocol: Protocol) -> str:
-    """Return a sentence on how long a task is trained and what ends it early."""
+    """Return a sentence on how long each task is trained and what ends its training early."""
     bound = count(protocol.max_epochs, "epoch")
     if protocol.max_steps is not None:
         bound += f" or {count(protocol.max_steps, 'step')}"
@@ -335,7 +335,7 @@ def _command(words: Sequence[object]) -> str:
 
 
 def _too_few_seeds(results: Results, claims: Sequence[JudgedClaim]) -> str | None:
-    """Return a sentence on tests with too few seeds for the claims' numbers of parts; None if all have enough."""
+    """Return a sentence on the run's tests that have too few seeds, given the claims; None if all have enough."""
     found = suite_shortages(results.suite, results.trials, [corrected_for(c.claim, len(c.parts)) for c in claims])
     return shortage_text(found) if found else None
 

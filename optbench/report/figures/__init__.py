@@ -42,7 +42,7 @@ OF_CLAIMS: tuple[FigureKind, ...] = (FigureKind("readings", readings),)
 
 
 def figure_kinds(studies: Sequence[Study[Any]]) -> list[FigureKind]:
-    """Return every kind of figure in the order of a report's tables, starting with studies that precede the results."""
+    """Return every kind of figure in the order of a report: first those of studies that precede the results."""
     leading, others = ([kind for s in studies if s.leads == leads for kind in s.figures] for leads in (True, False))
     return [*leading, *FIGURES, *others, *OF_WEIGHTS, *OF_CLAIMS]
 

@@ -38,7 +38,7 @@ def forgetting_curves(results: Sequence[Results]) -> list[Figure]:
 
 
 def read_curves(results: Results) -> Curves[int]:
-    """Read the curve of each trial and task, from the end of training on the task; points without a score are left out.
+    """Read the curve of each trial and task, starting at the end of training on the task; omit points without a score.
 
     The x axis is the number of tasks trained so far, with the current one counted as a fraction.
     """

@@ -81,7 +81,7 @@ def add_panel(canvas: Canvas, panel: Panel, left: float, bottom: float) -> Frame
 
 
 def _aligned(drawn: Sequence[tuple[Axes, Frame]]) -> list[Frame]:
-    """Align the left ends of all axes with the rightmost one, and their right ends with the leftmost one."""
+    """Align all axes with the rightmost of their left ends and the leftmost of their right ends."""
     x0, x1 = max(frame.inner[0] for _, frame in drawn), min(frame.inner[2] for _, frame in drawn)
     found = []
     for axes, frame in drawn:

@@ -1,8 +1,8 @@
 """The readings of a claim as a specification curve (Simonsohn, Simmons & Nelson 2020).
 
 The effects of the readings are sorted, and marks below each effect show the metric, layer and data of its reading.
-Readings have different units, so the effect is the difference divided by the median of the right side. The effect
-therefore has a size and an interval, whereas a rank correlation over few pairs would be 1 for almost every reading.
+Readings have different units, so the effect is the difference divided by the absolute median of the claim's right side.
+Unlike a rank correlation, which would be 1 for almost every reading with few pairs, it has a size and an interval.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Row:
     """A row of marks.
 
     depth, end: the middle and the bottom of the row, in inches below the curve.
-    marks: returns whether the row has a mark for a reading.
+    marks: function that returns whether the row has a mark for a reading.
     """
 
     name: str

@@ -111,7 +111,7 @@ def chunks(series: Sequence[Series], size: int = MAX_SERIES) -> list[Sequence[Se
 
 
 def split(items: Sequence[Item], count: int) -> list[Sequence[Item]]:
-    """Split into `count` sections of nearly equal length, longer ones first."""
+    """Split a sequence into `count` sections of nearly equal length, longer ones first."""
     share, more = divmod(len(items), count) if count else (0, 0)
     bounds = [i * share + min(i, more) for i in range(count + 1)]
     return [items[a:b] for a, b in pairwise(bounds)]

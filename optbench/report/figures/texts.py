@@ -34,7 +34,7 @@ class Label:
     """One line of text.
 
     x, y: position of the end or centre that `anchor` names, at half the cap height.
-    size: in points.
+    size: font size, in points.
     upright: whether the text reads upwards.
     """
 

@@ -1,6 +1,6 @@
 """The distribution of weight magnitudes at the end, from checkpoints.
 
-The figure is drawn for runs with pruning curves and helps to explain them: if many weights are small, removing these
+The figure is drawn for runs with pruning curves and helps to explain them: if many weights are small, removing them
 costs little accuracy.
 """
 
@@ -36,7 +36,7 @@ VISIBLE = 0.005
 class Magnitudes:
     """The magnitudes of the weights that pruning can remove, pooled over trials.
 
-    density: fraction of the weights per decade, (bins of `EDGES`,).
+    density: fraction of the weights per decade of magnitude, one value per bin of `EDGES`.
     nothing: fraction of weights with a magnitude below 10^LOW, including 0.
     median: the median of |w|.
     """

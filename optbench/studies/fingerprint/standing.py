@@ -226,7 +226,7 @@ def _learnt(entry: Entry, thresholds: Mapping[str, float]) -> tuple[Entry, dict[
 def _what_happened(states: Sequence[str], accuracy: str, learnt: Array, needed: float) -> str:
     """Describe what happened, e.g. `has not learnt on 2 of 10 seeds: its test accuracy is 0.1, expected at least 0.5`.
 
-    accuracy: what `learnt` measures. learnt: the accuracies that are below the needed one, one per seed.
+    accuracy: what `learnt` measures, in words. learnt: the accuracy on each `ok` seed that does not reach `needed`.
     """
     n = len(states)
     parts = []

@@ -160,7 +160,7 @@ def _choice(wanted: Wanted, path: Path) -> tuple[str, Choice]:
 
 
 def _in_the_users_words(error: OptbenchError, name: str, target: str) -> OptbenchError:
-    """Return the error with the user's own arguments instead of the suite settings made from them."""
+    """Return the error with the suite settings in its message replaced with the user's arguments."""
     made = {
         f"--set optimizers.{name}.": "--set ",
         f"--optimizer {name}={target}": target,

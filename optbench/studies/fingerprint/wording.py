@@ -28,7 +28,7 @@ def subtitle(found: Fingerprint) -> str:
 
 
 def own(found: Fingerprint) -> str:
-    """Return the optimizer's entry in a legend, which mentions intervals only if there are some."""
+    """Return the optimizer's legend entry, with a mention of intervals if there are any."""
     return f"{found.name}, 95% interval" if any(one.interval for one in found.standings) else found.name
 
 

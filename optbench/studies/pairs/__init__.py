@@ -1,4 +1,4 @@
-"""Comparisons of two optimizers' solutions, and of one optimizer's solutions with the data in different orders."""
+"""Comparisons of two optimizers' solutions, and of the solutions that one optimizer finds for different data orders."""
 
 from __future__ import annotations
 

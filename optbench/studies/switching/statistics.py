@@ -55,7 +55,7 @@ ALPHA = 0.05
 class Estimate:
     """An estimate of ρ or of a difference.
 
-    value: the estimate; None if it is undefined, and `reason` says why.
+    value: the estimate; None if undefined, in which case `reason` says why.
     interval: 95% interval from a percentile bootstrap over seeds; None if there is no value, or only a single seed.
     n: number of seeds on which all the compared arms have a value.
     """
@@ -188,9 +188,9 @@ def rho(switched: Array, first: Array, then: Array, names: tuple[str, str] = ("A
     names: names of A and B, for use in `Estimate.reason`.
 
     ρ is undefined unless A and B differ: their exact signed-rank test over the same seeds must have p ≤ .05,
-    uncorrected. Five seeds cannot reach this, so they must all agree in sign (p = .0625, the smallest possible); fewer
-    are not sufficient. ρ is also undefined if m_A - m_B changes sign in any resample, because the distribution of the
-    ratio is then practically unbounded (Fieller 1954).
+    uncorrected. With five seeds, the smallest possible p is .0625, so all five must agree in sign instead; fewer are
+    not sufficient. ρ is also undefined if m_A - m_B changes sign in any resample, because the distribution of the ratio
+    is then practically unbounded (Fieller 1954).
     """
     n = len(switched)
     a_and_b = " and ".join(names)

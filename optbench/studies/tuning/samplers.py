@@ -93,8 +93,8 @@ def widen(search: Search, tried: Sequence[Values], best: Values, edges: Sequence
     """Return new settings beyond the best one if it is at an edge, else between the best one and its neighbours.
 
     The new settings differ from the best one in a single hyper-parameter, chosen among those whose values are all
-    positive numbers: the first at an edge or, if none is at an edge, the first of them. Return an empty list if there
-    is no such hyper-parameter.
+    positive numbers: the first at an edge or, if none is at an edge, the first in the search. Return an empty list if
+    there is no such hyper-parameter.
 
     tried: all tried settings. edges: names of the hyper-parameters whose best value is at an edge.
     """

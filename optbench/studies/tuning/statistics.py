@@ -41,7 +41,7 @@ SLACK = 1e-12
 
 @dataclass(frozen=True)
 class TriedSetting:
-    """One setting of an optimizer, over its models and the tuning seeds.
+    """One setting of an optimizer, with its results over the models and the tuning seeds.
 
     hyperparameters: the tried values, by dotted path.
     score, learning: means of the rule's metric and of learning accuracy; NaN unless every trial is ok and has a value.

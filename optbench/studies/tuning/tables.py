@@ -111,7 +111,7 @@ def searched_text(space: Any, tried: Sequence[Any]) -> str:
 def setting_text(values: Mapping[str, Any], variant: str = "default") -> str:
     """Format a tried setting, e.g. `lr=0.1, momentum=0.9`.
 
-    Without values, return the variant, or `as given` for the variant `default`.
+    Without values, return the variant's name, or `as given` for the variant `default`.
     """
     named = ", ".join(f"{path}={value_name(value)}" for path, value in values.items())
     return named or (variant if variant != "default" else "as given")

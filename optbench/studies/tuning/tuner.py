@@ -223,7 +223,7 @@ def tune(
     record: the entry `tune` for the run's `run.json`. files: contents of additional files for a new run, by name.
 
     Raises:
-        OptbenchError: settings, device, data or run directory are invalid; earlier results are kept.
+        OptbenchError: the settings, device, data or run directory is invalid; earlier results are kept.
     """
     tuner.propose([])
     found: tuple[TunedOptimizer, ...] = ()

@@ -93,7 +93,7 @@ def _figure(group: Group, pairs: Sequence[DrawnTwins]) -> Figure:
 
 
 def _starts(pairs: Sequence[DrawnTwins]) -> Mapping[int, int]:
-    """Return the step on the axis at which each task starts: the sum of the earlier tasks' largest numbers of steps."""
+    """Return the step on the axis at which each task starts: the sum of the earlier tasks' maximum numbers of steps."""
     places = [place for pair in pairs for place in pair.twins.places]
     count = task_count(pair.twins for pair in pairs)
     longest = [max((step for task, step in places if task == i), default=0) for i in range(1, count + 1)]
