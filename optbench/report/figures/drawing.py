@@ -19,11 +19,11 @@ MAX_WIDTH = 4.6
 class Panel:
     """One drawing with its own axes. Sizes are in inches.
 
-    draw: draws on the axes in the style of `style.STYLE`, and sets limits, scales, ticks and names.
+    draw: function that draws on the axes in the style of `style.STYLE`, and sets limits, scales, ticks and names.
     height: the height without the legend.
     series: the series named in a legend above the axes, or in the title if there is only one.
     lines: whether the legend shows lines in addition to markers.
-    scales: the axes that have a grid and ticks; other axes have names at positions.
+    scales: the axes that have a grid and ticks; other axes have only tick labels.
     beside: the width of the space to the right of the axes; `draw` fills this space.
     below: panels under this one. Their axes are aligned with the axes of this one, so that they can share the x axis.
     """

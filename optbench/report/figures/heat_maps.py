@@ -34,9 +34,9 @@ CELL = 0.3
 
 @dataclass(frozen=True)
 class HeatMap:
-    """A heat map.
+    """A matrix to draw as a heat map.
 
-    values: (rows, columns), NaN where missing.
+    values: the matrix, (rows, columns); NaN where missing.
     low, high: the values at the ends of the colour scale.
     """
 

@@ -57,7 +57,7 @@ class Group:
     series: tuple[Series, ...]
 
     def figure_name(self, kind: str, *more: str) -> str:
-        """Return the name of a figure about the group; `more` distinguishes several figures of one kind."""
+        """Return the name of a figure about the group; `more` distinguishes figures of the same kind."""
         return figure_name(kind, self.experiment, self.model, *more)
 
     @functools.cached_property

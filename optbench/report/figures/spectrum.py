@@ -31,7 +31,7 @@ Spectra = Mapping[str, NDArray[np.float64]]
 
 
 def spectrum(results: Sequence[Results]) -> list[Figure]:
-    """Return one figure per experiment, with one panel per model, or more if there are many optimizers."""
+    """Return one figure per experiment, with one panel per model, or several if there are many optimizers."""
     read = {result.run.path: spectra(result) for result in results}
     figures = []
     for experiment, found in by_experiment(groups(results)).items():

@@ -65,7 +65,7 @@ def metric_words(series: Iterable[Series], metric: str) -> str:
 def accuracy(series: Iterable[Series]) -> str:
     """Return the name of scores: `Test accuracy`, or `Validation accuracy` if all series come from tuning runs.
 
-    If there are both kinds of run, the name mentions both splits. On text, scores are negative bits per byte.
+    If only some do, the name mentions both splits. On text, scores are negative bits per byte.
     """
     every = list(series)
     splits = {one.arm.results.split for one in every}
@@ -92,7 +92,7 @@ def means(values: Iterable[tuple[str, float]], decimals: int = 3) -> str:
 
 
 def _gone(series: Sequence[tuple[Series, str]]) -> list[str]:
-    """Describe trials that are not drawn, e.g. `2 of 10 seeds of adamw diverged`; combine series with equal numbers."""
+    """Describe trials that are not drawn, e.g. `2 of 10 seeds of adamw diverged`; merge series with equal counts."""
     found = grouped(
         ((f"{ended} of {count(len(one.arm.trials), 'seed')}", said), f"{one.label} at {model}" if model else one.label)
         for one, model in series

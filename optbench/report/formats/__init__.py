@@ -12,7 +12,7 @@ from optbench.report.document import Report
 
 @dataclass(frozen=True)
 class Format:
-    """A report format.
+    """The properties of a report format.
 
     suffixes: the file suffixes that select the format.
     inline: whether figures are embedded instead of written to separate files.

@@ -48,7 +48,7 @@ def value_with_interval(one: Standing) -> str:
 
 
 def place(one: Standing) -> str:
-    """Return how many of the panel's optimizers are below this one, out of those with a value, e.g. `18/25`."""
+    """Return how many of the panel's optimizers with a value are below this one, e.g. `18/25`."""
     return UNDEFINED if one.centre is None else f"{one.below}/{len(one.ticks)}"
 
 

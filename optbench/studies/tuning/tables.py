@@ -79,7 +79,9 @@ def rule_text(tuned: TunedOptimizer) -> str:
 
 
 def stated_tuning(results: Results) -> list[str]:
-    """Return lines that state a run's tuning budgets, one per experiment; an empty list for a tuning run."""
+    """Return lines that state a run's tuning budgets, one per experiment, or that there are none.
+
+    For a tuning run, the list is empty."""
     if results.suite.stage == "tune":
         return []
     experiments: dict[str, dict[str, Arm]] = {}

@@ -101,7 +101,7 @@ def chosen_values(tuner: Tuner, found: Sequence[TunedOptimizer]) -> Chosen:
 
 
 def misplaced(written: Suite, chosen: Chosen) -> list[str]:
-    """Return the places at which a tuned suite does not have the chosen value; there must be none."""
+    """Return the places at which a tuned suite does not have the chosen value. The list should be empty."""
     return [
         f"experiments.{experiment}: {optimizer}.{'.'.join(path)}"
         for (experiment, optimizer), values in chosen.items()

@@ -41,7 +41,7 @@ class DrawnTwins:
 
 
 def twins(results: Sequence[Results]) -> list[Figure]:
-    """Return one figure per experiment and model with twins, with a limited number of pairs per panel."""
+    """Return one figure for each experiment and model with twins, limiting the number of pairs per panel."""
     found = [pair for result in results for pair in twins_of(result) if any(map(pair.at, pair.places))]
     figures = []
     for group in groups(results) if found else ():
