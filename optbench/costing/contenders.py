@@ -17,8 +17,7 @@ from optbench.suite.variants import with_values
 class Contender:
     """A named optimizer with its settings.
 
-    twin: name of the optimizer with which this one is compared at the same exponent (see `sparse`); None if there is
-        none.
+    twin: name of the optimizer to compare with this one at the same exponent (see `sparse`); None if there is none.
     """
 
     name: str

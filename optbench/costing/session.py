@@ -1,4 +1,4 @@
-"""Start a process for each optimizer and size in turn, and collect the results. Does not import torch."""
+"""Execution of a cost plan, with a separate process for each optimizer and size in turn. Does not import torch."""
 
 from __future__ import annotations
 

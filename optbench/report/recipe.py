@@ -8,7 +8,7 @@ from optbench.suite.rate_schedule import RateSchedule
 
 
 def recipe(protocol: Protocol) -> str:
-    """Return a text with one sentence for each setting beyond plain training; empty if there are none."""
+    """Describe the settings beyond plain training, in one sentence each; empty if there are none."""
     said = [] if protocol.schedule is None or protocol.schedule.is_flat else [scheduling(protocol.schedule)]
     if protocol.clip_norm is not None:
         said.append(f"Gradients are clipped to a norm of {protocol.clip_norm:g}.")

@@ -169,7 +169,7 @@ def _seeds(points: Sequence[Point]) -> str:
 
 
 def _scale(points: Sequence[Point]) -> Scale:
-    """Return an axis that includes every effect but may cut off wide intervals, which would compress all others."""
+    """Return an axis that includes every effect but may cut off intervals so wide that they would compress the rest."""
     ends = sorted(abs(end) for point in points for end in (point.low, point.high))
     far = max(ends[math.ceil(INSIDE * len(ends)) - 1], *(abs(point.effect) for point in points))
     far = ends[-1] if ends[-1] <= MORE * far else far

@@ -1,4 +1,4 @@
-"""Compute the fingerprint of an optimizer from a run, and save a fingerprint to a file."""
+"""Functions that compute an optimizer's fingerprint from a run, and save it to a file."""
 
 from __future__ import annotations
 

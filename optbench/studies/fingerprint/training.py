@@ -1,4 +1,4 @@
-"""Train one optimizer for its fingerprint: choose its learning rates, then run the suite with them.
+"""Training of one optimizer for its fingerprint: its learning rates are chosen, then the suite is run with them.
 
     target -> the suite with this optimizer alone -> run NAME-tune -> the suite with its learning rates -> run NAME
 
