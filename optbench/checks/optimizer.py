@@ -70,7 +70,7 @@ def findings(target: str, settings: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def check(problem: Problem, checks: Sequence[Check] | None = None) -> Iterator[Finding]:
-    """Run checks on one thread, by default the checks for optimizers; exceptions in user code become findings."""
+    """Run checks (by default, those for optimizers) on one thread; exceptions in user code become findings."""
     evidence = Evidence(problem)
     for entry in CHECKS if checks is None else checks:
         with _as_in_a_worker():

@@ -117,7 +117,7 @@ class _Row:
         return at
 
     def touching(self, at: Ints, width: int) -> Flags:
-        """Return a mask (L,) of the pairs within a word that overlap `width` tokens starting at a position in `at`."""
+        """Return a mask (L,) of the pairs within words that overlap any span of `width` tokens starting at `at`."""
         found = np.zeros(len(self.tokens), np.bool_)
         for offset in range(-1, width):
             found[(at + offset)[at + offset >= 0]] = True

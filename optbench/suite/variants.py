@@ -79,9 +79,10 @@ def _count(combined: Sequence[Combined]) -> int:
 
 
 def _combined(hyperparameters: Mapping[str, Any]) -> tuple[dict[str, Any], list[Combined]]:
-    """Return the hyper-parameters without `variants`, and pairs: a listed setting, and the sweeps of keys not in it.
+    """Return the hyper-parameters without `variants`, and a list of pairs.
 
-    Without `variants`, there is one pair, with an empty setting.
+    Each pair is a setting listed under `variants` and the sweeps of keys that are not in the setting. Without
+    `variants`, there is one pair, with an empty setting.
     """
     fixed = {key: value for key, value in hyperparameters.items() if key != LISTED}
     listed = _listed(hyperparameters[LISTED]) if LISTED in hyperparameters else [{}]
