@@ -156,7 +156,7 @@ def corruption_note(corrupted: Corrupted | None) -> str:
 def quantised(weight: Tensor, bits: int) -> Tensor:
     """Round a weight tensor to `bits` bits, symmetric about 0: w ← s · round(w / s), s = max|w| / (2^(bits-1) - 1).
 
-    Ties round to even. A tensor of zeros, or with non-finite values, is returned unchanged.
+    Ties round to even. A tensor that is all zero or contains non-finite values is returned unchanged.
 
     Raises:
         ValueError: bits < 2.

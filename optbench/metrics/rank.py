@@ -243,7 +243,7 @@ def srank(features: Tensor | Spectrum, delta: Annotated[float, Field(gt=0, lt=1)
 
 
 def pca99(features: Tensor | Spectrum) -> Tensor:
-    """Return the smallest k with Σ_{i≤k} σ_i² ≥ .99 Σσ², of uncentred features. (..., N, d) -> (...)."""
+    """Return the smallest k with Σ_{i≤k} σ_i² ≥ .99 Σσ², for uncentred features. (..., N, d) -> (...)."""
     sigma = _spectrum(features).sigma
     return _smallest_reaching((sigma / sigma[..., :1]).square(), 0.01, zero_where=sigma)
 

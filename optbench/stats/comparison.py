@@ -288,7 +288,7 @@ def _alone(one: Selection, other: Selection) -> Iterator[Arm]:
 
 
 def _places(found: Sequence[Arm]) -> Iterator[str]:
-    """Yield the experiments of the arms, each followed by the arms' models unless these are all of its models."""
+    """Yield each experiment of the arms, followed by the arms' models unless these are all models of the experiment."""
     for experiment, models in grouped((arm.experiment, arm.model) for arm in found).items():
         if {*models} == found[0].results.suite.experiments[experiment].models.keys():
             yield experiment

@@ -1,4 +1,4 @@
-"""The number of seeds that a verdict needs, and the tests with too few seeds to show a difference on any data.
+"""The number of seeds that a verdict needs, and tests with too few seeds to show a difference whatever the data.
 
 Legend: `n` paired seeds, `m` tests in the family of Holm's correction. The smallest two-sided p of the exact
 signed-rank test is 2/2ⁿ, and Holm's first step multiplies it by m. If the product exceeds .05, no difference can be
@@ -19,7 +19,7 @@ from optbench.suite.claims import Claim
 from optbench.suite.sides import crossed
 
 MIN_PAIRS = 6
-"""The fewest pairs that can reach p ≤ .05."""
+"""The smallest number of pairs that can reach p ≤ .05."""
 ALPHA = 0.05
 """The family-wise error rate."""
 NAMED = 3
