@@ -90,7 +90,7 @@ class Commands:
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
+    """A table with a caption.
 
     keys: number of leading columns that name a row. A table that is too wide is split by columns, and every piece
     repeats these leading columns.

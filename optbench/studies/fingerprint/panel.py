@@ -1,4 +1,4 @@
-"""The panel: results of known optimizers, shipped with the package, and checks that a run can be compared with them.
+"""The panel of known optimizers' results, which ships with the package, and checks that a run is comparable with it.
 
 The panel is a Parquet file with one row per optimizer, strip and seed, written by `benchmarks/panel.py`. The schema's
 metadata contain everything else about the panel, as JSON under the key `optbench`.

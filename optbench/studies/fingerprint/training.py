@@ -57,7 +57,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Trained:
-    """The result of a request.
+    """The result of training an optimizer as requested by a `Wanted`.
 
     run: the directory of the run, or of the tuning run if tuning was interrupted.
     tuning: the directory of the run that chose the learning rates; None if nothing was tuned.

@@ -144,7 +144,7 @@ class Switching:
         return difference(values[0], values[1])
 
     def barrier(self, point: SwitchPoint, to: Side) -> Estimate | None:
-        """Return the mean loss barrier over seeds between a point's arm and pure A (`first`) or pure B (`then`).
+        """Return the loss barrier between a point's arm and pure A (`first`) or pure B (`then`), averaged over seeds.
 
         Return None if it was not measured, if there is no pure arm, or if the pure arm is the point's own arm.
         """
