@@ -35,7 +35,7 @@ and the best weights, these take about 500 MB."""
 
 
 class Pace:
-    """The speed of finished trainings, in seconds per unit of `plan.expected_cost`, and their parameter counts."""
+    """The durations of finished trainings, in seconds per unit of `plan.expected_cost`, and their parameter counts."""
 
     def __init__(self) -> None:
         self._seconds: defaultdict[tuple[str, ...], float] = defaultdict(float)
