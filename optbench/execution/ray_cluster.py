@@ -85,7 +85,8 @@ class RayCluster:
             self.jobs = jobs or most
             needs = {"num_cpus": 0, "num_gpus": 1} if self.device == "cuda" else {"num_cpus": 1}
             head = ray.get_runtime_context().gcs_address
-            self._head = _Head(head)
+            # From outside the cluster, only the address of a Ray client can be reached.
+            self._head = _Head(address if address is not None and address.startswith("ray://") else head)
             self._greeting = f"the Ray cluster is at {head}: {count(cpus, 'CPU')}, {count(gpus, 'GPU')}"
             self._actors = ray.remote(RayAgent).options(**needs, max_restarts=0, max_task_retries=0)
         except BaseException:
@@ -240,15 +241,16 @@ class _Head:
     """The head node, whose loss ends a run: without it, Ray can neither start workers nor report that they are lost."""
 
     def __init__(self, address: str) -> None:
-        """address: `host:port` of Ray's global control service."""
+        """address: `host:port` of Ray's global control service, or the address `ray://host:port` that was joined."""
         self._address = address
-        self._checked = self._answered = time.monotonic()
+        self._checked = time.monotonic()
+        self._refused_since: float | None = None
 
     def check(self) -> None:
         """Check at most every `CHECK` seconds whether the node answers.
 
         Raises:
-            WorkerError: the node has not answered for `GONE` seconds.
+            WorkerError: it has not answered for `GONE` seconds, in at least two checks.
         """
         now = time.monotonic()
         if now - self._checked < CHECK:
@@ -256,9 +258,11 @@ class _Head:
         self._checked = now
         try:
             _probe(self._address)
-            self._answered = time.monotonic()
+            self._refused_since = None
         except ConnectionError as error:
-            if now - self._answered > GONE:
+            if self._refused_since is None:
+                self._refused_since = now
+            elif now - self._refused_since > GONE:
                 raise WorkerError(
                     f"lost contact with the head node of the Ray cluster ({self._address}): {error}"
                 ) from error

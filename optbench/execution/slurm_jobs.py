@@ -302,6 +302,7 @@ class _SlurmWorker:
         self._pulse = Pulse(folder / PULSE)
         self._silence = 0.0
         self._ending_since: float | None = None
+        self._suspended_at = -float("inf")  # when SLURM last said so; the pulse returns some time after that
         self.is_ready = self.has_ended = False
         self.inbox: deque[Message | Arrived | Said] = deque()
 
@@ -371,8 +372,9 @@ class _SlurmWorker:
         elif self._ending_since is not None and time.monotonic() - self._ending_since > PATIENCE:
             self.inbox.append(Lost(f"{self._name} was ended by SLURM"))
         elif state is not None and state.is_suspended:
+            self._suspended_at = time.monotonic()
             self._cluster.say_once(self, self._name, "suspended by SLURM")
-        elif self.is_ready and self._silence > SILENT:
+        elif self.is_ready and min(self._silence, time.monotonic() - self._suspended_at) > SILENT:
             self.inbox.append(Lost(f"{self._name} shows no sign of life"))
 
     def give(self, unit: Unit, job: Job) -> None:

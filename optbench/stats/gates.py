@@ -58,7 +58,7 @@ class JudgedGate:
         strict: whether every inconclusive gate gives exit code 1.
         """
         if self.result is GateResult.INCONCLUSIVE:
-            return strict or _unlearnt(self.pair.a) > _unlearnt(self.pair.b)
+            return strict or _without_learning(self.pair.a) > _without_learning(self.pair.b)
         return self.result is GateResult.FAILED
 
 
@@ -84,8 +84,8 @@ def judge_gates(gates: Sequence[Gate], pairs: Sequence[ArmComparison]) -> list[J
 
 
 def unmeasured(gates: Sequence[Gate], pairs: Sequence[ArmComparison]) -> list[Gate]:
-    """Return the gates on metrics that no trial of any pair measured, although seeds finished on both sides."""
-    finished = [pair for pair in pairs if pair.seeds]
+    """Return the gates on metrics that no trial of any pair measured, although some trials ended `ok`."""
+    finished = [pair for pair in pairs if pair.a.count("ok") or pair.b.count("ok")]
     measured = {gate.metric for gate in gates for pair in finished for arm in (pair.a, pair.b) if arm.took(gate.metric)}
     return [gate for gate in gates if finished and gate.metric not in measured]
 
@@ -99,7 +99,7 @@ def _judge(gate: Gate, pair: ArmComparison) -> tuple[GateResult, str]:
     """
     result, reason = _judge_interval(gate, pair)
     if result is not GateResult.FAILED and (said := _not_learnt(pair)):
-        return GateResult.INCONCLUSIVE, said
+        return GateResult.INCONCLUSIVE, "; ".join(filter(None, (said, reason)))
     return result, reason
 
 
@@ -115,6 +115,16 @@ def _not_learnt(pair: ArmComparison) -> str:
 
 def _unlearnt(arm: Arm) -> int:
     return arm.shortcoming.affected if arm.shortcoming else 0
+
+
+def _without_learning(arm: Arm) -> float:
+    """Return the share of trials that did not learn, diverged or stayed above the target training loss.
+
+    Failed and unfinished trials are not counted, because nothing is known about their learning.
+    """
+    ended_early = arm.count("diverged") + arm.count("above_target")
+    ended = arm.count("ok") + ended_early
+    return (_unlearnt(arm) + ended_early) / ended if ended else 0.0
 
 
 def _judge_interval(gate: Gate, pair: ArmComparison) -> tuple[GateResult, str]:

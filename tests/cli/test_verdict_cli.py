@@ -23,7 +23,7 @@ from optbench.stats.results import read_results
 from optbench.store import read_run
 from optbench.store.tables import Row
 from tests.reports import figures
-from tests.written_runs import rows_of, write_run
+from tests.written_runs import rows_of, trial_row, write_run
 
 SUITE = """
 name: duel
@@ -166,6 +166,31 @@ def test_a_gate_is_inconclusive_without_learning_and_fails_if_only_the_proposal_
     assert reason in row
     assert main([*words, "--strict"]) == 1
     assert "optbench: error: gate forgetting:+0.9 inconclusive" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("diverged", "code"), [((), 1), (("adam",), 0), (("sgd",), 1)])
+def test_a_side_with_diverged_trials_did_not_learn_more_reliably(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, diverged: tuple[str, ...], code: int
+) -> None:
+    """One trial of A is at chance; half of the trials of some optimizers diverge."""
+
+    def rows(trial: Trial) -> Sequence[Row]:
+        if trial.optimizer in diverged and trial.seed >= 5:
+            return [trial_row("diverged")]
+        return rows_of("ok", [[0.1] * 3] * 4) if trial.optimizer == "sgd" and trial.seed == 0 else rows_of()
+
+    write_run(tmp_path, SUITE, rows, name="run")
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", "run:sgd", "run:adam", "--fail-on", "forgetting:+0.9"]) == code
+
+
+def test_a_metric_without_values_because_all_trials_diverged_is_not_called_unmeasured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path, SUITE, lambda trial: [trial_row("diverged")], name="run")
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", "run:sgd", "run:adam", "--fail-on", "forgetting:+0.5"]) != 2
+    assert "add it to `metrics`" not in capsys.readouterr().err
 
 
 def test_a_side_that_forgets_less_because_it_learns_less_gets_a_remark(

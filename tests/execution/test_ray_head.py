@@ -17,9 +17,11 @@ def test_a_head_node_is_lost_once_it_has_not_answered_for_long(monkeypatch: pyte
         head = ray_cluster._Head(f"127.0.0.1:{server.getsockname()[1]}")
         now += 1000.0
         head.check()  # it answers, however long ago the last check was
-    now += 2 * ray_cluster.CHECK
+    now += 1000.0  # the process was stopped: a single refusal is not enough
     head.check()
-    now += ray_cluster.GONE
+    now += ray_cluster.GONE - 1
+    head.check()
+    now += ray_cluster.CHECK + 1
     lost = r"^lost contact with the head node of the Ray cluster \(127\.0\.0\.1:\d+\): no answer"
     with pytest.raises(WorkerError, match=lost):
         head.check()

@@ -135,8 +135,14 @@ def test_a_suspended_job_is_not_lost(backend: SlurmJobs, slurm: Path, clock: lis
         clock[0] += slurm_jobs.ASKED + 1
         heard += [one.receive() for one in backend.wait([worker])]
     assert heard == [Said("job 1: suspended by SLURM")]
+    # The pulse returns only after a while, and a query can fail.
+    (slurm / "states").unlink()
+    clock[0] += slurm_jobs.ASKED + 1
+    assert backend.wait([worker]) == []
     (slurm / "states").write_text("1|RUNNING|None\n")
     clock[0] += slurm_jobs.ASKED + 1
+    assert backend.wait([worker]) == []
+    clock[0] += slurm_jobs.SILENT + 1
     assert backend.wait([worker]) == [worker]
     assert worker.receive() == Lost("job 1 shows no sign of life")
 
