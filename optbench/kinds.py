@@ -255,6 +255,10 @@ def meant(annotation: Any, scope: dict[str, Any]) -> Any:
     return PlainValue if annotation in (inspect.Parameter.empty, Any, object) else annotation
 
 
+ANNOTATE = "an argument that accepts text needs an annotation, such as `float | str`"
+"""The remedy if the code does accept text for an argument with a number as its default."""
+
+
 def instead_of_text(parameter: inspect.Parameter) -> str | None:
     """Return what a parameter expects instead of text, e.g. `a number`; None if it may accept text.
 
@@ -279,7 +283,7 @@ def has_text(value: Any) -> bool:
 
 def _without_text(needed: str, value: Any) -> Any:
     if has_text(value):
-        raise ValueError(f"expected {needed}, got {value!r}")
+        raise ValueError(f"expected {needed}, got {value!r}; {ANNOTATE}")
     return value
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import inspect
 import json
 import math
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_args
@@ -197,11 +198,15 @@ class MetricSettings(Kind):
         return not self.is_users and not self.settings
 
 
+_SETTING = re.compile(r'(\w+)=((?:\[[^\]]*\]|"(?:[^"\\]|\\.)*"|[^,\["])+)(?:,|$)')
+"""One setting in a metric's name; commas in a list or in quoted text do not end it."""
+
+
 def _named(name: str) -> str | dict[str, Any]:
     """Return the kind and settings in a name like `margin power=2,scale=0.5`; other names are returned unchanged."""
     kind, _, given = name.partition(" ")
-    settings = dict(pair.split("=", 1) for pair in given.split(",") if "=" in pair)
-    if not given or len(settings) != given.count(",") + 1:
+    settings = dict(_SETTING.findall(given))
+    if not settings or "".join(match[0] for match in _SETTING.finditer(given)) != given:
         return name
     return {"kind": kind, **{key: _plain(text) for key, text in settings.items()}}
 
@@ -209,7 +214,7 @@ def _named(name: str) -> str | dict[str, Any]:
 def _plain(text: str) -> Any:
     """Return the value that `value_name` writes as `text`."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=str)
     except ValueError:
         return text
 

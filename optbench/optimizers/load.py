@@ -12,7 +12,7 @@ from torch import nn
 
 from optbench import targets
 from optbench.errors import OptimizerError, unknown
-from optbench.kinds import has_text, instead_of_text, meant, signature
+from optbench.kinds import ANNOTATE, has_text, instead_of_text, meant, signature
 from optbench.optimizers.needs import PARAMETERS, first_given, given_name
 from optbench.optimizers.registry import base_settings, check_settings, find, is_plugin
 from optbench.optimizers.spec import DECLARATIONS, FALLBACK, GIVEN
@@ -104,7 +104,8 @@ def _check_types(factory: Callable[..., Any], target: str, hyperparameters: Mapp
     for p in parameters:
         value = hyperparameters.get(p.name)
         if (needed := instead_of_text(p)) is not None and has_text(value):
-            raise OptimizerError(f"hyper-parameter '{p.name}' of {target}: expected {needed}, got {value!r}")
+            what = f"expected {needed}, got {value!r}; {ANNOTATE}"
+            raise OptimizerError(f"hyper-parameter '{p.name}' of {target}: {what}")
         if value is None or p.annotation is p.empty or given_name(value) is not None:
             continue
         try:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from pydantic import ValidationError
 
 from optbench.cli import main
 from optbench.kinds import AS_WRITTEN
@@ -78,9 +79,26 @@ def test_every_setting_is_a_separate_metric_with_its_own_name(run: Path) -> None
 def test_a_metrics_name_in_reports_is_accepted_in_suites(settings: dict[str, object]) -> None:
     metric = MetricSettings.model_validate(settings)
     assert MetricSettings.model_validate(metric.name) == metric
-    assert MetricSettings.model_validate({"kind": "size", "side": "columns"}, context=AS_WRITTEN) == (
-        MetricSettings.model_validate("size side=columns", context=AS_WRITTEN)
-    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"side": "columns"},
+        {"powers": [1, 2.5], "name": "a, b=c", "flag": True},
+        {"nested": [1], "text": "NaN", "small": 1e-5},
+    ],
+)
+def test_settings_of_every_plain_type_are_read_from_a_name(settings: dict[str, object]) -> None:
+    metric = MetricSettings.model_validate({"kind": "./mine.py:size", **settings}, context=AS_WRITTEN)
+    read = MetricSettings.model_validate("./mine.py:" + metric.name, context=AS_WRITTEN)
+    assert read == metric
+
+
+def test_a_name_with_incomplete_settings_is_kept_as_it_is() -> None:
+    for name in ("size power", "size power=2,", "size power=2,side", "size powers=[1,2"):
+        with pytest.raises(ValidationError, match="unknown metric"):
+            MetricSettings.model_validate(name)
 
 
 def test_the_record_has_every_setting_and_reading_needs_no_code(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
