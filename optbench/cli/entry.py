@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OptbenchError as error:
         code = _say(error, str(error), error.exit_code, debug=debug)
     except _ClickException as error:
-        code = _say(error, _misuse(error), 2, debug=debug)
+        code = _say(error, _misuse(error, given), 2, debug=debug)
     except (typer.Abort, KeyboardInterrupt) as error:
         code = _say(error, "interrupted", INTERRUPTED, debug=debug)
     except SystemExit as error:
@@ -69,10 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _misuse(error: Any) -> str:
-    """Describe a usage error found by Typer, in the style of optbench's messages."""
+def _misuse(error: Any, given: Sequence[str]) -> str:
+    """Describe a usage error found by Typer, in the style of optbench's messages. given: all arguments."""
     context = error.ctx
-    command = context.command_path if context else "optbench"
+    command = context.command_path if context else _command_of(given)
     message = error.format_message().rstrip(".")
     place = command.removeprefix("optbench ")
     if hasattr(error, "possibilities"):
@@ -91,6 +91,13 @@ def _misuse(error: Any) -> str:
         what = f"{error.param.opts[0]} {given}" if error.param.param_type_name == "option" else given
         message = f"{place}: expected {what}, got none"
     return escaped(f"{message} (see {command} --help)")
+
+
+def _command_of(given: Sequence[str]) -> str:
+    """Return the command that arguments belong to, e.g. `optbench run`; Typer does not name it in every error."""
+    group: Any = typer.main.get_command(app)
+    first = next((word for word in given if word != "--debug"), "")
+    return f"optbench {first}" if first in group.commands else "optbench"
 
 
 def _say(error: BaseException, message: str, code: int, *, debug: bool) -> int:

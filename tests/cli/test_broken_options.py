@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from optbench.cli import main
 from tests.refusals import refusal
 from tests.suite.test_faults import GOOD
 
@@ -195,8 +196,18 @@ def test_an_invalid_option_is_refused(name: str, tmp_path: Path, capsys: pytest.
 COMMANDS: dict[str, tuple[list[str], str]] = {
     "no such command": (["rum"], "unknown command 'rum'; did you mean 'run'? (see optbench --help)"),
     "a command with an escape": (["\x1b[31m"], r"unknown command '\x1b[31m'"),
-    "an option without its value": (["run", "--seeds"], "--seeds: expected a value, got none"),
-    "a flag with a value": (["run", "s.yaml", "--quiet=yes"], "--quiet: expected no value, got one"),
+    "an option without its value": (
+        ["run", "--seeds"],
+        "--seeds: expected a value, got none (see optbench run --help)",
+    ),
+    "a flag with a value": (
+        ["run", "s.yaml", "--quiet=yes"],
+        "--quiet: expected no value, got one (see optbench run --help)",
+    ),
+    "a flag before the command with a value": (
+        ["--version=3", "run"],
+        "--version: expected no value, got one (see optbench --help)",
+    ),
     "run without a suite": (["run"], "run: expected a SUITE"),
     "tune without a suite": (["tune"], "tune: expected a SUITE"),
     "unknown sampler": (["tune", "s.yaml", "--sampler", "gess"], "--sampler: unknown sampler 'gess'"),
@@ -233,3 +244,9 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
 def test_an_invalid_command_is_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words, expected = COMMANDS[name]
     assert expected in refusal(capsys, tmp_path, *words)
+
+
+def test_an_error_after_a_leading_debug_refers_to_the_help_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--debug", "run", "--seeds"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "optbench: --seeds: expected a value, got none (see optbench run --help)"
