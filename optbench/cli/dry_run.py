@@ -30,6 +30,8 @@ from optbench.execution.preflight import (
 from optbench.execution.schedule import Plan
 from optbench.execution.session import Options
 from optbench.kinds import value_name
+from optbench.metrics.measuring import Accuracy
+from optbench.metrics.metric import Metric
 from optbench.metrics.own import resolve
 from optbench.plan import Cohort
 from optbench.report.document import Cell, Table, columns
@@ -239,7 +241,7 @@ def _with_data(plan: Plan, options: Options) -> _Tried:
         shown = [model for model, settings in experiment.models.items() if settings.is_users or _deep(settings)]
         metrics = resolve(experiment.metrics)
         somewhere = any(metric.placed and metric.settings for metric in metrics)
-        own = ", ".join(metric.name for metric in metrics if metric.is_users)
+        own = [metric for metric in metrics if metric.is_users]
         if not (shown or somewhere or own):
             continue
         from optbench.data import load
@@ -257,13 +259,15 @@ def _with_data(plan: Plan, options: Options) -> _Tried:
         except DataError:
             missing = "not tried, since the data are missing"
             tried.models.extend(f"{name}, {model}: {missing}" for model in shown)
-            tried.metrics.extend([f"{name}: {own}; {missing}"] if own else [])
+            tried.metrics.extend(_metrics_line(name, own, missing))
             continue
         with placed(f"experiments.{name}"):
             check_dataset(experiment.protocol, dataset)
             check_augment(experiment.protocol.augment, dataset)
+        # The plan's outline is empty if the number of classes is known only from the data.
+        outline = plan.outlines[name]
         if not experiment.tasks.is_users:
-            check_tasks(name, experiment, dataset, plan.suite)
+            outline = check_tasks(name, experiment, dataset, plan.suite)
         for model in experiment.models if somewhere else shown:
             blueprint = Blueprint.of(experiment, model, dataset, f"experiments.{name}.models.{model}")
             check_places(name, experiment, model, blueprint, unlisted(plan.suite, name))
@@ -272,9 +276,17 @@ def _with_data(plan: Plan, options: Options) -> _Tried:
             how = f"trained member by member: {blueprint.alone}" if blueprint.alone else lock_step
             tried.models.append(f"{name}, {model}: {blueprint.layout.parameters:,} parameters; {how}")
         if own:
-            check_metrics(name, experiment, dataset, plan.outlines[name].count)
-            tried.metrics.append(f"{name}: {own}; tried on random numbers and untrained networks")
+            check_metrics(name, experiment, dataset, outline.count)
+            untried = [] if outline.count else [metric for metric in own if metric.kind in Accuracy.kinds]
+            called = [metric for metric in own if metric not in untried]
+            tried.metrics.extend(_metrics_line(name, called, "tried on random numbers and untrained networks"))
+            tried.metrics.extend(_metrics_line(name, untried, "not tried, since the number of tasks is unknown"))
     return tried
+
+
+def _metrics_line(experiment: str, metrics: Sequence[Metric], said: str) -> list[str]:
+    """Return a line about an experiment's `metrics`, or no line if there are none."""
+    return [f"{experiment}: {', '.join(metric.name for metric in metrics)}; {said}"] if metrics else []
 
 
 def _deep(settings: ModelSettings) -> bool:

@@ -31,8 +31,8 @@ from optbench.streams import stream_seed
 from optbench.suite.schema import ExperimentSettings
 from optbench.targets import said
 
-EXAMPLES, WIDTH, TASKS = 512, 32, 2
-"""Numbers of examples, features and tasks (if unknown) in the random data on which metrics are tried."""
+EXAMPLES, WIDTH = 512, 32
+"""Numbers of examples and features in the random data on which metrics are tried."""
 
 
 def asked(device: torch.device, suite_seed: int, trial_seed: int, purpose: str) -> Ask:
@@ -75,7 +75,7 @@ def _number(value: Any) -> float:
 def try_metrics(metrics: Sequence[Metric], experiment: ExperimentSettings, dataset: Dataset, tasks: int) -> None:
     """Call each user's metric once on random numbers and untrained networks, to find most faults before training.
 
-    tasks: the number of tasks; 0 if unknown.
+    tasks: the number of tasks; 0 if unknown, in which case metrics of accuracies are not called.
 
     Raises:
         UsageError: a metric raises an exception or does not return a number.
@@ -84,9 +84,10 @@ def try_metrics(metrics: Sequence[Metric], experiment: ExperimentSettings, datas
     draws, cpu = torch.Generator().manual_seed(0), torch.device("cpu")
     targets = torch.arange(EXAMPLES) % dataset.classes
     features, logits = (torch.randn(EXAMPLES, width, generator=draws) for width in (WIDTH, dataset.classes))
-    tasks = tasks or TASKS
-    accuracy = torch.rand(tasks + 1, tasks, generator=draws, dtype=torch.float64).numpy()
-    readings: list[Reading] = [Features(features, targets, logits), Accuracy(accuracy)]
+    readings: list[Reading] = [Features(features, targets, logits)]
+    if tasks:
+        accuracy = torch.rand(tasks + 1, tasks, generator=draws, dtype=torch.float64).numpy()
+        readings.append(Accuracy(accuracy))
     inputs = Normaliser.of(dataset, experiment.protocol, cpu)(dataset.test.inputs[:EXAMPLES])
     for name in experiment.models:
         blueprint = Blueprint.of(experiment, name, dataset, f"models.{name}")

@@ -254,7 +254,9 @@ def check_places(
 
 
 def check_metrics(name: str, experiment: ExperimentSettings, dataset: Dataset, tasks: int) -> None:
-    """Try the users' metrics on random numbers. tasks: the number of tasks; 0 if unknown.
+    """Try the users' metrics on random numbers.
+
+    tasks: the number of tasks; 0 if unknown, in which case metrics of accuracies are not tried.
 
     Raises:
         UsageError: a metric raises an exception or does not return a number.

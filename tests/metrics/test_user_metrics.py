@@ -289,6 +289,65 @@ def test_a_dry_run_says_which_metrics_were_tried(
     assert f"\nMetrics\n  e: margin, margin power=2{tried}\n" in capsys.readouterr().out
 
 
+THIRD = """
+import torch
+import optbench
+
+def digits():
+    half = optbench.Split(torch.rand(420, 1, 4, 4), torch.arange(420) % 4)
+    return optbench.Dataset("digits", half, half, 4)
+
+class Drift:
+    def __init__(self, data, seed, count: int = 2):
+        self.data, self.names = data, [f"drift {i}" for i in range(count)]
+    def examples(self, trial_seed, task, part):
+        return self.data[part].inputs, self.data[part].targets
+
+@optbench.metric(of="accuracy")
+def third(accuracy):
+    return accuracy[-1, 2]
+
+@optbench.metric(of="features")
+def norm(features):
+    return features.norm()
+"""
+
+
+def third(folder: Path, tasks: str, count: int, metrics: str = "[./mine.py:third, ./mine.py:norm]") -> Path:
+    """Write a suite with a dataset of the user's, whose number of classes is unknown until it is loaded."""
+    suite = written(folder, metrics, "third", THIRD)
+    with_data = suite.read_text().replace("    tasks:", "    dataset: ./mine.py:digits\n    tasks:")
+    suite.write_text(with_data.replace("{kind: permuted, count: 2}", f"{{kind: {tasks}, count: {count}}}"))
+    return suite
+
+
+def test_a_dry_run_tries_metrics_of_accuracies_on_as_many_tasks_as_the_suite_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", str(third(tmp_path, "permuted", count=5)), "--dry-run"]) == 0
+    tried = "\nMetrics\n  e: third, norm; tried on random numbers and untrained networks\n"
+    assert tried in capsys.readouterr().out
+    words = ("run", third(tmp_path, "permuted", count=2), "--runs-dir", tmp_path / "runs")
+    refused = refusal(capsys, tmp_path, *words)
+    assert "./mine.py:third: raised IndexError: index 2 is out of bounds for axis 1 with size 2" in refused
+    assert refusal(capsys, tmp_path, *words, "--dry-run") == refused
+
+
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        ("[./mine.py:third, ./mine.py:norm]", "  e: norm; tried on random numbers and untrained networks\n"),
+        ("[./mine.py:third]", ""),
+    ],
+)
+def test_a_dry_run_does_not_try_metrics_of_accuracies_if_the_number_of_tasks_is_unknown(
+    metrics: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", str(third(tmp_path, "./mine.py:Drift", 5, metrics)), "--dry-run"]) == 0
+    untried = "  e: third; not tried, since the number of tasks is unknown\n"
+    assert f"\nMetrics\n{said}{untried}\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
