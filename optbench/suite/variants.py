@@ -85,7 +85,7 @@ def _combined(hyperparameters: Mapping[str, Any]) -> tuple[dict[str, Any], list[
     `variants`, there is one pair, with an empty setting.
     """
     fixed = {key: value for key, value in hyperparameters.items() if key != LISTED}
-    listed = _listed(hyperparameters[LISTED]) if LISTED in hyperparameters else [{}]
+    listed = listed_settings(hyperparameters[LISTED]) if LISTED in hyperparameters else [{}]
     swept = _swept(fixed)
     # A key in a listed setting is not swept there.
     return fixed, [
@@ -120,7 +120,12 @@ def leaves(settings: Mapping[str, Any]) -> dict[KeyPath, Any]:
     return found
 
 
-def _listed(settings: Any) -> list[dict[KeyPath, Any]]:
+def listed_settings(settings: Any) -> list[dict[KeyPath, Any]]:
+    """Return the values of each setting listed under `variants`, by path.
+
+    Raises:
+        OptimizerError: `settings` is not a list of settings, or contains one twice.
+    """
     if not (isinstance(settings, list) and settings and all(isinstance(item, dict) and item for item in settings)):
         raise OptimizerError(
             f"'{LISTED}': expected a list of settings, as in [{{lr: 0.1}}, {{lr: 0.3, momentum: 0.9}}]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shutil
@@ -13,7 +14,12 @@ import yaml
 
 from optbench.cli import main
 from optbench.errors import OptbenchError
-from optbench.suite import load_suite
+from optbench.kinds import value_name
+from optbench.plan import Trial
+from optbench.store.tables import AccuracyRow, Row
+from optbench.studies.tuning.tuner import Method, Tuner
+from optbench.suite import dump_suite, load_suite
+from tests.written_runs import trial_row, write_run
 
 pytestmark = pytest.mark.usefixtures("_train_here")
 
@@ -57,6 +63,7 @@ tune:
   optimizers:
     planted: {lr: {log: [1.0e-3, 1.0], points: 7}}
 """
+GRID = "sgd: {lr: [1.0e-4, 2.15e-4, 4.64e-4]}"
 COST = {
     "settings": 7,
     "seeds": 2,
@@ -155,6 +162,48 @@ def test_an_optimum_beyond_the_edge_gives_a_warning_and_is_found_by_widening(
     assert narrow_too["e"].tuning == wide["e"].tuning
     assert main(["tune", "--resume", "narrow", "--quiet"]) == 0
     assert load_suite(planted / "runs/narrow/tuned.yaml").experiments["e"].tuning == wide["e"].tuning
+
+
+OLDER = {"grid": "1e-4 2.15e-4 4.64e-4", "added": "4.65e-5 2.16e-5 1e-5 4.66e-6 2.17e-6 1.01e-6 4.7e-7 2.19e-7"}
+"""Learning rates, best last, as an earlier version tried them. It extended a grid by the ratio of its rounded values,
+whereas the same grid is now extended to 4.64e-5 2.15e-5 1e-5 4.64e-6 2.15e-6 1e-6 4.64e-7 2.15e-7."""
+
+
+def older_run(folder: Path) -> list[str]:
+    """Write a tuning run of an earlier version as run `older`; return the learning rates, in the order tried."""
+    suite = load_suite(folder / "made.yaml")
+    tuner = Tuner.of(suite, Method(widen=True))
+    rates = [float(rate) for rate in " ".join(OLDER.values()).split()]
+    tuner.tried["e", "sgd"] = [{("lr",): rate} for rate in rates]
+    worst = {f"lr={value_name(rate)}": rate for rate in rates}
+
+    def rows(trial: Trial) -> list[Row]:
+        accuracy = 0.9 - worst[trial.variant]
+        return [trial_row(), *(AccuracyRow(after, 1, 0.1, None, 9, accuracy, None) for after in (0, 1))]
+
+    words = {"optimizers": [], "experiments": [], "settings": [], "sampler": "grid", "trials": None, "widen": True}
+    record = {"file": "made.yaml", "command": "optbench tune made.yaml --widen", "seeds": None, **words}
+    path = write_run(folder, dump_suite(tuner.tuning_suite), rows, name="older", tune=record)
+    shutil.copy(folder / "made.yaml", path / "source.yaml")
+    return list(worst)
+
+
+def test_resuming_a_run_of_an_earlier_version_keeps_its_settings(
+    planted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = SUITE.replace('planted: {target: "./planted.py:Planted", lr: 1.0}', "sgd: {target: sgd, lr: 0.1}")
+    Path("made.yaml").write_text(text.replace("planted: {lr: {log: [1.0e-3, 1.0], points: 7}}", GRID))
+    tried = older_run(planted)
+    before = pd.read_parquet("runs/older/trials.parquet")
+    assert main(["tune", "--resume", "older", "--quiet", "--force"]) == 0
+    after = pd.read_parquet("runs/older/trials.parquet")
+    assert set(before.trial) <= set(after.trial)
+    capsys.readouterr()
+    assert main(["report", "older", "--format", "json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["tunings"]
+    assert [setting["variant"] for setting in found["settings"]][: len(tried)] == tried
+    assert len(found["settings"]) == len(tried) + 2, "the last round that widening allows is new"
+    assert {"planned": 2, "ok": 2}.items() <= found["settings"][len(tried) - 1].items()
 
 
 def test_resuming_a_finished_tuning_writes_the_same_file_without_training(

@@ -2,8 +2,8 @@
 
     suite -> searches -> settings of a round -> run (stage `tune`) -> results of the settings -> the next round
 
-Every round depends only on the previous ones. A resumed tuning therefore repeats all rounds, and reads existing results
-instead of training again.
+Every round depends only on the previous ones. A resumed tuning therefore repeats all rounds, with the settings that the
+run's suite records, and reads existing results instead of training again.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from optbench.stats.results import read_results
 from optbench.store import read_run
 from optbench.streams import stream_seed
 from optbench.studies.tuning.following import chosen_dimensions, followed_values
+from optbench.studies.tuning.recorded import Recorded, recorded_settings
 from optbench.studies.tuning.samplers import Tried, Values, batch_size, can_widen, draw, widen
 from optbench.studies.tuning.space import Key, Search, Searches, effective, overrides, searches, takes, tuning_seeds
 from optbench.studies.tuning.statistics import TunedOptimizer, best_learning, tunings
-from optbench.suite import Suite
+from optbench.suite import Suite, load_suite
 from optbench.suite.schema import ExperimentTune, Sampler, Tune
 from optbench.suite.variants import LISTED, variant_name, with_values
 
@@ -56,6 +57,8 @@ class Tuner:
     searches: Searches
     tried: dict[Key, list[Values]] = field(default_factory=dict)
     """Tried settings by experiment and optimizer, in the order tried."""
+    recorded: Recorded = field(default_factory=dict)
+    """The settings of the run that is resumed, which are tried before any others."""
     rounds: int = 0
 
     @staticmethod
@@ -141,14 +144,23 @@ class Tuner:
                 new[search.key] = self._widened(search, known) if tried else list(search.grid)
             else:
                 new[search.key] = self._drawn(search, tried, known.get(search.key))
-            followed = followed_values(self.searches.ties_of(search.key), chosen)
-            new[search.key] = [{**values, **followed} for values in new[search.key]]
+            new[search.key] = self._left(search.key)[: len(new[search.key])] or new[search.key]
+        if not any(new.values()):
+            # recorded settings that would not be proposed any more
+            new = {search.key: self._left(search.key) for search in self._begun if search.key not in closed}
+        for key, values in new.items():
+            followed = followed_values(self.searches.ties_of(key), chosen)
+            new[key] = [{**one, **followed} for one in values]
         if not any(new.values()):
             return False
         for key, values in new.items():
             self.tried.setdefault(key, []).extend(values)
         self.rounds += 1
         return True
+
+    def _left(self, key: Key) -> list[Values]:
+        """Return the recorded settings of a search that have not been tried again yet."""
+        return list(self.recorded.get(key, ())[len(self.tried.get(key, ())) :])
 
     def _widened(self, search: Search, known: Mapping[Key, TunedOptimizer]) -> list[Values]:
         """Return further settings for a search if any optimizer on the experiment has its best setting at an edge."""
@@ -225,6 +237,8 @@ def tune(
     Raises:
         OptbenchError: the settings, device, data or run directory is invalid; earlier results are kept.
     """
+    if options.resume is not None:
+        tuner.recorded = recorded_settings(load_suite(options.resume / "suite.yaml", as_written=True), tuner.searches)
     tuner.propose([])
     found: tuple[TunedOptimizer, ...] = ()
     with Session(options, view) as session:
