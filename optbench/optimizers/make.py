@@ -166,10 +166,13 @@ def resolve_spec(spec: OptimizerSpec, hyperparameters: Mapping[str, Any]) -> Opt
     spec = dataclasses.replace(spec, needs=needs, only_matrices=only_matrices)
     if hyperparameters.get("elementwise") is not True:
         return spec
-    if needs != {"random"} or only_matrices or not _tried(spec, hyperparameters):
+    if further := sorted({*needs, *(["only_matrices"] if only_matrices else [])} - {"random"}):
+        others = " and ".join(f"'{name}'" for name in further)
+        raise OptimizerError(f"{spec.target} is declared elementwise, which cannot be combined with {others}")
+    if not _tried(spec, hyperparameters):
         raise OptimizerError(
-            f"{spec.target} is declared elementwise, but is not: stepping two networks together gives "
-            "different results from stepping each alone, or it stores data outside `state`"
+            f"{spec.target} is declared elementwise, but fails the test: it is not a torch.optim.Optimizer, keeps data "
+            "outside `state`, or takes different steps for two networks together than for each alone"
         )
     return dataclasses.replace(spec, lane="elementwise", needs=frozenset())
 

@@ -187,7 +187,7 @@ def final_metrics(metrics: pa.Table, matrices: Mapping[str, Matrix], data: Data 
 
 
 def lower_bounds(metrics: pa.Table) -> dict[str, dict[str, str]]:
-    """Return metric -> trial -> remark, for training-curve metrics and trials where the value is only a lower bound.
+    """Return metric -> trial -> remark, for each value of a training-curve metric that is only a lower bound.
 
     metrics: the columns trial, metric, value and note of the table `metrics`.
     """

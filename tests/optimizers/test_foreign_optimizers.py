@@ -293,7 +293,7 @@ def test_a_declaration_as_elementwise_is_verified(file: str, mnist: Dataset) -> 
         assert result.weights is not None
         assert expected.weights is not None
         assert all(torch.equal(result.weights[k], w) for k, w in expected.weights.items())
-    with pytest.raises(Exception, match="is declared elementwise, but is not"):
+    with pytest.raises(Exception, match="is declared elementwise, but fails the test"):
         run(mnist, f"{file}:Normalised", elementwise=True)
 
 
@@ -427,7 +427,7 @@ def test_users_optimizers_of_every_kind_run_from_the_command_line(
         (["--optimizer", "x=./mine.py:Plain", "--set", "optimizers.x.elementwise=1"], "expected true or false"),
         (
             ["--optimizer", "x=./mine.py:Normalised", "--set", "optimizers.x.elementwise=true"],
-            "elementwise, but is not",
+            "elementwise, but fails the test",
         ),
         (
             ["--optimizer", "x=./mine.py:Matrices", "--set", "optimizers.x.only_matrices=1"],
