@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from optbench.counting import listed
 from optbench.errors import unknown
 from optbench.suite.claim_faults import named_arms
 from optbench.suite.document import Document, KeyPath, Place
 from optbench.suite.faults import Fault, shown_path
-from optbench.suite.schema import Suite
+from optbench.suite.schema import Suite, Tune
 from optbench.suite.sides import split_arm
+from optbench.suite.spaces import followed, leader
 
 
 class _Names(NamedTuple):
@@ -41,7 +42,7 @@ def reference_faults(suite: Suite, document: Document) -> Iterator[Fault]:
     still refer to the removed one.
     """
     left: dict[tuple[Place, KeyPath], list[_Reference]] = {}
-    for reference in _references(suite):
+    for reference in (*_references(suite), *_ties_to_removed(suite, document)):
         if reference.name in reference.names.valid:
             continue
         if cause := _removal(reference, document):
@@ -59,8 +60,9 @@ def reference_faults(suite: Suite, document: Document) -> Iterator[Fault]:
 
 
 def _place(reference: _Reference, document: Document) -> Place:
-    # In a claim, the name is the value; elsewhere, it is a key or an item of a list.
-    find = document.value_place if reference.path[0] == "claims" else document.key_place
+    # In a claim and after `of`, the name is the value; elsewhere, it is a key or an item of a list.
+    is_value = reference.path[0] == "claims" or reference.path[-1] == "of"
+    find = document.value_place if is_value else document.key_place
     return find(reference.path)
 
 
@@ -77,6 +79,24 @@ def _removal(reference: _Reference, document: Document) -> tuple[Place, KeyPath]
 def _part(path: KeyPath) -> KeyPath:
     """Return the part of the suite that contains a reference, such as `claims` or an experiment's `tuning`."""
     return path[:3] if path[0] == "experiments" else path[:1]
+
+
+def _ties_to_removed(suite: Suite, document: Document) -> Iterator[_Reference]:
+    """Yield each search space's reference to an optimizer that an extending file or an override removed.
+
+    `optbench tune` reports all other faults of search spaces.
+    """
+    removed = {str(path[-1]) for path in document.removed if path[:-1] == ("optimizers",)}
+    optimizers = _Names("optimizer", suite.optimizers, ("optimizers",))
+    tune = suite.tune or Tune()
+    spaces: dict[KeyPath, Any] = {("tune", "optimizers"): tune.optimizers or {}}
+    spaces |= {("tune", "experiments", name, "optimizers"): e.optimizers for name, e in tune.experiments.items()}
+    for place, space in spaces.items():
+        for path, of in followed(space):
+            name = leader(of, {*suite.optimizers, *removed})
+            if name in removed - suite.optimizers.keys():
+                full = (*place, *path)
+                yield _Reference(full, len(full), str(name), optimizers)
 
 
 def _references(suite: Suite) -> Iterator[_Reference]:

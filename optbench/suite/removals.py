@@ -13,6 +13,7 @@ from optbench.counting import count, grouped, listed
 from optbench.suite.document import Document, KeyPath, is_name_list
 from optbench.suite.faults import shown_path
 from optbench.suite.sides import split_arm
+from optbench.suite.spaces import followed, leader
 
 
 def remove_references(base: Document, own: Document, removes: Callable[[KeyPath], bool]) -> None:
@@ -61,10 +62,14 @@ class _Removal:
                 self.drop_items(("claims", claim, "models"))
         elif len(self.path) > 2:
             self.drop_optimizer(within)
+            others = [e for name, e in self.base.value["experiments"].items() if name != within]
+            if not any(self.name in (_names(e, ("optimizers",)) or [self.name]) for e in others):
+                self.drop_followers(("tune", "optimizers"), self.name)
         else:
             for experiment in _names(self.base.value, ("experiments",)):
                 self.drop_optimizer(experiment)
             self.drop(("tune", "optimizers", self.name))
+            self.drop_followers(("tune", "optimizers"), self.name)
 
     def drop_optimizer(self, experiment: str) -> None:
         """Remove the references to an optimizer from an experiment, its tuning and the claims about it."""
@@ -80,11 +85,20 @@ class _Removal:
         self.drop_items((*path, "pairs", "controls"), least=0)
         self.drop_items((*path, "twins"), or_whole=True)
         self.drop(("tune", "experiments", experiment, "optimizers", self.name))
+        self.drop_followers(("tune", "experiments", experiment, "optimizers"), self.name)
         for claim in self.claims(experiment):
             sides = [_at(self.base.value, ("claims", claim, side)) for side in ("left", "right")]
             arms = [arm for side in sides for arm in (side if isinstance(side, list) else [side])]
             if any(isinstance(arm, str) and split_arm(arm)[0] == self.name for arm in arms):
                 self.drop_claim(claim)
+
+    def drop_followers(self, path: KeyPath, name: str) -> None:
+        """Remove the search spaces in the mapping at `path` that follow an optimizer, directly or indirectly."""
+        optimizers = _names(self.base.value, ("optimizers",))
+        for other in _names(self.base.value, path):
+            follows = any(leader(of, optimizers) == name for _, of in followed(_at(self.base.value, (*path, other))))
+            if follows and self.drop((*path, other)):
+                self.drop_followers(path, other)
 
     def claims(self, experiment: str) -> list[str]:
         """Return the names of the base's claims about an experiment."""

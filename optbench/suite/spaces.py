@@ -1,8 +1,8 @@
-"""Checks of the search spaces that a suite records under `tuning`, to be shown in reports."""
+"""Search spaces: the forms that those recorded under `tuning` must have, and the optimizers that a space follows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from optbench.errors import OptimizerError
@@ -36,3 +36,17 @@ def _problem(key: str, value: Any) -> str | None:
         good = isinstance(times, int | float) and not isinstance(times, bool) and times > 0
         return None if good else f"'times': expected a positive number, got {times!r}"
     return f"expected {FORMS}, got {value!r}"
+
+
+def followed(space: Any) -> Iterator[tuple[KeyPath, str]]:
+    """Yield the path and the value of each `of` in a space, as in `{lr: {of: sgd.lr}}`."""
+    for key, value in space.items() if isinstance(space, Mapping) else ():
+        if key == "of" and isinstance(value, str):
+            yield (key,), value
+        yield from (((key, *path), of) for path, of in followed(value))
+
+
+def leader(of: str, names: Collection[str]) -> str | None:
+    """Return the optimizer that `of: OPTIMIZER.KEY` names: the longest of these names, which may contain dots."""
+    parts = of.split(".")
+    return next((name for end in range(len(parts) - 1, 0, -1) if (name := ".".join(parts[:end])) in names), None)

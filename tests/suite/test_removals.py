@@ -8,6 +8,7 @@ import pytest
 
 from optbench.cli import main
 from optbench.errors import SuiteError
+from optbench.studies.tuning.space import searches
 from optbench.suite import Suite, dump_suite, load_suite, shipped_suites
 from optbench.suite.extends import read_document
 
@@ -135,6 +136,47 @@ def test_removals_that_the_extending_file_states_itself_are_not_remarked_on() ->
     assert load(f"optimizers: {{adam: null}}\n{own}")[1] == []
 
 
+FOLLOWING = """\
+name: following
+seeds: 3
+optimizers: {sgd: {target: sgd}, adam: {target: adam}, lion.2: {target: lion}, lion: {target: lion}}
+experiments: {e: {tasks: {kind: permuted, count: 2}, models: {net: {kind: mlp}}, optimizers: [sgd, adam, lion.2, lion]}}
+tune:
+  optimizers:
+    sgd: {lr: [0.1, 0.2]}
+    adam: {lr: {of: sgd.lr, times: 0.1}, eps: [1.0e-8, 1.0e-6]}
+    lion: {lr: {of: lion.2.lr}}
+    lion.2: {lr: [0.1, 0.2]}
+  experiments: {e: {optimizers: {lion: {lr: {of: adam.eps}}}}}
+"""
+
+
+def test_search_spaces_that_follow_a_removed_optimizer_are_removed() -> None:
+    Path("following.yaml").write_text(FOLLOWING)
+    for removal in ("optimizers: {sgd: null}", "experiments: {e: {optimizers: {sgd: null}}}"):
+        suite, (note,) = load(removal, "following.yaml")
+        assert suite.tune is not None
+        assert (suite.tune.optimizers or {}).keys() - {"sgd"} == {"lion", "lion.2"}
+        assert "tune" in note
+    suite, _ = load("optimizers: {adam: null}", "following.yaml")
+    assert suite.tune is not None
+    assert suite.tune.experiments["e"].optimizers == {}
+    assert [search.optimizer for search in searches(suite).searches] == ["sgd", "lion.2"]
+    suite, _ = load("optimizers: {lion: null}", "following.yaml")
+    assert len(searches(suite).searches) == 3, "lion.2.lr is not a hyper-parameter of lion"
+
+
+def test_a_search_space_of_the_extending_file_that_follows_a_removed_optimizer_is_an_error() -> None:
+    Path("following.yaml").write_text(FOLLOWING)
+    for own in (
+        "optimizers: {adam: {eps: [1.0e-8, 1.0e-7]}}",
+        "experiments: {e: {optimizers: {lion: {lr: {of: sgd.lr}}}}}",
+    ):
+        with pytest.raises(SuiteError, match=r"yaml:\d+:\d+: .*sgd") as caught:
+            load(f"optimizers: {{sgd: null}}\ntune: {{{own}}}", "following.yaml")
+        assert "\n" not in str(caught.value)
+
+
 def test_faults_in_what_is_left_keep_their_places() -> None:
     base = Path("base.yaml").read_text().replace("[[adam, sgd], [sgd, lion]]", "[[adam, sgd], [sgd, lionn]]")
     Path("base.yaml").write_text(base.replace("controls: [adam]", "controls: [adam, sdg]"))
@@ -162,6 +204,8 @@ def test_every_optimizer_model_and_experiment_of_a_shipped_suite_can_be_removed_
             continue
         Path("again.yaml").write_text(dump_suite(suite))
         assert load_suite(Path("again.yaml")) == suite
+        if suite.tune is not None:
+            assert searches(suite).searches
     for error in refused:
         assert str(error).startswith("own.yaml:") or "expected at least 1 entry" in str(error), error
 

@@ -14,6 +14,7 @@ from optbench.errors import OptimizerError, SuiteError, UsageError, hint
 from optbench.optimizers import registry
 from optbench.suite import Suite
 from optbench.suite.schema import Tune
+from optbench.suite.spaces import leader
 from optbench.suite.variants import KeyPath, log_grid, values_to_try, variants, with_values
 
 DEFAULT_SEEDS = 2
@@ -301,11 +302,8 @@ def _tie(value: Mapping[str, Any], place: str, suite: Suite, experiment: str, op
         raise SuiteError(f"{place}: expected {{of: optimizer.key, times: x}}, got {dict(value)!r}")
     if isinstance(times, bool) or not isinstance(times, int | float) or not math.isfinite(times) or times <= 0:
         raise SuiteError(f"{place}: 'times': expected a positive number, got {times!r}")
-    # Names may contain dots: use the longest name that exists.
-    parts = of.split(".")
-    for end in range(len(parts) - 1, 0, -1):
-        if (name := ".".join(parts[:end])) in suite.optimizers:
-            return Tie(experiment, optimizer, path, name, tuple(parts[end:]), float(times))
+    if (name := leader(of, suite.optimizers)) is not None:
+        return Tie(experiment, optimizer, path, name, tuple(of.removeprefix(f"{name}.").split(".")), float(times))
     raise SuiteError(
         f"{place}: 'of': expected a hyper-parameter of one of the suite's optimizers, as in sgd.lr, got {of!r}"
     )
