@@ -121,7 +121,8 @@ class _Reader:
     def _container(self, value: Any) -> None:
         """Digest a container in full even if it was digested before; stop at references to enclosing containers.
 
-        A restored optimizer may have copies where the original shares a container, e.g. betas in groups and defaults.
+        Sharing must not affect the digest, because a restored optimizer may have copies of a container that the
+        original shares, such as the `betas` in its parameter groups and in its defaults.
         """
         if id(value) in self._open:
             self._say("open")

@@ -28,7 +28,9 @@ def code_lines(text: str) -> list[str]:
 
 
 def pack(widths: Sequence[int], room: int) -> list[range]:
-    """Distribute columns, in order, over as few pieces of width `room` as possible, and evenly if the pieces then fit.
+    """Split columns, in order, into as few pieces of at most `room` as possible.
+
+    The pieces have nearly equal numbers of columns if they then fit.
 
     A column wider than `room` gets its own piece. If there are no columns, there is one empty piece.
     """

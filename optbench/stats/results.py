@@ -133,7 +133,7 @@ class Results:
         return judge_claims(self)
 
     def metrics_of(self, experiment: str) -> Mapping[str, Metric]:
-        """Return `metrics` with their units in an experiment: on text, continual metrics are in bits per byte."""
+        """Return `metrics` with the units of an experiment: for text, continual metrics are in bits per byte."""
         if experiment not in self.in_bits:
             return self.metrics
         return {name: metric_in_bits(metric) for name, metric in self.metrics.items()}

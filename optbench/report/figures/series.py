@@ -29,7 +29,7 @@ class Series:
     """An arm as shown in a figure.
 
     label: the arm's optimizer and variant, followed by its run if there are several runs.
-    colour: the number of the optimizer in the report, so that its colour is the same in every figure.
+    colour: the index of the optimizer in the report, so that its colour is the same in every figure.
     turn: the number of earlier series of the same optimizer in a figure; it determines the marker and the line style.
     """
 

@@ -140,7 +140,7 @@ def no_names(axes: Axes, which: Which) -> None:
 
 
 def log_axis(axes: Axes, which: Which) -> None:
-    """Make an axis logarithmic, with plain-text labels, since a page lacks the font that matplotlib uses for powers."""
+    """Make an axis logarithmic, with plain-text labels, since HTML pages lack matplotlib's font for powers."""
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     _set_scale(axes, which, "log")

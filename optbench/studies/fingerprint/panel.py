@@ -37,10 +37,10 @@ STATE, START, LEARNT = "state", "start", "learnt"
 
 @dataclass(frozen=True)
 class Panel:
-    """The entries, all on the same seeds, and their provenance.
+    """The entries of known optimizers, all on the same seeds, and their provenance.
 
     experiments: the settings that determine the meaning of the values, as returned by `experiments_of`.
-    made: the software versions and the machine with which the panel was made.
+    made: the software versions used to make the panel, and the machine on which it was made.
     """
 
     entries: tuple[Entry, ...]
