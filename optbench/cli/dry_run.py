@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from rich.text import Text
 
 from optbench.cli.output import results
-from optbench.cli.remarks import remarks
 from optbench.counting import count, grouped, number_ranges
 from optbench.data.catalog import FACTS
 from optbench.data.settings import DatasetSettings
@@ -37,6 +36,7 @@ from optbench.plan import Cohort
 from optbench.report.document import Cell, Table, columns
 from optbench.report.formats.terminal import print_table
 from optbench.report.recipe import recipe
+from optbench.stats.power import shortage_text, suite_shortages
 from optbench.suite.measured import unlisted, with_readings
 from optbench.suite.readings import Readings
 from optbench.suite.schema import ExperimentSettings, ModelSettings
@@ -83,7 +83,8 @@ def show_plan(plan: Plan, options: Options, notes: Sequence[str] = ()) -> None:
             console.print(Text(said), soft_wrap=True)
         if plan.comparisons:
             console.print(Text(_pairs(plan)), soft_wrap=True)
-        for remark in (*notes, *remarks(plan)):
+        shortages = suite_shortages(plan.suite, plan.trials)
+        for remark in (*notes, *([shortage_text(shortages)] if shortages else [])):
             console.print(Text(f"warning: {remark}", "yellow"), soft_wrap=True)
         console.print("\nTasks")
         for name, experiment in plan.suite.experiments.items():

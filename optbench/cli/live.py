@@ -17,12 +17,12 @@ from rich.table import Table
 from rich.text import Text
 
 from optbench.cli.progress import Tracker, TrialGroup, duration
-from optbench.cli.remarks import remarks
 from optbench.counting import count
 from optbench.errors import escaped
 from optbench.execution.schedule import Plan
 from optbench.execution.view import View
 from optbench.plan import Trial
+from optbench.stats.power import shortage_text, suite_shortages
 from optbench.store.tables import TrialRow
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ class QuietView(View):
     def started(self, plan: Plan, path: Path, device: str, jobs: int) -> None:
         self.path = path
         self.tracker = Tracker(plan, time.monotonic)
-        for remark in remarks(plan, counts_seeds=self.counts_seeds):
-            self._print(f"optbench: warning: {remark}")
+        if self.counts_seeds and (shortages := suite_shortages(plan.suite, plan.trials)):
+            self._print(f"optbench: warning: {shortage_text(shortages)}")
 
     def progress(self, progress: Progress) -> None:
         assert self.tracker is not None

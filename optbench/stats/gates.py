@@ -52,13 +52,14 @@ class JudgedGate:
     def fails(self, *, strict: bool) -> bool:
         """Return whether the gate gives exit code 1.
 
-        A failed gate does. An inconclusive gate does if A learnt less reliably than B: the interval then says nothing
-        about a regression, and more seeds would not change this.
+        A failed gate does. An inconclusive gate does if trials of A did not learn and A learnt less reliably than B:
+        the interval then says nothing about a regression, and more seeds would not change this.
 
         strict: whether every inconclusive gate gives exit code 1.
         """
         if self.result is GateResult.INCONCLUSIVE:
-            return strict or _without_learning(self.pair.a) > _without_learning(self.pair.b)
+            a, b = self.pair.a, self.pair.b
+            return strict or (_unlearnt(a) > 0 and _without_learning(a) > _without_learning(b))
         return self.result is GateResult.FAILED
 
 

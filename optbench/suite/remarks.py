@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from optbench.suite.document import Document
+from optbench.counting import count
+from optbench.suite.document import Document, KeyPath
+from optbench.suite.faults import shown_path
 from optbench.suite.removals import removal_remarks
 from optbench.suite.schema import Suite
 
 
 def suite_remarks(suite: Suite, document: Document) -> Iterator[str]:
-    """Yield a sentence about each removal with further effects, each unused optimizer and a misleading `seed`."""
+    """Yield the remarks: on removals with further effects, and on settings that have none or may not be meant."""
     yield from removal_remarks(document)
     yield from _unused(suite, document)
     yield from _seed(suite, document)
+    yield from _evaluations(suite, document)
 
 
 def _unused(suite: Suite, document: Document) -> Iterator[str]:
@@ -34,3 +37,15 @@ def _seed(suite: Suite, document: Document) -> Iterator[str]:
     seed, seeds = (document.key_place((key,)) for key in ("seed", "seeds"))
     if ("seed",) in document.keys and not seed.is_override and document.is_above(seed, seeds):
         yield f"{seed}: seed: this changes all random numbers, not the seeds of the trials, which are set by 'seeds'"
+
+
+def _evaluations(suite: Suite, document: Document) -> Iterator[str]:
+    """Yield a remark on each evaluation interval that is longer than the task and thus prevents early stopping."""
+    for name, experiment in suite.experiments.items():
+        protocol = experiment.protocol
+        is_given = "evaluate_every" in protocol.model_fields_set
+        if is_given and protocol.early_stopping is not None and protocol.evaluate_every > protocol.max_epochs:
+            path: KeyPath = ("experiments", name, "protocol", "evaluate_every")
+            most, every = f"{protocol.max_epochs:g}", count(protocol.evaluate_every, "epoch")
+            what = f"expected at most max_epochs ({most}), got {every}; early stopping has no effect"
+            yield f"{document.value_place(path)}: {shown_path(path)}: {what}"

@@ -184,6 +184,25 @@ def test_a_side_with_diverged_trials_did_not_learn_more_reliably(
     assert main(["compare", "run:sgd", "run:adam", "--fail-on", "forgetting:+0.9"]) == code
 
 
+def test_a_diverged_trial_alone_does_not_make_an_inconclusive_gate_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The interval of equal values contains the threshold 0; every other trial learnt its tasks."""
+
+    def rows(trial: Trial) -> Sequence[Row]:
+        if (trial.optimizer, trial.seed) == ("sgd", 9):
+            return [trial_row("diverged")]
+        end = 0.8 + WOBBLE[trial.seed] * (trial.optimizer == "sgd")
+        return rows_of("ok", [[0.1] * 3, [0.9, 0.1, 0.1], [0.9, 0.9, 0.1], [end, end, 0.9]])
+
+    write_run(tmp_path, SUITE, rows, name="run")
+    monkeypatch.chdir(tmp_path)
+    words = ["compare", "run:sgd", "run:adam", "--fail-on", "forgetting:+0"]
+    assert main(words) == 0
+    assert "optbench: warning: gate forgetting:+0 inconclusive" in capsys.readouterr().err
+    assert main([*words, "--strict"]) == 1
+
+
 def test_a_metric_without_values_because_all_trials_diverged_is_not_called_unmeasured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,8 +24,9 @@ def test_an_evaluation_interval_longer_than_the_task_is_reported(
     early = ["--set", "experiments.digit-pairs.protocol.early_stopping={on: validation}"]
     assert main(["run", "continual", "--dry-run", "--experiment", "digit-pairs", *early, *sets]) == 0
     message = (
-        "warning: experiments.digit-pairs.protocol: early stopping has no effect: "
-        "expected evaluate_every of at most max_epochs (3), got 4 epochs"
+        f"warning: --set experiments.digit-pairs.protocol.{settings[0]}: "
+        "experiments.digit-pairs.protocol.evaluate_every: expected at most max_epochs (3), got 4 epochs; "
+        "early stopping has no effect"
     )
     assert (message in " ".join(capsys.readouterr().out.split())) == warned
 
